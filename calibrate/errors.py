@@ -1,0 +1,62 @@
+"""Every error this project raises, in one tree.
+
+    CalibrateError
+    ├── InputError            the caller can mend it             (exit status 2)
+    │   ├── ModelError        a model that cannot be loaded or read
+    │   ├── ConceptError      texts that cannot be used
+    │   ├── ArtefactError     a directory or config that cannot be read or written
+    │   └── NumericalError    NaN or infinity in the activations
+    ├── Infeasible            no strength does what was asked    (exit status 3)
+    └── VerificationFailed    the evidence does not hold         (exit status 4)
+
+A message states the rule, the value that broke it, and the way out. The library raises;
+only the command line turns an error into a message and an exit status.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CalibrateError(Exception):
+    """Base class of everything this project raises on purpose."""
+
+
+class InputError(CalibrateError):
+    """Something the caller gave cannot be used; the message says what to change."""
+
+
+class ModelError(InputError):
+    """The model cannot be fetched, loaded, or its parts cannot be found."""
+
+
+class ConceptError(InputError):
+    """The texts of a concept, or the prompts, cannot be used."""
+
+
+class ArtefactError(InputError):
+    """A steering config or an output directory cannot be read or written."""
+
+
+class NumericalError(InputError):
+    """The model's activations are not finite at this precision or strength."""
+
+
+class Infeasible(CalibrateError):
+    """No strength meets the request; `reasons` says why, `advice` what could be tried."""
+
+    def __init__(self, reasons: Iterable[str], advice: Iterable[str] = ()) -> None:
+        self.reasons = tuple(reasons)
+        self.advice = tuple(advice)
+        super().__init__("; ".join(self.reasons))
+
+
+class VerificationFailed(CalibrateError):
+    """A shipped config does not hold on the data it was verified on."""
+
+
+def did_you_mean(value: str, choices: Iterable[str]) -> str:
+    """Return `'; did you mean …?'` for the nearest choices, or an empty string."""
+    near = difflib.get_close_matches(value, list(choices), n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(near)}?" if near else ""

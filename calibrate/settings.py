@@ -1,0 +1,75 @@
+"""What a calibration is asked for, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from calibrate.errors import InputError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How replies are drawn.
+
+    temperature: above 0; top_p: nucleus, in (0, 1]; max_new_tokens: a reply's longest length.
+    """
+
+    temperature: float = 0.7
+    top_p: float = 0.95
+    max_new_tokens: int = 32
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything but the model, the texts and the prompts.
+
+    ce_budget: largest allowed rise of cross-entropy, nats per token, above 0.
+    goal: "increase" or "decrease" the concept's presence; the latter searches α < 0.
+    layer: 0-based block to steer, or None to search several.
+    negatives: what v is measured against: "contrastive" texts, or "random" own samples.
+    positions: steer "all" positions, or the "last" of each pass.
+    pooling: average a text's tokens ("mean") or take the "last" one.
+    normalize: scale v to length 1.
+    trials: how many the study finishes, at least 1.
+    confidence: of every interval and bound, in (0.5, 1).
+    """
+
+    ce_budget: float = 0.1
+    goal: Literal["increase", "decrease"] = "increase"
+    layer: int | None = None
+    negatives: Literal["contrastive", "random"] = "contrastive"
+    positions: Literal["all", "last"] = "all"
+    pooling: Literal["mean", "last"] = "mean"
+    normalize: bool = False
+    trials: int = 6
+    seed: int = 0
+    confidence: float = 0.95
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value outside its range."""
+        if not (math.isfinite(self.ce_budget) and self.ce_budget > 0):
+            raise InputError(f"the budget must be a number above 0 nat, got {self.ce_budget:g}")
+        if not 0.5 < self.confidence < 1:
+            raise InputError(f"confidence must be between 0.5 and 1, got {self.confidence:g}")
+        if self.trials < 1:
+            raise InputError(f"there must be at least 1 trial, got {self.trials}")
+        if self.seed < 0:
+            raise InputError(f"the seed must be 0 or more, got {self.seed}")
+        for name, choices in (
+            ("goal", ("increase", "decrease")),
+            ("negatives", ("contrastive", "random")),
+            ("positions", ("all", "last")),
+            ("pooling", ("mean", "last")),
+        ):
+            if getattr(self, name) not in choices:
+                raise InputError(
+                    f"{name} must be {' or '.join(choices)}, got {getattr(self, name)!r}"
+                )
+
+    @property
+    def sign(self) -> int:
+        """The sign of the strengths searched: +1 to increase presence, -1 to decrease it."""
+        return 1 if self.goal == "increase" else -1
