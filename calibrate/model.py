@@ -1,0 +1,436 @@
+"""Load a language model and find its parts. The only file that knows architectures.
+
+The parts are four: the decoder blocks, whose outputs are the residual stream; the final norm;
+the unembedding; and what a model does to its logits afterwards (a scale, a soft-cap).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from calibrate.cost import Meter
+from calibrate.embedded import EMBEDDED, converted_gguf, embedded_directory, quiet_transformers
+from calibrate.errors import ModelError, did_you_mean
+from calibrate.progress import SILENT, Progress
+from calibrate.residual import captured, hidden_of
+
+DEFAULT_BATCH_TOKENS = 2048
+HUB_TIMEOUT = 10  # seconds
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a transformers class keeps its blocks and final norm, as dotted paths."""
+
+    blocks: str
+    final_norm: str
+
+
+LAYOUTS = (
+    Layout("model.layers", "model.norm"),  # Llama, Mistral, Qwen 2 and 3, Gemma 1 to 3 (text)
+    Layout("model.language_model.layers", "model.language_model.norm"),  # Gemma 3 4B, Mistral 3
+    Layout("transformer.h", "transformer.ln_f"),  # GPT-2, GPT-J, Falcon, BLOOM
+    Layout("gpt_neox.layers", "gpt_neox.final_layer_norm"),  # GPT-NeoX, Pythia
+    Layout("model.decoder.layers", "model.decoder.final_layer_norm"),  # OPT
+    Layout("model.layers", "model.final_layernorm"),  # Phi 1 and 2
+    Layout("transformer.blocks", "transformer.norm_f"),  # MPT
+)
+
+# Config entries that say what is done to the logits after the unembedding.
+LOGIT_FACTOR = "logit_scale"  # Cohere
+LOGIT_DIVISOR = "logits_scaling"  # Granite
+SOFTCAP = "final_logit_softcapping"  # Gemma 2: cap · tanh(logits / cap)
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What a steering config must find again before it may be trusted on a model."""
+
+    id: str
+    revision: str | None
+    architecture: str
+    num_layers: int
+    hidden_size: int
+    dtype: str
+    tokenizer_sha256: str
+    chat_template_sha256: str | None
+    adds_bos: bool
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A language model with its parts in hand.
+
+    model, tokenizer: the transformers objects, as given or loaded.
+    blocks: the decoder blocks; block ℓ's output is the residual stream after it.
+    final_norm, unembedding: modules; logits = unembedding(final_norm(residual)), then
+        `logit_scale` and `softcap`.
+    batch_tokens: how many positions one forward pass may hold.
+    meter: counts the tokens pushed through.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Any
+    blocks: nn.ModuleList
+    final_norm: nn.Module
+    unembedding: nn.Module
+    logit_scale: float
+    softcap: float | None
+    name: str
+    revision: str | None
+    batch_tokens: int = DEFAULT_BATCH_TOKENS
+    meter: Meter = field(default_factory=Meter)
+
+    @property
+    def num_layers(self) -> int:
+        """Number of decoder blocks."""
+        return len(self.blocks)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of logits."""
+        weight: torch.Tensor = self.unembedding.weight  # type: ignore[assignment]
+        return len(weight)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go: the device of the input embedding."""
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the residual stream."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+    @property
+    def context_length(self) -> int:
+        """Longest sequence the model takes, in tokens."""
+        config = self.model.config.get_text_config()
+        return int(getattr(config, "max_position_embeddings", None) or 1_000_000)
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether the tokenizer brings a chat template."""
+        return self.tokenizer.chat_template is not None
+
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        """Identity recorded in the artefact."""
+        return ModelIdentity(
+            id=self.name,
+            revision=self.revision,
+            architecture=type(_base(self.model)).__name__,
+            num_layers=self.num_layers,
+            hidden_size=self.hidden_size,
+            dtype=str(self.dtype).removeprefix("torch."),
+            tokenizer_sha256=_tokenizer_sha256(self.tokenizer),
+            chat_template_sha256=_sha256(self.tokenizer.chat_template) if self.is_chat else None,
+            adds_bos=self.adds_bos,
+        )
+
+    @cached_property
+    def adds_bos(self) -> bool:
+        """Whether the tokenizer puts a BOS before a plain text by itself."""
+        ids = self.tokenizer("a")["input_ids"]
+        return bool(ids) and ids[0] == self.tokenizer.bos_token_id
+
+    @torch.no_grad()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Turn what the unembedding reads, (..., hidden), into float32 logits (..., vocabulary)."""
+        raw = self.unembedding(hidden).float() * self.logit_scale
+        return raw if self.softcap is None else self.softcap * torch.tanh(raw / self.softcap)
+
+    def check_layer(self, layer: int) -> int:
+        """Return `layer` if it names a block, else raise ModelError with the range."""
+        if not 0 <= layer < self.num_layers:
+            raise ModelError(
+                f"layer must be in 0..{self.num_layers - 1} for {self.name}, got {layer}"
+            )
+        return layer
+
+
+def load_model(
+    model: Any,
+    tokenizer: Any = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    blocks: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    progress: Progress = SILENT,
+) -> LoadedModel:
+    """Load what `--model` accepts, or take an in-memory model as it is.
+
+    model: an embedded model's name, a hub id, a local directory, a `.gguf` file, or a
+        transformers model (then `tokenizer` is needed and device and dtype stay as they are).
+    device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps".
+    dtype: "auto" (float32 on a CPU, the checkpoint's own elsewhere), "float32", "bfloat16",
+        "float16".
+    blocks: dotted path of the decoder blocks, for an architecture not found by itself.
+    batch_tokens: how many positions one forward pass may hold; trades memory for speed.
+    Raises: ModelError naming the model, the reason and the way out.
+    """
+    if isinstance(model, LoadedModel):
+        return model
+    if isinstance(model, PreTrainedModel) or hasattr(model, "get_base_model"):
+        if tokenizer is None:
+            raise ModelError("an in-memory model needs its tokenizer; pass tokenizer=…")
+        name = str(model.config._name_or_path or type(model).__name__)
+        return _with_parts(model, tokenizer, blocks, name, _commit(model), batch_tokens)
+    _check_choice("dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
+    where = _resolve_device(device)
+    source, name, known_revision = _resolve_source(str(model), progress)
+    options = {"trust_remote_code": trust_remote_code, "revision": revision}
+    loaded = _from_pretrained(name, source, where, dtype, options)
+    own_tokenizer = tokenizer or _tokenizer_from(name, source, options)
+    return _with_parts(
+        loaded, own_tokenizer, blocks, name, known_revision or _commit(loaded), batch_tokens
+    )
+
+
+@contextmanager
+def borrowed(loaded: LoadedModel) -> Iterator[None]:
+    """Use a model in eval mode without gradients, and give it back exactly as it was.
+
+    Restored are every module's train/eval flag and the random states of torch, its devices
+    and NumPy.
+    """
+    training = [module for module in loaded.model.modules() if module.training]
+    numpy_state = np.random.get_state()
+    devices = [loaded.device] if loaded.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        loaded.model.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+            np.random.set_state(numpy_state)
+
+
+def find_layout(model: nn.Module, blocks: str | None = None) -> tuple[nn.ModuleList, nn.Module]:
+    """Return a model's decoder blocks and final norm.
+
+    Known layouts are tried first, then the one ModuleList as long as `num_hidden_layers`.
+
+    Raises: ModelError listing the module lists that were found.
+    """
+    base = _base(model)
+    if blocks is not None:
+        return _checked_blocks(base, blocks), _norm_beside(base, blocks)
+    for layout in LAYOUTS:
+        found, norm = _at(base, layout.blocks), _at(base, layout.final_norm)
+        if isinstance(found, nn.ModuleList) and isinstance(norm, nn.Module):
+            return found, norm
+    path = _generic_blocks(base)
+    return _checked_blocks(base, path), _norm_beside(base, path)
+
+
+def blocks_of(model: Any) -> tuple[nn.ModuleList, int]:
+    """Return the decoder blocks and the hidden size of a LoadedModel or a transformers model."""
+    if isinstance(model, LoadedModel):
+        return model.blocks, model.hidden_size
+    return find_layout(model)[0], int(model.config.get_text_config().hidden_size)
+
+
+def _with_parts(
+    model: Any, tokenizer: Any, blocks: str | None, name: str, revision: str | None, tokens: int
+) -> LoadedModel:
+    found, norm = find_layout(model, blocks)
+    config = model.config.get_text_config()
+    loaded = LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        blocks=found,
+        final_norm=norm,
+        unembedding=model.get_output_embeddings(),
+        logit_scale=(getattr(config, LOGIT_FACTOR, None) or 1.0)
+        / (getattr(config, LOGIT_DIVISOR, None) or 1.0),
+        softcap=getattr(config, SOFTCAP, None),
+        name=name,
+        revision=revision,
+        batch_tokens=tokens,
+    )
+    _check_logits(loaded)
+    return loaded
+
+
+def _check_logits(loaded: LoadedModel) -> None:
+    """Raise unless the parts reproduce the model's own logits on two tokens."""
+    outputs: list[torch.Tensor] = []
+    ids = torch.tensor([[0, 1]], device=loaded.device)
+    with borrowed(loaded), captured(loaded.blocks, lambda _l, out: outputs.append(hidden_of(out))):
+        expected = loaded.model(input_ids=ids, use_cache=False).logits.float()
+        got = loaded.logits(loaded.final_norm(outputs[-1]))
+    gap = (got.to(expected.device) - expected).abs().max().item()
+    allowed = 1e-3 if loaded.dtype == torch.float32 else 0.1
+    if gap > allowed * max(1.0, expected.abs().max().item()):
+        raise ModelError(
+            f"the parts found in {loaded.name} must reproduce its logits, but they differ by "
+            f"{gap:.3g}; name the right module list with --blocks PATH"
+        )
+
+
+def _resolve_source(model: str, progress: Progress) -> tuple[str, str, str | None]:
+    """Return (what from_pretrained loads, the name to record, the revision if known here)."""
+    if model in EMBEDDED:
+        return str(embedded_directory(model, progress)), model, EMBEDDED[model].revision
+    path = Path(model)
+    if model.endswith(".gguf"):
+        if not path.is_file():
+            raise ModelError(f"a .gguf model must be an existing file, got {model!r}")
+        directory, digest = converted_gguf(path, progress)
+        return str(directory), model, f"sha256:{digest}"
+    if not path.is_dir():
+        _require_on_hub(model)
+    return model, model, None
+
+
+def _require_on_hub(name: str) -> None:
+    """Raise at once where transformers would retry an unknown or unreachable name for a minute."""
+    try:
+        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            HfApi().model_info(name, timeout=HUB_TIMEOUT)
+    except Exception as error:  # the hub's own errors, and those of its HTTP library
+        raise _unloadable(name, error) from error
+
+
+def _from_pretrained(
+    name: str, source: str, device: torch.device, dtype: str, options: dict[str, Any]
+) -> PreTrainedModel:
+    resolved: Any = dtype if dtype != "auto" else ("float32" if device.type == "cpu" else "auto")
+    try:
+        with quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=resolved, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unloadable(name, error) from error
+    return model.to(device).eval()
+
+
+def _tokenizer_from(name: str, source: str, options: dict[str, Any]) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(source, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unloadable(name, error) from error
+
+
+def _unloadable(name: str, error: Exception) -> ModelError:
+    hint = did_you_mean(name, EMBEDDED)
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ModelError(
+        f"model must be {', '.join(EMBEDDED)}, a hub id, a local directory or a .gguf file, got "
+        f"{name!r}{hint} ({reason})"
+    )
+
+
+def _resolve_device(device: str) -> torch.device:
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(
+            f"device must be auto, cpu, cuda or mps, and present, got {device!r} ({reason})"
+        ) from error
+    return resolved
+
+
+def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ModelError(f"{what} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _base(model: Any) -> nn.Module:
+    """Look inside a PEFT wrapper, whose adapters live in the base model's own modules."""
+    base: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base
+
+
+def _at(root: nn.Module, path: str) -> Any:
+    found: Any = root
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def _module_lists(base: Any) -> dict[str, int]:
+    return {
+        path: len(module)
+        for path, module in base.named_modules()
+        if isinstance(module, nn.ModuleList)
+    }
+
+
+def _generic_blocks(base: Any) -> str:
+    wanted = base.config.get_text_config().num_hidden_layers
+    lists = _module_lists(base)
+    fitting = [path for path, length in lists.items() if length == wanted]
+    if len(fitting) == 1:
+        return fitting[0]
+    found = ", ".join(f"{path} ({length})" for path, length in lists.items()) or "none"
+    raise ModelError(
+        f"the decoder blocks of {type(base).__name__} must be the one module list of length "
+        f"{wanted}, found {found}; name it with --blocks PATH"
+    )
+
+
+def _checked_blocks(base: Any, path: str) -> nn.ModuleList:
+    found = _at(base, path)
+    if isinstance(found, nn.ModuleList):
+        return found
+    lists = ", ".join(f"{name} ({n})" for name, n in _module_lists(base).items()) or "none"
+    raise ModelError(f"--blocks must name a module list, got {path!r}; there are: {lists}")
+
+
+def _norm_beside(base: Any, path: str) -> nn.Module:
+    """The final norm is the last norm among the siblings of the blocks."""
+    parent = _at(base, path.rpartition(".")[0]) if "." in path else base
+    norms = [m for m in parent.children() if "norm" in type(m).__name__.lower()]
+    if not norms:
+        children = ", ".join(name for name, _ in parent.named_children())
+        raise ModelError(
+            f"the final norm of {type(base).__name__} must stand beside its blocks at {path!r}, "
+            f"found only: {children}"
+        )
+    final_norm: nn.Module = norms[-1]
+    return final_norm
+
+
+def _commit(model: Any) -> str | None:
+    return getattr(model.config, "_commit_hash", None)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _tokenizer_sha256(tokenizer: Any) -> str:
+    """Hash what decides the ids: the vocabulary and the special tokens."""
+    parts = [sorted(tokenizer.get_vocab().items()), sorted(tokenizer.special_tokens_map.items())]
+    return _sha256(json.dumps(parts, default=str))

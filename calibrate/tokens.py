@@ -1,0 +1,219 @@
+"""Texts and replies as token ids, and token ids as padded batches.
+
+A *sequence* is a prompt followed by a text. Only the text is scored and averaged; the prompt
+is context. A plain text has no prompt, and its first token is context for the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import torch
+
+from calibrate.errors import InputError
+
+if TYPE_CHECKING:
+    from calibrate.model import LoadedModel
+
+PAD = 0  # the id under the attention mask's zeros; any valid id does, since nothing attends to it
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """Token ids of one text after its prompt.
+
+    ids: token ids, prompt first.
+    start: index of the text's first scored token, at least 1 (position 0 predicts, but is
+        never predicted).
+    """
+
+    ids: tuple[int, ...]
+    start: int
+
+    @property
+    def n_scored(self) -> int:
+        """How many tokens are predicted and scored."""
+        return max(len(self.ids) - self.start, 0)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded sequences for one forward pass.
+
+    rows: index of each row's sequence in the list the batch was cut from.
+    ids, mask: int64 tensors of shape (batch, positions); mask is 0 on padding.
+    sequences: the sequences themselves, in row order.
+    """
+
+    rows: tuple[int, ...]
+    ids: torch.Tensor
+    mask: torch.Tensor
+    sequences: tuple[TokenSequence, ...]
+
+    @property
+    def n_tokens(self) -> int:
+        """Positions pushed through the model, padding included."""
+        return self.ids.numel()
+
+    def predicting(self) -> torch.Tensor:
+        """Bool tensor (batch, positions): the positions whose next token is scored."""
+        position = torch.arange(self.ids.shape[1], device=self.ids.device)
+        start = self._column([s.start for s in self.sequences])
+        length = self._column([len(s.ids) for s in self.sequences])
+        return (position >= start - 1) & (position < length - 1)
+
+    def labels(self) -> torch.Tensor:
+        """Token ids of shape (n_scored,), in the order of `predicting()`'s true positions."""
+        following = torch.roll(self.ids, shifts=-1, dims=1)
+        return following[self.predicting()]
+
+    def generated(self) -> torch.Tensor:
+        """Bool tensor (batch, positions): positions that were last when a token was sampled.
+
+        They are the prompt's last token and all that follow: what `positions="last"` steers.
+        """
+        position = torch.arange(self.ids.shape[1], device=self.ids.device)
+        return position >= self._column([s.start - 1 for s in self.sequences])
+
+    def text(self) -> torch.Tensor:
+        """Bool tensor (batch, positions): the tokens of the text, without prompt and padding."""
+        position = torch.arange(self.ids.shape[1], device=self.ids.device)
+        start = self._column([s.start for s in self.sequences])
+        return (position >= start) & self.mask.bool()
+
+    def _column(self, values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, device=self.ids.device)[:, None]
+
+
+def batches(
+    sequences: Sequence[TokenSequence], max_tokens: int, device: torch.device | str = "cpu"
+) -> Iterator[Batch]:
+    """Cut sequences into batches of at most `max_tokens` positions, longest first.
+
+    Sorting by length keeps padding small; longest first meets the memory limit at once if at
+    all. A sequence longer than `max_tokens` gets a batch of its own.
+    """
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].ids), reverse=True)
+    first = 0
+    while first < len(order):
+        width = max(len(sequences[order[first]].ids), 1)
+        rows = tuple(order[first : first + max(1, max_tokens // width)])
+        yield _pad(rows, [sequences[i] for i in rows], width, device)
+        first += len(rows)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt's text and the token ids after which the model's reply begins."""
+
+    text: str
+    ids: tuple[int, ...]
+
+    def followed_by(self, ids: Sequence[int]) -> TokenSequence:
+        """Return the sequence of this prompt and a reply's token ids."""
+        return TokenSequence((*self.ids, *ids), start=len(self.ids))
+
+
+def encode_text(loaded: LoadedModel, text: str) -> TokenSequence:
+    """Encode a plain text with the special tokens the tokenizer adds by itself (a BOS, say).
+
+    Raises: InputError if it does not fit the model's context.
+    """
+    return _checked(
+        loaded, TokenSequence(tuple(loaded.tokenizer(text)["input_ids"]), start=1), text
+    )
+
+
+def encode_prompt(
+    loaded: LoadedModel,
+    prompt: str,
+    *,
+    system: str | None = None,
+    history: Sequence[tuple[str, str]] = (),
+) -> Prompt:
+    """Encode a prompt so that the model's next token begins its reply.
+
+    Chat models see their own template; base models one turn a line. `history` holds earlier
+    (prompt, reply) turns. A system message leads the first prompt where the template has no
+    place for it.
+    """
+    turns = [*history, (prompt, "")]
+    if loaded.is_chat:
+        ids = _templated(loaded.tokenizer, turns, system)
+    else:
+        lead = f"{system}\n" if system else ""
+        text = lead + "".join(
+            f"{asked}\n{said}\n" if said else f"{asked}\n" for asked, said in turns
+        )
+        ids = tuple(loaded.tokenizer(text)["input_ids"])
+    encoded = Prompt(prompt, ids)
+    _checked(loaded, encoded.followed_by(()), prompt)
+    return encoded
+
+
+def encode_reply(loaded: LoadedModel, prompt: str, reply: str) -> TokenSequence:
+    """Encode a reply after its prompt; only the reply is scored."""
+    ids = loaded.tokenizer(reply, add_special_tokens=False)["input_ids"]
+    return _checked(loaded, encode_prompt(loaded, prompt).followed_by(ids), reply)
+
+
+def encode_empty(loaded: LoadedModel) -> Prompt:
+    """Encode the empty prompt: an empty chat turn, or a base model's BOS (or end) token.
+
+    Raises: InputError if the tokenizer has neither.
+    """
+    if loaded.is_chat:
+        return encode_prompt(loaded, "")
+    tokenizer = loaded.tokenizer
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if start is None:
+        raise InputError(
+            "sampling from an empty prompt needs a tokenizer with a BOS or EOS token, got "
+            "neither; use --negatives contrastive"
+        )
+    return Prompt("", (int(start),))
+
+
+def _templated(
+    tokenizer: Any, turns: Sequence[tuple[str, str]], system: str | None
+) -> tuple[int, ...]:
+    messages = []
+    for asked, said in turns:
+        messages.append({"role": "user", "content": asked})
+        if said:
+            messages.append({"role": "assistant", "content": said})
+    if system:
+        with_role = [{"role": "system", "content": system}, *messages]
+        try:
+            return _rendered(tokenizer, with_role)
+        except jinja2.TemplateError:  # Gemma's template, for one, refuses the system role
+            messages[0]["content"] = f"{system}\n\n{messages[0]['content']}"
+    return _rendered(tokenizer, messages)
+
+
+def _rendered(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[int, ...]:
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _checked(loaded: LoadedModel, sequence: TokenSequence, text: str) -> TokenSequence:
+    if len(sequence.ids) > loaded.context_length:
+        raise InputError(
+            f"a text must fit the model's context of {loaded.context_length} tokens, got "
+            f"{len(sequence.ids)}: {text[:60]!r}…; shorten it or split it"
+        )
+    return sequence
+
+
+def _pad(
+    rows: tuple[int, ...], sequences: list[TokenSequence], width: int, device: torch.device | str
+) -> Batch:
+    ids = torch.full((len(rows), width), PAD, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence.ids)] = torch.tensor(sequence.ids, dtype=torch.long)
+        mask[row, : len(sequence.ids)] = 1
+    return Batch(rows, ids.to(device), mask.to(device), tuple(sequences))

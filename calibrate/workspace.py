@@ -1,0 +1,50 @@
+"""The output directory: may it be used, does it hold a finished or an interrupted calibration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from calibrate.config import CONFIG_FILE
+from calibrate.errors import ArtefactError
+
+JOURNAL_FILE = "study.journal"
+
+
+def open_workspace(out: str | Path | None, fingerprint: str) -> tuple[Path | None, bool]:
+    """Return the output directory, made if need be, and whether it holds this very result.
+
+    Raises: ArtefactError if it holds something else, or cannot be made.
+    """
+    if out is None:
+        return None, False
+    directory = Path(out)
+    if directory.exists() and not directory.is_dir():
+        raise ArtefactError(f"--out must be a directory, got the file {directory}")
+    finished = directory / CONFIG_FILE
+    if finished.is_file():
+        if _fingerprint_of(finished) == fingerprint:
+            return directory, True
+        raise ArtefactError(
+            f"{directory} holds a calibration made with other settings, data or another model; "
+            "choose another --out, or remove it"
+        )
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / JOURNAL_FILE).exists():
+        example = sorted(path.name for path in directory.iterdir())[0]
+        raise ArtefactError(
+            f"--out must be new, empty or a calibration's, but {directory} holds {example!r}; "
+            "choose another --out"
+        )
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtefactError(f"cannot make --out {directory}: {error.strerror}") from error
+    return directory, False
+
+
+def _fingerprint_of(config: Path) -> str | None:
+    try:
+        facts = json.loads(config.read_text(encoding="utf-8"))
+        return str(facts["provenance"]["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

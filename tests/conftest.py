@@ -1,0 +1,83 @@
+"""Fixtures shared by the tests."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from calibrate.calibration import Calibration, calibrate
+from calibrate.model import LoadedModel
+from calibrate.settings import Sampling
+from calibrate.tokens import TokenSequence
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def loaded() -> LoadedModel:
+    """A random three-block Llama."""
+    return tiny.loaded()
+
+
+@pytest.fixture
+def sequences() -> list[TokenSequence]:
+    """Twelve sequences of different lengths, each a prompt and a reply."""
+    rng = random.Random(0)
+    made = []
+    for _ in range(12):
+        start, reply = rng.randint(1, 6), rng.randint(2, 12)
+        ids = tuple(rng.randrange(5, len(tiny.VOCABULARY)) for _ in range(start + reply))
+        made.append(TokenSequence(ids, start))
+    return made
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data beside the checkout, where there is one."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the real data of ../shared is not beside this checkout")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def tiny_options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Options of a calibration of a random GPT-2 that takes a second and succeeds."""
+    prompts = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    prompts.write_text("\n".join(tiny.prompts(100)))
+    return {
+        "concept": tiny.concept(60),
+        "tokenizer": tiny.tokenizer(),
+        "prompts": prompts,
+        "ce_budget": 0.4,
+        "trials": 4,
+        "sampling": Sampling(temperature=1.0, top_p=1.0, max_new_tokens=12),
+    }
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished calibration and the directory it was written to."""
+
+    result: Calibration
+    directory: Path
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """One finished calibration that many tests look at."""
+    directory = tmp_path_factory.mktemp("finished") / "bright"
+    result = calibrate(tiny.model("gpt2"), out=directory, **tiny_options)
+    return Finished(result, directory)

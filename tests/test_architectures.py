@@ -1,0 +1,139 @@
+"""Steering means the same on every architecture: what a hand-written hook does."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from calibrate.errors import ModelError
+from calibrate.model import find_layout, load_model
+from calibrate.vector import SteeringVector
+
+IDS = torch.tensor([[7, 20, 9, 33, 12, 41], [5, 6, 30, 31, 8, 10]])
+
+
+def vector(layer: int, size: int) -> SteeringVector:
+    values = torch.randn(size, generator=torch.Generator().manual_seed(layer))
+    return SteeringVector(values, layer, residual_norm=1.0)
+
+
+@pytest.mark.parametrize("architecture", tiny.CONFIGS)
+@pytest.mark.parametrize("positions", ["all", "last"])
+def test_steering_equals_a_hand_written_hook_at_every_block(architecture, positions):
+    loaded = tiny.loaded(architecture)
+    for layer, block in enumerate(loaded.blocks):
+        steering = vector(layer, loaded.hidden_size)
+        with steering.apply(loaded.blocks, 1.5, positions):
+            ours = loaded.model(input_ids=IDS).logits
+        with tiny.hand_written_hook(block, 1.5 * steering.values, last=positions == "last"):
+            oracle = loaded.model(input_ids=IDS).logits
+        unsteered = loaded.model(input_ids=IDS).logits
+        torch.testing.assert_close(ours, oracle, rtol=0, atol=1e-6)
+        assert (ours - unsteered).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("architecture", tiny.CONFIGS)
+@pytest.mark.parametrize("positions", ["all", "last"])
+def test_steering_holds_through_cached_generation(architecture, positions):
+    loaded = tiny.loaded(architecture)
+    layer = loaded.num_layers - 1
+    steering = vector(layer, loaded.hidden_size)
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    with steering.apply(loaded.blocks, 2.0, positions):
+        ours = loaded.model.generate(input_ids=IDS, **options)
+    last = positions == "last"
+    with tiny.hand_written_hook(loaded.blocks[layer], 2.0 * steering.values, last=last):
+        oracle = loaded.model.generate(input_ids=IDS, **options)
+    assert ours.tolist() == oracle.tolist()
+
+
+@pytest.mark.parametrize("architecture", tiny.CONFIGS)
+def test_the_parts_reproduce_the_logits(architecture):
+    loaded = tiny.loaded(architecture)
+    outputs = []
+    handle = loaded.blocks[-1].register_forward_hook(lambda _m, _a, out: outputs.append(out))
+    expected = loaded.model(input_ids=IDS).logits
+    handle.remove()
+    hidden = outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
+    torch.testing.assert_close(loaded.logits(loaded.final_norm(hidden)), expected)
+
+
+def test_the_soft_cap_and_the_logit_scale_are_found():
+    assert tiny.loaded("gemma2").softcap == 5.0
+    assert tiny.loaded("granite").logit_scale == 0.25
+    assert tiny.loaded("llama").softcap is None
+
+
+def test_nested_steering_adds_up_and_leaves_no_hook_behind(loaded):
+    one, two = vector(0, loaded.hidden_size), vector(2, loaded.hidden_size)
+    before = loaded.model(input_ids=IDS).logits
+    with one.apply(loaded.blocks, 1.0), two.apply(loaded.blocks, -0.5):
+        ours = loaded.model(input_ids=IDS).logits
+    with (
+        tiny.hand_written_hook(loaded.blocks[0], one.values),
+        tiny.hand_written_hook(loaded.blocks[2], -0.5 * two.values),
+    ):
+        oracle = loaded.model(input_ids=IDS).logits
+    torch.testing.assert_close(ours, oracle, rtol=0, atol=1e-6)
+    torch.testing.assert_close(loaded.model(input_ids=IDS).logits, before, rtol=0, atol=0)
+    assert not any(module._forward_hooks for module in loaded.model.modules())
+
+
+class Unfamiliar(nn.Module):
+    """A decoder whose blocks stand where no known architecture keeps them."""
+
+    def __init__(self, lists: dict[str, int], norm: bool = True) -> None:
+        super().__init__()
+        self.config = tiny.CONFIGS["llama"]()
+        for name, length in lists.items():
+            setattr(self, name, nn.ModuleList(nn.Linear(32, 32) for _ in range(length)))
+        if norm:
+            self.closing = nn.LayerNorm(32)
+
+
+def test_an_unknown_architecture_is_searched_for_its_one_fitting_module_list():
+    odd = Unfamiliar({"towers": 3, "extras": 2})
+    blocks, norm = find_layout(odd)
+    assert blocks is odd.towers
+    assert norm is odd.closing
+
+
+def test_blocks_can_be_named_by_path():
+    odd = Unfamiliar({"towers": 3, "twins": 3})
+    assert find_layout(odd, "twins")[0] is odd.twins
+
+
+@pytest.mark.parametrize(
+    ("lists", "norm", "blocks", "said"),
+    [
+        ({"towers": 3, "twins": 3}, True, None, r"found towers \(3\), twins \(3\); .*--blocks"),
+        ({"towers": 2}, True, None, r"length 3, found towers \(2\)"),
+        ({}, True, None, "found none"),
+        ({"towers": 3}, True, "tower", r"got 'tower'; there are: towers \(3\)"),
+        ({"towers": 3}, False, None, "found only: towers"),
+    ],
+)
+def test_blocks_that_cannot_be_found_are_explained(lists, norm, blocks, said):
+    with pytest.raises(ModelError, match=said):
+        find_layout(Unfamiliar(lists, norm), blocks)
+
+
+def test_parts_that_do_not_reproduce_the_logits_are_refused():
+    model = tiny.model("llama")
+    model.config.final_logit_softcapping = 0.5
+    with pytest.raises(ModelError, match="must reproduce its logits"):
+        load_model(model, tiny.tokenizer())
+
+
+def test_an_in_memory_model_needs_its_tokenizer():
+    with pytest.raises(ModelError, match="needs its tokenizer"):
+        load_model(tiny.model())
+
+
+def test_a_layer_out_of_range_is_refused_with_the_range(loaded):
+    with pytest.raises(ModelError, match=r"layer must be in 0\.\.2 for .*, got 3"):
+        loaded.check_layer(3)
+    with pytest.raises(ModelError, match="got -1"):
+        loaded.check_layer(-1)
