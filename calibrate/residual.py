@@ -1,0 +1,258 @@
+"""Read and steer the residual stream. The only file with hooks.
+
+A block's output is the residual stream after it. *Capturing* reads it, *editing* replaces it,
+and a *suffix-only* pass runs just the blocks after a given one on residuals kept from an
+earlier pass, which is exact because steering block ℓ leaves everything before it alone.
+
+Nothing here outlives its `with`: hooks and borrowed methods are put back in `finally`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from calibrate.errors import NumericalError
+from calibrate.tokens import Batch, TokenSequence, batches
+
+if TYPE_CHECKING:
+    from calibrate.model import LoadedModel
+
+Edit = Callable[[torch.Tensor], torch.Tensor]
+Pooling = Literal["mean", "last"]
+Positions = Literal["all", "last"]
+
+# A residual this many times its text's median norm is an attention sink, not content.
+# Content tokens of the models measured stay within a factor of 4; sinks start at about 20.
+SINK_RATIO = 10.0
+
+
+def hidden_of(output: Any) -> torch.Tensor:
+    """Return the residual stream in a block's output: a tensor, or a tuple's first element."""
+    hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
+
+
+def add_everywhere(shift: torch.Tensor) -> Edit:
+    """Add `shift`, broadcastable to (batch, positions, hidden), at every position."""
+    return lambda hidden: hidden + shift.to(hidden)
+
+
+def add_last(shift: torch.Tensor) -> Edit:
+    """Add `shift` at the last position of each pass: as a model generates, left-padded."""
+
+    def edit(hidden: torch.Tensor) -> torch.Tensor:
+        moved = hidden.clone()
+        moved[:, -1:] += shift.to(hidden)
+        return moved
+
+    return edit
+
+
+def add_where(shift: torch.Tensor, mask: torch.Tensor) -> Edit:
+    """Add `shift` at the positions where `mask`, (batch, positions), is true."""
+    return lambda hidden: hidden + shift.to(hidden) * mask[..., None].to(hidden)
+
+
+@contextmanager
+def captured(blocks: nn.ModuleList, receive: Callable[[int, Any], None]) -> Iterator[None]:
+    """Call `receive(layer, output)` with the raw output of every block that runs."""
+    with ExitStack() as stack:
+        for layer, block in enumerate(blocks):
+            handle = block.register_forward_hook(
+                lambda _module, _args, output, layer=layer: receive(layer, output)
+            )
+            stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def edited(block: nn.Module, edit: Edit) -> Iterator[None]:
+    """Replace the residual stream after `block` with `edit` of it."""
+
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        hidden = edit(hidden_of(output))
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    handle = block.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@dataclass(frozen=True, eq=False)
+class KeptResidual:
+    """The residual stream after one block, kept for suffix-only passes.
+
+    hidden: tensor of shape (batch, positions, hidden).
+    arity: number of elements the blocks return; 0 where they return a bare tensor.
+    """
+
+    hidden: torch.Tensor
+    arity: int
+
+    @classmethod
+    def of(cls, output: Any) -> KeptResidual:
+        """Keep a block's raw output."""
+        return cls(hidden_of(output), len(output) if isinstance(output, tuple) else 0)
+
+    def as_output(self, hidden: torch.Tensor) -> Any:
+        """Return `hidden` in the form this model's blocks return it."""
+        return (hidden, *[None] * (self.arity - 1)) if self.arity else hidden
+
+
+@contextmanager
+def suffix_only(blocks: nn.ModuleList, layer: int, kept: KeptResidual) -> Iterator[None]:
+    """Let block `layer` return `kept` and the blocks before it hand their input through.
+
+    The model's own forward still makes masks, positions and rotary angles, so this holds for
+    any architecture whose blocks share nothing but the residual stream.
+    """
+
+    def hand_through(hidden_states: torch.Tensor, *_args: Any, **_kwargs: Any) -> Any:
+        return kept.as_output(hidden_states)
+
+    def give_kept(*_args: Any, **_kwargs: Any) -> Any:
+        return kept.as_output(kept.hidden)
+
+    with ExitStack() as stack:
+        for block in blocks[:layer]:
+            stack.enter_context(_forward_replaced(block, hand_through))
+        stack.enter_context(_forward_replaced(blocks[layer], give_kept))
+        yield
+
+
+def final_hidden(loaded: LoadedModel, batch: Batch, share: float = 1.0) -> torch.Tensor:
+    """Run the model and return what its unembedding reads at the predicting positions.
+
+    Logits are left out on purpose: they dwarf everything else. `LoadedModel.logits` turns any
+    slice of the result into them. `share` is the part of the blocks that runs, for the meter.
+
+    Returns: tensor of shape (n_scored, hidden), after the final norm.
+    Raises: NumericalError if a value is not finite.
+    """
+    seen: list[torch.Tensor] = []
+
+    def keep_and_shrink(_module: nn.Module, args: Any) -> Any:
+        seen.append(args[0])
+        return (args[0][:, -1:], *args[1:])
+
+    handle = loaded.unembedding.register_forward_pre_hook(keep_and_shrink)
+    try:
+        _forward(loaded, batch, share)
+    finally:
+        handle.remove()
+    hidden = seen[0][batch.predicting()]
+    _require_finite(hidden, loaded)
+    return hidden
+
+
+@dataclass(frozen=True, eq=False)
+class Pooled:
+    """One batch's residuals, a row per text.
+
+    rows: index of each row's text.
+    means: tensor (n_layers, batch, hidden), float32 on the CPU: token means, or last tokens.
+    norms: per layer, the residual norms of the tokens that were kept.
+    n_sinks: tensor (n_layers,), text tokens left out as attention sinks.
+    """
+
+    rows: tuple[int, ...]
+    means: torch.Tensor
+    norms: list[torch.Tensor]
+    n_sinks: torch.Tensor
+
+
+def pooled_residuals(
+    loaded: LoadedModel,
+    sequences: Sequence[TokenSequence],
+    layers: Sequence[int],
+    pooling: Pooling = "mean",
+) -> Iterator[Pooled]:
+    """Stream the token means after each of `layers` (ascending), attention sinks left out.
+
+    Left out are position 0 (never part of a sequence's text) and positions whose residual norm
+    exceeds `SINK_RATIO` times the text's median at that block: their size would drown the
+    content. Decided per text, so the batch size changes nothing. Blocks after the last of
+    `layers` are not run.
+
+    Raises: NumericalError if a mean is not finite.
+    """
+    for batch in batches(sequences, loaded.batch_tokens, loaded.device):
+        yield _pooled(loaded, batch, layers, pooling)
+
+
+class _Enough(Exception):
+    """Raised by a hook to end a pass whose rest nobody needs."""
+
+
+def _pooled(loaded: LoadedModel, batch: Batch, layers: Sequence[int], pooling: Pooling) -> Pooled:
+    text = batch.text()
+    means: list[torch.Tensor] = []
+    norms: list[torch.Tensor] = []
+    n_sinks: list[torch.Tensor] = []
+
+    def receive(layer: int, output: Any) -> None:
+        if layer not in layers:
+            return
+        hidden = hidden_of(output).float()
+        norm = hidden.norm(dim=-1)
+        keep = text & (norm <= SINK_RATIO * _row_medians(norm, text))
+        weights = keep if pooling == "mean" else _last_true(keep)
+        total = weights.sum(dim=1, keepdim=True).clamp(min=1)
+        means.append((torch.einsum("bp,bph->bh", weights.float(), hidden) / total).cpu())
+        norms.append(norm[keep].cpu())
+        n_sinks.append((text & ~keep).sum().cpu())
+        if layer == layers[-1]:
+            raise _Enough
+
+    with captured(loaded.blocks, receive), suppress(_Enough):
+        _forward(loaded, batch, share=(layers[-1] + 1) / loaded.num_layers)
+    stacked = torch.stack(means)
+    _require_finite(stacked, loaded)
+    return Pooled(batch.rows, stacked, norms, torch.stack(n_sinks))
+
+
+@torch.no_grad()
+def _forward(loaded: LoadedModel, batch: Batch, share: float) -> None:
+    """Run one batch without a cache, for its hooks' sake, and count its tokens."""
+    loaded.meter.count(round(batch.n_tokens * share))
+    loaded.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+
+
+def _require_finite(values: torch.Tensor, loaded: LoadedModel) -> None:
+    if not torch.isfinite(values).all():
+        raise NumericalError(
+            f"activations must be finite, got NaN or infinity in {loaded.dtype}; "
+            "use --dtype float32, or bfloat16 where the hardware has it"
+        )
+
+
+def _row_medians(norm: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    return norm.masked_fill(~text, torch.nan).nanmedian(dim=1, keepdim=True).values
+
+
+def _last_true(mask: torch.Tensor) -> torch.Tensor:
+    position = torch.arange(mask.shape[1], device=mask.device)
+    last = torch.where(mask, position, -1).max(dim=1, keepdim=True).values
+    return mask & (position == last)
+
+
+@contextmanager
+def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Shadow `module.forward`, keeping an instance attribute (accelerate's) if there is one."""
+    had = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if had is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = had

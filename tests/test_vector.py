@@ -1,0 +1,104 @@
+"""Steering vectors, against a difference of means written out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+
+from calibrate.concept import Text, Texts
+from calibrate.errors import ConceptError
+from calibrate.settings import Settings
+from calibrate.tokens import encode_text
+from calibrate.vector import concept_vectors, extract_vectors
+
+ROUNDING = 2e-5  # float32, on residuals of size 1 to 10
+
+
+def by_hand(loaded, texts, pooling="mean"):
+    """Mean over texts of the token mean (or last token) after every block but the last."""
+    rows = []
+    for text in texts:
+        ids = torch.tensor([loaded.tokenizer(text)["input_ids"]])
+        states = loaded.model(input_ids=ids, output_hidden_states=True).hidden_states[1:-1]
+        pooled = [s[0, 1:].mean(dim=0) if pooling == "mean" else s[0, -1] for s in states]
+        rows.append(torch.stack(pooled))
+    return torch.stack(rows).mean(dim=0)
+
+
+@pytest.fixture
+def bright():
+    return tiny.texts(tiny.BRIGHT, 10)
+
+
+@pytest.fixture
+def dull():
+    return tiny.texts(tiny.DULL, 7)
+
+
+def encoded(loaded, texts):
+    return [encode_text(loaded, text) for text in texts]
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_vectors_are_the_difference_of_means(bright, dull, bos, pooling):
+    loaded = tiny.loaded(bos=bos)
+    vectors = extract_vectors(
+        loaded, encoded(loaded, bright), encoded(loaded, dull), pooling=pooling
+    )
+    expected = by_hand(loaded, bright, pooling) - by_hand(loaded, dull, pooling)
+    assert len(vectors) == loaded.num_layers
+    for layer in range(loaded.num_layers - 1):
+        torch.testing.assert_close(vectors[layer].values, expected[layer], rtol=0, atol=ROUNDING)
+        assert vectors[layer].layer == layer
+        assert vectors[layer].norm == pytest.approx(float(expected[layer].norm()), rel=1e-4)
+
+
+def test_batch_size_changes_nothing(bright, dull):
+    one, many = tiny.loaded(batch_tokens=1), tiny.loaded(batch_tokens=2048)
+    for alone, together in zip(
+        extract_vectors(one, encoded(one, bright), encoded(one, dull)),
+        extract_vectors(many, encoded(many, bright), encoded(many, dull)),
+        strict=True,
+    ):
+        torch.testing.assert_close(alone.values, together.values, rtol=0, atol=ROUNDING)
+        assert alone.residual_norm == pytest.approx(together.residual_norm, rel=1e-5)
+
+
+def test_normalised_vectors_have_length_one_and_the_same_direction(loaded, bright, dull):
+    raw = extract_vectors(loaded, encoded(loaded, bright), encoded(loaded, dull))
+    unit = extract_vectors(loaded, encoded(loaded, bright), encoded(loaded, dull), normalize=True)
+    for one, other in zip(raw, unit, strict=True):
+        assert other.norm == pytest.approx(1.0, abs=1e-6)
+        torch.testing.assert_close(other.values * one.norm, one.values, rtol=1e-4, atol=1e-6)
+        assert other.relative(one.norm) == pytest.approx(one.relative(1.0), rel=1e-5)
+
+
+def test_a_text_that_replies_is_averaged_over_the_reply_alone():
+    loaded = tiny.loaded(chat=True)
+    texts = Texts((Text("sun laugh", "the river"),), (Text("rain sigh", "the river"),))
+    ours = concept_vectors(loaded, texts, Settings())
+    means = []
+    for reply in ("sun laugh", "rain sigh"):
+        ids = loaded.tokenizer(f"<user> the river <reply> {reply}", add_special_tokens=False)
+        states = loaded.model(
+            input_ids=torch.tensor([ids["input_ids"]]), output_hidden_states=True
+        ).hidden_states
+        means.append(states[1][0, -2:].mean(dim=0))
+    torch.testing.assert_close(ours[0].values, means[0] - means[1], rtol=0, atol=ROUNDING)
+
+
+def test_random_negatives_are_the_models_own_samples():
+    loaded = tiny.loaded(bos=True)
+    texts = tiny.concept().split()["vector"]
+    contrastive = concept_vectors(loaded, texts, Settings())
+    random = concept_vectors(loaded, texts, Settings(negatives="random"))
+    again = concept_vectors(loaded, texts, Settings(negatives="random"))
+    assert not torch.allclose(contrastive[0].values, random[0].values)
+    torch.testing.assert_close(random[0].values, again[0].values, rtol=0, atol=0)
+
+
+def test_equal_means_are_refused(loaded, bright):
+    with pytest.raises(ConceptError, match="difference of means is zero"):
+        extract_vectors(loaded, encoded(loaded, bright), encoded(loaded, bright))
