@@ -1,0 +1,205 @@
+"""How far steering moves a model's predictions on a corpus, in nats per token.
+
+    ΔCE(α) = mean over scored tokens of CE(steered) - CE(unsteered)
+
+On replies the model sampled itself the label is a draw from its own prediction p₀, so the
+exact KL(p₀ ‖ p_α) over the vocabulary stands for ΔCE: the same expectation without the label
+noise (arXiv:2602.02712, Theorem 3.8 and its proof). On other texts the labels are used.
+
+One unsteered pass keeps what every strength is compared with: the final hidden states (their
+logits are recomputed in slices, never stored) and the residuals after the blocks asked for, so
+that each strength runs only the blocks after its own.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from calibrate.estimate import RatioEstimate
+from calibrate.residual import (
+    Edit,
+    KeptResidual,
+    Positions,
+    add_everywhere,
+    add_where,
+    captured,
+    edited,
+    final_hidden,
+    suffix_only,
+)
+from calibrate.tokens import Batch, TokenSequence, batches
+
+if TYPE_CHECKING:
+    from calibrate.model import LoadedModel
+
+# Logits are made this many elements at a time: 64 MiB in float32.
+SLICE_ELEMENTS = 1 << 24
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Sequences to measure cross-entropy on.
+
+    self_sampled: whether the model wrote the scored tokens itself, so that the KL stands for
+        ΔCE; otherwise the labels are scored.
+    """
+
+    sequences: tuple[TokenSequence, ...]
+    self_sampled: bool
+
+    @property
+    def n_scored(self) -> int:
+        """Scored tokens over all sequences."""
+        return sum(sequence.n_scored for sequence in self.sequences)
+
+
+@dataclass(frozen=True, eq=False)
+class UnsteeredBatch:
+    """One batch of the unsteered pass: final hidden states, and residuals by block."""
+
+    batch: Batch
+    hidden: torch.Tensor
+    residuals: dict[int, KeptResidual]
+
+
+@dataclass(frozen=True, eq=False)
+class UnsteeredRun:
+    """One unsteered pass over a corpus, and whether suffix-only passes reproduce it."""
+
+    corpus: Corpus
+    batches: tuple[UnsteeredBatch, ...]
+
+
+def run_unsteered(loaded: LoadedModel, corpus: Corpus, layers: Sequence[int]) -> UnsteeredRun:
+    """Run a corpus unsteered, keeping the residuals after the blocks in `layers`."""
+    kept = [
+        _unsteered(loaded, batch, layers)
+        for batch in batches(corpus.sequences, loaded.batch_tokens, loaded.device)
+    ]
+    if kept and layers and not _suffix_agrees(loaded, kept[0], min(layers)):
+        warnings.warn(
+            f"{loaded.name} shares state across blocks, so every strength runs all of them",
+            stacklevel=2,
+        )
+        kept = [UnsteeredBatch(one.batch, one.hidden, {}) for one in kept]
+    return UnsteeredRun(corpus, tuple(kept))
+
+
+def delta_ce(
+    loaded: LoadedModel,
+    run: UnsteeredRun,
+    vector: torch.Tensor,
+    layer: int,
+    strength: float,
+    positions: Positions = "all",
+) -> RatioEstimate:
+    """Measure ΔCE of adding `strength · vector` to the residual stream after block `layer`.
+
+    Returns: the estimate over sequences, nats per token.
+    """
+    sums = np.zeros(len(run.corpus.sequences))
+    counts = np.zeros(len(run.corpus.sequences))
+    for one in run.batches:
+        steered = steered_hidden(loaded, one, strength * vector, layer, positions)
+        rises = _rises(loaded, one, steered, run.corpus.self_sampled)
+        lengths = [sequence.n_scored for sequence in one.batch.sequences]
+        for row, rise in zip(one.batch.rows, torch.split(rises, lengths), strict=True):
+            sums[row], counts[row] = float(rise.sum()), len(rise)
+    return RatioEstimate(sums, counts)
+
+
+def mean_log_prob(loaded: LoadedModel, run: UnsteeredRun) -> float:
+    """Mean log-probability of the scored tokens under the unsteered model, nats per token."""
+    total, count = 0.0, 0
+    for one in run.batches:
+        labels = one.batch.labels()
+        for part in logit_slices(loaded, one.hidden):
+            log_probs = torch.log_softmax(loaded.logits(one.hidden[part]), dim=-1)
+            total += float(log_probs.gather(1, labels[part, None]).sum())
+        count += len(labels)
+    return total / max(count, 1)
+
+
+def steered_hidden(
+    loaded: LoadedModel,
+    unsteered: UnsteeredBatch,
+    shift: torch.Tensor,
+    layer: int,
+    positions: Positions = "all",
+) -> torch.Tensor:
+    """Return the final hidden states, (n_scored, hidden), with `shift` added after a block.
+
+    With positions "last", a reply is steered from its prompt's last token on, as it would be
+    while being generated.
+    """
+    shift = shift.to(loaded.device)
+    mask = unsteered.batch.generated()
+    edit = add_everywhere(shift) if positions == "all" else add_where(shift, mask)
+    return _run_from(loaded, unsteered, layer, edit)
+
+
+def logit_slices(loaded: LoadedModel, hidden: torch.Tensor) -> Iterator[slice]:
+    """Cut rows of hidden states so that one slice's logits stay within SLICE_ELEMENTS."""
+    step = max(1, SLICE_ELEMENTS // loaded.vocabulary_size)
+    for first in range(0, len(hidden), step):
+        yield slice(first, first + step)
+
+
+def _unsteered(loaded: LoadedModel, batch: Batch, layers: Sequence[int]) -> UnsteeredBatch:
+    residuals: dict[int, KeptResidual] = {}
+
+    def receive(layer: int, output: Any) -> None:
+        if layer in layers:
+            residuals[layer] = KeptResidual.of(output)
+
+    with captured(loaded.blocks, receive):
+        hidden = final_hidden(loaded, batch)
+    return UnsteeredBatch(batch, hidden, residuals)
+
+
+def _run_from(
+    loaded: LoadedModel, unsteered: UnsteeredBatch, layer: int, edit: Edit
+) -> torch.Tensor:
+    """Run with `edit` after a block: only the blocks after it, where their input was kept."""
+    kept = unsteered.residuals.get(layer)
+    share = 1.0
+    with ExitStack() as stack:
+        if kept is not None:
+            share = 1 - (layer + 1) / loaded.num_layers
+            stack.enter_context(suffix_only(loaded.blocks, layer, kept))
+        stack.enter_context(edited(loaded.blocks[layer], edit))
+        return final_hidden(loaded, unsteered.batch, share)
+
+
+def _suffix_agrees(loaded: LoadedModel, unsteered: UnsteeredBatch, layer: int) -> bool:
+    """Whether running only the blocks after `layer` reproduces the full pass."""
+    try:
+        again = _run_from(loaded, unsteered, layer, lambda hidden: hidden)
+    except (RuntimeError, AttributeError, TypeError, KeyError, IndexError):
+        return False
+    scale = unsteered.hidden.abs().max().clamp(min=1.0)
+    return bool(((again - unsteered.hidden).abs().max() / scale) < 1e-3)
+
+
+def _rises(
+    loaded: LoadedModel, unsteered: UnsteeredBatch, steered: torch.Tensor, self_sampled: bool
+) -> torch.Tensor:
+    """Rise of cross-entropy at each scored token, nats, shape (n_scored,)."""
+    labels = unsteered.batch.labels()
+    rises = torch.empty(len(labels), dtype=torch.float64)
+    for part in logit_slices(loaded, steered):
+        before, after = loaded.logits(unsteered.hidden[part]), loaded.logits(steered[part])
+        normalisers = after.logsumexp(dim=-1) - before.logsumexp(dim=-1)
+        if self_sampled:
+            expected = (before.softmax(dim=-1) * (before - after)).sum(dim=-1)
+        else:
+            expected = (before - after).gather(1, labels[part, None])[:, 0]
+        rises[part] = (expected + normalisers).double().cpu()
+    return rises

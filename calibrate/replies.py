@@ -1,0 +1,120 @@
+"""The unsteered replies: sampled once, kept, and used four ways on disjoint prompts.
+
+probe prompts    negatives for the probe
+search prompts   corpus for the pilot and the study, and presence before steering
+verify prompts   corpus and baseline for the verification
+the empty prompt random negatives for the steering vector, where they are asked for
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from calibrate.completions import Completion, sample
+from calibrate.concept import split_prompts
+from calibrate.cross_entropy import Corpus
+from calibrate.errors import ConceptError
+from calibrate.settings import Settings
+from calibrate.tokens import Prompt, TokenSequence, encode_empty, encode_prompt, encode_text
+
+if TYPE_CHECKING:
+    from calibrate.model import LoadedModel
+
+VERIFY_COMPLETIONS = 2  # replies to each verify prompt; the baseline and the final presence
+MAX_CORPUS_TOKENS = 8192  # of a corpus file, taken for search and again for verification
+
+
+@dataclass(frozen=True)
+class UnsteeredReplies:
+    """Encoded prompts and the model's plain replies to them, by split.
+
+    prompts: by split, "probe", "search" and "verify".
+    completions: by split, in the order of the prompts; VERIFY_COMPLETIONS each for "verify".
+    """
+
+    prompts: dict[str, tuple[Prompt, ...]]
+    completions: dict[str, tuple[Completion, ...]]
+
+    def first_replies(self, split: str) -> tuple[Completion, ...]:
+        """The first reply to each prompt that is not empty."""
+        first = {reply.prompt_index: reply for reply in reversed(self.completions[split])}
+        return tuple(reply for _, reply in sorted(first.items()) if reply.text)
+
+
+def sample_unsteered(
+    loaded: LoadedModel, prompts: Sequence[str], settings: Settings
+) -> UnsteeredReplies:
+    """Sample the model's plain replies to every prompt.
+
+    Raises: ConceptError if the model has nothing to say to most prompts.
+    """
+    encoded = {
+        split: tuple(encode_prompt(loaded, text) for text in texts)
+        for split, texts in split_prompts(prompts).items()
+    }
+    completions = {
+        split: sample(
+            loaded,
+            texts,
+            settings.sampling,
+            settings.seed,
+            per_prompt=VERIFY_COMPLETIONS if split == "verify" else 1,
+        )
+        for split, texts in encoded.items()
+    }
+    replies = UnsteeredReplies(encoded, completions)
+    for split, texts in encoded.items():
+        answered = len(replies.first_replies(split))
+        if answered < len(texts) / 2:
+            raise ConceptError(
+                f"the model must reply to the {split} prompts, but it had nothing to say to "
+                f"{len(texts) - answered} of {len(texts)}; give others with --prompts"
+            )
+    return replies
+
+
+def build_corpora(
+    loaded: LoadedModel, replies: UnsteeredReplies, texts: Mapping[str, Sequence[str]] | None
+) -> dict[str, Corpus]:
+    """Return the corpora ΔCE is measured on, "search" and "verify".
+
+    texts: a corpus's texts by split (`concept.read_corpus`), or None for the own replies.
+    """
+    if texts is None:
+        return {
+            split: Corpus(
+                tuple(completion.sequence for completion in replies.first_replies(split)),
+                self_sampled=True,
+            )
+            for split in ("search", "verify")
+        }
+    return {
+        split: Corpus(_within(loaded, part, MAX_CORPUS_TOKENS), self_sampled=False)
+        for split, part in texts.items()
+    }
+
+
+def random_negatives(loaded: LoadedModel, n: int, settings: Settings) -> tuple[TokenSequence, ...]:
+    """Sample n texts of the model's own from an empty prompt."""
+    completions = sample(
+        loaded, [encode_empty(loaded)], settings.sampling, settings.seed, per_prompt=n
+    )
+    return tuple(completion.sequence for completion in completions if completion.text)
+
+
+def _within(
+    loaded: LoadedModel, texts: Sequence[str], max_tokens: int
+) -> tuple[TokenSequence, ...]:
+    """The first texts that fit into `max_tokens` together, those of one token left out."""
+    chosen: list[TokenSequence] = []
+    total = 0
+    for text in texts:
+        sequence = encode_text(loaded, text)
+        total += len(sequence.ids)
+        if chosen and total > max_tokens:
+            break
+        if sequence.n_scored:
+            chosen.append(sequence)
+    return tuple(chosen)
