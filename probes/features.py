@@ -1,0 +1,34 @@
+"""Features of finished texts: the token-mean residual stream of the unsteered model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from calibrate.residual import pooled_residuals
+from calibrate.tokens import encode_text
+
+if TYPE_CHECKING:
+    from calibrate.model import LoadedModel
+
+
+def text_features(
+    model: LoadedModel, texts: Sequence[str | tuple[str, str]], layers: Sequence[int]
+) -> np.ndarray:
+    """Return the mean residual of every text after each of `layers`, in ascending order.
+
+    Of a (prompt, reply) pair only the reply is read, on its own: a probe must find the concept
+    in what was said, not in what was asked. An empty text has the feature 0.
+
+    Returns: float32 array of shape (n_layers, n_texts, hidden_size).
+    """
+    replies = [text if isinstance(text, str) else text[1] for text in texts]
+    sequences = [encode_text(model, reply) for reply in replies]
+    features = np.zeros((len(layers), len(texts), model.hidden_size), dtype=np.float32)
+    readable = [index for index, sequence in enumerate(sequences) if sequence.n_scored]
+    for pooled in pooled_residuals(model, [sequences[index] for index in readable], layers):
+        rows = [readable[row] for row in pooled.rows]
+        features[:, rows] = pooled.means.numpy()
+    return features
