@@ -1,0 +1,136 @@
+"""The pilot's numbers against direct measurement on a small model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from scipy.optimize import brentq
+
+from calibrate.completions import sample
+from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
+from calibrate.errors import Infeasible
+from calibrate.pilot import MAX_PASSES, concept_token_ids, run_pilot, run_pilots
+from calibrate.settings import Sampling, Settings
+from calibrate.tokens import encode_prompt
+from calibrate.vector import SteeringVector
+
+
+def setting(architecture="llama", sequences=(), self_sampled=True, layers=(1,)):
+    """A model, its unsteered run, and a random vector for each layer.
+
+    Where labels are scored they are the model's own, drawn at a temperature of ½: likelier than
+    the model thinks, so that there is a slope, as there is on real text.
+    """
+    loaded = tiny.loaded(architecture)
+    if not self_sampled:
+        prompts = [encode_prompt(loaded, text) for text in tiny.prompts(12)]
+        drawn = sample(loaded, prompts, Sampling(temperature=0.5, max_new_tokens=10), seed=0)
+        sequences = [completion.sequence for completion in drawn]
+    run = run_unsteered(loaded, Corpus(tuple(sequences), self_sampled), layers)
+    vectors = [
+        SteeringVector(
+            torch.randn(loaded.hidden_size, generator=torch.Generator().manual_seed(layer)),
+            layer,
+            residual_norm=5.0,
+        )
+        for layer in layers
+    ]
+    return loaded, run, vectors
+
+
+def measured(loaded, run, vector, strength, positions="all"):
+    return delta_ce(loaded, run, vector.values, vector.layer, strength, positions).value
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("goal", ["increase", "decrease"])
+@pytest.mark.parametrize("positions", ["all", "last"])
+def test_the_law_names_the_strength_that_spends_the_budget(
+    architecture, goal, positions, sequences
+):
+    loaded, run, (vector,) = setting(architecture, sequences)
+    settings = Settings(goal=goal, positions=positions)
+    pilot = run_pilot(loaded, run, vector, (), settings)
+    truth = brentq(
+        lambda a: measured(loaded, run, vector, settings.sign * a, positions) - 0.1, 1e-3, 20
+    )
+    assert pilot.strength_at_budget.value == pytest.approx(settings.sign * truth, rel=0.01)
+    assert len(pilot.points) <= MAX_PASSES
+    low, high = pilot.strength_at_budget.low, pilot.strength_at_budget.high
+    assert low < pilot.strength_at_budget.value < high
+
+
+def test_the_curvature_is_the_second_derivative_of_the_kl(sequences):
+    loaded, run, (vector,) = setting(sequences=sequences)
+    pilot = run_pilot(loaded, run, vector, (), Settings())
+    step = 0.02
+    rises = [measured(loaded, run, vector, a) for a in (step, -step)]
+    assert pilot.law.slope == 0
+    assert pilot.law.curvature == pytest.approx(sum(rises) / step**2, rel=0.02)
+
+
+def test_on_other_texts_the_slope_is_measured(sequences):
+    loaded, run, (vector,) = setting(sequences=sequences, self_sampled=False)
+    pilot = run_pilot(loaded, run, vector, (), Settings())
+    step = 0.02
+    plus, minus = (measured(loaded, run, vector, a) for a in (step, -step))
+    assert pilot.law.slope == pytest.approx((plus - minus) / (2 * step), abs=2e-3)
+    assert abs(pilot.law.slope) > 1e-3
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("self_sampled", [True, False])
+def test_the_plateau_is_where_the_rise_ends(architecture, self_sampled, sequences):
+    loaded, run, _ = setting(architecture, sequences, self_sampled)
+    last = loaded.num_layers - 1
+    vector = SteeringVector(torch.linspace(-1, 1, loaded.hidden_size), last, residual_norm=5.0)
+    run = run_unsteered(loaded, run.corpus, [last])
+    pilot = run_pilot(loaded, run, vector, (), Settings())
+    assert pilot.law.plateau == pytest.approx(measured(loaded, run, vector, 1e6), rel=1e-3)
+
+
+def test_the_concepts_gain_is_the_derivative_of_its_tokens_log_odds(sequences):
+    loaded, run, (vector,) = setting(sequences=sequences)
+    tokens = (6, 9, 11)
+    pilot = run_pilot(loaded, run, vector, tokens, Settings())
+
+    def mass(strength):
+        total, count = 0.0, 0
+        for sequence in sequences:
+            with tiny.hand_written_hook(loaded.blocks[1], strength * vector.values):
+                logits = loaded.model(input_ids=torch.tensor([sequence.ids])).logits[0]
+            p = logits.softmax(dim=-1)[sequence.start - 1 : -1, list(tokens)].sum(dim=-1)
+            total, count = total + float(p.sum()), count + len(p)
+        return total / count
+
+    step = 0.01
+    logits = [np.log(m / (1 - m)) for m in (mass(step), mass(-step))]
+    assert pilot.concept.predict(0.0) == pytest.approx(mass(0.0), rel=1e-4)
+    assert pilot.concept.gain == pytest.approx((logits[0] - logits[1]) / (2 * step), rel=0.02)
+
+
+def test_a_budget_above_the_plateau_is_infeasible_with_the_way_out(sequences):
+    loaded, run, (vector,) = setting(sequences=sequences)
+    with pytest.raises(Infeasible, match="levels off at") as caught:
+        run_pilot(loaded, run, vector, (), Settings(ce_budget=1e4))
+    assert any("--ce-budget" in advice for advice in caught.value.advice)
+
+
+@pytest.mark.parametrize("goal", ["increase", "decrease"])
+def test_pilots_come_most_promising_first(goal, sequences):
+    loaded, run, vectors = setting(sequences=sequences, layers=(0, 1, 2))
+    settings = Settings(goal=goal)
+    pilots = run_pilots(loaded, run, vectors, (6, 9, 11), settings)
+    promises = [settings.sign * pilot.promise for pilot in pilots.values()]
+    assert promises == sorted(promises, reverse=True)
+    assert set(pilots) == {0, 1, 2}
+
+
+def test_concept_tokens_are_frequent_in_positives_and_rare_elsewhere(loaded):
+    positives, negatives = tiny.texts(tiny.BRIGHT, 30), tiny.texts(tiny.DULL, 30)
+    ids = concept_token_ids(loaded, positives, negatives, tiny.prompts(30))
+    words = {tiny.VOCABULARY[token] for token in ids}
+    assert words
+    assert words <= set(tiny.BRIGHT)
