@@ -1,0 +1,70 @@
+"""The gate: what it ships keeps to the budget."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from calibrate.errors import Infeasible
+from calibrate.estimate import RatioEstimate
+from calibrate.presence import Presence
+from calibrate.verify import LADDER, require_effect, verify_budget
+
+
+def quadratic(strength_at_budget, spread=0.25, n=64, seed=0):
+    """Per-sequence ΔCE around 0.1·(α/α_B)², the same sequences at every strength."""
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(8, 33, size=n)
+    factors = counts * rng.lognormal(-(spread**2) / 2, spread, size=n)
+
+    def measure(strength):
+        return RatioEstimate(0.1 * (strength / strength_at_budget) ** 2 * factors, counts)
+
+    return measure
+
+
+def test_strengths_are_tested_from_small_to_large_until_the_first_failure():
+    verified = verify_budget(quadratic(1.0), 1.3, budget=0.1, confidence=0.95)
+    tested = [rung.strength for rung in verified.tested]
+    assert tested == [share * 1.3 for share in LADDER[: len(tested)]]
+    assert [rung.within for rung in verified.tested] == [True] * (len(tested) - 1) + [False]
+    assert verified.strength == tested[-2]
+    assert verified.delta_ce.upper(0.95) <= 0.1
+
+
+def test_all_strengths_may_pass():
+    verified = verify_budget(quadratic(1.0), 0.8, budget=0.1, confidence=0.95)
+    assert verified.strength == 0.8
+    assert len(verified.tested) == len(LADDER)
+
+
+def test_a_strength_whose_smallest_share_breaks_the_budget_is_infeasible():
+    with pytest.raises(Infeasible, match="the smallest tried"):
+        verify_budget(quadratic(1.0), 3.0, budget=0.1, confidence=0.95)
+
+
+def test_the_shipped_strength_breaks_the_budget_in_at_most_five_percent():
+    """2,000 calibrations whose search overshot: the strength chosen is the true α_B or more."""
+    rng = np.random.default_rng(1)
+    broken = 0
+    for seed in range(2000):
+        measure = quadratic(1.0, seed=seed)
+        verified = verify_budget(measure, rng.uniform(1.0, 1.2), budget=0.1, confidence=0.95)
+        broken += verified.strength > 1.0
+    assert broken / 2000 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 2000)
+
+
+def presence(scores):
+    return Presence((), np.array(scores), RatioEstimate(np.array(scores), np.ones(len(scores))))
+
+
+def test_an_effect_must_lead_towards_the_goal():
+    rng = np.random.default_rng(0)
+    before = rng.uniform(0.1, 0.4, size=40)
+    up, same = before + 0.1 + rng.normal(0, 0.05, size=40), before + rng.normal(0, 0.05, size=40)
+    assert require_effect(presence(up), presence(before), "increase", 0.95).value > 0.05
+    assert require_effect(presence(before), presence(up), "decrease", 0.95).value < -0.05
+    with pytest.raises(Infeasible, match="does not measurably increase"):
+        require_effect(presence(same), presence(before), "increase", 0.95)
+    with pytest.raises(Infeasible, match="does not measurably decrease"):
+        require_effect(presence(up), presence(before), "decrease", 0.95)
