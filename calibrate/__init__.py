@@ -1,0 +1,82 @@
+"""Choose the strength of an activation-steering vector, with evidence.
+
+    import calibrate
+
+    result = calibrate.calibrate(model="smollm2", concept="joy", ce_budget=0.1)
+    result.save("joy/")
+    with calibrate.load("joy/").steer(model):
+        model.generate(...)
+
+Names are imported when they are first used, so that `import calibrate` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from calibrate.calibration import Calibration, calibrate
+    from calibrate.concept import Concept
+    from calibrate.config import SteeringConfig, load
+    from calibrate.errors import (
+        ArtefactError,
+        CalibrateError,
+        ConceptError,
+        Infeasible,
+        InputError,
+        ModelError,
+        NumericalError,
+        VerificationFailed,
+    )
+    from calibrate.model import LoadedModel, load_model
+    from calibrate.settings import Sampling, Settings
+    from calibrate.vector import SteeringVector, extract_vectors
+
+_HOMES = {
+    "calibration": ("Calibration", "calibrate"),
+    "concept": ("Concept",),
+    "config": ("SteeringConfig", "load"),
+    "errors": (
+        "ArtefactError",
+        "CalibrateError",
+        "ConceptError",
+        "Infeasible",
+        "InputError",
+        "ModelError",
+        "NumericalError",
+        "VerificationFailed",
+    ),
+    "model": ("LoadedModel", "load_model"),
+    "settings": ("Sampling", "Settings"),
+    "vector": ("SteeringVector", "extract_vectors"),
+}
+
+__all__ = [
+    "ArtefactError",
+    "CalibrateError",
+    "Calibration",
+    "Concept",
+    "ConceptError",
+    "Infeasible",
+    "InputError",
+    "LoadedModel",
+    "ModelError",
+    "NumericalError",
+    "Sampling",
+    "Settings",
+    "SteeringConfig",
+    "SteeringVector",
+    "VerificationFailed",
+    "calibrate",
+    "extract_vectors",
+    "load",
+    "load_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"calibrate.{home}"), name)
+    raise AttributeError(f"module 'calibrate' has no attribute {name!r}")

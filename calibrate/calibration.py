@@ -1,0 +1,208 @@
+"""calibrate(): from a model and a concept to a verified steering config."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from calibrate import report
+from calibrate.assemble import build_config, build_evidence
+from calibrate.concept import Concept, Texts, read_concept, read_corpus, read_prompts
+from calibrate.config import CONFIG_FILE, SteeringConfig
+from calibrate.config import load as load_config
+from calibrate.cost import Ledger
+from calibrate.cross_entropy import run_unsteered
+from calibrate.errors import Infeasible
+from calibrate.evidence import EVIDENCE_FILE, Evidence
+from calibrate.files import write_together
+from calibrate.forecast import forecast_tokens
+from calibrate.model import LoadedModel, borrowed, load_model
+from calibrate.pilot import concept_token_ids, run_pilots
+from calibrate.presence import require_headroom, train_probe
+from calibrate.progress import SILENT, Progress
+from calibrate.replies import UnsteeredReplies, build_corpora, sample_unsteered
+from calibrate.settings import Settings
+from calibrate.study import SearchObjective, StudyStore, run_study
+from calibrate.vector import concept_vectors
+from calibrate.verify import verify
+from calibrate.workspace import open_workspace
+from probes import Probe
+from probes import load as load_probe
+
+CANDIDATE_DEPTHS = (1 / 3, 1 / 2, 2 / 3)  # blocks tried by --layer auto, as shares of the depth
+PROBE_FOLDER = "probe"
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """A finished calibration.
+
+    config: what to steer with. evidence: every point it rests on. probe: measures presence.
+    """
+
+    config: SteeringConfig
+    evidence: Evidence
+    probe: Probe
+
+    def save(self, directory: str | Path) -> None:
+        """Write the config, the vector, the probe, the evidence and the report; all or nothing.
+
+        Raises: ArtefactError if the directory cannot be written.
+        """
+        files = {
+            **self.config.files(),
+            EVIDENCE_FILE: self.evidence.to_bytes(),
+            **{f"{PROBE_FOLDER}/{name}": content for name, content in self.probe.files().items()},
+            **report.render(self.config, self.evidence),
+        }
+        write_together(directory, files, last=CONFIG_FILE)
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Calibration:
+        """Load what `save` wrote.
+
+        Raises: ArtefactError if anything is missing or damaged.
+        """
+        folder = Path(directory)
+        config = load_config(folder)
+        return cls(config, Evidence.load(folder), load_probe(folder / PROBE_FOLDER))
+
+
+def calibrate(
+    model: Any = "smollm2",
+    concept: str | Path | Concept = "joy",
+    *,
+    tokenizer: Any = None,
+    out: str | Path | None = None,
+    prompts: str | Path | None = None,
+    corpus: str | Path | None = None,
+    storage: str | None = None,
+    study: str | None = None,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> Calibration:
+    """Find the strength that moves a concept's presence most within a cross-entropy budget.
+
+    model: a LoadedModel, what `load_model` takes, or a transformers model with its
+        `tokenizer`; an in-memory model comes back as it was.
+    concept: a built-in name, a JSONL file, or a `Concept`.
+    out: directory for the artefact; the same call then resumes an interrupted study, and
+        returns a finished calibration at once.
+    prompts: file of neutral prompts, one a line; corpus: file of texts to measure ΔCE on
+        (default: the model's own unsteered replies).
+    storage, study: Optuna storage URL and study name (default: a journal in `out`).
+    options: fields of `Settings`: ce_budget, goal, layer, negatives, positions, pooling,
+        normalize, trials, seed, confidence, sampling.
+
+    Raises: InputError for input that cannot be used; Infeasible if no strength does what was
+        asked, with reasons and advice.
+    """
+    settings = Settings(**options)
+    concept = read_concept(concept)
+    prompt_texts = read_prompts(prompts)
+    corpus_texts = None if corpus is None else read_corpus(corpus)
+    loaded = load_model(model, tokenizer, progress=progress)
+    layers = candidate_layers(loaded, settings.layer)
+    fingerprint = _fingerprint(loaded, concept, prompt_texts, corpus_texts, settings)
+    directory, finished = open_workspace(out, fingerprint)
+    if directory is not None and finished:
+        return Calibration.load(directory)
+
+    splits = concept.split()
+    forecast = forecast_tokens(loaded, concept, prompt_texts, layers, settings, corpus is not None)
+    ledger = Ledger(loaded.meter, progress, forecast)
+
+    with borrowed(loaded), _explained(directory, loaded, concept):
+        with ledger.stage("unsteered replies"):
+            replies = sample_unsteered(loaded, prompt_texts, settings)
+            corpora = build_corpora(loaded, replies, corpus_texts)
+
+        with ledger.stage("steering vectors"):
+            vectors = concept_vectors(loaded, splits["vector"], settings)
+
+        with ledger.stage("probe"):
+            probe = train_probe(loaded, concept.name, splits, replies, settings)
+            require_headroom(loaded, probe, replies, settings)
+
+        with ledger.stage("pilot"):
+            run = run_unsteered(loaded, corpora["search"], layers)
+            tokens = _concept_tokens(loaded, splits["vector"], replies)
+            pilots = run_pilots(loaded, run, [vectors[i] for i in layers], tokens, settings)
+
+        with ledger.stage("study"):
+            objective = SearchObjective(
+                loaded, probe, run, pilots, replies.prompts["search"], settings
+            )
+            name = study or f"{concept.name} on {loaded.name}"
+            store = StudyStore(name, fingerprint, directory, storage)
+            found = run_study(pilots, objective, settings, store, progress)
+
+        with ledger.stage("verification"):
+            pilot, strength = pilots[found.best.layer], found.best.strength
+            verified = verify(
+                loaded, probe, concept.name, pilot.vector, strength, corpora, replies, settings
+            )
+
+    config = build_config(loaded, concept, pilot, verified, settings, ledger.stages, fingerprint)
+    evidence = build_evidence(pilots, found, verified, splits, replies)
+    calibration = Calibration(config, evidence, probe)
+    if directory is not None:
+        calibration.save(directory)
+    return calibration
+
+
+def candidate_layers(loaded: LoadedModel, layer: int | None) -> tuple[int, ...]:
+    """Return the blocks to pilot: the one asked for, or three in the middle half of the model.
+
+    Raises: ModelError if `layer` is not a block of the model.
+    """
+    if layer is not None:
+        return (loaded.check_layer(layer),)
+    layers = {int(depth * loaded.num_layers) for depth in CANDIDATE_DEPTHS}
+    return tuple(sorted(layers))
+
+
+def _concept_tokens(
+    loaded: LoadedModel, texts: Texts, replies: UnsteeredReplies
+) -> tuple[int, ...]:
+    return concept_token_ids(
+        loaded,
+        [text.text for text in texts.positives],
+        [text.text for text in texts.negatives],
+        [completion.text for completion in replies.completions["search"]],
+    )
+
+
+def _fingerprint(
+    loaded: LoadedModel,
+    concept: Concept,
+    prompts: Sequence[str],
+    corpus: Mapping[str, Sequence[str]] | None,
+    settings: Settings,
+) -> str:
+    """Hash of everything the result depends on."""
+    parts = [
+        asdict(loaded.identity),
+        [concept.name, concept.data_sha256],
+        list(prompts),
+        corpus,
+        asdict(settings),
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def _explained(directory: Path | None, loaded: LoadedModel, concept: Concept) -> Iterator[None]:
+    """Leave a report of an infeasible calibration where its config would have stood."""
+    try:
+        yield
+    except Infeasible as infeasible:
+        if directory is not None:
+            files = report.render_infeasible(loaded.name, concept.name, infeasible)
+            write_together(directory, files, last=report.REPORT_FILE)
+        raise

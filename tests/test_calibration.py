@@ -1,0 +1,336 @@
+"""The whole line on a random model: from texts to a verified config in seconds."""
+
+from __future__ import annotations
+
+import errno
+import html
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+import calibrate
+from calibrate.calibration import Calibration
+from calibrate.completions import sample
+from calibrate.errors import ArtefactError, Infeasible, InputError, ModelError
+from calibrate.model import load_model
+from calibrate.presence import require_headroom
+from calibrate.progress import Progress
+from calibrate.replies import sample_unsteered
+from calibrate.settings import Sampling
+from calibrate.tokens import encode_prompt
+
+
+def run(tiny_options, model=None, **changes):
+    return calibrate.calibrate(model or tiny.model("gpt2"), **{**tiny_options, **changes})
+
+
+def test_the_result_keeps_its_promises(finished):
+    config = finished.result.config
+    measured = config.measured
+    assert measured.delta_ce.upper <= config.budget.limit
+    assert measured.presence.low > measured.presence.baseline_interval[1]
+    assert measured.presence.change.low > 0
+    assert measured.controls.random_vector.high < measured.presence.low
+    at_budget = config.range.strength_at_budget
+    assert at_budget.low < at_budget.value < at_budget.high
+    assert 0 < config.intervention.strength <= 1.05 * at_budget.high
+    low, high = config.range.sweet_spot
+    assert 0 < low < high == at_budget.value
+    assert config.model.architecture == "GPT2LMHeadModel"
+
+
+def test_everything_is_written_and_can_be_loaded_again(finished):
+    names = {p.name for p in finished.directory.iterdir()}
+    assert names == {
+        "steering.json",
+        "steering.safetensors",
+        "evidence.json",
+        "probe",
+        "report.html",
+        "delta_ce.png",
+        "presence.png",
+        "study.journal",
+    }
+    again = Calibration.load(finished.directory)
+    assert again.config == finished.result.config
+    assert again.evidence == finished.result.evidence
+    again.save(finished.directory.parent / "copy")
+    copied = finished.directory.parent / "copy" / "steering.json"
+    assert copied.read_bytes() == (finished.directory / "steering.json").read_bytes()
+
+
+def test_what_is_reported_was_not_tuned_on(finished):
+    splits = finished.result.evidence.splits
+    for kind in (splits.texts, splits.prompts):
+        everything = [text for part in kind.values() for text in part]
+        assert len(everything) == len(set(everything))
+    reported = {one.prompt for one in finished.result.evidence.completions}
+    assert reported == set(splits.prompts["verify"])
+    assert finished.result.config.measured.presence.n_prompts == len(reported)
+
+
+def test_the_cost_of_every_stage_is_recorded(finished):
+    cost = finished.result.config.cost
+    assert list(cost) == [
+        "unsteered replies",
+        "steering vectors",
+        "probe",
+        "pilot",
+        "study",
+        "verification",
+    ]
+    assert all(spent.token_forwards > 0 and spent.seconds > 0 for spent in cost.values())
+
+
+def test_the_forecast_comes_close_to_what_is_spent(tiny_options):
+    forecast = {}
+
+    class Watching(Progress):
+        def forecast(self, tokens):
+            forecast.update(tokens)
+
+    result = run(tiny_options, progress=Watching())
+    spent = {stage: cost.token_forwards for stage, cost in result.config.cost.items()}
+    assert forecast.keys() == spent.keys()
+    assert sum(spent.values()) == pytest.approx(sum(forecast.values()), rel=0.5)
+
+
+def test_the_same_seed_gives_the_same_config_and_another_seed_another(finished, tiny_options):
+    again = run(tiny_options)
+    assert again.config.intervention == finished.result.config.intervention
+    assert again.config.measured == finished.result.config.measured
+    assert again.evidence == finished.result.evidence
+    other = run(tiny_options, seed=5)
+    assert other.evidence.completions != again.evidence.completions
+
+
+def test_batch_size_changes_the_verified_delta_ce_by_less_than_a_ten_thousandth(
+    finished, tiny_options
+):
+    small = load_model(tiny.model("gpt2"), tiny_options["tokenizer"], batch_tokens=64)
+    options = {k: v for k, v in tiny_options.items() if k != "tokenizer"}
+    result = run(options, small)
+    ours, theirs = result.config, finished.result.config
+    assert ours.measured.delta_ce.value == pytest.approx(theirs.measured.delta_ce.value, abs=1e-4)
+    assert ours.intervention.strength == pytest.approx(theirs.intervention.strength, rel=1e-4)
+
+
+def state_of(model):
+    """Everything a borrower could leave changed."""
+    return {
+        "training": [module.training for module in model.modules()],
+        "gradients": [parameter.requires_grad for parameter in model.parameters()],
+        "types": {parameter.dtype for parameter in model.parameters()},
+        "weights": [parameter.sum().item() for parameter in model.parameters()],
+        "hooks": sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()),
+        "attributes": [sorted(module.__dict__) for module in model.modules()],
+        "config": model.config.to_dict(),
+        "generation": model.generation_config.to_dict(),
+        "torch": torch.get_rng_state().tolist(),
+        "numpy": np.random.get_state()[1].tolist(),
+        "python": random.getstate(),
+    }
+
+
+def used_model():
+    """A model in the middle of being fine-tuned with an adapter."""
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(tiny.model("gpt2"), LoraConfig(r=2, target_modules=["c_fc"]))
+    model.train()
+    model.base_model.model.transformer.h[1].eval()
+    next(model.parameters()).requires_grad_(False)
+    return model
+
+
+def test_an_in_memory_model_comes_back_untouched(tiny_options):
+    model = used_model()
+    before = state_of(model)
+    result = run(tiny_options, model)
+    assert state_of(model) == before
+    assert result.config.model.architecture == "GPT2LMHeadModel"
+
+
+@pytest.mark.parametrize("stage", ["probe", "pilot", "study", "verification"])
+def test_an_in_memory_model_comes_back_untouched_after_an_error(tiny_options, stage):
+    class Exploding(Progress):
+        def __init__(self):
+            self.stage = ""
+
+        def began(self, stage, total=None, unit="tokens"):
+            self.stage = stage
+
+        def advanced(self, amount):
+            if self.stage == stage:
+                raise RuntimeError("in the middle")
+
+    model = used_model()
+    before = state_of(model)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        run(tiny_options, model, progress=Exploding())
+    assert state_of(model) == before
+
+
+def test_an_interrupted_calibration_resumes_to_the_same_answer(finished, tiny_options, tmp_path):
+    class Interrupting(Progress):
+        def tried(self, trial):
+            if trial.number == 1:
+                raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_options, out=out, progress=Interrupting())
+    assert [p.name for p in out.iterdir()] == ["study.journal"]
+    assert run(tiny_options, out=out).config.intervention == finished.result.config.intervention
+
+
+def test_a_finished_directory_answers_at_once(finished, tiny_options):
+    class Refusing(Progress):
+        def began(self, stage, total=None, unit="tokens"):
+            raise AssertionError(f"{stage} ran again")
+
+    again = run(tiny_options, out=finished.directory, progress=Refusing())
+    assert again.config == finished.result.config
+
+
+def test_a_finished_directory_is_not_overwritten_by_other_settings(finished, tiny_options):
+    with pytest.raises(ArtefactError, match=r"made with other settings.*another --out"):
+        run(tiny_options, out=finished.directory, ce_budget=0.2)
+
+
+def test_a_directory_that_holds_something_else_is_left_alone(tiny_options, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ArtefactError, match=r"holds 'thesis\.tex'; choose another --out"):
+        run(tiny_options, out=tmp_path)
+    with pytest.raises(ArtefactError, match="must be a directory"):
+        run(tiny_options, out=tmp_path / "thesis.tex")
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_full_disk_leaves_only_the_journal(tiny_options, tmp_path, monkeypatch):
+    def full(_path, _content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ArtefactError, match="No space left on device"):
+        run(tiny_options, out=tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["study.journal"]
+
+
+def test_an_infeasible_request_leaves_a_report_with_reasons_and_no_config(tiny_options, tmp_path):
+    with pytest.raises(Infeasible, match="does not measurably increase") as caught:
+        run(tiny_options, ce_budget=1e-4, out=tmp_path)
+    assert caught.value.advice
+    report = (tmp_path / "report.html").read_text()
+    assert all(html.escape(advice) in report for advice in caught.value.advice)
+    assert not (tmp_path / "steering.json").exists()
+
+
+class Constant:
+    """A judge to whom every reply is the same."""
+
+    def __init__(self, score):
+        self.value = score
+
+    def score(self, texts, model):
+        return np.full(len(texts), self.value)
+
+
+@pytest.mark.parametrize(("score", "goal"), [(0.95, "increase"), (0.03, "decrease")])
+def test_no_headroom_is_infeasible(tiny_options, score, goal):
+    loaded = load_model(tiny.model("gpt2"), tiny_options["tokenizer"])
+    settings = calibrate.Settings(goal=goal, sampling=tiny_options["sampling"])
+    replies = sample_unsteered(loaded, tiny.prompts(30), settings)
+    with pytest.raises(Infeasible, match=f"no headroom: .* {score}.* to {goal} it"):
+        require_headroom(loaded, Constant(score), replies, settings)
+    require_headroom(loaded, Constant(0.5), replies, settings)
+
+
+def test_a_probe_that_cannot_tell_the_concept_is_infeasible(tiny_options):
+    plain = tiny.texts(tiny.PLAIN, 80, seed=8)
+    nothing = calibrate.Concept.from_texts("nothing", plain[:40], plain[40:])
+    with pytest.raises(Infeasible, match="cannot tell 'nothing' apart: its AUC"):
+        run(tiny_options, concept=nothing)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"negatives": "random"},
+        {"pooling": "last"},
+        {"positions": "last"},
+        {"normalize": True},
+        {"layer": 1},
+    ],
+)
+def test_every_variant_runs_to_the_end(tiny_options, changes):
+    config = run({**tiny_options, "tokenizer": tiny.tokenizer(bos=True)}, **changes).config
+    assert config.measured.delta_ce.upper <= config.budget.limit
+    assert config.measured.presence.change.low > 0
+    assert config.model.adds_bos
+    if changes.get("normalize"):
+        assert config.vector.norm == pytest.approx(1.0, abs=1e-6)
+    if changes.get("layer"):
+        assert config.intervention.layer == 1
+
+
+def test_a_corpus_is_measured_on_its_own_labels(tiny_options, tmp_path):
+    """Texts of the model itself, drawn at half the temperature: likelier than it thinks."""
+    loaded = load_model(tiny.model("gpt2"), tiny_options["tokenizer"])
+    prompts = [encode_prompt(loaded, text) for text in tiny.prompts(60)]
+    drawn = sample(loaded, prompts, Sampling(temperature=0.5, max_new_tokens=20), seed=0)
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("\n".join(json.dumps({"text": one.text}) for one in drawn))
+    config = run(tiny_options, corpus=corpus).config
+    assert config.measured.delta_ce.corpus == "file"
+    assert config.laws.cross_entropy.slope != 0
+    assert config.measured.delta_ce.upper <= config.budget.limit
+
+
+def test_a_chat_model_is_asked_through_its_template(tiny_options):
+    options = {**tiny_options, "tokenizer": tiny.tokenizer(chat=True)}
+    config = run(options).config
+    assert config.model.chat_template_sha256 is not None
+    user = tiny.VOCABULARY.index("<user>")
+    assert config.reference.input_ids[0] == user
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"ce_budget": 0.0}, "above 0 nat, got 0"),
+        ({"ce_budget": float("nan")}, "above 0 nat, got nan"),
+        ({"ce_budget": -1.0}, "got -1"),
+        ({"confidence": 1.0}, "between 0.5 and 1, got 1"),
+        ({"trials": 0}, "at least 1 trial, got 0"),
+        ({"goal": "explode"}, "goal must be increase or decrease, got 'explode'"),
+        ({"seed": -1}, "seed must be 0 or more"),
+    ],
+)
+def test_settings_out_of_range_are_refused_before_anything_is_loaded(options, said):
+    with pytest.raises(InputError, match=said):
+        calibrate.calibrate("a model that does not exist", "joy", **options)
+
+
+def test_a_layer_out_of_range_is_refused(tiny_options):
+    with pytest.raises(ModelError, match=r"layer must be in 0\.\.2"):
+        run(tiny_options, layer=7)
+
+
+def test_a_text_longer_than_the_context_is_refused(tiny_options):
+    long = ["sun " * 200, *tiny.texts(tiny.BRIGHT, 40)]
+    concept = calibrate.Concept.from_texts("long", long, tiny.texts(tiny.DULL, 40))
+    with pytest.raises(InputError, match="context of 128 tokens, got 200: 'sun sun"):
+        run(tiny_options, concept=concept)
+
+
+def test_activations_that_are_not_finite_stop_it(tiny_options):
+    model = tiny.model("gpt2")
+    model.transformer.h[0].mlp.c_proj.bias.data.fill_(float("nan"))
+    with pytest.raises((InputError, ModelError), match=r"finite|logits"):
+        run(tiny_options, model)

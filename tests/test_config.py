@@ -1,0 +1,117 @@
+"""The steering config: whole, immutable, and strict about what it reads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import jsonschema
+import pydantic
+import pytest
+import tiny
+import torch
+
+import calibrate
+from calibrate.errors import ArtefactError
+
+SCHEMA = Path(__file__).parents[1] / "docs" / "steering-config.schema.json"
+
+
+@pytest.fixture
+def directory(finished, tmp_path):
+    """A copy of a finished calibration's directory, free to be damaged."""
+    return shutil.copytree(finished.directory, tmp_path / "copy")
+
+
+def edit(directory, **changes):
+    path = directory / "steering.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({**facts, **changes}))
+
+
+def test_it_is_the_same_after_saving_and_loading(finished):
+    assert calibrate.load(finished.directory) == finished.result.config
+
+
+def test_the_json_follows_the_published_schema(finished):
+    facts = json.loads((finished.directory / "steering.json").read_text())
+    jsonschema.validate(facts, json.loads(SCHEMA.read_text()))
+    assert facts["format"] == "steering-config"
+    assert facts["version"] == 1
+    assert facts["intervention"]["operation"] == "add"
+    assert facts["intervention"]["site"] == "block_output"
+    assert facts["budget"]["unit"] == "nats/token"
+
+
+def test_steering_with_the_config_gives_the_reference_log_probabilities(finished):
+    model, config = tiny.model("gpt2"), calibrate.load(finished.directory)
+    reference = config.reference
+    ids = torch.tensor([reference.input_ids])
+    block = model.transformer.h[config.intervention.layer]
+    vector = torch.from_numpy(config.steering_vector.values.numpy())
+    for kept, context in (
+        (reference.log_probs, config.steer(model)),
+        (reference.unsteered_log_probs, config.steer(model, strength=0.0)),
+        (
+            reference.log_probs,
+            tiny.hand_written_hook(block, config.intervention.strength * vector),
+        ),
+    ):
+        with context:
+            logits = model(input_ids=ids).logits[0, -1]
+        found = torch.log_softmax(logits, dim=-1)[reference.token_ids]
+        torch.testing.assert_close(found, torch.tensor(kept), rtol=0, atol=1e-5)
+
+
+def test_steering_leaves_no_hook_behind(finished):
+    model, config = tiny.model("gpt2"), calibrate.load(finished.directory)
+    with pytest.raises(RuntimeError), config.steer(model), config.steer(model, strength=0.5):
+        raise RuntimeError
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_model_of_another_shape_is_refused(finished):
+    config = calibrate.load(finished.directory)
+    with pytest.raises(ArtefactError, match=r"3 blocks of size 32\), got 1 blocks"):  # noqa: SIM117
+        with config.steer(tiny.model("gpt2-1-layer")):
+            pass
+
+
+def test_a_config_cannot_be_changed(finished):
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        finished.result.config.intervention.strength = 3.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"version": 2}, "of version 1, got steering-config of version 2; use the release"),
+        ({"format": "something"}, "must be a steering-config"),
+        ({"intervention": {"layer": "two"}}, "is damaged: intervention"),
+        ({"budget": None}, "is damaged: budget"),
+    ],
+)
+def test_a_config_it_cannot_understand_is_refused(directory, changes, said):
+    edit(directory, **changes)
+    with pytest.raises(ArtefactError, match=said):
+        calibrate.load(directory)
+
+
+def test_a_missing_or_broken_file_is_named(directory, tmp_path):
+    with pytest.raises(ArtefactError, match=r"must hold a steering\.json"):
+        calibrate.load(tmp_path / "nowhere")
+    (directory / "steering.safetensors").write_bytes(b"not a tensor")
+    with pytest.raises(ArtefactError, match="must hold the steering vector"):
+        calibrate.load(directory)
+    (directory / "steering.json").write_text("{")
+    with pytest.raises(ArtefactError, match="must be JSON"):
+        calibrate.load(directory)
+
+
+def test_another_vector_than_the_calibrated_one_is_refused(directory):
+    from safetensors.torch import save_file
+
+    save_file({"vector": torch.ones(32)}, directory / "steering.safetensors")
+    with pytest.raises(ArtefactError, match="must have SHA-256"):
+        calibrate.load(directory)
