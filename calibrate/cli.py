@@ -1,0 +1,312 @@
+"""The command line: parse, make one library call, print.
+
+Whatever needs torch is imported inside the commands, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from calibrate.options import main_job_options
+
+if TYPE_CHECKING:
+    from calibrate.concept import Concept
+    from calibrate.config import SteeringConfig
+    from calibrate.evidence import Evidence
+    from calibrate.model import LoadedModel
+    from calibrate.progress import Progress
+
+EXIT_INPUT, EXIT_INFEASIBLE, EXIT_VERIFICATION = 2, 3, 4
+EXIT_INTERRUPTED = 130
+NEGATIVE_KINDS = ("contrastive", "random")
+
+
+@click.group(invoke_without_command=True, context_settings={"max_content_width": 100})
+@click.version_option(package_name="steering-calibrate")
+@main_job_options
+@click.pass_context
+def cli(ctx: click.Context, /, **options: Any) -> None:
+    """Choose the strength of an activation-steering vector, with evidence.
+
+    \b
+    calibrate --model smollm2 --concept joy      find the strength
+    calibrate show joy-smollm2                   the summary again
+    calibrate generate joy-smollm2 --prompt "…"  unsteered and steered, side by side
+    """  # noqa: D301 - \b keeps click from joining the lines
+    if ctx.invoked_subcommand is None:
+        _calibrate(**options)
+
+
+def _calibrate(
+    *,
+    model: str,
+    concept: str | None,
+    out: Path | None,
+    positives: Path | None,
+    negatives: tuple[str, ...],
+    describe: str | None,
+    corpus: Path | None,
+    prompts: Path | None,
+    storage: str | None,
+    study: str | None,
+    device: str,
+    dtype: str,
+    batch_tokens: int,
+    blocks: str | None,
+    revision: str | None,
+    trust_remote_code: bool,
+    as_json: bool,
+    quiet: bool,
+    **settings: Any,
+) -> None:
+    """Run the main job and print its result."""
+    if concept is None:
+        raise click.UsageError("--concept is missing; `calibrate concepts` lists the built-in ones")
+    from calibrate.concept import read_concept, read_prompts
+    from calibrate.settings import Settings
+
+    kind, file = _negatives(negatives)
+    settings["negatives"] = kind
+    Settings(**settings)  # what can be refused at once is refused before torch is imported
+    read_prompts(prompts)
+    texts = None if describe else read_concept(concept, positives, file)
+
+    from rich.console import Console
+
+    from calibrate.calibration import calibrate
+    from calibrate.model import load_model
+    from calibrate.terminal import TerminalProgress
+
+    directory = out or Path(f"{_stem(concept)}-{_stem(model)}")
+    with TerminalProgress(Console(stderr=True, quiet=quiet)) as progress:
+        loaded = load_model(
+            model,
+            device=device,
+            dtype=dtype,
+            blocks=blocks,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            batch_tokens=batch_tokens,
+            progress=progress,
+        )
+        with _resumable(directory):
+            result = calibrate(
+                loaded,
+                texts or _described(loaded, concept, describe, settings["seed"], progress),
+                out=directory,
+                prompts=prompts,
+                corpus=corpus,
+                storage=storage,
+                study=study,
+                progress=progress,
+                **settings,
+            )
+    _print_result(result.config, result.evidence, directory, as_json, quiet)
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--json", "as_json", is_flag=True, help="Print the config as JSON.")
+def show(directory: Path, as_json: bool) -> None:
+    """Print the summary of the calibration in DIR again."""
+    from calibrate.config import load
+    from calibrate.evidence import Evidence
+
+    _print_result(load(directory), Evidence.load(directory), directory, as_json, quiet=False)
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--prompt", required=True, metavar="TEXT", help="What to reply to.")
+@click.option("--strength", type=float, metavar="X", help="Another strength than the calibrated.")
+@click.option("--model", metavar="MODEL", help="Another place to load the model from.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print both replies as JSON.")
+def generate(
+    directory: Path,
+    prompt: str,
+    strength: float | None,
+    model: str | None,
+    max_tokens: int,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Reply to a prompt unsteered and steered, side by side, with the same noise."""
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from calibrate.completions import sample
+    from calibrate.config import load
+    from calibrate.model import borrowed, load_model
+    from calibrate.settings import Sampling
+    from calibrate.terminal import TerminalProgress
+    from calibrate.tokens import encode_prompt
+
+    config = load(directory)
+    with TerminalProgress(Console(stderr=True, quiet=as_json)) as progress:
+        loaded = load_model(model or config.model.id, progress=progress)
+    sampling = replace(Sampling(), max_new_tokens=max_tokens)
+    encoded = [encode_prompt(loaded, prompt)]
+    with borrowed(loaded):
+        unsteered = sample(loaded, encoded, sampling, seed)[0].text
+        steering = config.steer(loaded, strength)
+        steered = sample(loaded, encoded, sampling, seed, steering=steering)[0].text
+    used = config.intervention.strength if strength is None else strength
+    _print_replies(prompt, unsteered, steered, used, as_json)
+
+
+@cli.command()
+def concepts() -> None:
+    """List the built-in concepts."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from calibrate.concept import built_in_concepts, read_concept
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("concept", "texts", "expresses it", "does not"):
+        table.add_column(f"[dim]{heading}[/]")
+    for name in built_in_concepts():
+        texts = read_concept(name).texts
+        count = f"{len(texts.positives)} + {len(texts.negatives)}"
+        shortest = min(
+            zip(texts.positives, texts.negatives, strict=True),
+            key=lambda pair: len(pair[0].text) + len(pair[1].text),
+        )
+        table.add_row(f"[bold]{name}[/]", count, *(escape(text.text) for text in shortest))
+    Console().print(table)
+
+
+def main() -> None:
+    """Run the command line and exit with the status the contract names."""
+    sys.exit(_status())
+
+
+def _status() -> int:
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        return _complain(error.format_message(), EXIT_INPUT)
+    except (click.Abort, KeyboardInterrupt):
+        return _complain("interrupted", EXIT_INTERRUPTED)
+    except Interrupted as error:
+        return _complain(str(error), EXIT_INTERRUPTED)
+    except Exception as error:
+        status = _status_of(error)
+        if status is None:
+            raise
+        return _complain(str(error), status)
+    return 0
+
+
+def _status_of(error: Exception) -> int | None:
+    """Print the reasons of an infeasible request; return the status, None if unexpected."""
+    from calibrate.errors import Infeasible, InputError, VerificationFailed
+
+    if isinstance(error, Infeasible):
+        for advice in error.advice:
+            click.echo(f"could be tried: {advice}", err=True)
+        return EXIT_INFEASIBLE
+    if isinstance(error, InputError):
+        return EXIT_INPUT
+    if isinstance(error, VerificationFailed):
+        return EXIT_VERIFICATION
+    if isinstance(error, OSError):
+        return EXIT_INPUT
+    return None
+
+
+class Interrupted(Exception):
+    """Ctrl-C during a calibration that can be resumed."""
+
+
+@contextmanager
+def _resumable(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted; finished trials are kept in {directory}, and the same command "
+            "goes on from there"
+        ) from None
+
+
+def _complain(message: str, status: int) -> int:
+    click.echo(f"calibrate: {' '.join(message.split())}", err=True)
+    return status
+
+
+def _negatives(given: tuple[str, ...]) -> tuple[str, Path | None]:
+    """Tell the kind of negatives from a file of them; both may be given."""
+    kinds = [value for value in given if value in NEGATIVE_KINDS]
+    files = [Path(value) for value in given if value not in NEGATIVE_KINDS]
+    if len(kinds) > 1 or len(files) > 1:
+        raise click.UsageError(
+            f"--negatives takes one of {' or '.join(NEGATIVE_KINDS)}, and one file, got "
+            f"{', '.join(given)}"
+        )
+    return (kinds[0] if kinds else NEGATIVE_KINDS[0]), (files[0] if files else None)
+
+
+def _stem(name: str) -> str:
+    """The part of a model's or concept's name that can name a directory."""
+    return Path(name).name.removesuffix(".jsonl").removesuffix(".gguf") or "model"
+
+
+def _described(
+    loaded: LoadedModel, name: str, description: str | None, seed: int, progress: Progress
+) -> Concept:
+    from calibrate.describe import describe_concept
+    from calibrate.model import borrowed
+
+    assert description is not None
+    progress.began("writing texts", None)
+    try:
+        with borrowed(loaded):
+            return describe_concept(loaded, name, description, seed)
+    finally:
+        progress.ended("writing texts")
+
+
+def _print_result(
+    config: SteeringConfig, evidence: Evidence, directory: Path, as_json: bool, quiet: bool
+) -> None:
+    if as_json:
+        click.echo(config.model_dump_json(indent=2))
+        return
+    from rich.console import Console
+
+    from calibrate.report.summary import headline, summary
+
+    Console().print(headline(config) if quiet else summary(config, evidence, directory))
+
+
+def _print_replies(
+    prompt: str, unsteered: str, steered: str, strength: float, as_json: bool
+) -> None:
+    if as_json:
+        replies = {"strength": strength, "unsteered": unsteered, "steered": steered}
+        click.echo(json.dumps({"prompt": prompt, **replies}, ensure_ascii=False, indent=2))
+        return
+    from rich.columns import Columns
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.text import Text
+
+    panels = [
+        Panel(Text(unsteered), title="unsteered", width=48),
+        Panel(Text(steered), title=f"α = {strength:+.4g}", width=48),
+    ]
+    Console().print(Columns(panels))

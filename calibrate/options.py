@@ -1,0 +1,83 @@
+"""The options of the main job, in the order --help shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class LayerType(click.ParamType):  # type: ignore[type-arg]
+    """`auto`, or the number of a block."""
+
+    name = "auto|N"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | None:
+        """Return None for auto."""
+        if value is None or value == "auto":
+            return None
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"must be auto or a block's number, got {value!r}", param, ctx)
+
+
+# fmt: off
+MAIN_JOB = (
+    click.option("--model", default="smollm2", show_default=True, metavar="MODEL",
+                  help="smollm2, gemma3-270m, a hub id, a directory, or a .gguf file."),
+    click.option("--concept", metavar="CONCEPT",
+                  help="A built-in concept, a JSONL file, or a name for your own texts."),
+    click.option("--out", type=click.Path(path_type=Path), metavar="DIR",
+                  help="Where the config goes.  [default: CONCEPT-MODEL]"),
+    click.option("--ce-budget", type=float, default=0.1, show_default=True, metavar="NATS",
+                  help="Largest allowed rise of cross-entropy, nats per token."),
+    click.option("--goal", type=click.Choice(["increase", "decrease"]), default="increase",
+                  show_default=True, help="Steer towards the concept or away from it."),
+    click.option("--layer", type=LayerType(), default="auto", show_default=True,
+                  help="Block to steer."),
+    click.option("--positives", type=click.Path(path_type=Path), metavar="FILE",
+                  help="Texts that express the concept, one a line (or .jsonl)."),
+    click.option("--negatives", multiple=True, metavar="contrastive|random|FILE",
+                  help="What v is measured against; or a file of texts that do not express it."),
+    click.option("--describe", metavar="TEXT",
+                  help="Have the model write the texts from this description."),
+    click.option("--positions", type=click.Choice(["all", "last"]), default="all",
+                  show_default=True, help="Steer every position, or the last of each pass."),
+    click.option("--pooling", type=click.Choice(["mean", "last"]), default="mean",
+                  show_default=True, help="Make v from token means or from last tokens."),
+    click.option("--normalize", is_flag=True, help="Scale v to length 1."),
+    click.option("--corpus", type=click.Path(path_type=Path), metavar="FILE",
+                  help="Texts to measure cross-entropy on.  [default: the model's own replies]"),
+    click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE",
+                  help="Neutral prompts, one a line.  [default: built in]"),
+    click.option("--trials", type=int, default=6, show_default=True, metavar="N",
+                  help="Strengths the study tries."),
+    click.option("--seed", type=int, default=0, show_default=True, metavar="N"),
+    click.option("--confidence", type=float, default=0.95, show_default=True,
+                  help="Of intervals and of the bound on cross-entropy."),
+    click.option("--storage", metavar="URL", help="Optuna storage.  [default: a journal in DIR]"),
+    click.option("--study", metavar="NAME", help="Name of the study in the storage."),
+    click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|mps"),
+    click.option("--dtype", default="auto", show_default=True,
+                  metavar="auto|float32|bfloat16|float16"),
+    click.option("--batch-tokens", type=int, default=2048, show_default=True, metavar="N",
+                  help="Positions in one forward pass."),
+    click.option("--blocks", metavar="PATH", help="Dotted path of the decoder blocks."),
+    click.option("--revision", metavar="REV", help="Revision of a hub model."),
+    click.option("--trust-remote-code", is_flag=True, help="Let a hub model run its own code."),
+    click.option("--json", "as_json", is_flag=True, help="Print the config as JSON, nothing else."),
+    click.option("--quiet", is_flag=True, help="Print nothing but the result's headline."),
+)
+# fmt: on
+
+
+def main_job_options(command: Command) -> Command:
+    """Give a command the options of the main job."""
+    for option in reversed(MAIN_JOB):
+        command = option(command)
+    return command

@@ -1,0 +1,107 @@
+"""The two pictures of a calibration: what a strength costs, and what it brings."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from calibrate.config import SteeringConfig
+from calibrate.evidence import Evidence, PilotRecord
+from calibrate.laws import CrossEntropyLaw
+
+COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#8172b3", "#937860", "#da8bc3")
+BUDGET, SHIPPED, MUTED = "#c44e52", "#111111", "#999999"
+
+
+def pictures(config: SteeringConfig, evidence: Evidence) -> dict[str, bytes]:
+    """Return the pictures as PNG files by name."""
+    return {
+        "delta_ce.png": _png(_draw_cost, config, evidence),
+        "presence.png": _png(_draw_presence, config, evidence),
+    }
+
+
+def _png(draw, config: SteeringConfig, evidence: Evidence) -> bytes:  # type: ignore[no-untyped-def]
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.subplots()
+    draw(axes, config, evidence)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
+
+
+def _draw_cost(axes: Axes, config: SteeringConfig, evidence: Evidence) -> None:
+    """ΔCE against strength at the shipped block: law, pilot, trials, and held-out bounds."""
+    layer, limit = config.intervention.layer, config.budget.limit
+    pilot = next(pilot for pilot in evidence.pilots if pilot.layer == layer)
+    trials = [trial for trial in evidence.trials if trial.layer == layer]
+    reach = 1.3 * max(abs(rung.strength) for rung in evidence.tested)
+    reach = max(reach, 1.15 * abs(pilot.strength_at_budget.value))
+    strengths = np.copysign(np.linspace(0, reach, 200), config.intervention.strength)
+    axes.plot(strengths, _law(pilot).predict(strengths), color=COLOURS[0], label="law")
+    quadratic = 0.5 * pilot.law.curvature * strengths**2
+    axes.plot(strengths, quadratic, "--", color=MUTED, lw=1, label="½cα²")
+    axes.axhline(limit, color=BUDGET, lw=1.2, label=f"budget {limit:g} nat")
+    axes.plot(*zip(*pilot.points, strict=True), "o", color=COLOURS[0], label="pilot")
+    if trials:
+        points = [(trial.strength, trial.delta_ce) for trial in trials]
+        axes.plot(*zip(*points, strict=True), "x", color=COLOURS[1], label="trials")
+    for index, rung in enumerate(evidence.tested):
+        colour = COLOURS[2] if rung.within else BUDGET
+        axes.plot(
+            [rung.strength] * 2,
+            [rung.delta_ce, rung.upper],
+            "_-",
+            color=colour,
+            label="held out, with upper bound" if index == 0 else None,
+        )
+    axes.axvline(config.intervention.strength, color=SHIPPED, lw=1, ls=":", label="shipped α")
+    axes.set(
+        xlabel=f"strength α at block {layer}",
+        ylabel="ΔCE (nats per token)",
+        title=f"What steering towards {config.concept.name} costs",
+        ylim=(min(0, 1.1 * min(rung.delta_ce for rung in evidence.tested)), 1.8 * limit),
+    )
+
+
+def _draw_presence(axes: Axes, config: SteeringConfig, evidence: Evidence) -> None:
+    """Presence against ΔCE: every trial by block, the baseline, and the verified result."""
+    presence, rise = config.measured.presence, config.measured.delta_ce
+    axes.axhspan(*presence.baseline_interval, color=MUTED, alpha=0.25, lw=0)
+    axes.axhline(presence.baseline, color=MUTED, label="unsteered, held out")
+    for colour, pilot in zip(COLOURS, evidence.pilots, strict=False):
+        points = [
+            (trial.delta_ce, trial.presence)
+            for trial in evidence.trials
+            if trial.layer == pilot.layer and trial.presence is not None
+        ]
+        if points:
+            label = f"trials at block {pilot.layer}"
+            axes.plot(*zip(*points, strict=True), "x", color=colour, label=label)
+    axes.errorbar(
+        rise.value,
+        presence.value,
+        yerr=[[presence.value - presence.low], [presence.high - presence.value]],
+        xerr=[[rise.value - rise.low], [rise.high - rise.value]],
+        fmt="o",
+        color=SHIPPED,
+        capsize=3,
+        label=f"shipped, held out ({config.budget.confidence:.0%})",
+    )
+    axes.axvline(config.budget.limit, color=BUDGET, lw=1.2, label="budget")
+    axes.set(
+        xlabel="ΔCE (nats per token)",
+        ylabel=f"presence of {config.concept.name}",
+        title=f"What it brings at block {config.intervention.layer}",
+        ylim=(0, 1),
+    )
+
+
+def _law(pilot: PilotRecord) -> CrossEntropyLaw:
+    law = pilot.law
+    return CrossEntropyLaw(law.slope, law.curvature, law.saturation, law.plateau)

@@ -1,0 +1,115 @@
+"""The summary in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from calibrate.config import SteeringConfig
+from calibrate.evidence import Evidence
+
+EXAMPLES = 3
+
+
+def summary(config: SteeringConfig, evidence: Evidence, directory: Path | None) -> RenderableType:
+    """Return what a user wants to know first: the strength, its price, its effect, the files."""
+    return Group(
+        headline(config),
+        "",
+        _facts(config),
+        "",
+        _examples(evidence),
+        "",
+        _cost(config),
+        *_files(directory),
+    )
+
+
+def headline(config: SteeringConfig) -> Text:
+    """Return the strength in one line."""
+    done, name = config.intervention, config.concept.name
+    verb = "towards" if config.concept.goal == "increase" else "away from"
+    return Text.from_markup(
+        f"[bold]{escape(config.model.id)}[/] steered {verb} [bold]{escape(name)}[/]: "
+        f"α = [bold green]{done.strength:.4g}[/] at block [bold green]{done.layer}[/] "
+        f"({done.positions} positions, α‖v‖/‖h‖ = {done.relative_strength:.3f})"
+    )
+
+
+def _facts(config: SteeringConfig) -> Table:
+    measured, confidence = config.measured, f"{config.budget.confidence:.0%}"
+    rise, presence = measured.delta_ce, measured.presence
+    low, high = presence.baseline_interval
+    at_budget = config.range.strength_at_budget
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for label, value in (
+        (
+            "ΔCE",
+            f"[bold]{rise.value:.4f}[/] nat/token "
+            f"({confidence} {rise.low:.4f} to {rise.high:.4f}), "
+            f"at most {rise.upper:.4f} of the budget of {config.budget.limit:g}",
+        ),
+        (
+            "presence",
+            f"[bold]{presence.value:.3f}[/] ({presence.low:.3f} to {presence.high:.3f}) against "
+            f"{presence.baseline:.3f} ({low:.3f} to {high:.3f}) unsteered",
+        ),
+        ("random vector", _interval(measured.controls.random_vector)),
+        ("asked in words", _interval(measured.controls.prompt_only)),
+        (
+            "law's α at budget",
+            f"{at_budget.value:.4g} ({at_budget.low:.4g} to {at_budget.high:.4g}), "
+            f"off by {config.laws.cross_entropy.goodness.relative_error:.2%} where tested",
+        ),
+        (
+            "held out",
+            f"{rise.n_sequences} sequences, {rise.n_tokens} tokens; {presence.n_completions} "
+            f"completions of {presence.n_prompts} prompts",
+        ),
+    ):
+        table.add_row(f"[dim]{label}[/]", value)
+    return table
+
+
+def _interval(section: object) -> str:
+    value, low, high = (getattr(section, name) for name in ("value", "low", "high"))
+    return f"presence {value:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _examples(evidence: Evidence) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("prompt", "unsteered", "steered"):
+        table.add_column(f"[dim]{heading}[/]", ratio=1)
+    for one in evidence.completions[:EXAMPLES]:
+        table.add_row(escape(one.prompt), escape(one.unsteered), escape(one.steered))
+    return table
+
+
+def _cost(config: SteeringConfig) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(justify="right")
+    for stage, spent in config.cost.items():
+        table.add_row(
+            f"[dim]{stage}[/]", f"{spent.token_forwards:,} token-forwards", f"{spent.seconds:.1f} s"
+        )
+    tokens = sum(spent.token_forwards for spent in config.cost.values())
+    seconds = sum(spent.seconds for spent in config.cost.values())
+    table.add_row("together", f"{tokens:,} token-forwards", f"{seconds:.1f} s")
+    return table
+
+
+def _files(directory: Path | None) -> Iterator[RenderableType]:
+    if directory is None:
+        return
+    yield ""
+    yield Text.from_markup(
+        f"Config, vector, probe and evidence are in [bold]{escape(str(directory))}/[/]; "
+        f"look at [bold]{escape(str(directory / 'report.html'))}[/]."
+    )

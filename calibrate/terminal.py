@@ -1,0 +1,110 @@
+"""Progress in the terminal: a bar for the stage, a line for each trial, and the time left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    SpinnerColumn,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.progress import (
+    Progress as Bars,
+)
+
+from calibrate.evidence import Trial
+from calibrate.progress import Progress, Unit
+
+
+class TerminalProgress(Progress):
+    """Shows a calibration on a console; a context manager, so that the bar goes when it ends.
+
+    Where the console is no terminal, each finished stage and trial leaves one plain line.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = Bars(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("[dim]{task.fields[left]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._started = 0.0
+        self._counts_tokens = False
+        self._awaited: dict[str, int] = {}
+        self._spent_tokens, self._spent_seconds = 0, 0.0
+
+    def __enter__(self) -> TerminalProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def forecast(self, tokens: Mapping[str, int]) -> None:
+        """Remember the stages to come."""
+        self._awaited = dict(tokens)
+        total = sum(tokens.values())
+        self._console.print(f"[dim]about {total:,} token-forwards ahead[/]")
+
+    def began(self, stage: str, total: int | None = None, unit: Unit = "tokens") -> None:
+        """Start the stage's bar."""
+        self._counts_tokens = unit == "tokens"
+        self._started = time.perf_counter()
+        self._task = self._bars.add_task(stage, total=total, left="")
+
+    def advanced(self, amount: int) -> None:
+        """Move the bar, and say how long the rest of the calibration will take."""
+        if self._task is None:
+            return
+        if self._counts_tokens:
+            self._spent_tokens += amount
+        self._bars.update(self._task, advance=amount, left=self._time_left())
+
+    def ended(self, stage: str) -> None:
+        """Replace the bar by a line."""
+        if self._task is None:
+            return
+        seconds = time.perf_counter() - self._started
+        if self._counts_tokens:
+            self._spent_seconds += seconds
+            self._awaited.pop(stage, None)
+        self._bars.remove_task(self._task)
+        self._task = None
+        self._console.print(f"[green]✓[/] {stage} [dim]{seconds:.1f} s[/]")
+
+    def tried(self, trial: Trial) -> None:
+        """Print the trial."""
+        presence = "over budget" if trial.presence is None else f"presence {trial.presence:.3f}"
+        self._console.print(
+            f"  [dim]trial {trial.number + 1}[/]  block {trial.layer}  α {trial.strength:+.4g}  "
+            f"ΔCE {trial.delta_ce:.4f}  {presence}"
+        )
+
+    def _time_left(self) -> str:
+        seconds = self._spent_seconds + time.perf_counter() - self._started
+        task = next(task for task in self._bars.tasks if task.id == self._task)
+        if not self._counts_tokens or seconds < 5 or not self._awaited:
+            return ""
+        ahead = sum(self._awaited.values()) - min(task.completed, task.total or 0)
+        minutes = ahead * seconds / max(self._spent_tokens, 1) / 60
+        return f"about {max(1, round(minutes))} min left"
