@@ -290,7 +290,10 @@ def _print_result(
 
     from calibrate.report.summary import headline, summary
 
-    Console().print(headline(config) if quiet else summary(config, evidence, directory))
+    console = Console()
+    console.print(headline(config), soft_wrap=True)
+    if not quiet:
+        console.print(summary(config, evidence, directory))
 
 
 def _print_replies(

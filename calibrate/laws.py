@@ -118,8 +118,3 @@ class ConceptLaw:
     def from_mass(cls, mass: float, gain: float) -> ConceptLaw:
         """The law with a known unsteered mass, in (0, 1)."""
         return cls(float(logit(np.clip(mass, 1e-9, 1 - 1e-9))), gain)
-
-
-def quadratic_guess(curvature: float, budget: float) -> float:
-    """The strength sqrt(2B/c) at which ½cα² alone would spend the budget."""
-    return float(np.sqrt(2 * budget / curvature))

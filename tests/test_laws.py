@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.optimize import brentq
 
-from calibrate.laws import ConceptLaw, CrossEntropyLaw, Goodness, quadratic_guess
+from calibrate.laws import ConceptLaw, CrossEntropyLaw, Goodness
 
 curvatures = st.floats(1e-3, 10)
 plateaus = st.floats(2, 30)
@@ -77,12 +76,6 @@ def test_the_saturation_is_recovered_from_points_of_the_law(law, strengths):
         strengths, flat.predict(strengths)
     )
     assert fitted.saturation == pytest.approx(law.saturation, abs=1e-6)
-
-
-@given(curvatures, budgets)
-def test_the_quadratic_guess_spends_the_budget_of_a_parabola(curvature, budget):
-    root = brentq(lambda a: 0.5 * curvature * a**2 - budget, 0, 1e3)
-    assert quadratic_guess(curvature, budget) == pytest.approx(root, rel=1e-6)
 
 
 @given(st.floats(0.001, 0.9), st.floats(-3, 3), st.floats(-2, 2))

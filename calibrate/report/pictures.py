@@ -98,6 +98,7 @@ def _draw_presence(axes: Axes, config: SteeringConfig, evidence: Evidence) -> No
         xlabel="ΔCE (nats per token)",
         ylabel=f"presence of {config.concept.name}",
         title=f"What it brings at block {config.intervention.layer}",
+        xlim=(min(0, rise.low), None),
         ylim=(0, 1),
     )
 

@@ -17,9 +17,8 @@ EXAMPLES = 3
 
 
 def summary(config: SteeringConfig, evidence: Evidence, directory: Path | None) -> RenderableType:
-    """Return what a user wants to know first: the strength, its price, its effect, the files."""
+    """Return what comes after the headline: price, effect, examples, cost, and the files."""
     return Group(
-        headline(config),
         "",
         _facts(config),
         "",
