@@ -9,7 +9,7 @@ the empty prompt random negatives for the steering vector, where they are asked 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from calibrate.completions import Completion, sample
@@ -54,17 +54,7 @@ def sample_unsteered(
         split: tuple(encode_prompt(loaded, text) for text in texts)
         for split, texts in split_prompts(prompts).items()
     }
-    completions = {
-        split: sample(
-            loaded,
-            texts,
-            settings.sampling,
-            settings.seed,
-            per_prompt=VERIFY_COMPLETIONS if split == "verify" else 1,
-        )
-        for split, texts in encoded.items()
-    }
-    replies = UnsteeredReplies(encoded, completions)
+    replies = UnsteeredReplies(encoded, _sampled_together(loaded, encoded, settings))
     for split, texts in encoded.items():
         answered = len(replies.first_replies(split))
         if answered < len(texts) / 2:
@@ -73,6 +63,24 @@ def sample_unsteered(
                 f"{len(texts) - answered} of {len(texts)}; give others with --prompts"
             )
     return replies
+
+
+def _sampled_together(
+    loaded: LoadedModel, prompts: Mapping[str, Sequence[Prompt]], settings: Settings
+) -> dict[str, tuple[Completion, ...]]:
+    """Sample every split's replies in the same batches, since large batches cost least."""
+    places = [(split, index) for split, texts in prompts.items() for index in range(len(texts))]
+    completions: dict[str, list[Completion]] = {split: [] for split in prompts}
+    for completion in sample(
+        loaded,
+        [prompts[split][index] for split, index in places],
+        settings.sampling,
+        settings.seed,
+        [VERIFY_COMPLETIONS if split == "verify" else 1 for split, _ in places],
+    ):
+        split, index = places[completion.prompt_index]
+        completions[split].append(replace(completion, prompt_index=index))
+    return {split: tuple(drawn) for split, drawn in completions.items()}
 
 
 def build_corpora(

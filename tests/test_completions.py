@@ -105,6 +105,14 @@ def test_replies_come_in_the_order_of_the_prompts_with_their_own_noise(loaded):
     assert [c.sequence for c in drawn] == [c.sequence for c in replies(loaded)]
 
 
+def test_a_prompt_gets_the_same_replies_whatever_stands_beside_it(loaded):
+    prompts = [encode_prompt(loaded, text) for text in tiny.prompts(5)]
+    together = sample(loaded, prompts, SAMPLING, seed=0, per_prompt=[1, 2, 0, 1, 3])
+    assert [c.prompt_index for c in together] == [0, 1, 1, 3, 4, 4, 4]
+    alone = sample(loaded, prompts[4:], SAMPLING, seed=0, per_prompt=3)
+    assert [c.sequence for c in together[4:]] == [c.sequence for c in alone]
+
+
 def test_the_sequence_is_the_prompt_followed_by_the_reply(loaded):
     for completion in replies(loaded):
         prompt = encode_prompt(loaded, completion.prompt)

@@ -1,7 +1,7 @@
 """The main job on the embedded model, end to end: minutes, and nothing is faked.
 
 The calibrations here are lighter than the default (one trial at the block the default chooses,
-128 of the 160 prompts); docs/main-job.md has the figures of the full ones.
+128 of the 160 prompts, replies of 24 tokens); docs/main-job.md has the figures of the full ones.
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ import json
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 import calibrate
 import probes
-from calibrate.concept import read_prompts
+from calibrate.concept import read_concept, read_prompts
 from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
 from calibrate.model import borrowed, load_model
+from calibrate.settings import Sampling
 from calibrate.tokens import encode_prompt
 
 pytestmark = pytest.mark.slow
 
-LIGHT = {"layer": 20, "trials": 1}
+LIGHT = {"layer": 20, "trials": 1, "sampling": Sampling(max_new_tokens=24)}
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +85,8 @@ def test_joy_is_raised_within_the_budget_and_an_independent_reading_agrees(joy):
     require_kept_promises(result, "increase")
     unsteered, steered = sentiments(result)
     assert steered.mean() > unsteered.mean()
-    assert (
-        result.config.measured.controls.random_vector.high < result.config.measured.presence.value
-    )
+    measured = result.config.measured
+    assert measured.controls.random_vector.value < measured.presence.low
 
 
 def test_joy_is_lowered_within_the_budget_and_an_independent_reading_agrees(smollm2, prompts):
@@ -113,11 +114,12 @@ def test_the_saved_config_steers_and_the_saved_probe_reads(joy, smollm2):
         logits = smollm2.model(input_ids=torch.tensor([reference.input_ids])).logits[0, -1]
     found = torch.log_softmax(logits, dim=-1)[reference.token_ids]
     assert np.abs(found.numpy() - np.array(reference.log_probs)).max() < 1e-4
-    glad, sad = probes.load(directory / "probe").score(
-        ["What a wonderful morning, I could sing!", "I lost everything and I cannot stop crying."],
-        smollm2,
-    )
-    assert glad > 0.5 > sad
+    held_out = read_concept("joy").split()["held_out"]
+    texts = [text.text for text in (*held_out.positives, *held_out.negatives)]
+    scores = probes.load(directory / "probe").score(texts, smollm2)
+    assert np.array_equal(scores, result.probe.score(texts, smollm2))
+    joyful = np.arange(len(texts)) < len(held_out.positives)
+    assert roc_auc_score(joyful, scores) > 0.9
 
 
 def test_batch_size_changes_delta_ce_by_less_than_a_ten_thousandth(joy):
