@@ -18,11 +18,13 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partialmethod
 from pathlib import Path
 from typing import IO
 
 import platformdirs
 from filelock import FileLock
+from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from calibrate.errors import ModelError
@@ -262,11 +264,14 @@ def _stage(progress: Progress, name: str, size: int | None = None) -> Iterator[N
 def quiet_transformers() -> Iterator[None]:
     """Keep transformers' own progress bars and warnings off the terminal; errors still raise."""
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    drawn = tqdm.__init__
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    tqdm.__init__ = partialmethod(drawn, disable=True)  # the GGUF reader draws its bar directly
     try:
         yield
     finally:
+        tqdm.__init__ = drawn
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()

@@ -11,9 +11,15 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi
+from tqdm.auto import tqdm
 
 from calibrate import embedded
-from calibrate.embedded import EmbeddedModel, Wheel, embedded_directory
+from calibrate.embedded import (
+    EmbeddedModel,
+    Wheel,
+    embedded_directory,
+    quiet_transformers,
+)
 from calibrate.errors import ModelError
 from calibrate.model import load_model
 from calibrate.progress import Progress
@@ -168,3 +174,11 @@ def test_the_declared_wheels_are_pinned_and_hashed():
                 ".part02",
                 ".part03",
             )
+
+
+def test_foreign_progress_bars_stay_off_the_terminal_and_come_back(capsys):
+    with quiet_transformers():
+        list(tqdm(range(3)))
+    assert capsys.readouterr().err == ""
+    list(tqdm(range(3)))
+    assert "3/3" in capsys.readouterr().err
