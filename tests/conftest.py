@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import tiny
 import torch
@@ -16,6 +17,10 @@ from calibrate.calibration import Calibration, calibrate
 from calibrate.model import LoadedModel
 from calibrate.settings import Sampling
 from calibrate.tokens import TokenSequence
+
+# Deadlines measure the machine; the tests' own time limit is that of the suite.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -1,0 +1,138 @@
+"""The law of next-token probabilities: bumps, and where they peak.
+
+Steering tilts the next-token distribution by the tokens' log-odds M (Theorem 3.3 of Taimeskhanov,
+Vaiter, Garreau, "Towards Understanding Steering Strength", arXiv:2602.02712):
+
+    p_α(z|c) ∝ p₀(z|c) · exp(a(α)·M_c(z)),    a(α) = α / (1 + s·|α|)
+
+so that a token rises while M(z) > E_{p_α}[M], peaks where they are equal, and then falls. In the
+paper's model a(α) = α; in a transformer the norm layers after the steered block shrink the
+effective dose, and s ≥ 0 says how fast. Pure NumPy: what is measured comes from elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.signal import find_peaks
+from scipy.special import logsumexp
+
+from calibrate.laws import CrossEntropyLaw, Goodness
+
+GOOD_SHAPE = 0.1  # largest share of tokens that bump more than once
+PROMINENCE = 0.05  # of a curve's range: a second rise smaller than this is no bump
+STRENGTHS = 161  # grid on which E[M] is inverted
+MASS_STRENGTHS = 41  # grid on which the largest mass is looked for
+
+
+@dataclass(frozen=True, eq=False)
+class TokenLaw:
+    """Next-token probabilities of some contexts under steering.
+
+    log_p, log_odds: arrays (n_contexts, n_tokens), log p₀(z|c) and M_c(z).
+    saturation: s, of the effective dose; 0 is the paper's model.
+    """
+
+    log_p: np.ndarray
+    log_odds: np.ndarray
+    saturation: float = 0.0
+
+    def dose(self, strength: float) -> float:
+        """The effective dose a(α)."""
+        return strength / (1 + self.saturation * abs(strength))
+
+    def predict(self, strength: float) -> np.ndarray:
+        """p_α(z|c), array (n_contexts, n_tokens)."""
+        tilted = self.log_p + self.dose(strength) * self.log_odds
+        probabilities: np.ndarray = np.exp(tilted - logsumexp(tilted, axis=1, keepdims=True))
+        return probabilities
+
+    def mean_log_odds(self, strength: float) -> np.ndarray:
+        """E_{p_α}[M], array (n_contexts,); it rises with the strength."""
+        means: np.ndarray = (self.predict(strength) * self.log_odds).sum(axis=1)
+        return means
+
+    def peaks(self, reach: float) -> np.ndarray:
+        """The strength at which each token peaks, array (n_contexts, n_tokens).
+
+        Where E_{p_α}[M] = M(z) (Theorem 3.3). Infinite, with the sign of the side, for tokens
+        that still rise at `reach`, or at `-reach`.
+        """
+        strengths = reach * np.linspace(-1, 1, STRENGTHS) ** 3  # finest near 0, where most peak
+        means = np.stack([self.mean_log_odds(strength) for strength in strengths], axis=1)
+        return np.stack(
+            [
+                np.interp(odds, mean, strengths, left=-np.inf, right=np.inf)
+                for odds, mean in zip(self.log_odds, means, strict=True)
+            ]
+        )
+
+    def mass(self, tokens: Sequence[int], strength: float) -> float:
+        """Probability of the given tokens together, averaged over the contexts, in [0, 1]."""
+        return float(self.predict(strength)[:, list(tokens)].sum(axis=1).mean())
+
+    def mass_peak(self, tokens: Sequence[int], reach: float) -> float:
+        """The strength at which the mass of the given tokens is largest, up to `reach`.
+
+        reach: the farthest strength looked at, of either sign; returned if mass still rises.
+        """
+        strengths = np.linspace(0, reach, MASS_STRENGTHS)
+        masses = [self.mass(tokens, strength) for strength in strengths]
+        return float(strengths[int(np.argmax(masses))])
+
+    def rise(self, dose: float) -> float:
+        """Mean KL(p₀ ‖ p_a) of a dose, nats per token."""
+        p = np.exp(self.log_p)
+        partition = logsumexp(self.log_p + dose * self.log_odds, axis=1)
+        return float((partition - dose * (p * self.log_odds).sum(axis=1)).mean())
+
+    @property
+    def curvature(self) -> float:
+        """Mean Var_p₀[M] of these contexts."""
+        p = np.exp(self.log_p)
+        mean = (p * self.log_odds).sum(axis=1, keepdims=True)
+        return float((p * (self.log_odds - mean) ** 2).sum(axis=1).mean())
+
+    def fitted_to(self, law: CrossEntropyLaw, strength: float) -> TokenLaw:
+        """Return this law with the saturation at which it costs what the law of ΔCE says.
+
+        These contexts are few, so the two are compared after division by their curvatures.
+        """
+        size = abs(strength)
+        quadratic = 0.5 * law.curvature * size**2
+        flat = replace(law, slope=0.0)
+        aim = float(flat.predict(size)) / quadratic * 0.5 * self.curvature * size**2
+        far = 4 * strength
+        if self.rise(far) <= aim:
+            return self
+        dose = brentq(lambda a: self.rise(a) - aim, 1e-3 * strength, far)
+        return replace(self, saturation=max(0.0, float(strength / dose - 1) / size))
+
+
+def judge_shapes(strengths: np.ndarray, curves: np.ndarray) -> Goodness:
+    """Judge the law of tokens by the share of curves that bump more than once.
+
+    strengths: ascending, (n_strengths,). curves: (n_curves, n_strengths). Points are the
+    strength of each curve's highest bump, the one bump predicted, and the bumps found.
+    """
+    found = [bumps(curve) for curve in curves]
+    points = tuple(
+        (float(strengths[int(np.argmax(curve))]), 1.0, float(n))
+        for curve, n in zip(curves, found, strict=True)
+    )
+    return Goodness(points, float(np.mean([n > 1 for n in found])), GOOD_SHAPE)
+
+
+def bumps(curve: np.ndarray) -> int:
+    """Count the local maxima of a curve, its ends included, that stand out from it.
+
+    Monotone curves have one, at an end; the law of tokens allows no more than one.
+    """
+    low, high = float(curve.min()), float(curve.max())
+    if high <= low:
+        return 1
+    walled = np.concatenate([[low], curve, [low]])
+    return len(find_peaks(walled, prominence=PROMINENCE * (high - low))[0])

@@ -1,0 +1,151 @@
+"""Small GPT-2s that have learned something: the laws and the main job where they mean something.
+
+The models are `scripts/train_tiny_gpt.py`'s; the concept is uppercase words.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import brentq
+
+import calibrate
+from calibrate.completions import sample
+from calibrate.concept import Concept, Text, Texts, read_concept, read_prompts
+from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
+from calibrate.log_odds import measure_log_odds
+from calibrate.model import borrowed, load_model
+from calibrate.pilot import run_pilot
+from calibrate.settings import Sampling, Settings
+from calibrate.tokens import encode_prompt
+from calibrate.vector import concept_vectors
+
+MODELS = Path(__file__).parent / "models"
+SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=24)
+SIZES = {"gpt2-1layer": 0, "gpt2-2layer": 1}  # and the block steered in each
+
+
+def plain(text):
+    return " ".join(text.lower().encode("ascii", "ignore").decode().split())
+
+
+def shouting(n=40):
+    """Passages in capitals against other passages without; matched in nothing but origin."""
+    passages = [plain(text.text)[:100] for text in read_concept("joy").texts.negatives]
+    return Concept(
+        "uppercase words",
+        Texts(
+            tuple(Text(text.upper()) for text in passages[:n]),
+            tuple(Text(text) for text in passages[:n]),
+        ),
+    )
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def trained(request):
+    return load_model(str(MODELS / request.param)), SIZES[request.param]
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return [plain(text) for text in read_prompts()[:96]]
+
+
+@pytest.fixture(scope="module")
+def bench(trained, prompts):
+    """Unsteered replies, and the vector towards uppercase words."""
+    loaded, layer = trained
+    with borrowed(loaded):
+        encoded = [encode_prompt(loaded, text) for text in prompts]
+        replies = sample(loaded, encoded, SAMPLING, seed=0)
+        vector = concept_vectors(loaded, shouting().split()["vector"], Settings())[layer]
+        sequences = tuple(reply.sequence for reply in replies if reply.sequence.n_scored)
+        run = run_unsteered(loaded, Corpus(sequences, self_sampled=True), [layer])
+    return loaded, encoded, run, vector
+
+
+def uppercase_ids(loaded):
+    return [i for i in range(loaded.vocabulary_size) if loaded.tokenizer.decode([i]).isupper()]
+
+
+def capitals(completions):
+    letters = [c for reply in completions for c in reply.text if c.isalpha()]
+    return sum(c.isupper() for c in letters) / max(len(letters), 1)
+
+
+def test_together_the_models_are_small():
+    assert sum(path.stat().st_size for path in MODELS.rglob("*") if path.is_file()) < 2_000_000
+
+
+def test_the_models_have_learned_to_spell_and_to_keep_the_case(trained):
+    loaded, _ = trained
+    texts = [plain(text.text)[:100] for text in read_concept("evil").texts.positives[:20]]
+    losses = []
+    for text in (*texts, *(text.upper() for text in texts)):
+        ids = torch.tensor([loaded.tokenizer("<s>" + text)["input_ids"]])
+        losses.append(float(loaded.model(input_ids=ids, labels=ids).loss))
+    assert np.mean(losses) < 2.2  # nats a character; without case and spelling it is 3.2
+    assert capitals(replies_to(loaded, "THE MORNING WAS ")) > 0.9
+    assert capitals(replies_to(loaded, "the morning was ")) < 0.1
+
+
+def replies_to(loaded, prompt):
+    return sample(loaded, [encode_prompt(loaded, prompt)], SAMPLING, seed=0, per_prompt=8)
+
+
+def test_steering_towards_uppercase_words_writes_them(bench):
+    loaded, encoded, _, vector = bench
+    shares = []
+    for strength in (0.0, 1.0, 2.0):
+        steering = vector.apply(loaded.blocks, strength)
+        shares.append(capitals(sample(loaded, encoded[:24], SAMPLING, 0, steering=steering)))
+    assert shares[0] < 0.1
+    assert shares == sorted(shares)
+    assert shares[-1] > 0.8
+
+
+@pytest.mark.parametrize("budget", [0.05, 0.1, 0.3])
+def test_the_law_names_the_strength_that_spends_the_budget(bench, budget):
+    loaded, _, run, vector = bench
+    settings = Settings(ce_budget=budget)
+    pilot = run_pilot(loaded, run, vector, uppercase_ids(loaded), settings)
+    truth = brentq(
+        lambda a: delta_ce(loaded, run, vector.values, vector.layer, a).value - budget, 1e-3, 5
+    )
+    assert pilot.strength_at_budget.value == pytest.approx(truth, rel=0.015)
+
+
+def test_the_mass_of_uppercase_tokens_is_a_sigmoid_of_the_strength(bench):
+    loaded, _, run, vector = bench
+    ids = uppercase_ids(loaded)
+    odds = measure_log_odds(loaded, run, vector, ids)
+    masses = [odds.tokens.mass(ids, strength) for strength in np.linspace(0, 3, 13)]
+    assert masses == sorted(masses)
+    assert masses[0] < 0.1 < 0.8 < masses[-1]
+
+
+def test_the_main_job_raises_uppercase_words_within_the_budget(trained, prompts, tmp_path):
+    loaded, layer = trained
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join(prompts))
+    result = calibrate.calibrate(
+        loaded,
+        shouting(60),
+        prompts=path,
+        layer=layer,
+        ce_budget=0.3,
+        trials=2,
+        sampling=SAMPLING,
+    )
+    measured = result.config.measured
+    assert measured.delta_ce.upper <= 0.3
+    assert measured.presence.low > measured.presence.baseline_interval[1]
+    replies = result.evidence.completions
+    loud, quiet = (
+        np.mean([any(word.isupper() for word in text.split()) for text in texts])
+        for texts in ([r.steered for r in replies], [r.unsteered for r in replies])
+    )
+    assert loud > quiet
