@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from calibrate.calibration import Calibration, calibrate
     from calibrate.concept import Concept
     from calibrate.config import SteeringConfig, load
+    from calibrate.curves import LawCurves, measure_laws
     from calibrate.errors import (
         ArtefactError,
         CalibrateError,
@@ -37,6 +38,7 @@ _HOMES = {
     "calibration": ("Calibration", "calibrate"),
     "concept": ("Concept",),
     "config": ("SteeringConfig", "load"),
+    "curves": ("LawCurves", "measure_laws"),
     "errors": (
         "ArtefactError",
         "CalibrateError",
@@ -60,6 +62,7 @@ __all__ = [
     "ConceptError",
     "Infeasible",
     "InputError",
+    "LawCurves",
     "LoadedModel",
     "ModelError",
     "NumericalError",
@@ -72,6 +75,7 @@ __all__ = [
     "extract_vectors",
     "load",
     "load_model",
+    "measure_laws",
 ]
 
 

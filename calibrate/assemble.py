@@ -5,15 +5,27 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from calibrate.concept import Concept, Texts
-from calibrate.config import (
-    VECTOR_FILE,
-    VECTOR_KEY,
+from calibrate.config import VECTOR_FILE, VECTOR_KEY, SteeringConfig, vector_file
+from calibrate.cost import Cost
+from calibrate.evidence import (
+    CompletionRecord,
+    Evidence,
+    PilotRecord,
+    SplitRecord,
+    TestedRecord,
+)
+from calibrate.laws import Goodness, fit_presence, judge_presence, judge_rise
+from calibrate.pilot import Pilot
+from calibrate.replies import VERIFY_COMPLETIONS, UnsteeredReplies
+from calibrate.schema import (
     BudgetSection,
     ConceptLawSection,
     ConceptSection,
@@ -28,26 +40,16 @@ from calibrate.config import (
     LawsSection,
     MeasuredSection,
     ModelSection,
+    PresenceLawSection,
     PresenceSection,
     ProvenanceSection,
     RangeSection,
     ReferenceSection,
-    SteeringConfig,
+    TokenLawSection,
     VectorSection,
-    vector_file,
 )
-from calibrate.cost import Cost
-from calibrate.evidence import (
-    CompletionRecord,
-    Evidence,
-    PilotRecord,
-    SplitRecord,
-    TestedRecord,
-)
-from calibrate.pilot import Pilot
-from calibrate.replies import VERIFY_COMPLETIONS, UnsteeredReplies
 from calibrate.settings import Settings
-from calibrate.study import StudyResult
+from calibrate.study import StudyResult, laws_hold
 from calibrate.verify import Verified
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ def build_config(
     loaded: LoadedModel,
     concept: Concept,
     pilot: Pilot,
+    laws: LawsSection,
     verified: Verified,
     settings: Settings,
     cost: Mapping[str, Cost],
@@ -94,9 +97,7 @@ def build_config(
         ),
         budget=BudgetSection(limit=settings.ce_budget, confidence=settings.confidence),
         measured=_measured(verified, settings),
-        laws=LawsSection(
-            cross_entropy=_law_section(pilot), concept=ConceptLawSection(**asdict(pilot.concept))
-        ),
+        laws=laws,
         range=RangeSection(
             strength_at_budget=IntervalSection(**asdict(pilot.strength_at_budget)),
             sweet_spot=_sweet_spot(pilot),
@@ -112,6 +113,28 @@ def build_config(
         ),
     )
     return config.with_vector(file)
+
+
+def build_laws(
+    pilots: Mapping[int, Pilot], found: StudyResult, baseline: RatioEstimate, verified: Verified
+) -> LawsSection:
+    """Return the laws at the block that was steered, each judged where it was not fitted.
+
+    baseline: unsteered presence on the search prompts.
+    """
+    layer = found.best.layer
+    pilot = pilots[layer]
+    return LawsSection(
+        cross_entropy=_law_section(pilot, _rise_goodness(pilot, found)),
+        concept=ConceptLawSection(
+            log_odds=pilot.concept.log_odds,
+            gain=pilot.concept.gain,
+            goodness=_goodness_section(pilot.mass_goodness),
+        ),
+        presence=_presence_section(layer, found, baseline, verified),
+        tokens=TokenLawSection(saturation=pilot.tokens.saturation, mass_peak=pilot.mass_peak),
+        relied_on=laws_hold(pilots),
+    )
 
 
 def build_evidence(
@@ -191,32 +214,70 @@ def _interval(estimate: RatioEstimate, confidence: float) -> dict[str, Any]:
 
 
 def _sweet_spot(pilot: Pilot) -> tuple[float, float]:
-    """From the strength that doubles the concept's odds, at most half of α_B, to α_B."""
-    at_budget = pilot.strength_at_budget.value
-    doubled = abs(pilot.concept.strength_for(DOUBLED_ODDS))
-    start = min(doubled, abs(at_budget) / 2)
-    low, high = sorted((start if at_budget > 0 else -start, at_budget))
+    """From the strength that doubles the concept's odds to α_B or the peak of its mass."""
+    end = min(abs(pilot.strength_at_budget.value), abs(pilot.mass_peak))
+    gain = abs(pilot.concept.gain)
+    start = min(np.log(DOUBLED_ODDS) / gain if gain else np.inf, end / 2)
+    sign = np.sign(pilot.strength_at_budget.value)
+    low, high = sorted((float(sign * start), float(sign * end)))
     return low, high
 
 
-def _law_section(pilot: Pilot) -> CrossEntropyLawSection:
-    goodness = pilot.goodness
+def _law_section(pilot: Pilot, goodness: Goodness) -> CrossEntropyLawSection:
     return CrossEntropyLawSection(
-        **asdict(pilot.law),
-        goodness=GoodnessSection(
-            **asdict(goodness), relative_error=goodness.relative_error, good=goodness.good
-        ),
+        **asdict(pilot.law), errors=pilot.errors, goodness=_goodness_section(goodness)
+    )
+
+
+def _goodness_section(goodness: Goodness) -> GoodnessSection:
+    return GoodnessSection(
+        points=list(goodness.points),
+        error=goodness.error,
+        tolerance=goodness.tolerance,
+        good=goodness.good,
+    )
+
+
+def _rise_goodness(pilot: Pilot, found: StudyResult) -> Goodness:
+    """The law of ΔCE at the pilot's test and at the trials of its block: fitted to none."""
+    points = list(pilot.rise_goodness.points)
+    points += [
+        (trial.strength, float(pilot.law.predict(trial.strength)), trial.delta_ce)
+        for trial in found.trials
+        if trial.layer == pilot.vector.layer
+    ]
+    return judge_rise(*zip(*points, strict=True))
+
+
+def _presence_section(
+    layer: int, found: StudyResult, baseline: RatioEstimate, verified: Verified
+) -> PresenceLawSection:
+    """Fit presence to the study's trials at the block; judge it where it was verified."""
+    tried = [trial for trial in found.trials if trial.layer == layer]
+    points = [(0.0, baseline.value)]
+    points += [(trial.strength, trial.presence) for trial in tried if trial.presence is not None]
+    strengths, presences = zip(*points, strict=True)
+    fit = fit_presence(strengths, presences, [len(baseline.counts)] * len(points))
+    strength, measured = verified.budget.strength, verified.presence.estimate
+    error = float(np.hypot(fit.standard_error(strength), measured.standard_error))
+    predicted = float(fit.law.predict(strength))
+    return PresenceLawSection(
+        **asdict(fit.law),
+        log_odds_error=fit.log_odds_error,
+        gain_error=fit.gain_error,
+        fall=fit.fall,
+        goodness=_goodness_section(judge_presence(strength, predicted, measured.value, error)),
     )
 
 
 def _pilot_record(pilot: Pilot) -> PilotRecord:
     return PilotRecord(
         layer=pilot.vector.layer,
-        law=_law_section(pilot),
+        law=_law_section(pilot, pilot.rise_goodness),
         concept_gain=pilot.concept.gain,
         strength_at_budget=IntervalSection(**asdict(pilot.strength_at_budget)),
         relative_strength_at_budget=pilot.vector.relative(pilot.strength_at_budget.value),
-        points=list(pilot.points),
+        points=[astuple(point) for point in pilot.points],
     )
 
 

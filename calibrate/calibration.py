@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from calibrate import report
-from calibrate.assemble import build_config, build_evidence
+from calibrate.assemble import build_config, build_evidence, build_laws
 from calibrate.concept import Concept, Texts, read_concept, read_corpus, read_prompts
 from calibrate.config import CONFIG_FILE, SteeringConfig
 from calibrate.config import load as load_config
@@ -127,7 +127,7 @@ def calibrate(
 
         with ledger.stage("probe"):
             probe = train_probe(loaded, concept.name, splits, replies, settings)
-            require_headroom(loaded, probe, replies, settings)
+            baseline = require_headroom(loaded, probe, replies, settings)
 
         with ledger.stage("pilot"):
             run = run_unsteered(loaded, corpora["search"], layers)
@@ -148,7 +148,10 @@ def calibrate(
                 loaded, probe, concept.name, pilot.vector, strength, corpora, replies, settings
             )
 
-    config = build_config(loaded, concept, pilot, verified, settings, ledger.stages, fingerprint)
+    laws = build_laws(pilots, found, baseline, verified)
+    config = build_config(
+        loaded, concept, pilot, laws, verified, settings, ledger.stages, fingerprint
+    )
     evidence = build_evidence(pilots, found, verified, splits, replies)
     calibration = Calibration(config, evidence, probe)
     if directory is not None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from calibrate.options import main_job_options
+from calibrate.options import LAWS, MAIN_JOB, options
 
 if TYPE_CHECKING:
     from calibrate.concept import Concept
@@ -30,9 +30,9 @@ NEGATIVE_KINDS = ("contrastive", "random")
 
 @click.group(invoke_without_command=True, context_settings={"max_content_width": 100})
 @click.version_option(package_name="steering-calibrate")
-@main_job_options
+@options(*MAIN_JOB)
 @click.pass_context
-def cli(ctx: click.Context, /, **options: Any) -> None:
+def cli(ctx: click.Context, /, **given: Any) -> None:
     """Choose the strength of an activation-steering vector, with evidence.
 
     \b
@@ -41,7 +41,7 @@ def cli(ctx: click.Context, /, **options: Any) -> None:
     calibrate generate joy-smollm2 --prompt "…"  unsteered and steered, side by side
     """  # noqa: D301 - \b keeps click from joining the lines
     if ctx.invoked_subcommand is None:
-        _calibrate(**options)
+        _calibrate(**given)
 
 
 def _calibrate(
@@ -67,16 +67,15 @@ def _calibrate(
     **settings: Any,
 ) -> None:
     """Run the main job and print its result."""
-    if concept is None:
-        raise click.UsageError("--concept is missing; `calibrate concepts` lists the built-in ones")
     from calibrate.concept import read_concept, read_prompts
     from calibrate.settings import Settings
 
+    concept = _named(concept)
     kind, file = _negatives(negatives)
     settings["negatives"] = kind
     Settings(**settings)  # what can be refused at once is refused before torch is imported
-    read_prompts(prompts)
     texts = None if describe else read_concept(concept, positives, file)
+    read_prompts(prompts)
 
     from rich.console import Console
 
@@ -162,6 +161,95 @@ def generate(
         steered = sample(loaded, encoded, sampling, seed, steering=steering)[0].text
     used = config.intervention.strength if strength is None else strength
     _print_replies(prompt, unsteered, steered, used, as_json)
+
+
+@cli.command()
+@options(*LAWS)
+@click.option(
+    "--layer",
+    "layers",
+    type=int,
+    multiple=True,
+    metavar="N",
+    help="Block to measure; may be repeated.  [default: early, middle and late]",
+)
+@click.option(
+    "--resamples",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Resample the concept's texts this often, for error bars.",
+)
+def laws(
+    *,
+    model: str,
+    concept: str | None,
+    out: Path | None,
+    positives: Path | None,
+    negatives: tuple[str, ...],
+    corpus: Path | None,
+    prompts: Path | None,
+    layers: tuple[int, ...],
+    resamples: int,
+    device: str,
+    dtype: str,
+    batch_tokens: int,
+    blocks: str | None,
+    revision: str | None,
+    trust_remote_code: bool,
+    as_json: bool,
+    quiet: bool,
+    **settings: Any,
+) -> None:
+    """Measure the paper's curves at some blocks, and draw them with the laws over them."""
+    from calibrate.concept import read_concept, read_prompts
+    from calibrate.settings import Settings
+    from calibrate.workspace import LAWS_FILE, require_free
+
+    concept = _named(concept)
+    settings["negatives"], file = _negatives(negatives)
+    Settings(**settings)
+    texts = read_concept(concept, positives, file)
+    read_prompts(prompts)
+    directory = out or Path(f"{_stem(concept)}-{_stem(model)}-laws")
+    require_free(directory, LAWS_FILE)
+
+    from rich.console import Console
+
+    from calibrate.curves import measure_laws
+    from calibrate.files import write_together
+    from calibrate.model import load_model
+    from calibrate.report.curves import law_pictures
+    from calibrate.report.summary import laws_summary
+    from calibrate.terminal import TerminalProgress
+
+    with TerminalProgress(Console(stderr=True, quiet=quiet)) as progress:
+        loaded = load_model(
+            model,
+            device=device,
+            dtype=dtype,
+            blocks=blocks,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            batch_tokens=batch_tokens,
+            progress=progress,
+        )
+        curves = measure_laws(
+            loaded,
+            texts,
+            layers=layers,
+            prompts=prompts,
+            corpus=corpus,
+            resamples=resamples,
+            progress=progress,
+            **settings,
+        )
+    write_together(directory, law_pictures(curves), last=LAWS_FILE)
+    if as_json:
+        click.echo(curves.to_bytes().decode())
+    else:
+        Console().print(laws_summary(curves, directory))
 
 
 @cli.command()
@@ -258,6 +346,12 @@ def _negatives(given: tuple[str, ...]) -> tuple[str, Path | None]:
             f"{', '.join(given)}"
         )
     return (kinds[0] if kinds else NEGATIVE_KINDS[0]), (files[0] if files else None)
+
+
+def _named(concept: str | None) -> str:
+    if concept is None:
+        raise click.UsageError("--concept is missing; `calibrate concepts` lists the built-in ones")
+    return concept
 
 
 def _stem(name: str) -> str:

@@ -15,12 +15,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+from pydantic import PrivateAttr, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from calibrate.errors import ArtefactError
+from calibrate.schema import (
+    BudgetSection,
+    ConceptSection,
+    CostSection,
+    InterventionSection,
+    LawsSection,
+    MeasuredSection,
+    ModelSection,
+    ProvenanceSection,
+    RangeSection,
+    ReferenceSection,
+    Section,
+    VectorSection,
+)
 
 if TYPE_CHECKING:
     from calibrate.vector import SteeringVector
@@ -29,211 +43,6 @@ CONFIG_FILE = "steering.json"
 VECTOR_FILE = "steering.safetensors"
 VECTOR_KEY = "vector"
 FORMAT, VERSION = "steering-config", 1
-
-
-class Section(BaseModel):
-    """A part of the config; immutable once made."""
-
-    model_config = ConfigDict(frozen=True)
-
-
-class ModelSection(Section):
-    """The model the config was made on."""
-
-    id: str
-    revision: str | None
-    architecture: str
-    num_layers: int
-    hidden_size: int
-    dtype: str
-    tokenizer_sha256: str
-    chat_template_sha256: str | None
-    adds_bos: bool
-
-
-class ConceptSection(Section):
-    """The concept, the direction steered in, and the texts used."""
-
-    name: str
-    goal: Literal["increase", "decrease"]
-    n_positive: int
-    n_negative: int
-    negatives: Literal["contrastive", "random"]
-    data_sha256: str
-
-
-class VectorSection(Section):
-    """Where the steering vector is; `norm` is ‖v‖, `sha256` that of the file."""
-
-    file: str
-    key: str
-    norm: float
-    sha256: str
-
-
-class InterventionSection(Section):
-    """What is done: `strength`·v is added to the output of block `layer` (0-based).
-
-    relative_strength: α‖v‖ / median ‖h‖, comparable across blocks and models.
-    """
-
-    operation: Literal["add"] = "add"
-    site: Literal["block_output"] = "block_output"
-    layer: int
-    positions: Literal["all", "last"]
-    strength: float
-    relative_strength: float
-
-
-class BudgetSection(Section):
-    """The largest allowed rise of cross-entropy, and the confidence it holds at."""
-
-    metric: Literal["cross_entropy"] = "cross_entropy"
-    limit: float
-    unit: Literal["nats/token"] = "nats/token"
-    confidence: float
-
-
-class IntervalSection(Section):
-    """A measured value with its two-sided confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-class DeltaCESection(IntervalSection):
-    """ΔCE on held-out text; `upper` is the one-sided bound that was verified.
-
-    corpus: "own_replies", where the exact KL stands for ΔCE, or "file".
-    """
-
-    upper: float
-    corpus: Literal["own_replies", "file"]
-    n_sequences: int
-    n_tokens: int
-
-
-class PresenceSection(IntervalSection):
-    """Presence at the strength, and at α = 0 on the same prompts with the same noise.
-
-    change: the paired difference from the baseline.
-    """
-
-    baseline: float
-    baseline_interval: tuple[float, float]
-    change: IntervalSection
-    n_prompts: int
-    n_completions: int
-
-
-class ControlsSection(Section):
-    """Presence without the concept's own vector: how much any push, or a request, does.
-
-    random_vector: a random vector of the same norm at the same strength and block.
-    prompt_only: unsteered, asked in plain words for the concept (or its absence).
-    """
-
-    random_vector: IntervalSection
-    prompt_only: IntervalSection
-
-
-class FluencySection(Section):
-    """How the steered replies read to the unsteered model, and how repetitive they are.
-
-    log_prob: mean log-probability per token under the unsteered model, nats.
-    distinct_2: distinct word pairs per word pair, in [0, 1].
-    """
-
-    log_prob: float
-    log_prob_baseline: float
-    distinct_2: float
-    distinct_2_baseline: float
-
-
-class MeasuredSection(Section):
-    """Everything measured, all of it on held-out data."""
-
-    delta_ce: DeltaCESection
-    presence: PresenceSection
-    controls: ControlsSection
-    fluency: FluencySection
-
-
-class GoodnessSection(Section):
-    """How a law did at a strength it had not been fitted on."""
-
-    strength: float
-    predicted: float
-    measured: float
-    relative_error: float
-    good: bool
-
-
-class CrossEntropyLawSection(Section):
-    """ΔCE(α) = (gα + ½cα²) / (1 + b|α| + ½cα²/P): g, c, b and P."""
-
-    slope: float
-    curvature: float
-    saturation: float
-    plateau: float
-    goodness: GoodnessSection
-
-
-class ConceptLawSection(Section):
-    """logit F(α) = r + ν·α, F the mass of the concept's tokens: r and ν."""
-
-    log_odds: float
-    gain: float
-
-
-class LawsSection(Section):
-    """The laws fitted at the steered block."""
-
-    cross_entropy: CrossEntropyLawSection
-    concept: ConceptLawSection
-
-
-class RangeSection(Section):
-    """Which strengths make sense.
-
-    strength_at_budget: α_B, the law's strength that spends the budget.
-    sweet_spot: from the strength that doubles the odds of the concept's tokens (or, if that
-        is nearer to 0 than half of α_B, half of α_B) to α_B; ordered by size.
-    """
-
-    strength_at_budget: IntervalSection
-    sweet_spot: tuple[float, float]
-
-
-class ReferenceSection(Section):
-    """For checking another stack: one input, and the next token's log-probabilities after it.
-
-    token_ids: the likeliest next tokens under steering; log_probs: their steered, and
-        unsteered_log_probs their unsteered, log-probabilities.
-    """
-
-    input_ids: list[int]
-    token_ids: list[int]
-    log_probs: list[float]
-    unsteered_log_probs: list[float]
-
-
-class CostSection(Section):
-    """What one stage spent."""
-
-    token_forwards: int
-    seconds: float
-
-
-class ProvenanceSection(Section):
-    """How the config was made, so that it can be made again."""
-
-    versions: dict[str, str]
-    seed: int
-    created: str
-    fingerprint: str
-    settings: dict[str, Any]
 
 
 class SteeringConfig(Section):

@@ -33,6 +33,7 @@ from calibrate.residual import (
     edited,
     final_hidden,
     suffix_only,
+    with_tangent,
 )
 from calibrate.tokens import Batch, TokenSequence, batches
 
@@ -92,6 +93,54 @@ def run_unsteered(loaded: LoadedModel, corpus: Corpus, layers: Sequence[int]) ->
     return UnsteeredRun(corpus, tuple(kept))
 
 
+@dataclass(frozen=True, eq=False)
+class Steered:
+    """What one strength did to the predictions on a corpus.
+
+    rise: ΔCE over sequences, nats per token. mass: probability of the concept's tokens, averaged
+    over contexts, in [0, 1]. watched: next-token probabilities of the contexts asked for,
+    float32 array (n_watched, vocabulary).
+    """
+
+    rise: RatioEstimate
+    mass: float
+    watched: np.ndarray
+
+
+def measure_steered(
+    loaded: LoadedModel,
+    run: UnsteeredRun,
+    vector: torch.Tensor,
+    layer: int,
+    strength: float,
+    positions: Positions = "all",
+    concept_tokens: Sequence[int] = (),
+    watched: Sequence[int] = (),
+) -> Steered:
+    """Measure what adding `strength · vector` to the residual stream after a block does.
+
+    watched: indices of scored tokens, counted batch by batch, whose contexts are watched.
+    """
+    tokens = torch.tensor(list(concept_tokens), dtype=torch.long, device=loaded.device)
+    sums = np.zeros(len(run.corpus.sequences))
+    counts = np.zeros(len(run.corpus.sequences))
+    mass, seen = 0.0, 0
+    distributions: list[np.ndarray] = []
+    for one in run.batches:
+        steered = steered_hidden(loaded, one, strength * vector, layer, positions)
+        rises, masses = _compared(loaded, one, steered, run.corpus.self_sampled, tokens)
+        lengths = [sequence.n_scored for sequence in one.batch.sequences]
+        for row, rise in zip(one.batch.rows, torch.split(rises, lengths), strict=True):
+            sums[row], counts[row] = float(rise.sum()), len(rise)
+        mass += float(masses.sum())
+        rows = [row - seen for row in watched if 0 <= row - seen < len(steered)]
+        distributions.append(loaded.logits(steered[rows]).softmax(dim=-1).cpu().numpy())
+        seen += len(steered)
+    return Steered(
+        RatioEstimate(sums, counts), mass / float(counts.sum()), np.concatenate(distributions)
+    )
+
+
 def delta_ce(
     loaded: LoadedModel,
     run: UnsteeredRun,
@@ -104,15 +153,7 @@ def delta_ce(
 
     Returns: the estimate over sequences, nats per token.
     """
-    sums = np.zeros(len(run.corpus.sequences))
-    counts = np.zeros(len(run.corpus.sequences))
-    for one in run.batches:
-        steered = steered_hidden(loaded, one, strength * vector, layer, positions)
-        rises = _rises(loaded, one, steered, run.corpus.self_sampled)
-        lengths = [sequence.n_scored for sequence in one.batch.sequences]
-        for row, rise in zip(one.batch.rows, torch.split(rises, lengths), strict=True):
-            sums[row], counts[row] = float(rise.sum()), len(rise)
-    return RatioEstimate(sums, counts)
+    return measure_steered(loaded, run, vector, layer, strength, positions).rise
 
 
 def mean_log_prob(loaded: LoadedModel, run: UnsteeredRun) -> float:
@@ -143,6 +184,21 @@ def steered_hidden(
     mask = unsteered.batch.generated()
     edit = add_everywhere(shift) if positions == "all" else add_where(shift, mask)
     return _run_from(loaded, unsteered, layer, edit)
+
+
+def tangent_hidden(
+    loaded: LoadedModel,
+    unsteered: UnsteeredBatch,
+    vector: torch.Tensor,
+    layer: int,
+    positions: Positions = "all",
+) -> torch.Tensor:
+    """Return the unsteered final hidden states, with their derivative by strength as tangent.
+
+    To be called within `torch.autograd.forward_ad.dual_level`.
+    """
+    mask = None if positions == "all" else unsteered.batch.generated()
+    return _run_from(loaded, unsteered, layer, with_tangent(vector.to(loaded.device), mask))
 
 
 def logit_slices(loaded: LoadedModel, hidden: torch.Tensor) -> Iterator[slice]:
@@ -188,18 +244,24 @@ def _suffix_agrees(loaded: LoadedModel, unsteered: UnsteeredBatch, layer: int) -
     return bool(((again - unsteered.hidden).abs().max() / scale) < 1e-3)
 
 
-def _rises(
-    loaded: LoadedModel, unsteered: UnsteeredBatch, steered: torch.Tensor, self_sampled: bool
-) -> torch.Tensor:
-    """Rise of cross-entropy at each scored token, nats, shape (n_scored,)."""
+def _compared(
+    loaded: LoadedModel,
+    unsteered: UnsteeredBatch,
+    steered: torch.Tensor,
+    self_sampled: bool,
+    tokens: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rise of cross-entropy and mass of `tokens` at each scored token, each (n_scored,)."""
     labels = unsteered.batch.labels()
     rises = torch.empty(len(labels), dtype=torch.float64)
+    masses = torch.empty(len(labels), dtype=torch.float64)
     for part in logit_slices(loaded, steered):
         before, after = loaded.logits(unsteered.hidden[part]), loaded.logits(steered[part])
-        normalisers = after.logsumexp(dim=-1) - before.logsumexp(dim=-1)
+        normaliser = after.logsumexp(dim=-1)
         if self_sampled:
             expected = (before.softmax(dim=-1) * (before - after)).sum(dim=-1)
         else:
             expected = (before - after).gather(1, labels[part, None])[:, 0]
-        rises[part] = (expected + normalisers).double().cpu()
-    return rises
+        rises[part] = (expected + normaliser - before.logsumexp(dim=-1)).double().cpu()
+        masses[part] = (after[:, tokens] - normaliser[:, None]).exp().sum(dim=-1).double().cpu()
+    return rises, masses

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from calibrate.config import CrossEntropyLawSection, IntervalSection, Section
 from calibrate.errors import ArtefactError
+from calibrate.schema import CrossEntropyLawSection, IntervalSection, Section
 
 EVIDENCE_FILE = "evidence.json"
 
@@ -30,14 +30,14 @@ class Trial:
 
 
 class PilotRecord(Section):
-    """The pilot of one candidate block; points are (strength, ΔCE)."""
+    """The pilot of one candidate block; points are (strength, ΔCE, mass of concept tokens)."""
 
     layer: int
     law: CrossEntropyLawSection
     concept_gain: float
     strength_at_budget: IntervalSection
     relative_strength_at_budget: float
-    points: list[tuple[float, float]]
+    points: list[tuple[float, float, float]]
 
 
 class TestedRecord(Section):

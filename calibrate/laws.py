@@ -1,50 +1,86 @@
-"""The laws of steering strength, as pure functions of numbers measured elsewhere.
+"""The laws of presence and of cross-entropy, as pure functions of numbers measured elsewhere.
 
 Source: Taimeskhanov, Vaiter, Garreau, "Towards Understanding Steering Strength",
 arXiv:2602.02712. Strengths are in units of the steering vector; cross-entropy in nats per token.
 
-Cross-entropy (Theorem 3.8 near 0, Proposition 4.1 far out):
+Concept (Theorem 3.6): F the probability mass of a concept's tokens, or measured presence,
 
-    ΔCE(α) = (g·α + ½·c·α²) / (1 + b·|α| + ½·c·α² / P)
+    F(α) = floor + (ceiling - floor) · σ(r + ν·α)
+
+Cross-entropy (Theorem 3.8 near 0, Proposition 4.1 far out), with q = g·α + ½·c·α²:
+
+    ΔCE(α) = q / (1 + b·|α| + q/P)                     where b ≥ 0
+    ΔCE(α) = q' / (1 + q'/P),  q' = q·(1 + |b|·|α|)    where b < 0
 
     g  slope; 0 on text the model sampled itself
-    c  curvature, the mean over contexts of Var_p₀[M], M the tokens' log-odds
-    b  saturation: the norm layers after the steered block shrink the effective dose
-    P  plateau, the limit of ΔCE far out, known from the unembedding alone
-
-Concept (Theorem 3.6): logit F(α) = r + ν·α, F the probability mass of the concept's tokens.
+    c  curvature, the mean over contexts of Var_p₀[M]
+    b  saturation. The norm layers after the steered block shrink the effective dose (b > 0);
+       log-odds skewed towards large values make the rise outrun its quadratic (b < 0)
+    P  plateau, the limit of ΔCE far out, known from the unembedding alone; it bends only what
+       is positive
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.optimize import brentq, minimize
 from scipy.special import expit, logit
 
-GOOD_FIT = 0.05  # largest relative residual at a point the law was not fitted on
+GOOD_RISE = 0.05  # largest relative error of ΔCE, of points no smaller than a tenth of the largest
+GOOD_LOG_ODDS = 0.35  # largest error of the log-odds of a mass: a factor of √2 of the odds
+GOOD_PRESENCE = 3.0  # largest error of presence, in standard errors of the difference
+HIGHEST_SHARE = 0.99  # of the plateau: a rise beyond it says no more about the saturation
+FALL = 2.0  # standard errors below its best point at which presence has fallen
+ASYMPTOTE_POINTS = 6  # strengths needed before floor and ceiling are fitted too
 
 
 @dataclass(frozen=True)
 class Goodness:
-    """How a law did at a point it was not fitted on.
+    """How a law did at points it was not fitted on.
 
-    strength: where it was tested; predicted, measured: what it said and what was found.
+    points: (strength, predicted, measured). error: the worst misfit, in the measure the law is
+    judged by; tolerance: the largest that will do.
     """
 
-    strength: float
-    predicted: float
-    measured: float
-
-    @property
-    def relative_error(self) -> float:
-        """|predicted - measured| / |measured|."""
-        return abs(self.predicted - self.measured) / max(abs(self.measured), 1e-12)
+    points: tuple[tuple[float, float, float], ...]
+    error: float
+    tolerance: float
 
     @property
     def good(self) -> bool:
-        """Whether the law may be relied on near this strength."""
-        return self.relative_error <= GOOD_FIT
+        """Whether the law may be relied on near these strengths."""
+        return self.error <= self.tolerance
+
+
+def judge_rise(
+    strengths: Sequence[float], predicted: Sequence[float], measured: Sequence[float]
+) -> Goodness:
+    """Judge a law of ΔCE by its largest relative error.
+
+    Rises below a tenth of the largest are compared with that tenth, since near 0 the relative
+    error of a difference of cross-entropies means nothing.
+    """
+    found = np.abs(np.asarray(measured, dtype=float))
+    scale = np.maximum(found, max(0.1 * found.max(), 1e-12))
+    errors = np.abs(np.asarray(predicted) - np.asarray(measured)) / scale
+    return Goodness(_points(strengths, predicted, measured), float(errors.max()), GOOD_RISE)
+
+
+def judge_mass(
+    strengths: Sequence[float], predicted: Sequence[float], measured: Sequence[float]
+) -> Goodness:
+    """Judge a law of a probability mass by the largest error of its log-odds."""
+    errors = np.abs(_logit(np.asarray(predicted)) - _logit(np.asarray(measured)))
+    return Goodness(_points(strengths, predicted, measured), float(errors.max()), GOOD_LOG_ODDS)
+
+
+def judge_presence(strength: float, predicted: float, measured: float, error: float) -> Goodness:
+    """Judge a law of presence at one strength, in standard errors of the difference."""
+    misfit = abs(predicted - measured) / max(error, 1e-12)
+    return Goodness(((strength, predicted, measured),), misfit, GOOD_PRESENCE)
 
 
 @dataclass(frozen=True)
@@ -62,59 +98,189 @@ class CrossEntropyLaw:
 
     def predict(self, strength: float | np.ndarray) -> float | np.ndarray:
         """ΔCE in nats per token at a strength, or at an array of them."""
-        quadratic = 0.5 * self.curvature * np.square(strength)
-        rise = self.slope * np.asarray(strength) + quadratic
-        saturated = 1 + self.saturation * np.abs(strength) + quadratic / self.plateau
-        predicted: float | np.ndarray = rise / saturated
+        size = np.abs(strength)
+        rise = self._rise(np.asarray(strength)) * (1 + max(-self.saturation, 0.0) * size)
+        predicted: float | np.ndarray = rise / (
+            1 + max(self.saturation, 0.0) * size + np.maximum(rise, 0.0) / self.plateau
+        )
         return predicted
 
     def invert(self, budget: float, sign: int = 1) -> float:
         """The strength of the given sign, nearest to 0, at which ΔCE reaches `budget`.
 
-        Solves ½c(1 - B/P)·a² + (s·g - B·b)·a - B = 0 for a = |α|, s the sign.
+        With B' = B / (1 - B/P) and a = |α|, s the sign, the one positive root of
+
+            ½c·a² + (s·g - B'·b)·a - B' = 0                  where b ≥ 0
+            (½c·a² + s·g·a)·(1 + |b|·a) - B' = 0             where b < 0
+
         Returns infinity (with the sign) if the plateau does not rise above the budget.
         """
         if self.plateau <= budget:
             return sign * float("inf")
-        square = 0.5 * self.curvature * (1 - budget / self.plateau)
-        linear = sign * self.slope - budget * self.saturation
-        root = np.sqrt(linear**2 + 4 * square * budget)
-        return float(sign * (root - linear) / (2 * square))
+        reach, slope, half = budget / (1 - budget / self.plateau), sign * self.slope, self._half
+        linear = slope - reach * max(self.saturation, 0.0)
+        root = float((np.sqrt(linear**2 + 4 * half * reach) - linear) / (2 * half))
+        if self.saturation < 0:
 
-    def fitted_to(self, strengths: np.ndarray, rises: np.ndarray) -> CrossEntropyLaw:
-        """Return this law with the saturation that fits measured points best.
+            def missing(a: float) -> float:
+                return (half * a**2 + slope * a) * (1 - self.saturation * a) - reach
 
-        Multiplying out the denominator makes the law linear in b; points are weighted by
-        1/ΔCE, so that relative errors count. A slightly negative b is let through (where ΔCE
-        first rises faster than its quadratic), as long as the denominator keeps its sign.
+            root = float(brentq(missing, 0.0, root * (1 + 1e-9), xtol=1e-15))
+        return sign * root
+
+    def through(self, strength: float, rise: float) -> CrossEntropyLaw:
+        """Return this law with the saturation with which it passes through a measured point.
+
+        rise: ΔCE at the strength, nats. Where it is not positive, or g alone would make it
+        negative, no saturation can explain it, and the law is returned as it is.
         """
-        a = np.abs(strengths)
-        quadratic = 0.5 * self.curvature * a**2
-        missing = (self.slope * strengths + quadratic) / rises - 1 - quadratic / self.plateau
-        least = -0.9 * float(np.sqrt(2 * self.curvature / self.plateau))
-        return replace(self, saturation=max(least, float((missing @ a) / (a @ a))))
+        size, quadratic = abs(strength), float(self._rise(np.asarray(strength)))
+        if rise <= 0 or quadratic <= 0:
+            return self
+        rise = min(rise, HIGHEST_SHARE * self.plateau)
+        reach = rise / (1 - rise / self.plateau)
+        if quadratic >= reach:
+            return replace(self, saturation=(quadratic / reach - 1) / size)
+        return replace(self, saturation=(1 - reach / quadratic) / size)
+
+    @property
+    def _half(self) -> float:
+        return 0.5 * self.curvature
+
+    def _rise(self, strength: np.ndarray) -> np.ndarray:
+        """What the rise would be without saturation and plateau."""
+        rise: np.ndarray = self.slope * strength + self._half * np.square(strength)
+        return rise
 
 
 @dataclass(frozen=True)
 class ConceptLaw:
-    """Probability mass of the concept's tokens: logit F(α) = r + ν·α.
+    """Mass of a concept's tokens, or presence: F(α) = floor + (ceiling - floor)·σ(r + ν·α).
 
-    log_odds: r, the logit of the unsteered mass. gain: ν, per unit strength.
+    log_odds: r. gain: ν, per unit strength. floor, ceiling: asymptotes, in [0, 1].
     """
 
     log_odds: float
     gain: float
+    floor: float = 0.0
+    ceiling: float = 1.0
 
     def predict(self, strength: float | np.ndarray) -> float | np.ndarray:
-        """Mass of the concept's tokens, in (0, 1)."""
-        mass: float | np.ndarray = expit(self.log_odds + self.gain * np.asarray(strength))
+        """Mass or presence, in [floor, ceiling]."""
+        rise = expit(self.log_odds + self.gain * np.asarray(strength))
+        mass: float | np.ndarray = self.floor + (self.ceiling - self.floor) * rise
         return mass
-
-    def strength_for(self, factor: float) -> float:
-        """The strength that multiplies the odds of the concept's tokens by `factor`."""
-        return float(np.log(factor) / self.gain) if self.gain else float("inf")
 
     @classmethod
     def from_mass(cls, mass: float, gain: float) -> ConceptLaw:
-        """The law with a known unsteered mass, in (0, 1)."""
-        return cls(float(logit(np.clip(mass, 1e-9, 1 - 1e-9))), gain)
+        """The law with a known unsteered mass, in (0, 1), and no asymptotes but 0 and 1."""
+        return cls(float(_logit(np.array(mass))), gain)
+
+
+@dataclass(frozen=True, eq=False)
+class ConceptFit:
+    """A law of presence fitted by maximum likelihood.
+
+    covariance: (4, 4), of log_odds, gain, floor and ceiling; zero for those not fitted.
+    fall: the strength from which presence falls again since text degenerates, or None. Only
+        strengths before it were used.
+    """
+
+    law: ConceptLaw
+    covariance: np.ndarray
+    fall: float | None
+
+    @property
+    def log_odds_error(self) -> float:
+        """Standard error of r."""
+        return float(np.sqrt(self.covariance[0, 0]))
+
+    @property
+    def gain_error(self) -> float:
+        """Standard error of ν."""
+        return float(np.sqrt(self.covariance[1, 1]))
+
+    def standard_error(self, strength: float) -> float:
+        """Standard error of the predicted presence at a strength."""
+        slope = _gradient(_parameters(self.law), np.array([strength]))[0]
+        return float(np.sqrt(max(slope @ self.covariance @ slope, 0.0)))
+
+
+def fit_presence(
+    strengths: Sequence[float], presences: Sequence[float], counts: Sequence[float]
+) -> ConceptFit:
+    """Fit the law of presence, up to where presence falls, by maximum likelihood.
+
+    The likelihood is the binomial's, of `counts` judgements that are probabilities themselves;
+    those vary less than coin tosses do, so that the standard errors err on the wide side.
+    """
+    order = np.argsort(np.abs(strengths))
+    alpha, y, n = (np.asarray(values, float)[order] for values in (strengths, presences, counts))
+    last = _before_fall(y, n)
+    fall = None if last == len(y) else float(alpha[last])
+    alpha, y, n = alpha[:last], y[:last], n[:last]
+    free = 4 if len(set(alpha)) >= ASYMPTOTE_POINTS else 2
+
+    def loss(theta: np.ndarray) -> float:
+        f = np.clip(_sigmoid(_full(theta), alpha), 1e-9, 1 - 1e-9)
+        return float(-(n * (y * np.log(f) + (1 - y) * np.log(1 - f))).sum())
+
+    reach = max(float(np.abs(alpha).max()), 1e-12)
+    steepest = 20 / reach
+    bounds = [(-20.0, 20.0), (-steepest, steepest), (0.0, 0.5), (0.5, 1.0)][:free]
+    start = [float(_logit(y[:1])[0]), 1 / reach, 0.02, 0.98][:free]
+    found = minimize(loss, start, bounds=bounds, method="L-BFGS-B").x
+    slopes = _gradient(_full(found), alpha)[:, :free]
+    f = np.clip(_sigmoid(_full(found), alpha), 1e-9, 1 - 1e-9)
+    information = (slopes * (n / (f * (1 - f)))[:, None]).T @ slopes
+    covariance = np.zeros((4, 4))
+    covariance[:free, :free] = np.linalg.pinv(information)
+    return ConceptFit(ConceptLaw(*map(float, _full(found))), covariance, fall)
+
+
+def _points(
+    strengths: Sequence[float], predicted: Sequence[float], measured: Sequence[float]
+) -> tuple[tuple[float, float, float], ...]:
+    return tuple(
+        (float(strength), float(said), float(found))
+        for strength, said, found in zip(strengths, predicted, measured, strict=True)
+    )
+
+
+def _logit(mass: np.ndarray) -> np.ndarray:
+    log_odds: np.ndarray = logit(np.clip(mass, 1e-9, 1 - 1e-9))
+    return log_odds
+
+
+def _before_fall(presences: np.ndarray, counts: np.ndarray) -> int:
+    """How many points, by size of strength, come before presence has fallen from its best."""
+    best = int(np.argmax(presences))
+    variances = presences * (1 - presences) / counts
+    for index in range(best + 1, len(presences)):
+        error = np.sqrt(variances[index] + variances[best])
+        if presences[best] - presences[index] > FALL * error:
+            return index
+    return len(presences)
+
+
+def _parameters(law: ConceptLaw) -> np.ndarray:
+    return np.array([law.log_odds, law.gain, law.floor, law.ceiling])
+
+
+def _full(theta: np.ndarray) -> np.ndarray:
+    """All four parameters; those not fitted at their defaults."""
+    return np.concatenate([theta, np.array([0.0, 0.0, 0.0, 1.0])[len(theta) :]])
+
+
+def _sigmoid(theta: np.ndarray, strengths: np.ndarray) -> np.ndarray:
+    r, gain, floor, ceiling = theta
+    values: np.ndarray = floor + (ceiling - floor) * expit(r + gain * strengths)
+    return values
+
+
+def _gradient(theta: np.ndarray, strengths: np.ndarray) -> np.ndarray:
+    """Derivatives of the law by its four parameters, (n_strengths, 4)."""
+    r, gain, floor, ceiling = theta
+    s = expit(r + gain * strengths)
+    steep = (ceiling - floor) * s * (1 - s)
+    return np.stack([steep, steep * strengths, 1 - s, s], axis=1)

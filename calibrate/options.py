@@ -1,4 +1,4 @@
-"""The options of the main job, in the order --help shows them."""
+"""The options of the commands, in the order --help shows them."""
 
 from __future__ import annotations
 
@@ -26,58 +26,162 @@ class LayerType(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"must be auto or a block's number, got {value!r}", param, ctx)
 
 
-# fmt: off
-MAIN_JOB = (
-    click.option("--model", default="smollm2", show_default=True, metavar="MODEL",
-                  help="smollm2, gemma3-270m, a hub id, a directory, or a .gguf file."),
-    click.option("--concept", metavar="CONCEPT",
-                  help="A built-in concept, a JSONL file, or a name for your own texts."),
-    click.option("--out", type=click.Path(path_type=Path), metavar="DIR",
-                  help="Where the config goes.  [default: CONCEPT-MODEL]"),
-    click.option("--ce-budget", type=float, default=0.1, show_default=True, metavar="NATS",
-                  help="Largest allowed rise of cross-entropy, nats per token."),
-    click.option("--goal", type=click.Choice(["increase", "decrease"]), default="increase",
-                  show_default=True, help="Steer towards the concept or away from it."),
-    click.option("--layer", type=LayerType(), default="auto", show_default=True,
-                  help="Block to steer."),
-    click.option("--positives", type=click.Path(path_type=Path), metavar="FILE",
-                  help="Texts that express the concept, one a line (or .jsonl)."),
-    click.option("--negatives", multiple=True, metavar="contrastive|random|FILE",
-                  help="What v is measured against; or a file of texts that do not express it."),
-    click.option("--describe", metavar="TEXT",
-                  help="Have the model write the texts from this description."),
-    click.option("--positions", type=click.Choice(["all", "last"]), default="all",
-                  show_default=True, help="Steer every position, or the last of each pass."),
-    click.option("--pooling", type=click.Choice(["mean", "last"]), default="mean",
-                  show_default=True, help="Make v from token means or from last tokens."),
-    click.option("--normalize", is_flag=True, help="Scale v to length 1."),
-    click.option("--corpus", type=click.Path(path_type=Path), metavar="FILE",
-                  help="Texts to measure cross-entropy on.  [default: the model's own replies]"),
-    click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE",
-                  help="Neutral prompts, one a line.  [default: built in]"),
-    click.option("--trials", type=int, default=6, show_default=True, metavar="N",
-                  help="Strengths the study tries."),
-    click.option("--seed", type=int, default=0, show_default=True, metavar="N"),
-    click.option("--confidence", type=float, default=0.95, show_default=True,
-                  help="Of intervals and of the bound on cross-entropy."),
-    click.option("--storage", metavar="URL", help="Optuna storage.  [default: a journal in DIR]"),
-    click.option("--study", metavar="NAME", help="Name of the study in the storage."),
-    click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|mps"),
-    click.option("--dtype", default="auto", show_default=True,
-                  metavar="auto|float32|bfloat16|float16"),
-    click.option("--batch-tokens", type=int, default=2048, show_default=True, metavar="N",
-                  help="Positions in one forward pass."),
-    click.option("--blocks", metavar="PATH", help="Dotted path of the decoder blocks."),
-    click.option("--revision", metavar="REV", help="Revision of a hub model."),
-    click.option("--trust-remote-code", is_flag=True, help="Let a hub model run its own code."),
-    click.option("--json", "as_json", is_flag=True, help="Print the config as JSON, nothing else."),
-    click.option("--quiet", is_flag=True, help="Print nothing but the result's headline."),
+OPTIONS = {
+    "model": click.option(
+        "--model",
+        default="smollm2",
+        show_default=True,
+        metavar="MODEL",
+        help="smollm2, gemma3-270m, a hub id, a directory, or a .gguf file.",
+    ),
+    "concept": click.option(
+        "--concept",
+        metavar="CONCEPT",
+        help="A built-in concept, a JSONL file, or a name for your own texts.",
+    ),
+    "out": click.option(
+        "--out",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Where the result goes.  [default: CONCEPT-MODEL]",
+    ),
+    "ce-budget": click.option(
+        "--ce-budget",
+        type=float,
+        default=0.1,
+        show_default=True,
+        metavar="NATS",
+        help="Largest allowed rise of cross-entropy, nats per token.",
+    ),
+    "goal": click.option(
+        "--goal",
+        type=click.Choice(["increase", "decrease"]),
+        default="increase",
+        show_default=True,
+        help="Steer towards the concept or away from it.",
+    ),
+    "layer": click.option(
+        "--layer", type=LayerType(), default="auto", show_default=True, help="Block to steer."
+    ),
+    "positives": click.option(
+        "--positives",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Texts that express the concept, one a line (or .jsonl).",
+    ),
+    "negatives": click.option(
+        "--negatives",
+        multiple=True,
+        metavar="contrastive|random|FILE",
+        help="What v is measured against; or a file of texts that do not express it.",
+    ),
+    "describe": click.option(
+        "--describe", metavar="TEXT", help="Have the model write the texts from this description."
+    ),
+    "positions": click.option(
+        "--positions",
+        type=click.Choice(["all", "last"]),
+        default="all",
+        show_default=True,
+        help="Steer every position, or the last of each pass.",
+    ),
+    "pooling": click.option(
+        "--pooling",
+        type=click.Choice(["mean", "last"]),
+        default="mean",
+        show_default=True,
+        help="Make v from token means or from last tokens.",
+    ),
+    "normalize": click.option("--normalize", is_flag=True, help="Scale v to length 1."),
+    "corpus": click.option(
+        "--corpus",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Texts to measure cross-entropy on.  [default: the model's own replies]",
+    ),
+    "prompts": click.option(
+        "--prompts",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Neutral prompts, one a line.  [default: built in]",
+    ),
+    "trials": click.option(
+        "--trials",
+        type=int,
+        default=6,
+        show_default=True,
+        metavar="N",
+        help="Strengths the study tries.",
+    ),
+    "seed": click.option("--seed", type=int, default=0, show_default=True, metavar="N"),
+    "confidence": click.option(
+        "--confidence",
+        type=float,
+        default=0.95,
+        show_default=True,
+        help="Of intervals and of the bound on cross-entropy.",
+    ),
+    "storage": click.option(
+        "--storage", metavar="URL", help="Optuna storage.  [default: a journal in DIR]"
+    ),
+    "study": click.option("--study", metavar="NAME", help="Name of the study in the storage."),
+    "device": click.option(
+        "--device", default="auto", show_default=True, metavar="auto|cpu|cuda|mps"
+    ),
+    "dtype": click.option(
+        "--dtype", default="auto", show_default=True, metavar="auto|float32|bfloat16|float16"
+    ),
+    "batch-tokens": click.option(
+        "--batch-tokens",
+        type=int,
+        default=2048,
+        show_default=True,
+        metavar="N",
+        help="Positions in one forward pass.",
+    ),
+    "blocks": click.option("--blocks", metavar="PATH", help="Dotted path of the decoder blocks."),
+    "revision": click.option("--revision", metavar="REV", help="Revision of a hub model."),
+    "trust-remote-code": click.option(
+        "--trust-remote-code", is_flag=True, help="Let a hub model run its own code."
+    ),
+    "json": click.option(
+        "--json", "as_json", is_flag=True, help="Print the result as JSON, nothing else."
+    ),
+    "quiet": click.option("--quiet", is_flag=True, help="Print nothing but the result's headline."),
+}
+
+MAIN_JOB = tuple(OPTIONS)
+LAWS = (
+    "model",
+    "concept",
+    "out",
+    "ce-budget",
+    "positives",
+    "negatives",
+    "positions",
+    "pooling",
+    "normalize",
+    "corpus",
+    "prompts",
+    "seed",
+    "confidence",
+    "device",
+    "dtype",
+    "batch-tokens",
+    "blocks",
+    "revision",
+    "trust-remote-code",
+    "json",
+    "quiet",
 )
-# fmt: on
 
 
-def main_job_options(command: Command) -> Command:
-    """Give a command the options of the main job."""
-    for option in reversed(MAIN_JOB):
-        command = option(command)
-    return command
+def options(*names: str) -> Callable[[Command], Command]:
+    """Give a command the options of these names, in this order."""
+
+    def give(command: Command) -> Command:
+        for name in reversed(names):
+            command = OPTIONS[name](command)
+        return command
+
+    return give

@@ -1,40 +1,38 @@
 """Pilot passes: the few measurements from which the laws predict everything else.
 
-    1. a pair of passes at ±ε gives every token's log-odds M = ∂logit/∂α, and with them the
-       curvature, the slope, and how fast the concept's tokens gain;
-    2. one pass at the strength where ½cα² alone would spend the budget gives the saturation;
-    3. passes at the strength the law then names test the law and tighten it, until two
-       successive answers agree within TOLERANCE, or MAX_PASSES have been spent.
-
-The plateau far out costs no pass: there the logits tend to those of norm(±v).
+1. one derivative gives every token's log-odds M = ∂logit/∂α (`calibrate.log_odds`), and
+   with them the curvature, the slope, the plateau, and how fast the concept's tokens gain;
+2. one pass at the strength where these alone would spend the budget gives the saturation;
+3. passes at the strength the law then names test the law and tighten it, until two
+   successive answers agree within TOLERANCE, or MAX_PASSES have been spent. The law goes through
+   the pass nearest to the budget, so that what its form misses elsewhere does not matter there.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from calibrate.cross_entropy import UnsteeredRun, delta_ce, logit_slices, steered_hidden
+from calibrate.cross_entropy import Steered, UnsteeredRun, measure_steered
 from calibrate.errors import Infeasible
-from calibrate.estimate import RatioEstimate
-from calibrate.laws import ConceptLaw, CrossEntropyLaw, Goodness
+from calibrate.laws import ConceptLaw, CrossEntropyLaw, Goodness, judge_mass, judge_rise
+from calibrate.log_odds import LogOdds, measure_log_odds
 from calibrate.settings import Settings
+from calibrate.token_law import TokenLaw
 from calibrate.vector import SteeringVector
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
 
 TOLERANCE = 0.005  # relative change of α_B below which no further pass is made
-MAX_PASSES = 3  # pilot strengths beyond the ±ε pair
-EPSILON_SHARE = 0.01  # ε‖v‖ / median ‖h‖: small enough to be linear, large enough for float32
-RESAMPLES = 500  # bootstrap resamples of the sequences, for the interval of α_B
+MAX_PASSES = 3  # pilot strengths beyond the derivative
+RESAMPLES = 500  # bootstrap resamples of the sequences, for intervals and standard errors
+PEAK_REACH = 5.0  # how many α_B far the peak of the concept's mass is looked for
 TYPICAL_LIFT = 3.0  # how much more often a concept's token stands in positive texts
-FAR = 1e4  # multiple of the residual norm at which only v is left in the residual stream
 
 
 @dataclass(frozen=True)
@@ -46,56 +44,46 @@ class Interval:
     high: float
 
 
+@dataclass(frozen=True)
+class PilotPoint:
+    """One pilot pass: its strength, ΔCE in nats per token, and the mass of concept tokens."""
+
+    strength: float
+    delta_ce: float
+    concept_mass: float
+
+
 @dataclass(frozen=True, eq=False)
 class Pilot:
-    """What the pilot learned about steering after one block.
+    """What the pilot learned about steering after one block, in one direction.
 
     vector: the steering vector of that block.
-    law: ΔCE as a function of strength, of the sign that was asked for.
+    law: ΔCE as a function of strength, through the pass nearest to the budget.
+    errors: standard errors of the law's parameters, by name.
     concept: mass of the concept's tokens as a function of strength.
-    goodness: how the law did at the last strength it had not been fitted on.
+    tokens: the law of single tokens in some of the corpus's contexts.
+    mass_peak: where, by that law, the concept's tokens have most mass; at most PEAK_REACH·α_B.
+    rise_goodness: how the law of ΔCE did at the last strength it had not been fitted on.
+    mass_goodness: how the concept's law, which is fitted to none, did at all pilot strengths.
     strength_at_budget: α_B with its interval over resampled sequences.
-    points: (strength, ΔCE) of every pilot pass, nats per token.
+    points: every pilot pass.
     """
 
     vector: SteeringVector
     law: CrossEntropyLaw
+    errors: dict[str, float]
     concept: ConceptLaw
-    goodness: Goodness
+    tokens: TokenLaw
+    mass_peak: float
+    rise_goodness: Goodness
+    mass_goodness: Goodness
     strength_at_budget: Interval
-    points: tuple[tuple[float, float], ...]
+    points: tuple[PilotPoint, ...]
 
     @property
     def promise(self) -> float:
         """Log of the factor by which α_B multiplies the odds of the concept's tokens."""
         return self.concept.gain * self.strength_at_budget.value
-
-
-@dataclass(frozen=True, eq=False)
-class _LogOdds:
-    """What the ±ε pair says, summed over each sequence's scored tokens.
-
-    curvature, slope, plateau: arrays (n_sequences,), sums of Var_p₀[M], of E_p₀[M] - M(label),
-    and of the rise of CE infinitely far out; counts: scored tokens.
-    concept: probability of the concept's tokens averaged over contexts, and its derivative.
-    """
-
-    curvature: np.ndarray
-    slope: np.ndarray
-    plateau: np.ndarray
-    counts: np.ndarray
-    concept: ConceptLaw
-
-    def law(self, weights: np.ndarray | None = None) -> CrossEntropyLaw:
-        """The law before any saturation is known; `weights` resamples the sequences."""
-        weights = np.ones(len(self.counts)) if weights is None else weights
-        total = weights @ self.counts
-        return CrossEntropyLaw(
-            slope=float(weights @ self.slope / total),
-            curvature=float(weights @ self.curvature / total),
-            saturation=0.0,
-            plateau=float(weights @ self.plateau / total),
-        )
 
 
 def run_pilots(
@@ -136,31 +124,58 @@ def run_pilot(
     concept_tokens: ids of tokens typical of the concept (`concept_token_ids`).
     Raises: Infeasible if the plateau lies below the budget, so that no strength spends it.
     """
-    budget, sign, positions = settings.ce_budget, settings.sign, settings.positions
-    odds = _log_odds(loaded, run, vector, concept_tokens, settings)
-    law = odds.law()
+    odds = measure_log_odds(loaded, run, vector, concept_tokens, settings.positions)
+    return fit_pilot(loaded, run, vector, odds, concept_tokens, settings)
+
+
+def fit_pilot(
+    loaded: LoadedModel,
+    run: UnsteeredRun,
+    vector: SteeringVector,
+    odds: LogOdds,
+    concept_tokens: Sequence[int],
+    settings: Settings,
+) -> Pilot:
+    """Spend the pilot's passes, given the log-odds, in the direction of the goal.
+
+    Raises: Infeasible as `run_pilot` does.
+    """
+    budget, sign = settings.ce_budget, settings.sign
+    law = odds.law(sign)
     strength = law.invert(budget, sign)
-    measured: list[tuple[float, RatioEstimate]] = []
+    measured: list[tuple[float, Steered]] = []
     for _ in range(MAX_PASSES):
         _require_finite(strength, law, budget, vector)
-        rise = delta_ce(loaded, run, vector.values, vector.layer, strength, positions)
-        goodness = Goodness(strength, float(law.predict(strength)), rise.value)
-        measured.append((strength, rise))
-        law = _fitted(odds.law(), measured)
+        steered = measure_steered(
+            loaded, run, vector.values, vector.layer, strength, settings.positions, concept_tokens
+        )
+        rise_goodness = judge_rise([strength], [float(law.predict(strength))], [steered.rise.value])
+        measured.append((strength, steered))
+        at, nearest = _nearest(measured, budget)
+        law = odds.law(sign).through(at, nearest.rise.value)
         named = law.invert(budget, sign)
         settled = abs(named / strength - 1) < TOLERANCE
         strength = named
         if settled:
             break
     _require_finite(strength, law, budget, vector)
-    low, high = _resampled_interval(odds, measured, settings)
+    low, high, errors = _resampled(odds, measured, settings)
+    strengths = [at for at, _ in measured]
+    masses = [steered.mass for _, steered in measured]
+    token_law = odds.tokens.fitted_to(law, strength)
     return Pilot(
         vector=vector,
         law=law,
+        errors=errors,
         concept=odds.concept,
-        goodness=goodness,
+        tokens=token_law,
+        mass_peak=token_law.mass_peak(concept_tokens, PEAK_REACH * strength),
+        rise_goodness=rise_goodness,
+        mass_goodness=judge_mass(
+            strengths, [float(odds.concept.predict(at)) for at in strengths], masses
+        ),
         strength_at_budget=Interval(strength, low, high),
-        points=tuple((at, rise.value) for at, rise in measured),
+        points=tuple(PilotPoint(at, steered.rise.value, steered.mass) for at, steered in measured),
     )
 
 
@@ -195,11 +210,10 @@ def _word_ids(loaded: LoadedModel, text: str) -> list[int]:
     return ids
 
 
-def _fitted(
-    law: CrossEntropyLaw, measured: Sequence[tuple[float, RatioEstimate]]
-) -> CrossEntropyLaw:
-    strengths = np.array([strength for strength, _ in measured])
-    return law.fitted_to(strengths, np.array([rise.value for _, rise in measured]))
+def _nearest(measured: Sequence[tuple[float, Steered]], budget: float) -> tuple[float, Steered]:
+    """The pass that spent nearly the budget: the law goes through it, and interpolates least."""
+    spent = [(at, steered) for at, steered in measured if steered.rise.value > 0]
+    return min(spent or measured[-1:], key=lambda one: abs(np.log(one[1].rise.value / budget)))
 
 
 def _require_finite(
@@ -215,88 +229,25 @@ def _require_finite(
         )
 
 
-def _resampled_interval(
-    odds: _LogOdds,
-    measured: Sequence[tuple[float, RatioEstimate]],
-    settings: Settings,
-) -> tuple[float, float]:
-    """Percentile interval of α_B over bootstrap resamples of the sequences."""
+def _resampled(
+    odds: LogOdds, measured: Sequence[tuple[float, Steered]], settings: Settings
+) -> tuple[float, float, dict[str, float]]:
+    """Percentile interval of α_B, and standard errors of the law's parameters.
+
+    Both from RESAMPLES bootstrap resamples of the sequences.
+    """
     rng = np.random.default_rng(settings.seed)
     n = len(odds.counts)
-    strengths = np.array([strength for strength, _ in measured])
-    sums = np.stack([rise.sums for _, rise in measured])
-    named = []
+    strength, nearest = _nearest(measured, settings.ce_budget)
+    laws = []
     for weights in rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float):
-        rises = sums @ weights / (weights @ odds.counts)
-        law = odds.law(weights).fitted_to(strengths, rises)
-        named.append(law.invert(settings.ce_budget, settings.sign))
+        rise = float(nearest.rise.sums @ weights / (weights @ odds.counts))
+        laws.append(odds.law(settings.sign, weights).through(strength, rise))
+    named = [law.invert(settings.ce_budget, settings.sign) for law in laws]
     tail = (1 - settings.confidence) / 2
     low, high = np.quantile(named, [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def _log_odds(
-    loaded: LoadedModel,
-    run: UnsteeredRun,
-    vector: SteeringVector,
-    concept_tokens: Sequence[int],
-    settings: Settings,
-) -> _LogOdds:
-    """Measure every token's log-odds by a central difference, and reduce them as they come."""
-    epsilon = EPSILON_SHARE * vector.residual_norm / vector.norm
-    tokens = torch.tensor(list(concept_tokens), dtype=torch.long, device=loaded.device)
-    n = len(run.corpus.sequences)
-    sums = np.zeros((3, n))
-    counts = np.zeros(n)
-    masses: list[torch.Tensor] = []
-    far = torch.log_softmax(_far_logits(loaded, vector, settings.sign), dim=-1)
-    for one in run.batches:
-        plus, minus = (
-            steered_hidden(loaded, one, shift * vector.values, vector.layer, settings.positions)
-            for shift in (epsilon, -epsilon)
-        )
-        labels = one.batch.labels()
-        per_token = torch.empty(3, len(labels), dtype=torch.float64)
-        for part in logit_slices(loaded, plus):
-            log_p = torch.log_softmax(loaded.logits(one.hidden[part]), dim=-1)
-            odds = (loaded.logits(plus[part]) - loaded.logits(minus[part])) / (2 * epsilon)
-            label = None if run.corpus.self_sampled else labels[part]
-            per_token[:, part] = _reduced(log_p, odds, far, label)
-            masses.append(_concept_mass(log_p.exp(), odds, tokens))
-        lengths = [sequence.n_scored for sequence in one.batch.sequences]
-        for row, values in zip(one.batch.rows, torch.split(per_token, lengths, dim=1), strict=True):
-            sums[:, row], counts[row] = values.sum(dim=1), values.shape[1]
-    mass, derivative = torch.cat(masses, dim=1).mean(dim=1).tolist()
-    gain = derivative / max(mass * (1 - mass), 1e-12)
-    return _LogOdds(sums[0], sums[1], sums[2], counts, ConceptLaw.from_mass(mass, gain))
-
-
-def _reduced(
-    log_p: torch.Tensor, odds: torch.Tensor, far: torch.Tensor, label: torch.Tensor | None
-) -> torch.Tensor:
-    """Curvature, slope and plateau of each token, float64 of shape (3, n_tokens)."""
-    p = log_p.exp()
-    mean = (p * odds).sum(dim=-1)
-    variance = (p * (odds - mean[:, None]) ** 2).sum(dim=-1)
-    if label is None:  # the label is a draw from p, so its expectation stands for it
-        slope = torch.zeros_like(mean)
-        plateau = (p * (log_p - far)).sum(dim=-1)
-    else:
-        slope = mean - odds.gather(1, label[:, None])[:, 0]
-        plateau = log_p.gather(1, label[:, None])[:, 0] - far[label]
-    return torch.stack([variance, slope, plateau]).double().cpu()
-
-
-def _concept_mass(p: torch.Tensor, odds: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Mass F of the concept's tokens and dF/dα in each context, float64 (2, n_tokens)."""
-    mean = (p * odds).sum(dim=-1, keepdim=True)
-    chosen = p[:, tokens]
-    derivative = (chosen * (odds[:, tokens] - mean)).sum(dim=-1)
-    return torch.stack([chosen.sum(dim=-1), derivative]).double().cpu()
-
-
-def _far_logits(loaded: LoadedModel, vector: SteeringVector, sign: int) -> torch.Tensor:
-    """Logits of norm(±v), shape (vocabulary,): the limit of steering (Proposition 4.1)."""
-    far = sign * FAR * vector.residual_norm * vector.values / vector.norm
-    norm_parameter = next(loaded.final_norm.parameters())
-    return loaded.logits(loaded.final_norm(far.to(norm_parameter)))
+    parameters = [asdict(law) for law in laws]
+    errors = {
+        name: float(np.std([one[name] for one in parameters], ddof=1)) for name in parameters[0]
+    }
+    return float(low), float(high), errors

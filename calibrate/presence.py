@@ -107,9 +107,13 @@ def train_probe(
 
 def require_headroom(
     loaded: LoadedModel, judge: Judge, replies: UnsteeredReplies, settings: Settings
-) -> None:
-    """Raise Infeasible if unsteered presence leaves no room to move towards the goal."""
-    baseline = judged(loaded, judge, replies.completions["search"]).estimate.value
+) -> RatioEstimate:
+    """Return unsteered presence on the search prompts.
+
+    Raises: Infeasible if it leaves no room to move towards the goal.
+    """
+    estimate = judged(loaded, judge, replies.completions["search"]).estimate
+    baseline = estimate.value
     goal = settings.goal
     room = 1 - baseline if goal == "increase" else baseline
     if room < HEADROOM:
@@ -124,6 +128,7 @@ def require_headroom(
                 "give prompts that call for the concept less (or more) by themselves: --prompts",
             ],
         )
+    return estimate
 
 
 def _written(texts: Texts) -> list[Example]:

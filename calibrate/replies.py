@@ -44,15 +44,19 @@ class UnsteeredReplies:
 
 
 def sample_unsteered(
-    loaded: LoadedModel, prompts: Sequence[str], settings: Settings
+    loaded: LoadedModel,
+    prompts: Sequence[str],
+    settings: Settings,
+    splits: Sequence[str] = ("probe", "search", "verify"),
 ) -> UnsteeredReplies:
-    """Sample the model's plain replies to every prompt.
+    """Sample the model's plain replies to every prompt of some splits.
 
     Raises: ConceptError if the model has nothing to say to most prompts.
     """
     encoded = {
         split: tuple(encode_prompt(loaded, text) for text in texts)
         for split, texts in split_prompts(prompts).items()
+        if split in splits
     }
     replies = UnsteeredReplies(encoded, _sampled_together(loaded, encoded, settings))
     for split, texts in encoded.items():
@@ -97,6 +101,7 @@ def build_corpora(
                 self_sampled=True,
             )
             for split in ("search", "verify")
+            if split in replies.completions
         }
     return {
         split: Corpus(_within(loaded, part, MAX_CORPUS_TOKENS), self_sampled=False)

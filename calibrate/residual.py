@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from calibrate.errors import NumericalError
 from calibrate.tokens import Batch, TokenSequence, batches
@@ -57,6 +58,23 @@ def add_last(shift: torch.Tensor) -> Edit:
 def add_where(shift: torch.Tensor, mask: torch.Tensor) -> Edit:
     """Add `shift` at the positions where `mask`, (batch, positions), is true."""
     return lambda hidden: hidden + shift.to(hidden) * mask[..., None].to(hidden)
+
+
+def with_tangent(shift: torch.Tensor, mask: torch.Tensor | None = None) -> Edit:
+    """Make the residual stream a dual number that moves along `shift`, where `mask` is true.
+
+    What the model then computes carries its derivative with respect to the strength.
+    """
+
+    def edit(hidden: torch.Tensor) -> torch.Tensor:
+        everywhere = shift.to(hidden).expand_as(hidden)
+        tangent = everywhere if mask is None else everywhere * mask[..., None].to(hidden)
+        dual: torch.Tensor = forward_ad.make_dual(  # type: ignore[no-untyped-call]
+            hidden, tangent.contiguous()
+        )
+        return dual
+
+    return edit
 
 
 @contextmanager

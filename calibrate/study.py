@@ -108,6 +108,11 @@ class SearchObjective:
         return measured.estimate.value
 
 
+def laws_hold(pilots: Mapping[int, Pilot]) -> bool:
+    """Whether the law of ΔCE held at every candidate block, so that the search may be narrow."""
+    return all(pilot.rise_goodness.good for pilot in pilots.values())
+
+
 def run_study(
     pilots: Mapping[int, Pilot],
     objective: Objective,
@@ -181,8 +186,7 @@ def _run_trial(
 ) -> None:
     trial = _asked(study, pilots, settings)
     layer = trial.suggest_categorical("layer", list(pilots))
-    well_fitted = all(pilot.goodness.good for pilot in pilots.values())
-    share = trial.suggest_float("share", *(SHARES if well_fitted else WIDE_SHARES))
+    share = trial.suggest_float("share", *(SHARES if laws_hold(pilots) else WIDE_SHARES))
     strength = share * pilots[layer].strength_at_budget.value
     rise = objective.delta_ce(layer, strength)
     trial.set_user_attr("strength", strength)

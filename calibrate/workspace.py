@@ -9,6 +9,7 @@ from calibrate.config import CONFIG_FILE
 from calibrate.errors import ArtefactError
 
 JOURNAL_FILE = "study.journal"
+LAWS_FILE = "laws.json"
 
 
 def open_workspace(out: str | Path | None, fingerprint: str) -> tuple[Path | None, bool]:
@@ -19,8 +20,6 @@ def open_workspace(out: str | Path | None, fingerprint: str) -> tuple[Path | Non
     if out is None:
         return None, False
     directory = Path(out)
-    if directory.exists() and not directory.is_dir():
-        raise ArtefactError(f"--out must be a directory, got the file {directory}")
     finished = directory / CONFIG_FILE
     if finished.is_file():
         if _fingerprint_of(finished) == fingerprint:
@@ -29,17 +28,24 @@ def open_workspace(out: str | Path | None, fingerprint: str) -> tuple[Path | Non
             f"{directory} holds a calibration made with other settings, data or another model; "
             "choose another --out, or remove it"
         )
-    if directory.is_dir() and any(directory.iterdir()) and not (directory / JOURNAL_FILE).exists():
-        example = sorted(path.name for path in directory.iterdir())[0]
-        raise ArtefactError(
-            f"--out must be new, empty or a calibration's, but {directory} holds {example!r}; "
-            "choose another --out"
-        )
+    require_free(directory, JOURNAL_FILE)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ArtefactError(f"cannot make --out {directory}: {error.strerror}") from error
     return directory, False
+
+
+def require_free(directory: Path, ours: str) -> None:
+    """Raise ArtefactError unless a directory is new, empty, or holds our own file `ours`."""
+    if directory.exists() and not directory.is_dir():
+        raise ArtefactError(f"--out must be a directory, got the file {directory}")
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / ours).exists():
+        example = sorted(path.name for path in directory.iterdir())[0]
+        raise ArtefactError(
+            f"--out must be new, empty or of an earlier run, but {directory} holds {example!r}; "
+            "choose another --out"
+        )
 
 
 def _fingerprint_of(config: Path) -> str | None:

@@ -23,6 +23,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from markdown_tables import DOCS, table
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from calibrate import Calibration, load_model
@@ -30,7 +31,6 @@ from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
 from calibrate.model import borrowed
 from calibrate.tokens import encode_prompt
 
-DOCS = Path(__file__).parents[1] / "docs"
 BATCH_TOKENS = (128, 4096)
 
 
@@ -100,11 +100,6 @@ def run(options: list[str], out: Path) -> Run:
         check=True,
     )
     return Run(" ".join(command), time.perf_counter() - start, Calibration.load(out))
-
-
-def table(headings: list[str], rows: list[list[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
 def interval(low: float, value: float, high: float, digits: int = 3) -> str:

@@ -209,3 +209,34 @@ def test_ctrl_c_leaves_a_resumable_study_and_says_so(workplace, model_directory,
     assert "finished trials are kept in bright-tiny, and the same command goes on" in rest
     assert "Traceback" not in rest
     assert [p.name for p in (workplace / "bright-tiny").iterdir()] == ["study.journal"]
+
+
+def test_laws_writes_pictures_and_points_and_says_where_each_law_held(
+    capsys, model_directory, workplace, tiny_options
+):
+    arguments = [
+        *("laws", "--model", model_directory, "--concept", EVERYDAY, "--layer", "0"),
+        *("--prompts", tiny_options["prompts"], "--ce-budget", "0.4", "--out", "curves"),
+    ]
+    status, out, _ = run(capsys, *arguments)
+    assert status == 0
+    assert "ΔCE" in out
+    assert sorted(path.name for path in (workplace / "curves").iterdir()) == sorted(
+        [
+            "laws.json",
+            *(f"{n}.{f}" for n in ("tokens", "concept", "delta_ce") for f in ("png", "svg")),
+        ]
+    )
+    status, out, _ = run(capsys, *arguments, "--json", "--quiet")
+    assert status == 0
+    assert json.loads(out) == json.loads((workplace / "curves" / "laws.json").read_text())
+
+
+def test_laws_leaves_other_directories_alone(capsys, model_directory, workplace):
+    (workplace / "other").mkdir()
+    (workplace / "other" / "thesis.txt").write_text("mine")
+    status, _, err = run(
+        capsys, "laws", "--model", model_directory, "--concept", EVERYDAY, "--out", "other"
+    )
+    assert status == 2
+    assert "thesis.txt" in err

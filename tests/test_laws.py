@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from calibrate.laws import ConceptLaw, CrossEntropyLaw, Goodness
+from calibrate.laws import (
+    ConceptLaw,
+    CrossEntropyLaw,
+    fit_presence,
+    judge_mass,
+    judge_presence,
+    judge_rise,
+)
+from calibrate.token_law import judge_shapes
 
 curvatures = st.floats(1e-3, 10)
 plateaus = st.floats(2, 30)
@@ -16,14 +26,11 @@ budgets = st.floats(0.01, 0.5)
 
 @st.composite
 def laws(draw):
-    """Laws whose denominator stays positive."""
-    curvature, plateau = draw(curvatures), draw(plateaus)
-    most_negative = -0.9 * np.sqrt(2 * curvature / plateau)
     return CrossEntropyLaw(
         slope=draw(st.floats(-0.05, 0.05)),
-        curvature=curvature,
-        saturation=draw(st.floats(float(most_negative), 2)),
-        plateau=plateau,
+        curvature=draw(curvatures),
+        saturation=draw(st.floats(-4, 4)),
+        plateau=draw(plateaus),
     )
 
 
@@ -46,7 +53,9 @@ def test_the_law_starts_at_zero_with_its_slope_and_curvature(law):
     step = 1e-5
     plus, zero, minus = (law.predict(a) for a in (step, 0.0, -step))
     assert zero == 0
-    assert (plus - minus) / (2 * step) == pytest.approx(law.slope, abs=2e-6)
+    assert (plus - minus) / (2 * step) == pytest.approx(law.slope, abs=1e-5)
+    flat = replace(law, slope=0.0)  # a slope and a plateau bend the law at 0 as well
+    plus, minus = (flat.predict(a) for a in (step, -step))
     assert (plus + minus) / step**2 == pytest.approx(law.curvature, rel=1e-3)
 
 
@@ -68,14 +77,26 @@ def test_a_plateau_below_the_budget_cannot_be_inverted():
     assert CrossEntropyLaw(0.0, 1.0, 0.0, 0.05).invert(0.1, -1) == -float("inf")
 
 
-@given(laws(), st.lists(st.floats(0.1, 3), min_size=1, max_size=3, unique=True))
-def test_the_saturation_is_recovered_from_points_of_the_law(law, strengths):
-    flat = CrossEntropyLaw(0.0, law.curvature, law.saturation, law.plateau)
-    strengths = np.array(strengths)
-    fitted = CrossEntropyLaw(0.0, law.curvature, 0.0, law.plateau).fitted_to(
-        strengths, flat.predict(strengths)
-    )
-    assert fitted.saturation == pytest.approx(law.saturation, abs=1e-6)
+@given(laws(), st.floats(0.2, 3), st.sampled_from([1, -1]))
+def test_the_saturation_is_recovered_from_a_point_of_the_law(law, strength, sign):
+    rise = float(law.predict(sign * strength))
+    assume(1e-3 < rise < 0.9 * law.plateau)
+    found = replace(law, saturation=0.0).through(sign * strength, rise)
+    assert found.predict(sign * strength) == pytest.approx(rise, rel=1e-6)
+    assert found.saturation == pytest.approx(law.saturation, abs=1e-4)
+
+
+@given(laws(), st.floats(0.1, 3))
+def test_a_point_that_no_saturation_explains_does_no_harm(law, strength):
+    assert law.through(strength, -0.1) == law
+    past = law.through(strength, 2 * law.plateau)
+    assert np.isfinite(past.predict(strength))
+
+
+@given(laws(), st.floats(0.01, 5))
+def test_the_law_is_continuous_where_the_saturation_changes_sign(law, strength):
+    above, below = (replace(law, saturation=b).predict(strength) for b in (1e-9, -1e-9))
+    assert above == pytest.approx(below, rel=1e-6)
 
 
 @given(st.floats(0.001, 0.9), st.floats(-3, 3), st.floats(-2, 2))
@@ -86,13 +107,96 @@ def test_the_concept_law_is_a_sigmoid_through_the_unsteered_mass(mass, gain, str
     assert odds == pytest.approx(mass / (1 - mass) * np.exp(gain * strength), rel=1e-6)
 
 
-def test_the_strength_that_doubles_the_odds():
-    law = ConceptLaw.from_mass(0.2, 0.5)
-    at = law.predict(law.strength_for(2.0))
-    assert at / (1 - at) == pytest.approx(2 * 0.25)
-    assert ConceptLaw.from_mass(0.2, 0.0).strength_for(2.0) == float("inf")
+def presences(law, strengths, n, seed=0):
+    """Judgements that scatter around the law as those of n coin tosses do."""
+    rng = np.random.default_rng(seed)
+    return rng.binomial(n, np.asarray(law.predict(np.asarray(strengths)))) / n
 
 
-def test_goodness_can_fail():
-    assert Goodness(1.0, predicted=0.1, measured=0.103).good
-    assert not Goodness(1.0, predicted=0.1, measured=0.12).good
+def test_presence_is_fitted_with_errors_that_cover_the_truth():
+    """Over many draws, 95 % intervals of r and ν hold the truth about that often."""
+    truth, strengths, n = ConceptLaw(-1.2, 1.5), [0.0, 0.4, 0.8, 1.2], 60
+    covered = np.zeros(2)
+    for seed in range(300):
+        fit = fit_presence(strengths, presences(truth, strengths, n, seed), [n] * 4)
+        errors = np.array([fit.log_odds_error, fit.gain_error])
+        misses = np.abs([fit.law.log_odds - truth.log_odds, fit.law.gain - truth.gain])
+        covered += misses <= 1.96 * errors
+    assert (covered / 300 > 0.92).all()
+    assert (covered / 300 < 0.98).all()
+
+
+def test_the_error_of_predicted_presence_is_that_of_its_scatter():
+    truth, strengths, n = ConceptLaw(-1.0, 1.0), [0.0, 0.5, 1.0], 80
+    fits = [
+        fit_presence(strengths, presences(truth, strengths, n, seed), [n] * 3)
+        for seed in range(300)
+    ]
+    predicted = [fit.law.predict(0.7) for fit in fits]
+    assert np.mean([fit.standard_error(0.7) for fit in fits]) == pytest.approx(
+        np.std(predicted), rel=0.15
+    )
+
+
+def test_asymptotes_are_fitted_where_there_are_points_enough():
+    truth = ConceptLaw(-3.0, 2.0, floor=0.1, ceiling=0.8)
+    strengths = np.linspace(0, 4, 12)
+    fit = fit_presence(strengths, truth.predict(strengths), [500] * 12)
+    assert fit.law.floor == pytest.approx(0.1, abs=0.03)
+    assert fit.law.ceiling == pytest.approx(0.8, abs=0.03)
+    few = fit_presence(strengths[:5], truth.predict(strengths[:5]), [500] * 5)
+    assert (few.law.floor, few.law.ceiling) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_degenerate_presence_is_noticed_and_left_out(sign):
+    """Word salad scores low: past the fall the sigmoid says nothing about the points."""
+    truth, strengths = ConceptLaw(-1.0, 1.5 * sign), sign * np.array([0.0, 0.5, 1.0, 1.5, 3.0])
+    measured = np.asarray(truth.predict(strengths)).copy()
+    measured[-1] = 0.1
+    fit = fit_presence(strengths, measured, [100] * 5)
+    assert fit.fall == strengths[-1]
+    assert fit.law.gain == pytest.approx(truth.gain, rel=0.02)
+    assert fit_presence(strengths[:-1], measured[:-1], [100] * 4).fall is None
+
+
+def test_a_law_of_cross_entropy_is_judged_by_its_worst_relative_error():
+    assert judge_rise([1.0, 2.0], [0.1, 0.4], [0.103, 0.4]).good
+    verdict = judge_rise([1.0, 2.0], [0.1, 0.4], [0.12, 0.4])
+    assert not verdict.good
+    assert verdict.error == pytest.approx(1 / 6)
+    assert judge_rise([0.01, 1.0], [0.0001, 0.1], [-0.0002, 0.1]).good  # noise near 0
+
+
+def test_a_cubic_rise_breaks_the_law_of_cross_entropy():
+    """Fitted where the budget is spent, a cubic is missed at other strengths."""
+
+    def cubic(a):
+        return 0.1 * np.abs(a) ** 3
+
+    law = CrossEntropyLaw(0.0, 0.02, 0.0, 20.0)
+    law = law.through(1.0, cubic(1.0))
+    tested = np.array([0.6, 0.8, 1.3])
+    assert not judge_rise(tested, law.predict(tested), cubic(tested)).good
+
+
+def test_a_non_monotone_presence_breaks_the_law_of_presence():
+    strengths = [0.0, 0.5, 1.0, 1.5]
+    fit = fit_presence(strengths, [0.2, 0.4, 0.25, 0.42], [200] * 4)
+    error = float(np.hypot(fit.standard_error(1.0), 0.03))
+    assert not judge_presence(1.0, fit.law.predict(1.0), 0.05, error).good
+    assert judge_presence(1.0, fit.law.predict(1.0), fit.law.predict(1.0) + 0.03, error).good
+
+
+def test_two_bumps_break_the_law_of_tokens():
+    grid = np.linspace(-3, 3, 61)
+    once = np.exp(-((grid - np.linspace(-1, 1, 12)[:, None]) ** 2))
+    twice = np.exp(-((grid - 2) ** 2) * 4) + np.exp(-((grid + 2) ** 2) * 4)
+    assert judge_shapes(grid, once).good
+    assert not judge_shapes(grid, np.vstack([once[:4], twice])).good
+
+
+def test_a_mass_is_judged_by_its_log_odds():
+    assert judge_mass([1.0], [0.010], [0.013]).good
+    assert not judge_mass([1.0], [0.010], [0.020]).good
+    assert not judge_mass([1.0], [0.990], [0.980]).good

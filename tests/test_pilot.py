@@ -9,11 +9,11 @@ import torch
 from scipy.optimize import brentq
 
 from calibrate.completions import sample
-from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
+from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered, steered_hidden
 from calibrate.errors import Infeasible
 from calibrate.pilot import MAX_PASSES, concept_token_ids, run_pilot, run_pilots
 from calibrate.settings import Sampling, Settings
-from calibrate.tokens import encode_prompt
+from calibrate.tokens import TokenSequence, encode_prompt
 from calibrate.vector import SteeringVector
 
 
@@ -109,6 +109,39 @@ def test_the_concepts_gain_is_the_derivative_of_its_tokens_log_odds(sequences):
     logits = [np.log(m / (1 - m)) for m in (mass(step), mass(-step))]
     assert pilot.concept.predict(0.0) == pytest.approx(mass(0.0), rel=1e-4)
     assert pilot.concept.gain == pytest.approx((logits[0] - logits[1]) / (2 * step), rel=0.02)
+
+
+def test_the_mass_of_the_concept_is_measured_at_every_pilot_strength(sequences):
+    loaded, run, (vector,) = setting(sequences=sequences)
+    tokens = (6, 9, 11)
+    pilot = run_pilot(loaded, run, vector, tokens, Settings())
+    for point, (strength, predicted, found) in zip(
+        pilot.points, pilot.mass_goodness.points, strict=True
+    ):
+        assert (point.strength, point.concept_mass) == (strength, found)
+        assert predicted == pytest.approx(pilot.concept.predict(strength))
+        hidden = [steered_hidden(loaded, one, strength * vector.values, 1) for one in run.batches]
+        p = loaded.logits(torch.cat(hidden)).softmax(dim=-1)
+        assert found == pytest.approx(float(p[:, list(tokens)].sum(dim=-1).mean()), rel=1e-5)
+
+
+def test_standard_errors_are_those_of_other_corpora(sequences):
+    """The bootstrap's error of the curvature against its scatter over fresh corpora."""
+    loaded = tiny.loaded()
+    rng = np.random.default_rng(0)
+    values = torch.randn(loaded.hidden_size, generator=torch.Generator().manual_seed(1))
+    vector = SteeringVector(values, 1, residual_norm=5.0)
+    curvatures, errors = [], []
+    for _ in range(24):
+        fresh = tuple(
+            TokenSequence(tuple(map(int, rng.integers(5, len(tiny.VOCABULARY), 10))), 3)
+            for _ in range(16)
+        )
+        run = run_unsteered(loaded, Corpus(fresh, self_sampled=True), [1])
+        pilot = run_pilot(loaded, run, vector, (), Settings())
+        curvatures.append(pilot.law.curvature)
+        errors.append(pilot.errors["curvature"])
+    assert np.mean(errors) == pytest.approx(np.std(curvatures, ddof=1), rel=0.4)
 
 
 def test_a_budget_above_the_plateau_is_infeasible_with_the_way_out(sequences):

@@ -10,23 +10,28 @@ import pytest
 import torch
 
 from calibrate.errors import ArtefactError, Infeasible
-from calibrate.laws import ConceptLaw, CrossEntropyLaw, Goodness
-from calibrate.pilot import Interval, Pilot
+from calibrate.laws import ConceptLaw, CrossEntropyLaw, judge_mass, judge_rise
+from calibrate.pilot import Interval, Pilot, PilotPoint
 from calibrate.progress import Progress
 from calibrate.settings import Settings
 from calibrate.study import SHARES, SUGGESTED_SHARE, WIDE_SHARES, StudyStore, run_study
+from calibrate.token_law import TokenLaw
 from calibrate.vector import SteeringVector
 
 
 def pilot(layer, alpha, good=True):
-    goodness = Goodness(alpha, predicted=0.1, measured=0.1 if good else 0.2)
+    law = CrossEntropyLaw(0.0, 0.2 / alpha**2, 0.0, 20.0)
     return Pilot(
         vector=SteeringVector(torch.ones(4), layer, residual_norm=1.0),
-        law=CrossEntropyLaw(0.0, 0.2 / alpha**2, 0.0, 20.0),
+        law=law,
+        errors={},
         concept=ConceptLaw(-3.0, 1.0),
-        goodness=goodness,
+        tokens=TokenLaw(np.zeros((1, 1)), np.zeros((1, 1))),
+        mass_peak=2 * alpha,
+        rise_goodness=judge_rise([alpha], [0.1], [0.1 if good else 0.2]),
+        mass_goodness=judge_mass([alpha], [0.1], [0.1]),
         strength_at_budget=Interval(alpha, 0.9 * alpha, 1.1 * alpha),
-        points=((alpha, 0.1),),
+        points=(PilotPoint(alpha, 0.1, 0.1),),
     )
 
 

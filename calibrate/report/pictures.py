@@ -47,7 +47,8 @@ def _draw_cost(axes: Axes, config: SteeringConfig, evidence: Evidence) -> None:
     quadratic = 0.5 * pilot.law.curvature * strengths**2
     axes.plot(strengths, quadratic, "--", color=MUTED, lw=1, label="½cα²")
     axes.axhline(limit, color=BUDGET, lw=1.2, label=f"budget {limit:g} nat")
-    axes.plot(*zip(*pilot.points, strict=True), "o", color=COLOURS[0], label="pilot")
+    points = [(strength, rise) for strength, rise, _ in pilot.points]
+    axes.plot(*zip(*points, strict=True), "o", color=COLOURS[0], label="pilot")
     if trials:
         points = [(trial.strength, trial.delta_ce) for trial in trials]
         axes.plot(*zip(*points, strict=True), "x", color=COLOURS[1], label="trials")

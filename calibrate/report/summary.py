@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -12,8 +13,18 @@ from rich.text import Text
 
 from calibrate.config import SteeringConfig
 from calibrate.evidence import Evidence
+from calibrate.schema import GoodnessSection
+
+if TYPE_CHECKING:
+    from calibrate.curves import LawCurves
 
 EXAMPLES = 3
+LAW_NAMES = {
+    "cross_entropy": "ΔCE, relative error",
+    "concept": "concept, log-odds error",
+    "bumps": "tokens with more than one bump",
+    "peaks": "peaks, 1 - rank correlation",
+}
 
 
 def summary(config: SteeringConfig, evidence: Evidence, directory: Path | None) -> RenderableType:
@@ -40,6 +51,35 @@ def headline(config: SteeringConfig) -> Text:
     )
 
 
+def laws_summary(curves: LawCurves, directory: Path) -> RenderableType:
+    """Return where each law held, block by block."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("block", "α at budget", *LAW_NAMES.values()):
+        table.add_column(f"[dim]{heading}[/]")
+    for block in curves.blocks:
+        at_budget = block.strength_at_budget["positive"]
+        table.add_row(
+            f"[bold]{block.layer}[/]",
+            f"{at_budget.value:.4g} ({at_budget.low:.4g} to {at_budget.high:.4g})",
+            *(_verdict(block.goodness[law]) for law in LAW_NAMES),
+        )
+    return Group(
+        Text.from_markup(
+            f"The laws of steering [bold]{escape(curves.model.id)}[/] towards "
+            f"[bold]{escape(curves.concept)}[/], on {curves.n_sequences} sequences"
+        ),
+        "",
+        table,
+        "",
+        Text.from_markup(f"Pictures and every point are in [bold]{escape(str(directory))}/[/]."),
+    )
+
+
+def _verdict(goodness: GoodnessSection) -> str:
+    colour, word = ("green", "holds") if goodness.good else ("red", "fails")
+    return f"[{colour}]{word}[/] ({goodness.error:.3f}, {goodness.tolerance:g} will do)"
+
+
 def _facts(config: SteeringConfig) -> Table:
     measured, confidence = config.measured, f"{config.budget.confidence:.0%}"
     rise, presence = measured.delta_ce, measured.presence
@@ -63,7 +103,7 @@ def _facts(config: SteeringConfig) -> Table:
         (
             "law's α at budget",
             f"{at_budget.value:.4g} ({at_budget.low:.4g} to {at_budget.high:.4g}), "
-            f"off by {config.laws.cross_entropy.goodness.relative_error:.2%} where tested",
+            f"off by {config.laws.cross_entropy.goodness.error:.2%} where tested",
         ),
         (
             "held out",

@@ -1,0 +1,257 @@
+"""The sections of the steering config: what each part of `steering.json` says."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """A part of the config; immutable once made."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class ModelSection(Section):
+    """The model the config was made on."""
+
+    id: str
+    revision: str | None
+    architecture: str
+    num_layers: int
+    hidden_size: int
+    dtype: str
+    tokenizer_sha256: str
+    chat_template_sha256: str | None
+    adds_bos: bool
+
+
+class ConceptSection(Section):
+    """The concept, the direction steered in, and the texts used."""
+
+    name: str
+    goal: Literal["increase", "decrease"]
+    n_positive: int
+    n_negative: int
+    negatives: Literal["contrastive", "random"]
+    data_sha256: str
+
+
+class VectorSection(Section):
+    """Where the steering vector is; `norm` is ‖v‖, `sha256` that of the file."""
+
+    file: str
+    key: str
+    norm: float
+    sha256: str
+
+
+class InterventionSection(Section):
+    """What is done: `strength`·v is added to the output of block `layer` (0-based).
+
+    relative_strength: α‖v‖ / median ‖h‖, comparable across blocks and models.
+    """
+
+    operation: Literal["add"] = "add"
+    site: Literal["block_output"] = "block_output"
+    layer: int
+    positions: Literal["all", "last"]
+    strength: float
+    relative_strength: float
+
+
+class BudgetSection(Section):
+    """The largest allowed rise of cross-entropy, and the confidence it holds at."""
+
+    metric: Literal["cross_entropy"] = "cross_entropy"
+    limit: float
+    unit: Literal["nats/token"] = "nats/token"
+    confidence: float
+
+
+class IntervalSection(Section):
+    """A measured value with its two-sided confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class DeltaCESection(IntervalSection):
+    """ΔCE on held-out text; `upper` is the one-sided bound that was verified.
+
+    corpus: "own_replies", where the exact KL stands for ΔCE, or "file".
+    """
+
+    upper: float
+    corpus: Literal["own_replies", "file"]
+    n_sequences: int
+    n_tokens: int
+
+
+class PresenceSection(IntervalSection):
+    """Presence at the strength, and at α = 0 on the same prompts with the same noise.
+
+    change: the paired difference from the baseline.
+    """
+
+    baseline: float
+    baseline_interval: tuple[float, float]
+    change: IntervalSection
+    n_prompts: int
+    n_completions: int
+
+
+class ControlsSection(Section):
+    """Presence without the concept's own vector: how much any push, or a request, does.
+
+    random_vector: a random vector of the same norm at the same strength and block.
+    prompt_only: unsteered, asked in plain words for the concept (or its absence).
+    """
+
+    random_vector: IntervalSection
+    prompt_only: IntervalSection
+
+
+class FluencySection(Section):
+    """How the steered replies read to the unsteered model, and how repetitive they are.
+
+    log_prob: mean log-probability per token under the unsteered model, nats.
+    distinct_2: distinct word pairs per word pair, in [0, 1].
+    """
+
+    log_prob: float
+    log_prob_baseline: float
+    distinct_2: float
+    distinct_2_baseline: float
+
+
+class MeasuredSection(Section):
+    """Everything measured, all of it on held-out data."""
+
+    delta_ce: DeltaCESection
+    presence: PresenceSection
+    controls: ControlsSection
+    fluency: FluencySection
+
+
+class GoodnessSection(Section):
+    """How a law did at points it was not fitted on.
+
+    points: (strength, predicted, measured). error: the worst misfit, in the law's own measure,
+    against the largest that will do.
+    """
+
+    points: list[tuple[float, float, float]]
+    error: float
+    tolerance: float
+    good: bool
+
+
+class CrossEntropyLawSection(Section):
+    """ΔCE(α) = q / (1 + b|α| + q/P), q = gα + ½cα²: g, c, b and P (`calibrate.laws` for b < 0).
+
+    errors: their standard errors over resampled sequences. goodness: by relative error, at the
+        pilot's test and, for the steered block, at the study's trials.
+    """
+
+    slope: float
+    curvature: float
+    saturation: float
+    plateau: float
+    errors: dict[str, float]
+    goodness: GoodnessSection
+
+
+class ConceptLawSection(Section):
+    """logit F(α) = r + ν·α, F the mass of the concept's tokens: r and ν, from derivatives.
+
+    goodness: by the log-odds of the mass, at the pilot's strengths.
+    """
+
+    log_odds: float
+    gain: float
+    goodness: GoodnessSection
+
+
+class PresenceLawSection(Section):
+    """F(α) = floor + (ceiling - floor)·σ(r + να), F the measured presence: fitted to the study.
+
+    fall: the strength from which presence fell again, if it did; only strengths before it
+        count. goodness: in standard errors, at the verified strength.
+    """
+
+    log_odds: float
+    log_odds_error: float
+    gain: float
+    gain_error: float
+    floor: float
+    ceiling: float
+    fall: float | None
+    goodness: GoodnessSection
+
+
+class TokenLawSection(Section):
+    """p_α(z|c) ∝ p₀(z|c)·exp(a(α)M(z)), a(α) = α / (1 + s|α|): s, and where F peaks by it."""
+
+    saturation: float
+    mass_peak: float
+
+
+class LawsSection(Section):
+    """The laws at the steered block.
+
+    relied_on: whether the law of ΔCE held at every candidate block; where it did not, the study
+        searched more widely than the laws suggest.
+    """
+
+    cross_entropy: CrossEntropyLawSection
+    concept: ConceptLawSection
+    presence: PresenceLawSection
+    tokens: TokenLawSection
+    relied_on: bool
+
+
+class RangeSection(Section):
+    """Which strengths make sense.
+
+    strength_at_budget: α_B, the law's strength that spends the budget.
+    sweet_spot: from where something happens to where it stops paying: from the strength that
+        doubles the odds of the concept's tokens, or half of the upper end if that comes first,
+        to α_B, or to where the mass of the concept's tokens peaks if that comes first; beyond
+        its peak, more strength costs more and brings less (Theorem 3.3). Ordered by size.
+    """
+
+    strength_at_budget: IntervalSection
+    sweet_spot: tuple[float, float]
+
+
+class ReferenceSection(Section):
+    """For checking another stack: one input, and the next token's log-probabilities after it.
+
+    token_ids: the likeliest next tokens under steering; log_probs: their steered, and
+        unsteered_log_probs their unsteered, log-probabilities.
+    """
+
+    input_ids: list[int]
+    token_ids: list[int]
+    log_probs: list[float]
+    unsteered_log_probs: list[float]
+
+
+class CostSection(Section):
+    """What one stage spent."""
+
+    token_forwards: int
+    seconds: float
+
+
+class ProvenanceSection(Section):
+    """How the config was made, so that it can be made again."""
+
+    versions: dict[str, str]
+    seed: int
+    created: str
+    fingerprint: str
+    settings: dict[str, Any]

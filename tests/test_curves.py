@@ -1,0 +1,139 @@
+"""The paper's curves: measured where they say, predicted by the laws, drawn and kept."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from calibrate.block_curves import SHARES
+from calibrate.concept import read_prompts
+from calibrate.curves import LawCurves, early_middle_late, measure_laws
+from calibrate.errors import ModelError
+from calibrate.replies import sample_unsteered
+from calibrate.report.curves import law_pictures
+from calibrate.settings import Settings
+from calibrate.vector import concept_vectors
+
+
+@pytest.fixture(scope="module")
+def arguments(tiny_options):
+    return {
+        key: tiny_options[key]
+        for key in ("concept", "tokenizer", "prompts", "ce_budget", "sampling")
+    }
+
+
+@pytest.fixture(scope="module")
+def curves(arguments):
+    return measure_laws(tiny.model("gpt2"), layers=(0, 1), **arguments)
+
+
+def test_strengths_are_shares_of_the_budgets_of_both_signs(curves):
+    for block in curves.blocks:
+        unit = block.strength_at_budget["positive"].value
+        shares = np.array(block.strengths) / unit
+        assert shares == pytest.approx([-s for s in reversed(SHARES)] + [0, *SHARES])
+        assert block.strength_at_budget["negative"].value < 0
+
+
+def test_the_rise_is_what_a_hand_written_hook_finds(curves, arguments):
+    """Recomputed from logits under a hook, without any of the suffix-only machinery."""
+    loaded = tiny.loaded("gpt2")
+    settings = Settings(ce_budget=arguments["ce_budget"], sampling=arguments["sampling"])
+    replies = sample_unsteered(loaded, read_prompts(arguments["prompts"]), settings)
+    vectors = concept_vectors(loaded, arguments["concept"].split()["vector"], settings)
+    block = curves.blocks[0]
+    for index in (3, 8, 14):
+        strength = block.strengths[index]
+        total, count = 0.0, 0
+        for completion in replies.first_replies("search"):
+            ids = torch.tensor([completion.sequence.ids])
+            plain = loaded.model(input_ids=ids).logits[0].log_softmax(dim=-1)
+            with tiny.hand_written_hook(loaded.blocks[0], strength * vectors[0].values):
+                steered = loaded.model(input_ids=ids).logits[0].log_softmax(dim=-1)
+            rows = slice(completion.sequence.start - 1, -1)
+            total += float((plain.exp() * (plain - steered)).sum(dim=-1)[rows].sum())
+            count += completion.sequence.n_scored
+        assert block.delta_ce[index] == pytest.approx(total / count, rel=1e-3)
+
+
+def test_tokens_are_those_that_move_and_start_where_the_law_starts(curves):
+    for block in curves.blocks:
+        zero = block.strengths.index(0.0)
+        assert block.delta_ce[zero] == pytest.approx(0.0, abs=1e-6)
+        for token in block.tokens:
+            assert token.predicted[zero] == pytest.approx(token.probability[zero], rel=1e-3)
+            assert token.peak == block.strengths[int(np.argmax(token.probability))]
+        moves = [max(token.probability) - min(token.probability) for token in block.tokens]
+        assert moves == sorted(moves, reverse=True)
+
+
+def test_every_law_has_a_verdict_and_the_points_behind_it(curves):
+    for block in curves.blocks:
+        assert set(block.goodness) == {"cross_entropy", "concept", "bumps", "peaks"}
+        for goodness in block.goodness.values():
+            assert goodness.good == (goodness.error <= goodness.tolerance)
+        for strength, predicted, measured in block.goodness["cross_entropy"].points:
+            at = block.strengths.index(strength)
+            assert measured == block.delta_ce[at]
+            assert predicted == block.law_delta_ce[at]
+
+
+def test_resampled_texts_give_error_bars(arguments):
+    some = measure_laws(tiny.model("gpt2"), layers=(1,), resamples=3, **arguments).blocks[0]
+    none = measure_laws(tiny.model("gpt2"), layers=(1,), **arguments).blocks[0]
+    assert none.concept_mass_error is None
+    zero = some.strengths.index(0.0)
+    assert some.concept_mass_error[zero] == pytest.approx(0.0, abs=1e-9)
+    assert min(some.concept_mass_error[zero + 4 : zero + 8]) > 0
+    assert some.delta_ce == none.delta_ce
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [{"negatives": "random"}, {"positions": "last"}, {"pooling": "last"}, {"normalize": True}],
+)
+def test_every_variant_of_steering_has_its_curves(variant, arguments, curves):
+    found = measure_laws(tiny.model("gpt2"), layers=(1,), **{**arguments, **variant}).blocks[0]
+    assert found.delta_ce != curves.blocks[1].delta_ce
+    one = len(SHARES) + 1 + SHARES.index(1.0)
+    assert found.delta_ce[one] == pytest.approx(arguments["ce_budget"], rel=0.02)
+
+
+def test_an_early_a_middle_and_a_late_block_are_measured_by_default():
+    assert early_middle_late(tiny.loaded(layers=12)) == [2, 6, 10]
+    assert early_middle_late(tiny.loaded(layers=1)) == [0]
+
+
+def test_an_unknown_block_is_refused(arguments):
+    with pytest.raises(ModelError, match=r"0\.\.2"):
+        measure_laws(tiny.model("gpt2"), layers=(3,), **arguments)
+
+
+def test_the_pictures_and_the_points_are_complete(curves):
+    files = law_pictures(curves)
+    assert set(files) == {
+        "laws.json",
+        *(
+            f"{name}.{form}"
+            for name in ("tokens", "concept", "delta_ce")
+            for form in ("png", "svg")
+        ),
+    }
+    assert all(content.startswith(b"\x89PNG") for name, content in files.items() if "png" in name)
+    assert all(b"<svg" in content for name, content in files.items() if "svg" in name)
+    assert LawCurves.model_validate(json.loads(files["laws.json"])) == curves
+
+
+def test_the_unsteered_run_of_a_shorter_corpus_gives_other_curves(arguments, curves):
+    """A guard against curves that do not depend on what they are measured on."""
+    lines = arguments["prompts"].read_text().splitlines()
+    fewer = arguments["prompts"].with_name("fewer.txt")
+    fewer.write_text("\n".join(lines[:60]))
+    found = measure_laws(tiny.model("gpt2"), layers=(1,), **{**arguments, "prompts": fewer})
+    assert found.n_sequences < curves.n_sequences
+    assert found.blocks[0].delta_ce != curves.blocks[1].delta_ce
