@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from calibrate.options import LAWS, MAIN_JOB, options
+from calibrate.options import LAWS, MAIN_JOB, MODEL, apart, options
 
 if TYPE_CHECKING:
     from calibrate.concept import Concept
@@ -46,7 +46,6 @@ def cli(ctx: click.Context, /, **given: Any) -> None:
 
 def _calibrate(
     *,
-    model: str,
     concept: str | None,
     out: Path | None,
     positives: Path | None,
@@ -56,23 +55,17 @@ def _calibrate(
     prompts: Path | None,
     storage: str | None,
     study: str | None,
-    device: str,
-    dtype: str,
-    batch_tokens: int,
-    blocks: str | None,
-    revision: str | None,
-    trust_remote_code: bool,
     as_json: bool,
     quiet: bool,
-    **settings: Any,
+    **rest: Any,
 ) -> None:
     """Run the main job and print its result."""
     from calibrate.concept import read_concept, read_prompts
     from calibrate.settings import Settings
 
     concept = _named(concept)
-    kind, file = _negatives(negatives)
-    settings["negatives"] = kind
+    place, settings = apart(rest, MODEL)
+    settings["negatives"], file = _negatives(negatives)
     Settings(**settings)  # what can be refused at once is refused before torch is imported
     texts = None if describe else read_concept(concept, positives, file)
     read_prompts(prompts)
@@ -83,18 +76,9 @@ def _calibrate(
     from calibrate.model import load_model
     from calibrate.terminal import TerminalProgress
 
-    directory = out or Path(f"{_stem(concept)}-{_stem(model)}")
+    directory = out or Path(f"{_stem(concept)}-{_stem(place['model'])}")
     with TerminalProgress(Console(stderr=True, quiet=quiet)) as progress:
-        loaded = load_model(
-            model,
-            device=device,
-            dtype=dtype,
-            blocks=blocks,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            batch_tokens=batch_tokens,
-            progress=progress,
-        )
+        loaded = load_model(**place, progress=progress)
         with _resumable(directory):
             result = calibrate(
                 loaded,
@@ -183,7 +167,6 @@ def generate(
 )
 def laws(
     *,
-    model: str,
     concept: str | None,
     out: Path | None,
     positives: Path | None,
@@ -192,15 +175,9 @@ def laws(
     prompts: Path | None,
     layers: tuple[int, ...],
     resamples: int,
-    device: str,
-    dtype: str,
-    batch_tokens: int,
-    blocks: str | None,
-    revision: str | None,
-    trust_remote_code: bool,
     as_json: bool,
     quiet: bool,
-    **settings: Any,
+    **rest: Any,
 ) -> None:
     """Measure the paper's curves at some blocks, and draw them with the laws over them."""
     from calibrate.concept import read_concept, read_prompts
@@ -208,11 +185,12 @@ def laws(
     from calibrate.workspace import LAWS_FILE, require_free
 
     concept = _named(concept)
+    place, settings = apart(rest, MODEL)
     settings["negatives"], file = _negatives(negatives)
     Settings(**settings)
     texts = read_concept(concept, positives, file)
     read_prompts(prompts)
-    directory = out or Path(f"{_stem(concept)}-{_stem(model)}-laws")
+    directory = out or Path(f"{_stem(concept)}-{_stem(place['model'])}-laws")
     require_free(directory, LAWS_FILE)
 
     from rich.console import Console
@@ -225,16 +203,7 @@ def laws(
     from calibrate.terminal import TerminalProgress
 
     with TerminalProgress(Console(stderr=True, quiet=quiet)) as progress:
-        loaded = load_model(
-            model,
-            device=device,
-            dtype=dtype,
-            blocks=blocks,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            batch_tokens=batch_tokens,
-            progress=progress,
-        )
+        loaded = load_model(**place, progress=progress)
         curves = measure_laws(
             loaded,
             texts,

@@ -176,6 +176,10 @@ LAWS = (
 )
 
 
+# Parameters that say which model, and how to load it: those of `load_model`.
+MODEL = ("model", "device", "dtype", "batch_tokens", "blocks", "revision", "trust_remote_code")
+
+
 def options(*names: str) -> Callable[[Command], Command]:
     """Give a command the options of these names, in this order."""
 
@@ -185,3 +189,9 @@ def options(*names: str) -> Callable[[Command], Command]:
         return command
 
     return give
+
+
+def apart(given: dict[str, Any], names: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split parameters into those of these names and the rest."""
+    chosen = {name: given[name] for name in names}
+    return chosen, {name: value for name, value in given.items() if name not in names}

@@ -115,13 +115,14 @@ class TokenLaw:
 def judge_shapes(strengths: np.ndarray, curves: np.ndarray) -> Goodness:
     """Judge the law of tokens by the share of curves that bump more than once.
 
-    strengths: ascending, (n_strengths,). curves: (n_curves, n_strengths). Points are the
-    strength of each curve's highest bump, the one bump predicted, and the bumps found.
+    strengths: ascending, (n_strengths,). curves: (n_curves, n_strengths). Points are the curves
+    that break the law: where their highest bump is, the one predicted, and the number found.
     """
     found = [bumps(curve) for curve in curves]
     points = tuple(
         (float(strengths[int(np.argmax(curve))]), 1.0, float(n))
         for curve, n in zip(curves, found, strict=True)
+        if n > 1
     )
     return Goodness(points, float(np.mean([n > 1 for n in found])), GOOD_SHAPE)
 

@@ -27,7 +27,7 @@ def law_pictures(curves: LawCurves) -> dict[str, bytes]:
     """Return the pictures by file name, PNG and SVG, and `laws.json` with every point."""
     figures = {
         "tokens": _figure(curves, _draw_tokens, "Next-token probability against strength"),
-        "concept": _figure(curves, _draw_concept, f"Mass of the tokens of {curves.concept}"),
+        "concept": _figure(curves, _draw_concept, "Mass of the concept's tokens"),
         "delta_ce": _figure(curves, _draw_delta_ce, "Rise of cross-entropy"),
     }
     files = {
@@ -90,7 +90,7 @@ def _draw_concept(axes: Axes, curves: LawCurves, block: BlockCurves) -> None:
         label="measured",
     )
     axes.plot(block.strengths, block.law_concept_mass, "--", color=LAW, label="law, from α = 0")
-    axes.set_yscale("logit")
+    axes.set_ylim(0, min(1.05, 1.15 * max(block.concept_mass)))
     axes.set_ylabel("probability of the concept's tokens")
     axes.set_title(_verdict(block, "concept", "log-odds off by {:.2f}"), fontsize=9)
 
