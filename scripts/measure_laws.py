@@ -33,10 +33,10 @@ from calibrate.vector import SteeringVector, concept_vectors
 
 BUDGETS = (0.05, 0.1, 0.3)
 DEPTHS = (0.15, 0.33, 0.5, 0.67, 0.85)
-PILOT_SEQUENCES = 32
-SAMPLING = Sampling(max_new_tokens=24)
+PILOT_SEQUENCES = 24
+SAMPLING = Sampling(max_new_tokens=16)
 LIKELY = 200
-PEAK_SHARES = np.linspace(-1, 1, 11)  # of α_B: where peaks are looked for
+PEAK_SHARES = np.linspace(-1, 1, 9)  # of α_B: where peaks are looked for
 CLOSE = 0.03  # of log α: a step of this size along the law's slope is right to a hundredth of it
 
 
@@ -255,18 +255,27 @@ def page(found: dict[str, dict]) -> str:
     cells = [Cell(**cell) for one in found.values() for cell in one["cells"]]
     ranks = [Peaks(**one["peaks"]) for one in found.values()]
     ends = [Far(**one["far"]) for one in found.values()]
+    measured = sorted({f"{cell.concept} on {cell.model}, {cell.corpus}" for cell in cells})
     return "\n".join(
-        [HEADER, accuracy(cells), by_block(cells), peaks_table(ranks), far_table(ends)]
+        [
+            HEADER,
+            f"Measured so far: {'; '.join(measured)}.\n",
+            accuracy(cells),
+            by_block(cells),
+            peaks_table(ranks),
+            far_table(ends),
+        ]
     )
 
 
 HEADER = f"""# How well the laws predict a real model
 
 Written by `scripts/measure_laws.py`; every point is in [laws.json](laws.json). A pilot on
-{PILOT_SEQUENCES} sequences names the strength that spends a budget; "own" is its error on those
-sequences, "others" on three times as many the pilot has not seen. "Covered" is the share of cells
-whose 95 % interval holds the strength that spends the budget on the others; that strength is
-itself known only up to the sampling of the others, so a perfect interval would cover 91 %.
+{PILOT_SEQUENCES} own replies of {SAMPLING.max_new_tokens} tokens, or as many texts of a file, names
+the strength that spends a budget; "own" is its error on those sequences, "others" on three times
+as many the pilot has not seen. "Covered" is the share of cells whose 95 % interval holds the
+strength that spends the budget on the others; that strength is itself known only up to the
+sampling of the others, so a perfect interval would cover 91 %.
 """
 
 
