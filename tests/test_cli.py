@@ -197,7 +197,12 @@ def test_ctrl_c_leaves_a_resumable_study_and_says_so(workplace, model_directory,
     arguments = main_job(model_directory, tiny_options, "--trials", "400")
     arguments = [str(a) for a in arguments if a != "--quiet"]
     process = subprocess.Popen(
-        [*COMMAND, *arguments], stderr=subprocess.PIPE, text=True, env={**os.environ}
+        [*COMMAND, *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ},
+        # A shell starts background jobs with SIGINT ignored, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     for line in process.stderr:
