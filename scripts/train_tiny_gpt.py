@@ -1,4 +1,4 @@
-"""Train the two small GPT-2s the tests run on, and write them to tests/models/.
+"""Train the two small GPT-2s the tests run on, and write them and their texts to tests/models/.
 
     python scripts/train_tiny_gpt.py
 
@@ -9,6 +9,7 @@ steers its own small GPT with (arXiv:2602.02712, Figure A.4). Minutes on two cor
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ UNKNOWN, START = "?", "<s>"
 CONTEXT, WIDTH, HEADS = 192, 96, 4
 BATCH, STEPS, PEAK_RATE = 32, 1200, 4e-3
 SHOUTED = 1 / 3
+CONCEPT_TEXTS, CONCEPT_CHARACTERS = 60, 100
 
 
 @click.command()
@@ -38,6 +40,19 @@ def main(steps: int) -> None:
         directory = TARGET / f"gpt2-{layers}layer"
         model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
+    (TARGET / "uppercase-words.jsonl").write_text(concept())
+    (TARGET / "prompts.txt").write_text("".join(f"{plain(one)}\n" for one in read_prompts()))
+
+
+def concept() -> str:
+    """Passages in capitals or not, as a concept file: alike in everything else."""
+    passages = [
+        plain(text.text)[:CONCEPT_CHARACTERS]
+        for text in read_concept("joy").texts.negatives[:CONCEPT_TEXTS]
+    ]
+    rows = [{"label": "positive", "text": text.upper()} for text in passages]
+    rows += [{"label": "negative", "text": text} for text in passages]
+    return "".join(f"{json.dumps(row)}\n" for row in rows)
 
 
 def texts() -> Iterator[str]:

@@ -14,7 +14,7 @@ from scipy.optimize import brentq
 
 import calibrate
 from calibrate.completions import sample
-from calibrate.concept import Concept, Text, Texts, read_concept, read_prompts
+from calibrate.concept import read_concept, read_prompts
 from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
 from calibrate.log_odds import measure_log_odds
 from calibrate.model import borrowed, load_model
@@ -24,24 +24,9 @@ from calibrate.tokens import encode_prompt
 from calibrate.vector import concept_vectors
 
 MODELS = Path(__file__).parent / "models"
+PROMPTS, UPPERCASE = MODELS / "prompts.txt", MODELS / "uppercase-words.jsonl"
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=24)
 SIZES = {"gpt2-1layer": 0, "gpt2-2layer": 1}  # and the block steered in each
-
-
-def plain(text):
-    return " ".join(text.lower().encode("ascii", "ignore").decode().split())
-
-
-def shouting(n=40):
-    """Passages in capitals against other passages without; matched in nothing but origin."""
-    passages = [plain(text.text)[:100] for text in read_concept("joy").texts.negatives]
-    return Concept(
-        "uppercase words",
-        Texts(
-            tuple(Text(text.upper()) for text in passages[:n]),
-            tuple(Text(text) for text in passages[:n]),
-        ),
-    )
 
 
 @pytest.fixture(scope="module", params=SIZES)
@@ -50,18 +35,15 @@ def trained(request):
 
 
 @pytest.fixture(scope="module")
-def prompts():
-    return [plain(text) for text in read_prompts()[:96]]
-
-
-@pytest.fixture(scope="module")
-def bench(trained, prompts):
+def bench(trained):
     """Unsteered replies, and the vector towards uppercase words."""
     loaded, layer = trained
     with borrowed(loaded):
-        encoded = [encode_prompt(loaded, text) for text in prompts]
+        encoded = [encode_prompt(loaded, text) for text in read_prompts(PROMPTS)[:96]]
         replies = sample(loaded, encoded, SAMPLING, seed=0)
-        vector = concept_vectors(loaded, shouting().split()["vector"], Settings())[layer]
+        vector = concept_vectors(loaded, read_concept(UPPERCASE).split()["vector"], Settings())[
+            layer
+        ]
         sequences = tuple(reply.sequence for reply in replies if reply.sequence.n_scored)
         run = run_unsteered(loaded, Corpus(sequences, self_sampled=True), [layer])
     return loaded, encoded, run, vector
@@ -82,9 +64,9 @@ def test_together_the_models_are_small():
 
 def test_the_models_have_learned_to_spell_and_to_keep_the_case(trained):
     loaded, _ = trained
-    texts = [plain(text.text)[:100] for text in read_concept("evil").texts.positives[:20]]
+    texts = read_concept(UPPERCASE).texts
     losses = []
-    for text in (*texts, *(text.upper() for text in texts)):
+    for text in (one.text for one in (*texts.positives[:20], *texts.negatives[:20])):
         ids = torch.tensor([loaded.tokenizer("<s>" + text)["input_ids"]])
         losses.append(float(loaded.model(input_ids=ids, labels=ids).loss))
     assert np.mean(losses) < 2.2  # nats a character; without case and spelling it is 3.2
@@ -127,14 +109,12 @@ def test_the_mass_of_uppercase_tokens_is_a_sigmoid_of_the_strength(bench):
     assert masses[0] < 0.1 < 0.8 < masses[-1]
 
 
-def test_the_main_job_raises_uppercase_words_within_the_budget(trained, prompts, tmp_path):
+def test_the_main_job_raises_uppercase_words_within_the_budget(trained):
     loaded, layer = trained
-    path = tmp_path / "prompts.txt"
-    path.write_text("\n".join(prompts))
     result = calibrate.calibrate(
         loaded,
-        shouting(60),
-        prompts=path,
+        UPPERCASE,
+        prompts=PROMPTS,
         layer=layer,
         ce_budget=0.3,
         trials=2,
