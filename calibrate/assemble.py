@@ -127,8 +127,8 @@ def build_laws(
     return LawsSection(
         cross_entropy=_law_section(pilot, _rise_goodness(pilot, found)),
         concept=ConceptLawSection(
-            log_odds=pilot.concept.log_odds,
-            gain=pilot.concept.gain,
+            **asdict(pilot.mass_law),
+            errors=pilot.mass_errors,
             goodness=_goodness_section(pilot.mass_goodness),
         ),
         presence=_presence_section(layer, found, baseline, verified),
@@ -216,8 +216,7 @@ def _interval(estimate: RatioEstimate, confidence: float) -> dict[str, Any]:
 def _sweet_spot(pilot: Pilot) -> tuple[float, float]:
     """From the strength that doubles the concept's odds to α_B or the peak of its mass."""
     end = min(abs(pilot.strength_at_budget.value), abs(pilot.mass_peak))
-    gain = abs(pilot.concept.gain)
-    start = min(np.log(DOUBLED_ODDS) / gain if gain else np.inf, end / 2)
+    start = min(abs(pilot.mass_law.invert(np.log(DOUBLED_ODDS))), end / 2)
     sign = np.sign(pilot.strength_at_budget.value)
     low, high = sorted((float(sign * start), float(sign * end)))
     return low, high
@@ -274,7 +273,7 @@ def _pilot_record(pilot: Pilot) -> PilotRecord:
     return PilotRecord(
         layer=pilot.vector.layer,
         law=_law_section(pilot, pilot.rise_goodness),
-        concept_gain=pilot.concept.gain,
+        concept_gain=pilot.mass_law.gain,
         strength_at_budget=IntervalSection(**asdict(pilot.strength_at_budget)),
         relative_strength_at_budget=pilot.vector.relative(pilot.strength_at_budget.value),
         points=[astuple(point) for point in pilot.points],

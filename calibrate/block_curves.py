@@ -6,32 +6,29 @@ judged against every other strength here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from calibrate.cross_entropy import Steered, UnsteeredRun, measure_steered
-from calibrate.laws import Goodness, judge_mass, judge_rise
+from calibrate.laws import CrossEntropyLaw, MassLaw, judge_mass, judge_rise
 from calibrate.log_odds import LogOdds, measure_log_odds, sampled_contexts
 from calibrate.pilot import Pilot, fit_pilot
 from calibrate.schema import GoodnessSection, IntervalSection, Section
 from calibrate.settings import Settings
-from calibrate.token_law import TokenLaw, judge_shapes
+from calibrate.token_law import TokenLaw, judge_peaks, judge_shapes
 from calibrate.vector import SteeringVector
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
 
 SHARES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)  # of α_B, of either sign
-NEAR = 3.0  # shares up to which the laws of ΔCE and of the concept are judged
+WITHIN, BEYOND = 1.0, 3.0  # shares up to which the laws are judged
 LIKELY = 200  # tokens of each context whose curves are judged
 SHOWN = 8  # tokens of the shown context whose curves are kept
 CONTEXT_TOKENS = 24  # of the shown context, kept to be read
-PEAK_TOLERANCE = 0.1  # largest 1 - rank correlation of the peaks that will do
-FEWEST_PEAKS = 8  # within the budget, for a rank correlation to say anything
 
 
 class TokenCurve(Section):
@@ -50,7 +47,8 @@ class BlockCurves(Section):
 
     delta_ce: nats per token; concept_mass: probability of the concept's tokens. Their errors are
     standard deviations over resampled concept texts, where those were asked for, and for ΔCE
-    otherwise the standard error over sequences. law_*: what the laws say. goodness: by law.
+    otherwise the standard error over sequences. law_*: what the laws say. goodness: by law, up
+    to α_B of either sign; goodness_beyond: up to BEYOND times as far, where the laws extrapolate.
     context: the end of the text before the tokens shown; of the contexts sampled, the one in which
     probabilities move most.
     """
@@ -70,6 +68,7 @@ class BlockCurves(Section):
     context: str
     tokens: list[TokenCurve]
     goodness: dict[str, GoodnessSection]
+    goodness_beyond: dict[str, GoodnessSection]
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,13 +136,31 @@ def block_curves(
     contexts = sampled_contexts(bench.run)
     measured = [bench.steered(vector, float(strength), contexts) for strength in strengths]
     rises = np.array([one.rise.value for one in measured])
-    masses = np.array([one.mass for one in measured])
+    masses = np.array([one.mass.value for one in measured])
+    law_rises = _predicted({sign: pilot.law for sign, pilot in pilots.items()}, strengths)
+    law_masses = _predicted({sign: pilot.mass_law for sign, pilot in pilots.items()}, strengths)
     again = [
         [bench.steered(other, float(strength)) for strength in strengths] for other in resamples
     ]
     tokens = pilots[1].tokens
     watched = _watch(tokens, strengths, np.stack([one.watched for one in measured]))
     shown = int(np.argmax(np.ptp(watched.probabilities, axis=2).sum(axis=1)))
+
+    def judged(share: float) -> dict[str, GoodnessSection]:
+        near = np.abs(strengths) <= share * unit * (1 + 1e-9)
+        rest = near & (strengths != 0)
+        flat = watched.probabilities.reshape(-1, len(strengths))[:, near]
+        found = {
+            "cross_entropy": judge_rise(strengths[rest], law_rises[rest], rises[rest]),
+            "concept": judge_mass(strengths[rest], law_masses[rest], masses[rest]),
+            "bumps": judge_shapes(strengths[near], flat),
+            "peaks": judge_peaks(watched.peaks, watched.predicted, share * unit * (1 + 1e-9)),
+        }
+        return {
+            name: GoodnessSection(**asdict(goodness), good=goodness.good)
+            for name, goodness in found.items()
+        }
+
     return BlockCurves(
         layer=vector.layer,
         relative_unit=vector.relative(1.0),
@@ -158,17 +175,15 @@ def block_curves(
             _spread([[one.rise.value for one in curve] for curve in again])
             or [one.rise.standard_error for one in measured]
         ),
-        law_delta_ce=_predicted_rises(pilots, strengths).tolist(),
+        law_delta_ce=law_rises.tolist(),
         quadratic=(0.5 * pilots[1].law.curvature * strengths**2).tolist(),
         concept_mass=masses.tolist(),
-        concept_mass_error=_spread([[one.mass for one in curve] for curve in again]),
-        law_concept_mass=np.asarray(odds.concept.predict(strengths)).tolist(),
+        concept_mass_error=_spread([[one.mass.value for one in curve] for curve in again]),
+        law_concept_mass=law_masses.tolist(),
         context=_before(bench, contexts[shown]),
         tokens=_token_curves(bench, tokens, strengths, watched, shown),
-        goodness={
-            name: GoodnessSection(**asdict(goodness), good=goodness.good)
-            for name, goodness in _judged(pilots, strengths, rises, masses, watched, unit).items()
-        },
+        goodness=judged(WITHIN),
+        goodness_beyond=judged(BEYOND),
     )
 
 
@@ -181,8 +196,9 @@ def _spread(curves: Sequence[Sequence[float]]) -> list[float] | None:
     return np.std(np.array(curves), axis=0, ddof=1).tolist() if len(curves) > 1 else None
 
 
-def _predicted_rises(pilots: dict[int, Pilot], strengths: np.ndarray) -> np.ndarray:
-    positive, negative = (np.asarray(pilots[sign].law.predict(strengths)) for sign in (1, -1))
+def _predicted(laws: Mapping[int, CrossEntropyLaw | MassLaw], strengths: np.ndarray) -> np.ndarray:
+    """What the laws of the two signs say."""
+    positive, negative = (np.asarray(laws[sign].predict(strengths)) for sign in (1, -1))
     return np.where(strengths >= 0, positive, negative)
 
 
@@ -197,44 +213,6 @@ def _watch(law: TokenLaw, strengths: np.ndarray, measured: np.ndarray) -> _Watch
         peaks=strengths[curves.argmax(axis=2)],
         predicted=np.take_along_axis(predicted, ids, axis=1),
     )
-
-
-def _judged(
-    pilots: dict[int, Pilot],
-    strengths: np.ndarray,
-    rises: np.ndarray,
-    masses: np.ndarray,
-    watched: _Watched,
-    unit: float,
-) -> dict[str, Goodness]:
-    """Each law against the strengths near enough for it to claim anything."""
-    near = (np.abs(strengths) <= NEAR * unit * (1 + 1e-9)) & (strengths != 0)
-    concept = np.asarray(pilots[1].concept.predict(strengths))
-    within = np.abs(strengths) <= NEAR * unit * (1 + 1e-9)
-    flat = watched.probabilities.reshape(-1, len(strengths))[:, within]
-    return {
-        "cross_entropy": judge_rise(
-            strengths[near], _predicted_rises(pilots, strengths)[near], rises[near]
-        ),
-        "concept": judge_mass(strengths[near], concept[near], masses[near]),
-        "bumps": judge_shapes(strengths[within], flat),
-        "peaks": _judge_peaks(watched, unit),
-    }
-
-
-def _judge_peaks(watched: _Watched, unit: float) -> Goodness:
-    """Rank correlation of measured and predicted peaks within ±α_B, the median over contexts.
-
-    Points are (context, rank correlation, peaks compared).
-    """
-    points = []
-    for index, (peaks, predicted) in enumerate(zip(watched.peaks, watched.predicted, strict=True)):
-        inside = np.abs(peaks) <= unit * (1 + 1e-9)
-        if inside.sum() >= FEWEST_PEAKS and len(set(peaks[inside])) > 1:
-            correlation = float(spearmanr(peaks[inside], predicted[inside]).statistic)
-            points.append((float(index), correlation, float(inside.sum())))
-    error = 1 - float(np.median([point[1] for point in points])) if points else 1.0
-    return Goodness(tuple(points), error, PEAK_TOLERANCE)
 
 
 def _token_curves(

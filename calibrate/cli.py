@@ -60,15 +60,11 @@ def _calibrate(
     **rest: Any,
 ) -> None:
     """Run the main job and print its result."""
-    from calibrate.concept import read_concept, read_prompts
-    from calibrate.settings import Settings
+    from calibrate.concept import read_concept
 
     concept = _named(concept)
-    place, settings = apart(rest, MODEL)
-    settings["negatives"], file = _negatives(negatives)
-    Settings(**settings)  # what can be refused at once is refused before torch is imported
+    file, place, settings = _checked(negatives, prompts, rest)
     texts = None if describe else read_concept(concept, positives, file)
-    read_prompts(prompts)
 
     from rich.console import Console
 
@@ -180,16 +176,12 @@ def laws(
     **rest: Any,
 ) -> None:
     """Measure the paper's curves at some blocks, and draw them with the laws over them."""
-    from calibrate.concept import read_concept, read_prompts
-    from calibrate.settings import Settings
+    from calibrate.concept import read_concept
     from calibrate.workspace import LAWS_FILE, require_free
 
     concept = _named(concept)
-    place, settings = apart(rest, MODEL)
-    settings["negatives"], file = _negatives(negatives)
-    Settings(**settings)
+    file, place, settings = _checked(negatives, prompts, rest)
     texts = read_concept(concept, positives, file)
-    read_prompts(prompts)
     directory = out or Path(f"{_stem(concept)}-{_stem(place['model'])}-laws")
     require_free(directory, LAWS_FILE)
 
@@ -315,6 +307,23 @@ def _negatives(given: tuple[str, ...]) -> tuple[str, Path | None]:
             f"{', '.join(given)}"
         )
     return (kinds[0] if kinds else NEGATIVE_KINDS[0]), (files[0] if files else None)
+
+
+def _checked(
+    negatives: tuple[str, ...], prompts: Path | None, rest: dict[str, Any]
+) -> tuple[Path | None, dict[str, Any], dict[str, Any]]:
+    """Refuse what can be refused at once, before torch is imported.
+
+    Returns: the file of negatives, if one was given; the arguments of `load_model`; the settings.
+    """
+    from calibrate.concept import read_prompts
+    from calibrate.settings import Settings
+
+    place, settings = apart(rest, MODEL)
+    settings["negatives"], file = _negatives(negatives)
+    Settings(**settings)
+    read_prompts(prompts)
+    return file, place, settings
 
 
 def _named(concept: str | None) -> str:

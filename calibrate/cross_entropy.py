@@ -7,8 +7,8 @@ exact KL(p₀ ‖ p_α) over the vocabulary stands for ΔCE: the same expectatio
 noise (arXiv:2602.02712, Theorem 3.8 and its proof). On other texts the labels are used.
 
 One unsteered pass keeps what every strength is compared with: the final hidden states (their
-logits are recomputed in slices, never stored) and the residuals after the blocks asked for, so
-that each strength runs only the blocks after its own.
+logits are recomputed in slices, never stored), what the comparison needs of those logits, and the
+residuals after the blocks asked for, so that each strength runs only the blocks after its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,12 +62,29 @@ class Corpus:
 
 
 @dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a comparison needs of the unsteered logits, where these are linear in the hidden state.
+
+    normaliser: (n_scored,), their log-sum-exp. direction: (n_scored, hidden); a hidden state's
+    product with it is, up to a constant, the logit expected there by the unsteered prediction,
+    or, on text the model did not write, the label's logit.
+    """
+
+    normaliser: torch.Tensor
+    direction: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class UnsteeredBatch:
-    """One batch of the unsteered pass: final hidden states, and residuals by block."""
+    """One batch of the unsteered pass: final hidden states, and residuals by block.
+
+    prediction: None where the logits have to be made again for every comparison.
+    """
 
     batch: Batch
     hidden: torch.Tensor
     residuals: dict[int, KeptResidual]
+    prediction: Prediction | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +106,11 @@ def run_unsteered(loaded: LoadedModel, corpus: Corpus, layers: Sequence[int]) ->
             f"{loaded.name} shares state across blocks, so every strength runs all of them",
             stacklevel=2,
         )
-        kept = [UnsteeredBatch(one.batch, one.hidden, {}) for one in kept]
+        kept = [replace(one, residuals={}) for one in kept]
+    if layers:
+        kept = [
+            replace(one, prediction=_prediction(loaded, one, corpus.self_sampled)) for one in kept
+        ]
     return UnsteeredRun(corpus, tuple(kept))
 
 
@@ -97,13 +118,13 @@ def run_unsteered(loaded: LoadedModel, corpus: Corpus, layers: Sequence[int]) ->
 class Steered:
     """What one strength did to the predictions on a corpus.
 
-    rise: ΔCE over sequences, nats per token. mass: probability of the concept's tokens, averaged
-    over contexts, in [0, 1]. watched: next-token probabilities of the contexts asked for,
-    float32 array (n_watched, vocabulary).
+    rise: ΔCE over sequences, nats per token. mass: probability of the concept's tokens over
+    sequences, in [0, 1]. watched: next-token probabilities of the contexts asked for, float32
+    array (n_watched, vocabulary).
     """
 
     rise: RatioEstimate
-    mass: float
+    mass: RatioEstimate
     watched: np.ndarray
 
 
@@ -122,22 +143,23 @@ def measure_steered(
     watched: indices of scored tokens, counted batch by batch, whose contexts are watched.
     """
     tokens = torch.tensor(list(concept_tokens), dtype=torch.long, device=loaded.device)
-    sums = np.zeros(len(run.corpus.sequences))
-    counts = np.zeros(len(run.corpus.sequences))
-    mass, seen = 0.0, 0
+    sums = np.zeros((2, len(run.corpus.sequences)))
+    counts = np.array([sequence.n_scored for sequence in run.corpus.sequences], dtype=float)
+    seen = 0
     distributions: list[np.ndarray] = []
     for one in run.batches:
         steered = steered_hidden(loaded, one, strength * vector, layer, positions)
-        rises, masses = _compared(loaded, one, steered, run.corpus.self_sampled, tokens)
+        per_token = _compared(loaded, one, steered, run.corpus.self_sampled, tokens)
         lengths = [sequence.n_scored for sequence in one.batch.sequences]
-        for row, rise in zip(one.batch.rows, torch.split(rises, lengths), strict=True):
-            sums[row], counts[row] = float(rise.sum()), len(rise)
-        mass += float(masses.sum())
+        for row, values in zip(one.batch.rows, torch.split(per_token, lengths, dim=1), strict=True):
+            sums[:, row] = values.sum(dim=1)
         rows = [row - seen for row in watched if 0 <= row - seen < len(steered)]
         distributions.append(loaded.logits(steered[rows]).softmax(dim=-1).cpu().numpy())
         seen += len(steered)
     return Steered(
-        RatioEstimate(sums, counts), mass / float(counts.sum()), np.concatenate(distributions)
+        RatioEstimate(sums[0], counts),
+        RatioEstimate(sums[1], counts),
+        np.concatenate(distributions),
     )
 
 
@@ -244,24 +266,58 @@ def _suffix_agrees(loaded: LoadedModel, unsteered: UnsteeredBatch, layer: int) -
     return bool(((again - unsteered.hidden).abs().max() / scale) < 1e-3)
 
 
+def _prediction(
+    loaded: LoadedModel, unsteered: UnsteeredBatch, self_sampled: bool
+) -> Prediction | None:
+    """What the comparison with every strength needs of the unsteered logits."""
+    readout, hidden, labels = loaded.readout, unsteered.hidden, unsteered.batch.labels()
+    if readout is None:
+        return None
+    normaliser = torch.empty(len(hidden), device=hidden.device)
+    direction = torch.empty(hidden.shape, device=hidden.device)
+    for part in logit_slices(loaded, hidden):
+        logits = loaded.logits(hidden[part])
+        normaliser[part] = logits.logsumexp(dim=-1)
+        direction[part] = (
+            logits.softmax(dim=-1) @ readout if self_sampled else readout[labels[part]]
+        )
+    return Prediction(normaliser, loaded.logit_scale * direction)
+
+
 def _compared(
     loaded: LoadedModel,
     unsteered: UnsteeredBatch,
     steered: torch.Tensor,
     self_sampled: bool,
     tokens: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rise of cross-entropy and mass of `tokens` at each scored token, each (n_scored,)."""
-    labels = unsteered.batch.labels()
-    rises = torch.empty(len(labels), dtype=torch.float64)
-    masses = torch.empty(len(labels), dtype=torch.float64)
+) -> torch.Tensor:
+    """Rise of cross-entropy and mass of `tokens` at each scored token, float64 (2, n_scored)."""
+    found = torch.empty(2, len(steered), dtype=torch.float64)
     for part in logit_slices(loaded, steered):
-        before, after = loaded.logits(unsteered.hidden[part]), loaded.logits(steered[part])
+        after = loaded.logits(steered[part])
         normaliser = after.logsumexp(dim=-1)
-        if self_sampled:
-            expected = (before.softmax(dim=-1) * (before - after)).sum(dim=-1)
-        else:
-            expected = (before - after).gather(1, labels[part, None])[:, 0]
-        rises[part] = (expected + normaliser - before.logsumexp(dim=-1)).double().cpu()
-        masses[part] = (after[:, tokens] - normaliser[:, None]).exp().sum(dim=-1).double().cpu()
-    return rises, masses
+        lost = _lost(loaded, unsteered, steered, after, part, self_sampled)
+        found[0, part] = (lost + normaliser).double().cpu()
+        found[1, part] = (after[:, tokens] - normaliser[:, None]).exp().sum(dim=-1).double().cpu()
+    return found
+
+
+def _lost(
+    loaded: LoadedModel,
+    unsteered: UnsteeredBatch,
+    steered: torch.Tensor,
+    after: torch.Tensor,
+    part: slice,
+    self_sampled: bool,
+) -> torch.Tensor:
+    """How far steering lowers the expected logit, less the unsteered normaliser, (n_part,)."""
+    hidden, prediction = unsteered.hidden[part], unsteered.prediction
+    if prediction is not None:
+        gap = (prediction.direction[part] * (hidden - steered[part])).sum(dim=-1)
+        return gap - prediction.normaliser[part]
+    before = loaded.logits(hidden)
+    if self_sampled:
+        gap = (before.softmax(dim=-1) * (before - after)).sum(dim=-1)
+    else:
+        gap = (before - after).gather(1, unsteered.batch.labels()[part, None])[:, 0]
+    return gap - before.logsumexp(dim=-1)

@@ -3,19 +3,19 @@
 Source: Taimeskhanov, Vaiter, Garreau, "Towards Understanding Steering Strength",
 arXiv:2602.02712. Strengths are in units of the steering vector; cross-entropy in nats per token.
 
-Concept (Theorem 3.6): F the probability mass of a concept's tokens, or measured presence,
+With a = a(α) the effective dose (`calibrate.dose`), which is α itself in the paper's model:
 
-    F(α) = floor + (ceiling - floor) · σ(r + ν·α)
+Concept (Theorem 3.6), of the probability mass of a concept's tokens and of measured presence:
 
-Cross-entropy (Theorem 3.8 near 0, Proposition 4.1 far out), with q = g·α + ½·c·α²:
+    logit F(α) = r + ν·a                               mass
+    F(α) = floor + (ceiling - floor) · σ(r + ν·α)      presence
 
-    ΔCE(α) = q / (1 + b·|α| + q/P)                     where b ≥ 0
-    ΔCE(α) = q' / (1 + q'/P),  q' = q·(1 + |b|·|α|)    where b < 0
+Cross-entropy (Theorem 3.8 near 0, Proposition 4.1 far out):
+
+    ΔCE(α) = q / (1 + q/P),  q = g·a + ½·c·a²
 
     g  slope; 0 on text the model sampled itself
     c  curvature, the mean over contexts of Var_p₀[M]
-    b  saturation. The norm layers after the steered block shrink the effective dose (b > 0);
-       log-odds skewed towards large values make the rise outrun its quadratic (b < 0)
     P  plateau, the limit of ΔCE far out, known from the unembedding alone; it bends only what
        is positive
 """
@@ -26,12 +26,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import brentq, minimize
+from scipy.optimize import minimize
 from scipy.special import expit, logit
+
+from calibrate.dose import dose_of, saturation_of, strength_of
 
 GOOD_RISE = 0.05  # largest relative error of ΔCE, of points no smaller than a tenth of the largest
 GOOD_LOG_ODDS = 0.35  # largest error of the log-odds of a mass: a factor of √2 of the odds
 GOOD_PRESENCE = 3.0  # largest error of presence, in standard errors of the difference
+MOST_DOSE = 2.0  # times the strength: a law of mass whose dose outruns it further is not believed
 HIGHEST_SHARE = 0.99  # of the plateau: a rise beyond it says no more about the saturation
 FALL = 2.0  # standard errors below its best point at which presence has fallen
 ASYMPTOTE_POINTS = 6  # strengths needed before floor and ceiling are fitted too
@@ -87,8 +90,8 @@ def judge_presence(strength: float, predicted: float, measured: float, error: fl
 class CrossEntropyLaw:
     """ΔCE as a function of strength, for strengths of one sign.
 
-    slope: g, nats per unit strength. curvature: c > 0, nats per squared unit.
-    saturation: b, per unit strength. plateau: P > 0, nats.
+    slope: g, nats per unit dose. curvature: c > 0, nats per squared unit.
+    saturation: of the dose, per unit strength. plateau: P > 0, nats.
     """
 
     slope: float
@@ -98,64 +101,88 @@ class CrossEntropyLaw:
 
     def predict(self, strength: float | np.ndarray) -> float | np.ndarray:
         """ΔCE in nats per token at a strength, or at an array of them."""
-        size = np.abs(strength)
-        rise = self._rise(np.asarray(strength)) * (1 + max(-self.saturation, 0.0) * size)
-        predicted: float | np.ndarray = rise / (
-            1 + max(self.saturation, 0.0) * size + np.maximum(rise, 0.0) / self.plateau
-        )
+        dose = dose_of(strength, self.saturation)
+        rise = self.slope * dose + 0.5 * self.curvature * np.square(dose)
+        predicted: float | np.ndarray = rise / (1 + np.maximum(rise, 0.0) / self.plateau)
         return predicted
 
     def invert(self, budget: float, sign: int = 1) -> float:
         """The strength of the given sign, nearest to 0, at which ΔCE reaches `budget`.
 
-        With B' = B / (1 - B/P) and a = |α|, s the sign, the one positive root of
-
-            ½c·a² + (s·g - B'·b)·a - B' = 0                  where b ≥ 0
-            (½c·a² + s·g·a)·(1 + |b|·a) - B' = 0             where b < 0
-
         Returns infinity (with the sign) if the plateau does not rise above the budget.
         """
         if self.plateau <= budget:
             return sign * float("inf")
-        reach, slope, half = budget / (1 - budget / self.plateau), sign * self.slope, self._half
-        linear = slope - reach * max(self.saturation, 0.0)
-        root = float((np.sqrt(linear**2 + 4 * half * reach) - linear) / (2 * half))
-        if self.saturation < 0:
-
-            def missing(a: float) -> float:
-                return (half * a**2 + slope * a) * (1 - self.saturation * a) - reach
-
-            root = float(brentq(missing, 0.0, root * (1 + 1e-9), xtol=1e-15))
-        return sign * root
+        return strength_of(self._dose(budget, sign), self.saturation)
 
     def through(self, strength: float, rise: float) -> CrossEntropyLaw:
         """Return this law with the saturation with which it passes through a measured point.
 
-        rise: ΔCE at the strength, nats. Where it is not positive, or g alone would make it
-        negative, no saturation can explain it, and the law is returned as it is.
+        rise: ΔCE at the strength, nats. Where it is not positive no saturation explains it, and
+            the law is returned as it is.
         """
-        size, quadratic = abs(strength), float(self._rise(np.asarray(strength)))
-        if rise <= 0 or quadratic <= 0:
+        if rise <= 0:
             return self
-        rise = min(rise, HIGHEST_SHARE * self.plateau)
+        dose = self._dose(min(rise, HIGHEST_SHARE * self.plateau), int(np.sign(strength)))
+        return replace(self, saturation=saturation_of(strength, dose))
+
+    def _dose(self, rise: float, sign: int) -> float:
+        """The dose that costs `rise`, which is below the plateau.
+
+        With q = rise / (1 - rise/P), its size A is the positive root of ½c·A² + sign·g·A - q = 0.
+        """
+        half, slope = 0.5 * self.curvature, sign * self.slope
         reach = rise / (1 - rise / self.plateau)
-        if quadratic >= reach:
-            return replace(self, saturation=(quadratic / reach - 1) / size)
-        return replace(self, saturation=(1 - reach / quadratic) / size)
-
-    @property
-    def _half(self) -> float:
-        return 0.5 * self.curvature
-
-    def _rise(self, strength: np.ndarray) -> np.ndarray:
-        """What the rise would be without saturation and plateau."""
-        rise: np.ndarray = self.slope * strength + self._half * np.square(strength)
-        return rise
+        return sign * float((np.sqrt(slope**2 + 4 * half * reach) - slope) / (2 * half))
 
 
 @dataclass(frozen=True)
-class ConceptLaw:
-    """Mass of a concept's tokens, or presence: F(α) = floor + (ceiling - floor)·σ(r + ν·α).
+class MassLaw:
+    """Probability mass of a concept's tokens: logit F(α) = r + ν·a(α).
+
+    log_odds: r. gain: ν, per unit dose. saturation: of the dose, per unit strength.
+    """
+
+    log_odds: float
+    gain: float
+    saturation: float = 0.0
+
+    def predict(self, strength: float | np.ndarray) -> np.ndarray:
+        """Mass in (0, 1) at a strength, or at an array of them."""
+        mass: np.ndarray = expit(self.log_odds + self.change(strength))
+        return mass
+
+    def change(self, strength: float | np.ndarray) -> np.ndarray:
+        """How much the strength adds to the log-odds."""
+        change: np.ndarray = self.gain * dose_of(strength, self.saturation)
+        return change
+
+    def through(self, strength: float, mass: float) -> MassLaw:
+        """Return this law with the saturation with which it passes through a measured point.
+
+        Where the dose would have to be of the other sign, or more than MOST_DOSE times the
+        strength, the derivative at 0 is not what moved the mass: the law is returned as it is.
+        """
+        wanted = float(_logit(np.array(mass))) - self.log_odds
+        if not 0 < wanted / (self.gain * strength or np.nan) <= MOST_DOSE:
+            return self
+        return replace(self, saturation=saturation_of(strength, wanted / self.gain))
+
+    def invert(self, change: float) -> float:
+        """The strength that adds `change` to the log-odds; infinite if none does."""
+        if self.gain == 0:
+            return float("inf")
+        return strength_of(change / self.gain, self.saturation)
+
+    @classmethod
+    def from_mass(cls, mass: float, gain: float) -> MassLaw:
+        """The law of a known unsteered mass, in (0, 1), before any saturation is known."""
+        return cls(float(_logit(np.array(mass))), gain)
+
+
+@dataclass(frozen=True)
+class PresenceLaw:
+    """Measured presence: F(α) = floor + (ceiling - floor)·σ(r + ν·α).
 
     log_odds: r. gain: ν, per unit strength. floor, ceiling: asymptotes, in [0, 1].
     """
@@ -166,19 +193,14 @@ class ConceptLaw:
     ceiling: float = 1.0
 
     def predict(self, strength: float | np.ndarray) -> float | np.ndarray:
-        """Mass or presence, in [floor, ceiling]."""
+        """Presence, in [floor, ceiling]."""
         rise = expit(self.log_odds + self.gain * np.asarray(strength))
-        mass: float | np.ndarray = self.floor + (self.ceiling - self.floor) * rise
-        return mass
-
-    @classmethod
-    def from_mass(cls, mass: float, gain: float) -> ConceptLaw:
-        """The law with a known unsteered mass, in (0, 1), and no asymptotes but 0 and 1."""
-        return cls(float(_logit(np.array(mass))), gain)
+        presence: float | np.ndarray = self.floor + (self.ceiling - self.floor) * rise
+        return presence
 
 
 @dataclass(frozen=True, eq=False)
-class ConceptFit:
+class PresenceFit:
     """A law of presence fitted by maximum likelihood.
 
     covariance: (4, 4), of log_odds, gain, floor and ceiling; zero for those not fitted.
@@ -186,7 +208,7 @@ class ConceptFit:
         strengths before it were used.
     """
 
-    law: ConceptLaw
+    law: PresenceLaw
     covariance: np.ndarray
     fall: float | None
 
@@ -208,7 +230,7 @@ class ConceptFit:
 
 def fit_presence(
     strengths: Sequence[float], presences: Sequence[float], counts: Sequence[float]
-) -> ConceptFit:
+) -> PresenceFit:
     """Fit the law of presence, up to where presence falls, by maximum likelihood.
 
     The likelihood is the binomial's, of `counts` judgements that are probabilities themselves;
@@ -235,7 +257,7 @@ def fit_presence(
     information = (slopes * (n / (f * (1 - f)))[:, None]).T @ slopes
     covariance = np.zeros((4, 4))
     covariance[:free, :free] = np.linalg.pinv(information)
-    return ConceptFit(ConceptLaw(*map(float, _full(found))), covariance, fall)
+    return PresenceFit(PresenceLaw(*map(float, _full(found))), covariance, fall)
 
 
 def _points(
@@ -263,7 +285,7 @@ def _before_fall(presences: np.ndarray, counts: np.ndarray) -> int:
     return len(presences)
 
 
-def _parameters(law: ConceptLaw) -> np.ndarray:
+def _parameters(law: PresenceLaw) -> np.ndarray:
     return np.array([law.log_odds, law.gain, law.floor, law.ceiling])
 
 

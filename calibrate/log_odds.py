@@ -31,7 +31,7 @@ from calibrate.cross_entropy import (
     steered_hidden,
     tangent_hidden,
 )
-from calibrate.laws import ConceptLaw, CrossEntropyLaw
+from calibrate.laws import CrossEntropyLaw, MassLaw
 from calibrate.residual import Positions
 from calibrate.token_law import TokenLaw
 from calibrate.vector import SteeringVector
@@ -53,7 +53,8 @@ class LogOdds:
     curvature, slope: arrays (n_sequences,), sums over a sequence's scored tokens of Var_p₀[M]
         and of E_p₀[M] - M(label). counts: scored tokens.
     plateaus: by sign, arrays (n_sequences,), sums of the rise of CE infinitely far out.
-    concept: mass of the concept's tokens averaged over contexts, and its gain.
+    mass, mass_change: arrays (n_sequences,), sums of the mass F of the concept's tokens and of
+        dF/dα.
     tokens: the token law in SAMPLE_CONTEXTS contexts, its dose not yet saturating.
     """
 
@@ -61,7 +62,8 @@ class LogOdds:
     slope: np.ndarray
     plateaus: dict[int, np.ndarray]
     counts: np.ndarray
-    concept: ConceptLaw
+    mass: np.ndarray
+    mass_change: np.ndarray
     tokens: TokenLaw
 
     def law(self, sign: int, weights: np.ndarray | None = None) -> CrossEntropyLaw:
@@ -78,6 +80,13 @@ class LogOdds:
             plateau=float(weights @ self.plateaus[sign] / total),
         )
 
+    def mass_law(self, weights: np.ndarray | None = None) -> MassLaw:
+        """The law of the concept's mass before any saturation is known; weights as in `law`."""
+        weights = np.ones(len(self.counts)) if weights is None else weights
+        total = weights @ self.counts
+        mass, change = float(weights @ self.mass / total), float(weights @ self.mass_change / total)
+        return MassLaw.from_mass(mass, change / max(mass * (1 - mass), 1e-12))
+
 
 def measure_log_odds(
     loaded: LoadedModel,
@@ -93,35 +102,34 @@ def measure_log_odds(
     sequences = run.corpus.sequences
     tokens = torch.tensor(list(concept_tokens), dtype=torch.long, device=loaded.device)
     far = {sign: torch.log_softmax(far_logits(loaded, vector, sign), -1) for sign in (1, -1)}
-    sums = np.zeros((4, len(sequences)))
+    sums = np.zeros((6, len(sequences)))
     counts = np.array([sequence.n_scored for sequence in sequences], dtype=float)
     wanted = sampled_contexts(run)
-    masses: list[torch.Tensor] = []
     kept: list[tuple[np.ndarray, np.ndarray]] = []
     seen = 0
     for one in run.batches:
         labels = one.batch.labels()
-        per_token = torch.empty(4, len(labels), dtype=torch.float64)
+        per_token = torch.empty(6, len(labels), dtype=torch.float64)
         with logit_derivative(loaded, one, vector, positions) as derivative:
             for part in logit_slices(loaded, one.hidden):
                 log_p = torch.log_softmax(loaded.logits(one.hidden[part]), dim=-1)
                 odds = derivative(part)
                 label = None if run.corpus.self_sampled else labels[part]
-                per_token[:, part] = _reduced(log_p, odds, far, label)
-                masses.append(_concept_mass(log_p.exp(), odds, tokens))
+                per_token[:4, part] = _reduced(log_p, odds, far, label)
+                per_token[4:, part] = _concept_mass(log_p.exp(), odds, tokens)
                 here = [row - seen for row in wanted if 0 <= row - seen < len(log_p)]
                 kept.append((_rows(log_p, here), _rows(odds, here)))
                 seen += len(log_p)
         lengths = [sequence.n_scored for sequence in one.batch.sequences]
         for row, values in zip(one.batch.rows, torch.split(per_token, lengths, dim=1), strict=True):
             sums[:, row] = values.sum(dim=1)
-    mass, change = torch.cat(masses, dim=1).mean(dim=1).tolist()
     return LogOdds(
         curvature=sums[0],
         slope=sums[1],
         plateaus={1: sums[2], -1: sums[3]},
         counts=counts,
-        concept=ConceptLaw.from_mass(mass, change / max(mass * (1 - mass), 1e-12)),
+        mass=sums[4],
+        mass_change=sums[5],
         tokens=TokenLaw(
             log_p=np.concatenate([log_p for log_p, _ in kept]),
             log_odds=np.concatenate([odds for _, odds in kept]),

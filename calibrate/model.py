@@ -160,6 +160,19 @@ class LoadedModel:
         raw = self.unembedding(hidden).float() * self.logit_scale
         return raw if self.softcap is None else self.softcap * torch.tanh(raw / self.softcap)
 
+    @property
+    def readout(self) -> torch.Tensor | None:
+        """The matrix (vocabulary, hidden) with logits = logit_scale · matrix · hidden + constant.
+
+        None where logits are not linear in the hidden state, or the matrix is not at hand in
+        float32.
+        """
+        head = self.unembedding
+        if type(head) is not nn.Linear or self.softcap is not None:
+            return None
+        at_hand = head.weight.dtype == torch.float32 and head.weight.device.type != "meta"
+        return head.weight.detach() if at_hand else None
+
     def check_layer(self, layer: int) -> int:
         """Return `layer` if it names a block, else raise ModelError with the range."""
         if not 0 <= layer < self.num_layers:

@@ -4,8 +4,8 @@
    with them the curvature, the slope, the plateau, and how fast the concept's tokens gain;
 2. one pass at the strength where these alone would spend the budget gives the saturation;
 3. passes at the strength the law then names test the law and tighten it, until two
-   successive answers agree within TOLERANCE, or MAX_PASSES have been spent. The law goes through
-   the pass nearest to the budget, so that what its form misses elsewhere does not matter there.
+   successive answers agree within TOLERANCE, or MAX_PASSES have been spent. The laws go through
+   the pass nearest to the budget, so that what their form misses elsewhere does not matter there.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.stats import norm as normal
+from scipy.stats import t as student
 
 from calibrate.cross_entropy import Steered, UnsteeredRun, measure_steered
 from calibrate.errors import Infeasible
-from calibrate.laws import ConceptLaw, CrossEntropyLaw, Goodness, judge_mass, judge_rise
+from calibrate.laws import CrossEntropyLaw, Goodness, MassLaw, judge_mass, judge_rise
 from calibrate.log_odds import LogOdds, measure_log_odds
 from calibrate.settings import Settings
 from calibrate.token_law import TokenLaw
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.005  # relative change of α_B below which no further pass is made
 MAX_PASSES = 3  # pilot strengths beyond the derivative
-RESAMPLES = 500  # bootstrap resamples of the sequences, for intervals and standard errors
+RESAMPLES = 1000  # bootstrap resamples of the sequences, for intervals and standard errors
 PEAK_REACH = 5.0  # how many α_B far the peak of the concept's mass is looked for
 TYPICAL_LIFT = 3.0  # how much more often a concept's token stands in positive texts
 
@@ -59,31 +62,44 @@ class Pilot:
 
     vector: the steering vector of that block.
     law: ΔCE as a function of strength, through the pass nearest to the budget.
-    errors: standard errors of the law's parameters, by name.
-    concept: mass of the concept's tokens as a function of strength.
-    tokens: the law of single tokens in some of the corpus's contexts.
-    mass_peak: where, by that law, the concept's tokens have most mass; at most PEAK_REACH·α_B.
-    rise_goodness: how the law of ΔCE did at the last strength it had not been fitted on.
-    mass_goodness: how the concept's law, which is fitted to none, did at all pilot strengths.
+    mass_law: mass of the concept's tokens as a function of strength, through the same pass.
+    errors, mass_errors: standard errors of the laws' parameters, by name.
+    rise_goodness, mass_goodness: how the laws did at the last strength they had not been fitted
+        on.
     strength_at_budget: α_B with its interval over resampled sequences.
     points: every pilot pass.
+    contexts: the law of single tokens in some of the corpus's contexts, before any saturation.
+    concept_tokens: ids of tokens typical of the concept.
     """
 
     vector: SteeringVector
     law: CrossEntropyLaw
+    mass_law: MassLaw
     errors: dict[str, float]
-    concept: ConceptLaw
-    tokens: TokenLaw
-    mass_peak: float
+    mass_errors: dict[str, float]
     rise_goodness: Goodness
     mass_goodness: Goodness
     strength_at_budget: Interval
     points: tuple[PilotPoint, ...]
+    contexts: TokenLaw
+    concept_tokens: tuple[int, ...]
 
     @property
     def promise(self) -> float:
         """Log of the factor by which α_B multiplies the odds of the concept's tokens."""
-        return self.concept.gain * self.strength_at_budget.value
+        return float(self.mass_law.change(self.strength_at_budget.value))
+
+    @cached_property
+    def tokens(self) -> TokenLaw:
+        """The law of single tokens, its dose fitted to the cost at α_B."""
+        return self.contexts.fitted_to(self.law, self.strength_at_budget.value)
+
+    @cached_property
+    def mass_peak(self) -> float:
+        """Where, by the law of tokens, the concept's have most mass; at most PEAK_REACH·α_B."""
+        return self.tokens.mass_peak(
+            self.concept_tokens, PEAK_REACH * self.strength_at_budget.value
+        )
 
 
 def run_pilots(
@@ -141,7 +157,7 @@ def fit_pilot(
     Raises: Infeasible as `run_pilot` does.
     """
     budget, sign = settings.ce_budget, settings.sign
-    law = odds.law(sign)
+    law, mass_law = odds.law(sign), odds.mass_law()
     strength = law.invert(budget, sign)
     measured: list[tuple[float, Steered]] = []
     for _ in range(MAX_PASSES):
@@ -149,33 +165,34 @@ def fit_pilot(
         steered = measure_steered(
             loaded, run, vector.values, vector.layer, strength, settings.positions, concept_tokens
         )
-        rise_goodness = judge_rise([strength], [float(law.predict(strength))], [steered.rise.value])
+        rise, mass = steered.rise.value, steered.mass.value
+        rise_goodness = judge_rise([strength], [float(law.predict(strength))], [rise])
+        mass_goodness = judge_mass([strength], [float(mass_law.predict(strength))], [mass])
         measured.append((strength, steered))
-        at, nearest = _nearest(measured, budget)
-        law = odds.law(sign).through(at, nearest.rise.value)
+        law, mass_law = _fitted(odds, _nearest(measured, budget), sign)
         named = law.invert(budget, sign)
         settled = abs(named / strength - 1) < TOLERANCE
         strength = named
         if settled:
             break
     _require_finite(strength, law, budget, vector)
-    low, high, errors = _resampled(odds, measured, settings)
-    strengths = [at for at, _ in measured]
-    masses = [steered.mass for _, steered in measured]
-    token_law = odds.tokens.fitted_to(law, strength)
+    laws = _resampled(odds, _nearest(measured, budget), settings)
+    tail = _tail(len(odds.counts), settings.confidence)
+    low, high = np.quantile([one.invert(budget, sign) for one, _ in laws], [tail, 1 - tail])
     return Pilot(
         vector=vector,
         law=law,
-        errors=errors,
-        concept=odds.concept,
-        tokens=token_law,
-        mass_peak=token_law.mass_peak(concept_tokens, PEAK_REACH * strength),
+        mass_law=mass_law,
+        errors=_standard_errors([one for one, _ in laws]),
+        mass_errors=_standard_errors([one for _, one in laws]),
         rise_goodness=rise_goodness,
-        mass_goodness=judge_mass(
-            strengths, [float(odds.concept.predict(at)) for at in strengths], masses
+        mass_goodness=mass_goodness,
+        strength_at_budget=Interval(strength, float(low), float(high)),
+        points=tuple(
+            PilotPoint(at, steered.rise.value, steered.mass.value) for at, steered in measured
         ),
-        strength_at_budget=Interval(strength, low, high),
-        points=tuple(PilotPoint(at, steered.rise.value, steered.mass) for at, steered in measured),
+        contexts=odds.tokens,
+        concept_tokens=tuple(concept_tokens),
     )
 
 
@@ -229,25 +246,49 @@ def _require_finite(
         )
 
 
-def _resampled(
-    odds: LogOdds, measured: Sequence[tuple[float, Steered]], settings: Settings
-) -> tuple[float, float, dict[str, float]]:
-    """Percentile interval of α_B, and standard errors of the law's parameters.
+def _fitted(
+    odds: LogOdds,
+    nearest: tuple[float, Steered],
+    sign: int,
+    weights: np.ndarray | None = None,
+) -> tuple[CrossEntropyLaw, MassLaw]:
+    """Both laws through one pass, its sequences weighted as the log-odds' are."""
+    strength, steered = nearest
+    weights = np.ones(len(odds.counts)) if weights is None else weights
+    total = weights @ odds.counts
+    rise, mass = (float(one.sums @ weights / total) for one in (steered.rise, steered.mass))
+    return (
+        odds.law(sign, weights).through(strength, rise),
+        odds.mass_law(weights).through(strength, mass),
+    )
 
-    Both from RESAMPLES bootstrap resamples of the sequences.
-    """
+
+def _resampled(
+    odds: LogOdds, nearest: tuple[float, Steered], settings: Settings
+) -> list[tuple[CrossEntropyLaw, MassLaw]]:
+    """The laws of RESAMPLES bootstrap resamples of the sequences."""
     rng = np.random.default_rng(settings.seed)
     n = len(odds.counts)
-    strength, nearest = _nearest(measured, settings.ce_budget)
-    laws = []
-    for weights in rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float):
-        rise = float(nearest.rise.sums @ weights / (weights @ odds.counts))
-        laws.append(odds.law(settings.sign, weights).through(strength, rise))
-    named = [law.invert(settings.ce_budget, settings.sign) for law in laws]
-    tail = (1 - settings.confidence) / 2
-    low, high = np.quantile(named, [tail, 1 - tail])
+    draws = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float)
+    return [_fitted(odds, nearest, settings.sign, weights) for weights in draws]
+
+
+def _tail(n: int, confidence: float) -> float:
+    """The share of resamples to leave out on either side.
+
+    Percentiles of resamples are too narrow by √(1 - 1/n), and by the difference of Student's t
+    from the normal; both are made up for (Hesterberg, "What Teachers Should Know About the
+    Bootstrap", 2015, the expanded percentile interval).
+    """
+    if n < 2:
+        return (1 - confidence) / 2
+    wide = np.sqrt(n / (n - 1)) * student.ppf((1 + confidence) / 2, n - 1)
+    return float(normal.cdf(-wide))
+
+
+def _standard_errors(laws: Sequence[CrossEntropyLaw] | Sequence[MassLaw]) -> dict[str, float]:
+    """Standard deviation of every parameter over resamples."""
     parameters = [asdict(law) for law in laws]
-    errors = {
+    return {
         name: float(np.std([one[name] for one in parameters], ddof=1)) for name in parameters[0]
     }
-    return float(low), float(high), errors

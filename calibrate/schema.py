@@ -150,7 +150,7 @@ class GoodnessSection(Section):
 
 
 class CrossEntropyLawSection(Section):
-    """ΔCE(α) = q / (1 + b|α| + q/P), q = gα + ½cα²: g, c, b and P (`calibrate.laws` for b < 0).
+    """ΔCE(α) = q / (1 + q/P), q = g·a + ½c·a²: g, c, the saturation of a(α), and P.
 
     errors: their standard errors over resampled sequences. goodness: by relative error, at the
         pilot's test and, for the steered block, at the study's trials.
@@ -165,13 +165,16 @@ class CrossEntropyLawSection(Section):
 
 
 class ConceptLawSection(Section):
-    """logit F(α) = r + ν·α, F the mass of the concept's tokens: r and ν, from derivatives.
+    """logit F(α) = r + ν·a(α), F the mass of the concept's tokens: r, ν, the saturation of a(α).
 
-    goodness: by the log-odds of the mass, at the pilot's strengths.
+    errors: their standard errors over resampled sequences. goodness: by the log-odds of the
+        mass, at the pilot's test.
     """
 
     log_odds: float
     gain: float
+    saturation: float
+    errors: dict[str, float]
     goodness: GoodnessSection
 
 
@@ -193,7 +196,7 @@ class PresenceLawSection(Section):
 
 
 class TokenLawSection(Section):
-    """p_α(z|c) ∝ p₀(z|c)·exp(a(α)M(z)), a(α) = α / (1 + s|α|): s, and where F peaks by it."""
+    """p_α(z|c) ∝ p₀(z|c)·exp(a(α)M(z)): the saturation of a(α), and where F peaks by it."""
 
     saturation: float
     mass_peak: float

@@ -3,11 +3,11 @@
 Steering tilts the next-token distribution by the tokens' log-odds M (Theorem 3.3 of Taimeskhanov,
 Vaiter, Garreau, "Towards Understanding Steering Strength", arXiv:2602.02712):
 
-    p_α(z|c) ∝ p₀(z|c) · exp(a(α)·M_c(z)),    a(α) = α / (1 + s·|α|)
+    p_α(z|c) ∝ p₀(z|c) · exp(a(α)·M_c(z))
 
-so that a token rises while M(z) > E_{p_α}[M], peaks where they are equal, and then falls. In the
-paper's model a(α) = α; in a transformer the norm layers after the steered block shrink the
-effective dose, and s ≥ 0 says how fast. Pure NumPy: what is measured comes from elsewhere.
+so that a token rises while M(z) > E_{p_α}[M], peaks where they are equal, and then falls. a(α) is
+the effective dose (`calibrate.dose`); in the paper's model a(α) = α. Pure NumPy: what is measured
+comes from elsewhere.
 """
 
 from __future__ import annotations
@@ -19,10 +19,14 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.signal import find_peaks
 from scipy.special import logsumexp
+from scipy.stats import spearmanr
 
+from calibrate.dose import dose_of, saturation_of
 from calibrate.laws import CrossEntropyLaw, Goodness
 
 GOOD_SHAPE = 0.1  # largest share of tokens that bump more than once
+GOOD_PEAKS = 0.1  # largest 1 - rank correlation of the peaks
+FEWEST_PEAKS = 8  # in a context, for a rank correlation to say anything
 PROMINENCE = 0.05  # of a curve's range: a second rise smaller than this is no bump
 STRENGTHS = 161  # grid on which E[M] is inverted
 MASS_STRENGTHS = 41  # grid on which the largest mass is looked for
@@ -33,20 +37,16 @@ class TokenLaw:
     """Next-token probabilities of some contexts under steering.
 
     log_p, log_odds: arrays (n_contexts, n_tokens), log p₀(z|c) and M_c(z).
-    saturation: s, of the effective dose; 0 is the paper's model.
+    saturation: of the effective dose; 0 is the paper's model.
     """
 
     log_p: np.ndarray
     log_odds: np.ndarray
     saturation: float = 0.0
 
-    def dose(self, strength: float) -> float:
-        """The effective dose a(α)."""
-        return strength / (1 + self.saturation * abs(strength))
-
     def predict(self, strength: float) -> np.ndarray:
         """p_α(z|c), array (n_contexts, n_tokens)."""
-        tilted = self.log_p + self.dose(strength) * self.log_odds
+        tilted = self.log_p + dose_of(strength, self.saturation) * self.log_odds
         probabilities: np.ndarray = np.exp(tilted - logsumexp(tilted, axis=1, keepdims=True))
         return probabilities
 
@@ -109,7 +109,7 @@ class TokenLaw:
         if self.rise(far) <= aim:
             return self
         dose = brentq(lambda a: self.rise(a) - aim, 1e-3 * strength, far)
-        return replace(self, saturation=max(0.0, float(strength / dose - 1) / size))
+        return replace(self, saturation=saturation_of(strength, dose))
 
 
 def judge_shapes(strengths: np.ndarray, curves: np.ndarray) -> Goodness:
@@ -125,6 +125,23 @@ def judge_shapes(strengths: np.ndarray, curves: np.ndarray) -> Goodness:
         if n > 1
     )
     return Goodness(points, float(np.mean([n > 1 for n in found])), GOOD_SHAPE)
+
+
+def judge_peaks(measured: np.ndarray, predicted: np.ndarray, reach: float) -> Goodness:
+    """Judge predicted peaks by their rank correlation with those measured up to `reach`.
+
+    measured, predicted: strengths, (n_contexts, n_tokens). Points are (context, rank correlation,
+    peaks compared), of the contexts with FEWEST_PEAKS or more; the error is 1 less the median
+    correlation.
+    """
+    points = []
+    for index, (found, said) in enumerate(zip(measured, predicted, strict=True)):
+        inside = np.abs(found) <= reach
+        if inside.sum() >= FEWEST_PEAKS and len(set(found[inside])) > 1:
+            correlation = float(spearmanr(found[inside], said[inside]).statistic)
+            points.append((float(index), correlation, float(inside.sum())))
+    error = 1 - float(np.median([point[1] for point in points])) if points else 1.0
+    return Goodness(tuple(points), error, GOOD_PEAKS)
 
 
 def bumps(curve: np.ndarray) -> int:

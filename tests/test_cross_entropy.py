@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
@@ -48,6 +50,19 @@ def test_delta_ce_equals_the_definition(architecture, self_sampled, sequences, s
         assert ours.value == pytest.approx(expected, abs=2e-6)
         assert len(ours.counts) == len(sequences)
         assert ours.counts.sum() == sum(s.n_scored for s in sequences)
+
+
+@pytest.mark.parametrize("self_sampled", [True, False])
+def test_without_the_unsteered_logits_at_hand_they_are_made_again(self_sampled, sequences, shift):
+    """Soft-capped logits are not linear in the hidden state, nor are those of half precision."""
+    linear, capped = tiny.loaded("granite"), tiny.loaded("gemma2")
+    corpus = Corpus(tuple(sequences), self_sampled)
+    assert all(one.prediction is None for one in run_unsteered(capped, corpus, [1]).batches)
+    run = run_unsteered(linear, corpus, [1])
+    bare = replace(run, batches=tuple(replace(one, prediction=None) for one in run.batches))
+    assert all(one.prediction is not None for one in run.batches)
+    ours, again = (delta_ce(linear, one, shift, 1, 0.7).sums for one in (run, bare))
+    assert ours == pytest.approx(again, abs=1e-5)
 
 
 @pytest.mark.parametrize("self_sampled", [True, False])

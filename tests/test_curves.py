@@ -74,13 +74,20 @@ def test_tokens_are_those_that_move_and_start_where_the_law_starts(curves):
 
 def test_every_law_has_a_verdict_and_the_points_behind_it(curves):
     for block in curves.blocks:
-        assert set(block.goodness) == {"cross_entropy", "concept", "bumps", "peaks"}
-        for goodness in block.goodness.values():
-            assert goodness.good == (goodness.error <= goodness.tolerance)
-        for strength, predicted, measured in block.goodness["cross_entropy"].points:
-            at = block.strengths.index(strength)
-            assert measured == block.delta_ce[at]
-            assert predicted == block.law_delta_ce[at]
+        unit = block.strength_at_budget["positive"].value
+        for found, reach in ((block.goodness, 1), (block.goodness_beyond, 3)):
+            assert set(found) == {"cross_entropy", "concept", "bumps", "peaks"}
+            for goodness in found.values():
+                assert goodness.good == (goodness.error <= goodness.tolerance)
+            for law, measured, predicted in (
+                ("cross_entropy", block.delta_ce, block.law_delta_ce),
+                ("concept", block.concept_mass, block.law_concept_mass),
+            ):
+                points = found[law].points
+                assert max(abs(one[0]) for one in points) == pytest.approx(reach * unit)
+                for strength, said, was in points:
+                    at = block.strengths.index(strength)
+                    assert (said, was) == (predicted[at], measured[at])
 
 
 def test_resampled_texts_give_error_bars(arguments):

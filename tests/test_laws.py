@@ -10,8 +10,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from calibrate.laws import (
-    ConceptLaw,
     CrossEntropyLaw,
+    MassLaw,
+    PresenceLaw,
     fit_presence,
     judge_mass,
     judge_presence,
@@ -68,8 +69,8 @@ def test_the_law_without_slope_and_saturation_is_quadratic_near_zero(curvature, 
 
 @given(laws())
 def test_the_law_tends_to_its_plateau(law):
-    assert law.predict(1e9) == pytest.approx(law.plateau, rel=1e-3)
-    assert law.predict(-1e9) == pytest.approx(law.plateau, rel=1e-3)
+    assert law.predict(1e40) == pytest.approx(law.plateau, rel=1e-3)
+    assert law.predict(-1e40) == pytest.approx(law.plateau, rel=1e-3)
 
 
 def test_a_plateau_below_the_budget_cannot_be_inverted():
@@ -100,11 +101,28 @@ def test_the_law_is_continuous_where_the_saturation_changes_sign(law, strength):
 
 
 @given(st.floats(0.001, 0.9), st.floats(-3, 3), st.floats(-2, 2))
-def test_the_concept_law_is_a_sigmoid_through_the_unsteered_mass(mass, gain, strength):
-    law = ConceptLaw.from_mass(mass, gain)
+def test_the_law_of_mass_is_a_sigmoid_through_the_unsteered_mass(mass, gain, strength):
+    law = MassLaw.from_mass(mass, gain)
     assert law.predict(0.0) == pytest.approx(mass)
     odds = law.predict(strength) / (1 - law.predict(strength))
     assert odds == pytest.approx(mass / (1 - mass) * np.exp(gain * strength), rel=1e-6)
+
+
+@given(st.floats(-6, 0), st.floats(0.1, 3), st.floats(-2, 2), st.floats(0.1, 1.5))
+def test_the_law_of_mass_goes_through_a_measured_point(log_odds, gain, saturation, strength):
+    true = MassLaw(log_odds, gain, saturation)
+    assume(true.change(strength) <= 1.9 * gain * strength)
+    found = MassLaw(log_odds, gain).through(strength, float(true.predict(strength)))
+    assert found.predict(strength) == pytest.approx(true.predict(strength), rel=1e-6)
+    assert found.change(found.invert(0.7)) == pytest.approx(0.7)
+
+
+def test_a_mass_that_moved_the_other_way_leaves_its_law_alone():
+    law = MassLaw(-3.0, 1.0)
+    assert law.through(1.0, float(law.predict(-0.5))) == law
+    assert law.through(1.0, float(law.predict(3.0))) == law
+    assert MassLaw(-3.0, 0.0).through(1.0, 0.2) == MassLaw(-3.0, 0.0)
+    assert MassLaw(-3.0, 0.0).invert(0.7) == float("inf")
 
 
 def presences(law, strengths, n, seed=0):
@@ -115,7 +133,7 @@ def presences(law, strengths, n, seed=0):
 
 def test_presence_is_fitted_with_errors_that_cover_the_truth():
     """Over many draws, 95 % intervals of r and ν hold the truth about that often."""
-    truth, strengths, n = ConceptLaw(-1.2, 1.5), [0.0, 0.4, 0.8, 1.2], 60
+    truth, strengths, n = PresenceLaw(-1.2, 1.5), [0.0, 0.4, 0.8, 1.2], 60
     covered = np.zeros(2)
     for seed in range(300):
         fit = fit_presence(strengths, presences(truth, strengths, n, seed), [n] * 4)
@@ -127,7 +145,7 @@ def test_presence_is_fitted_with_errors_that_cover_the_truth():
 
 
 def test_the_error_of_predicted_presence_is_that_of_its_scatter():
-    truth, strengths, n = ConceptLaw(-1.0, 1.0), [0.0, 0.5, 1.0], 80
+    truth, strengths, n = PresenceLaw(-1.0, 1.0), [0.0, 0.5, 1.0], 80
     fits = [
         fit_presence(strengths, presences(truth, strengths, n, seed), [n] * 3)
         for seed in range(300)
@@ -139,7 +157,7 @@ def test_the_error_of_predicted_presence_is_that_of_its_scatter():
 
 
 def test_asymptotes_are_fitted_where_there_are_points_enough():
-    truth = ConceptLaw(-3.0, 2.0, floor=0.1, ceiling=0.8)
+    truth = PresenceLaw(-3.0, 2.0, floor=0.1, ceiling=0.8)
     strengths = np.linspace(0, 4, 12)
     fit = fit_presence(strengths, truth.predict(strengths), [500] * 12)
     assert fit.law.floor == pytest.approx(0.1, abs=0.03)
@@ -151,7 +169,7 @@ def test_asymptotes_are_fitted_where_there_are_points_enough():
 @pytest.mark.parametrize("sign", [1, -1])
 def test_degenerate_presence_is_noticed_and_left_out(sign):
     """Word salad scores low: past the fall the sigmoid says nothing about the points."""
-    truth, strengths = ConceptLaw(-1.0, 1.5 * sign), sign * np.array([0.0, 0.5, 1.0, 1.5, 3.0])
+    truth, strengths = PresenceLaw(-1.0, 1.5 * sign), sign * np.array([0.0, 0.5, 1.0, 1.5, 3.0])
     measured = np.asarray(truth.predict(strengths)).copy()
     measured[-1] = 0.1
     fit = fit_presence(strengths, measured, [100] * 5)

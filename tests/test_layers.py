@@ -38,6 +38,7 @@ ORDER = (
     "calibrate.log_odds",
     "calibrate.token_law",
     "calibrate.laws",
+    "calibrate.dose",
     "calibrate.presence",
     "probes",
     "probes.fit",
@@ -116,7 +117,7 @@ def test_only_the_model_file_names_architectures_and_only_the_residual_file_hook
             assert "layers.mlp" not in text, name
 
 
-@pytest.mark.parametrize("module", ["laws", "token_law"])
+@pytest.mark.parametrize("module", ["dose", "laws", "token_law"])
 def test_the_laws_need_numpy_and_scipy_only(module):
     tree = ast.parse((ROOT / "calibrate" / f"{module}.py").read_text(encoding="utf-8"))
     roots = {
@@ -125,7 +126,10 @@ def test_the_laws_need_numpy_and_scipy_only(module):
         if isinstance(node, (ast.Import, ast.ImportFrom))
     }
     assert roots <= {"__future__", "collections", "dataclasses", "numpy", "scipy", "calibrate"}
-    assert runtime_imports(ROOT / "calibrate" / f"{module}.py") <= {"calibrate.laws"}
+    assert runtime_imports(ROOT / "calibrate" / f"{module}.py") <= {
+        "calibrate.laws",
+        "calibrate.dose",
+    }
 
 
 @pytest.mark.parametrize("module", ["calibrate", "calibrate.cli", "calibrate.token_law"])

@@ -107,22 +107,35 @@ def test_the_concepts_gain_is_the_derivative_of_its_tokens_log_odds(sequences):
 
     step = 0.01
     logits = [np.log(m / (1 - m)) for m in (mass(step), mass(-step))]
-    assert pilot.concept.predict(0.0) == pytest.approx(mass(0.0), rel=1e-4)
-    assert pilot.concept.gain == pytest.approx((logits[0] - logits[1]) / (2 * step), rel=0.02)
+    assert pilot.mass_law.predict(0.0) == pytest.approx(mass(0.0), rel=1e-4)
+    assert pilot.mass_law.gain == pytest.approx((logits[0] - logits[1]) / (2 * step), rel=0.02)
 
 
 def test_the_mass_of_the_concept_is_measured_at_every_pilot_strength(sequences):
     loaded, run, (vector,) = setting(sequences=sequences)
     tokens = (6, 9, 11)
     pilot = run_pilot(loaded, run, vector, tokens, Settings())
-    for point, (strength, predicted, found) in zip(
-        pilot.points, pilot.mass_goodness.points, strict=True
-    ):
-        assert (point.strength, point.concept_mass) == (strength, found)
-        assert predicted == pytest.approx(pilot.concept.predict(strength))
-        hidden = [steered_hidden(loaded, one, strength * vector.values, 1) for one in run.batches]
+    for point in pilot.points:
+        shift = point.strength * vector.values
+        hidden = [steered_hidden(loaded, one, shift, vector.layer) for one in run.batches]
         p = loaded.logits(torch.cat(hidden)).softmax(dim=-1)
-        assert found == pytest.approx(float(p[:, list(tokens)].sum(dim=-1).mean()), rel=1e-5)
+        mass = float(p[:, list(tokens)].sum(dim=-1).mean())
+        assert point.concept_mass == pytest.approx(mass, rel=1e-5)
+
+
+def test_the_laws_go_through_the_pass_nearest_to_the_budget_and_are_judged_before_it(sequences):
+    loaded, run, (vector,) = setting(sequences=sequences)
+    pilot = run_pilot(loaded, run, vector, (6, 9, 11), Settings())
+    last = pilot.points[-1]
+    assert pilot.law.predict(last.strength) == pytest.approx(last.delta_ce)
+    assert pilot.mass_law.predict(last.strength) == pytest.approx(last.concept_mass)
+    for goodness, found in (
+        (pilot.rise_goodness, last.delta_ce),
+        (pilot.mass_goodness, last.concept_mass),
+    ):
+        ((strength, predicted, measured),) = goodness.points
+        assert (strength, measured) == (last.strength, found)
+        assert predicted != found
 
 
 def test_standard_errors_are_those_of_other_corpora(sequences):

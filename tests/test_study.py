@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from calibrate.errors import ArtefactError, Infeasible
-from calibrate.laws import ConceptLaw, CrossEntropyLaw, judge_mass, judge_rise
+from calibrate.laws import CrossEntropyLaw, MassLaw, judge_mass, judge_rise
 from calibrate.pilot import Interval, Pilot, PilotPoint
 from calibrate.progress import Progress
 from calibrate.settings import Settings
@@ -24,14 +24,15 @@ def pilot(layer, alpha, good=True):
     return Pilot(
         vector=SteeringVector(torch.ones(4), layer, residual_norm=1.0),
         law=law,
+        mass_law=MassLaw(-3.0, 1.0),
         errors={},
-        concept=ConceptLaw(-3.0, 1.0),
-        tokens=TokenLaw(np.zeros((1, 1)), np.zeros((1, 1))),
-        mass_peak=2 * alpha,
+        mass_errors={},
         rise_goodness=judge_rise([alpha], [0.1], [0.1 if good else 0.2]),
         mass_goodness=judge_mass([alpha], [0.1], [0.1]),
         strength_at_budget=Interval(alpha, 0.9 * alpha, 1.1 * alpha),
         points=(PilotPoint(alpha, 0.1, 0.1),),
+        contexts=TokenLaw(np.zeros((1, 1)), np.zeros((1, 1))),
+        concept_tokens=(),
     )
 
 

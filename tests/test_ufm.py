@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, logit
 
-from calibrate.laws import ConceptLaw, CrossEntropyLaw
+from calibrate.dose import dose_of
+from calibrate.laws import CrossEntropyLaw, MassLaw
 from calibrate.token_law import TokenLaw, bumps
 
 STRENGTHS = np.linspace(-6, 6, 241)
@@ -143,7 +144,7 @@ def test_with_one_log_odds_per_kind_the_concept_law_is_exact(pair, strength):
     model, odds = pair
     gain = odds[model.token_concept == 0][0] - odds[model.token_concept != 0][0]
     for context, mass in enumerate(model.mass(odds, 0.0, concept=0)):
-        law = ConceptLaw.from_mass(mass, gain)
+        law = MassLaw.from_mass(mass, gain)
         exact = model.mass(odds, strength, concept=0)[context]
         assert law.predict(strength) == pytest.approx(exact, rel=1e-6)
         x = logit(mass) + gain * strength
@@ -199,8 +200,7 @@ def test_the_saturation_of_the_dose_is_recovered_from_what_it_costs(pair, satura
     model, odds = pair
     plain = TokenLaw(model.log_p, np.tile(odds, (len(model.log_p), 1)))
     strength = sign * 1.5
-    true = TokenLaw(plain.log_p, plain.log_odds, saturation)
-    spent = plain.rise(float(true.dose(strength)))
+    spent = plain.rise(float(dose_of(strength, saturation)))
     cost = CrossEntropyLaw(0.0, plain.curvature, 0.0, 1e9).through(strength, spent)
     assert plain.fitted_to(cost, strength).saturation == pytest.approx(saturation, rel=1e-4)
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from calibrate.block_curves import BlockCurves
+from calibrate.block_curves import BEYOND, BlockCurves
 from calibrate.curves import LawCurves
 from calibrate.workspace import LAWS_FILE
 
@@ -79,32 +79,15 @@ def _draw_tokens(axes: Axes, curves: LawCurves, block: BlockCurves) -> None:
 
 
 def _draw_concept(axes: Axes, curves: LawCurves, block: BlockCurves) -> None:
-    axes.errorbar(
-        block.strengths,
-        block.concept_mass,
-        yerr=block.concept_mass_error,
-        fmt="o-",
-        ms=3.5,
-        lw=1,
-        color=MEASURED,
-        label="measured",
-    )
-    axes.plot(block.strengths, block.law_concept_mass, "--", color=LAW, label="law, from α = 0")
+    _draw_measured(axes, block, block.concept_mass, block.concept_mass_error)
+    axes.plot(block.strengths, block.law_concept_mass, "--", color=LAW, label="law")
     axes.set_ylim(0, min(1.05, 1.15 * max(block.concept_mass)))
     axes.set_ylabel("probability of the concept's tokens")
     axes.set_title(_verdict(block, "concept", "log-odds off by {:.2f}"), fontsize=9)
 
 
 def _draw_delta_ce(axes: Axes, curves: LawCurves, block: BlockCurves) -> None:
-    axes.errorbar(
-        block.strengths,
-        block.delta_ce,
-        yerr=block.delta_ce_error,
-        fmt="o",
-        ms=3.5,
-        color=MEASURED,
-        label="measured",
-    )
+    _draw_measured(axes, block, block.delta_ce, block.delta_ce_error)
     axes.plot(block.strengths, block.law_delta_ce, "-", color=LAW, label="law")
     axes.plot(block.strengths, block.quadratic, "--", color=MUTED, lw=1, label="½cα²")
     for index, plateau in enumerate(block.plateaus.values()):
@@ -113,15 +96,23 @@ def _draw_delta_ce(axes: Axes, curves: LawCurves, block: BlockCurves) -> None:
     axes.set_yscale("symlog", linthresh=curves.budget)
     axes.set_ylim(min(0.0, 1.2 * min(block.delta_ce)), 2 * max(block.plateaus.values()))
     axes.set_ylabel("ΔCE (nats per token)")
-    axes.set_title(
-        _verdict(block, "cross_entropy", "off by at most {:.1%} up to 3 α_B"), fontsize=9
+    axes.set_title(_verdict(block, "cross_entropy", "off by {:.1%}"), fontsize=9)
+
+
+def _draw_measured(
+    axes: Axes, block: BlockCurves, values: list[float], errors: list[float] | None
+) -> None:
+    axes.errorbar(
+        block.strengths, values, yerr=errors, fmt="o", ms=3.5, color=MEASURED, label="measured"
     )
 
 
 def _verdict(block: BlockCurves, law: str, error: str) -> str:
-    goodness = block.goodness[law]
-    verdict = "holds" if goodness.good else "does not hold"
-    return f"block {block.layer}: law {verdict}, {error.format(goodness.error)}"
+    within, beyond = block.goodness[law], block.goodness_beyond[law]
+    return (
+        f"block {block.layer}: {error.format(within.error)} within the budget, "
+        f"{error.format(beyond.error).removeprefix('log-odds ')} up to {BEYOND:g} α_B"
+    )
 
 
 def _rendered(figure: Figure, form: str) -> bytes:

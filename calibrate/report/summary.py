@@ -66,7 +66,8 @@ def laws_summary(curves: LawCurves, directory: Path) -> RenderableType:
     return Group(
         Text.from_markup(
             f"The laws of steering [bold]{escape(curves.model.id)}[/] towards "
-            f"[bold]{escape(curves.concept)}[/], on {curves.n_sequences} sequences"
+            f"[bold]{escape(curves.concept)}[/], on {curves.n_sequences} sequences, judged up to "
+            "α at the budget"
         ),
         "",
         table,
