@@ -3,41 +3,46 @@
     python scripts/measure_laws.py [--model smollm2] [--corpus-file FILE.jsonl]
 
 For every built-in concept and five blocks: the strength that spends a budget, named by a pilot,
-against the truth on the pilot's own sequences and on others. The truth costs one pass a budget:
+against the truth on the pilot's own sequences and on others. The truth costs a pass a budget:
 ΔCE is measured at the named strength, and the little that is missing is made up along the law's
-own slope there. About an hour on two cores.
+own slope there. More than an hour on two cores; what was measured is kept, and not measured again.
 """
 
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
 import numpy as np
 from markdown_tables import DOCS, table
-from scipy.stats import spearmanr
+from scipy.stats import norm
 
 from calibrate import load_model
 from calibrate.completions import sample
-from calibrate.concept import built_in_concepts, read_concept, read_corpus, read_prompts
+from calibrate.concept import built_in_concepts, read_concept, read_lines, read_prompts
 from calibrate.cross_entropy import Corpus, UnsteeredRun, measure_steered, run_unsteered
 from calibrate.laws import CrossEntropyLaw
 from calibrate.log_odds import LogOdds, far_logits, measure_log_odds, sampled_contexts
 from calibrate.model import LoadedModel, borrowed
 from calibrate.pilot import Pilot, fit_pilot
 from calibrate.settings import Sampling, Settings
-from calibrate.tokens import encode_prompt, encode_text
+from calibrate.token_law import judge_peaks
+from calibrate.tokens import TokenSequence, encode_prompt, encode_text
 from calibrate.vector import SteeringVector, concept_vectors
 
 BUDGETS = (0.05, 0.1, 0.3)
 DEPTHS = (0.15, 0.33, 0.5, 0.67, 0.85)
-PILOT_SEQUENCES = 24
-SAMPLING = Sampling(max_new_tokens=16)
+GROUP, GROUPS, OWN_GROUPS = 16, 10, 4  # prompts or texts; the pilot's own and the others
+SAMPLING = Sampling(max_new_tokens=24)
+TEXT_TOKENS = 64  # of each text of a file
+REPLIES = 2  # to each of the other prompts; the pilot has one to each of its own
 LIKELY = 200
 PEAK_SHARES = np.linspace(-1, 1, 9)  # of α_B: where peaks are looked for
-CLOSE = 0.03  # of log α: a step of this size along the law's slope is right to a hundredth of it
+CLOSE = 0.06  # of log α: a step of this size along the law's slope is right to a fiftieth of it
 
 
 @dataclass(frozen=True)
@@ -93,101 +98,141 @@ class Peaks:
     n_contexts: int
 
 
+@dataclass(frozen=True, eq=False)
+class Dealt:
+    """The pilot's own sequences; the others; and a few of the others, for what is costly."""
+
+    own: UnsteeredRun
+    others: UnsteeredRun
+    few: UnsteeredRun
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Unsteered runs of GROUPS groups of sequences: one or more corpora of each group."""
+
+    kind: str
+    groups: list[list[UnsteeredRun]]
+
+    def dealt(self, seed: int) -> Dealt:
+        """Other groups for every seed."""
+        order = random.Random(seed).sample(range(len(self.groups)), len(self.groups))
+        own, others = order[:OWN_GROUPS], order[OWN_GROUPS:]
+        return Dealt(
+            joined([self.groups[index][0] for index in own]),
+            joined([run for index in others for run in self.groups[index]]),
+            self.groups[others[0]][0],
+        )
+
+
 @click.command()
 @click.option("--model", "models", multiple=True, default=("smollm2",), show_default=True)
 @click.option("--corpus-file", type=click.Path(exists=True, path_type=Path))
-@click.option("--concepts", multiple=True, default=tuple(built_in_concepts()))
-@click.option("--points", type=click.Path(path_type=Path), help="JSON of every point; resumes.")
-def main(
-    models: tuple[str, ...],
-    corpus_file: Path | None,
-    concepts: tuple[str, ...],
-    points: Path | None,
-) -> None:
-    target = points or DOCS / "laws.json"
+@click.option("--concept", "concepts", multiple=True, default=tuple(built_in_concepts()))
+def main(models: tuple[str, ...], corpus_file: Path | None, concepts: tuple[str, ...]) -> None:
+    target = DOCS / "laws.json"
     found = json.loads(target.read_text()) if target.exists() else {}
     for name in models:
         loaded = load_model(name)
         with borrowed(loaded):
-            for source in ("own replies", "file") if corpus_file else ("own replies",):
-                measure_model(loaded, source, corpus_file, concepts, found, target)
+            measure_model(loaded, corpus_file, concepts, found, target)
     (DOCS / "laws.md").write_text(page(found), encoding="utf-8")
 
 
 def measure_model(
     loaded: LoadedModel,
-    source: str,
     corpus_file: Path | None,
     concepts: tuple[str, ...],
     found: dict[str, dict],
     target: Path,
 ) -> None:
     layers = [int(depth * loaded.num_layers) for depth in DEPTHS]
-    own, others = corpora(loaded, source, corpus_file)
-    runs = [run_unsteered(loaded, corpus, layers) for corpus in (own, others)]
-    for concept in concepts:
+    pool = texts_of(loaded, corpus_file, layers) if corpus_file else replies_of(loaded, layers)
+    for seed, concept in enumerate(concepts):
         vectors = concept_vectors(loaded, read_concept(concept).split()["vector"], Settings())
+        dealt = pool.dealt(seed)
         for layer in layers:
-            key = f"{loaded.name} {source} {concept} {layer}"
+            key = f"{loaded.name} {pool.kind} {concept} {layer}"
             if key not in found:
-                found[key] = measure_block(
-                    loaded, source, concept, vectors[layer], runs[0], runs[1]
-                )
+                found[key] = measure_block(loaded, pool.kind, concept, vectors[layer], dealt)
                 target.write_text(json.dumps(found, indent=1))
                 click.echo(key)
 
 
-def corpora(loaded: LoadedModel, source: str, corpus_file: Path | None) -> tuple[Corpus, Corpus]:
-    """The sequences the pilot uses, and others: three times as many."""
-    if source == "file":
-        assert corpus_file is not None
-        parts = read_corpus(corpus_file)
-        own = [encode_text(loaded, text) for text in parts["search"][:PILOT_SEQUENCES]]
-        rest = [encode_text(loaded, text) for text in parts["verify"][: 3 * PILOT_SEQUENCES]]
-        shortened = [
-            tuple(replace(one, ids=one.ids[:64]) for one in part if one.n_scored)
-            for part in (own, rest)
-        ]
-        return Corpus(shortened[0], False), Corpus(shortened[1], False)
-    prompts = [encode_prompt(loaded, text) for text in read_prompts()]
-    replies = [one.sequence for one in sample(loaded, prompts, SAMPLING, seed=0)]
-    return (
-        Corpus(tuple(replies[:PILOT_SEQUENCES]), True),
-        Corpus(tuple(replies[PILOT_SEQUENCES : 4 * PILOT_SEQUENCES]), True),
-    )
+def replies_of(loaded: LoadedModel, layers: Sequence[int]) -> Pool:
+    prompts = list(read_prompts())
+    random.Random(0).shuffle(prompts)
+    encoded = [encode_prompt(loaded, text) for text in prompts[: GROUP * GROUPS]]
+    drawn = [one.sequence for one in sample(loaded, encoded, SAMPLING, 0, per_prompt=REPLIES)]
+    groups = [
+        [drawn[start + reply : start + GROUP * REPLIES : REPLIES] for reply in range(REPLIES)]
+        for start in range(0, len(drawn), GROUP * REPLIES)
+    ]
+    return Pool("own replies", [run_groups(loaded, group, True, layers) for group in groups])
+
+
+def texts_of(loaded: LoadedModel, path: Path, layers: Sequence[int]) -> Pool:
+    encoded = [encode_text(loaded, text) for text in dict.fromkeys(read_lines(path))]
+    long_enough = [one for one in encoded if len(one.ids) >= TEXT_TOKENS][: GROUP * GROUPS]
+    cut = [replace(one, ids=one.ids[:TEXT_TOKENS]) for one in long_enough]
+    groups = [[cut[start : start + GROUP]] for start in range(0, len(cut), GROUP)]
+    return Pool(path.stem, [run_groups(loaded, group, False, layers) for group in groups])
+
+
+def run_groups(
+    loaded: LoadedModel,
+    corpora: Sequence[Sequence[TokenSequence]],
+    self_sampled: bool,
+    layers: Sequence[int],
+) -> list[UnsteeredRun]:
+    return [
+        run_unsteered(
+            loaded, Corpus(tuple(one for one in part if one.n_scored), self_sampled), layers
+        )
+        for part in corpora
+    ]
+
+
+def joined(runs: Sequence[UnsteeredRun]) -> UnsteeredRun:
+    """Several unsteered runs as one."""
+    sequences: list[TokenSequence] = []
+    batches = []
+    for run in runs:
+        for one in run.batches:
+            rows = tuple(row + len(sequences) for row in one.batch.rows)
+            batches.append(replace(one, batch=replace(one.batch, rows=rows)))
+        sequences += run.corpus.sequences
+    corpus = Corpus(tuple(sequences), runs[0].corpus.self_sampled)
+    return UnsteeredRun(corpus, tuple(batches))
 
 
 def measure_block(
-    loaded: LoadedModel,
-    source: str,
-    concept: str,
-    vector: SteeringVector,
-    own: UnsteeredRun,
-    others: UnsteeredRun,
+    loaded: LoadedModel, corpus: str, concept: str, vector: SteeringVector, dealt: Dealt
 ) -> dict:
-    odds = measure_log_odds(loaded, own, vector, ())
-    cells = []
-    for budget in BUDGETS:
-        pilot = fit_pilot(loaded, own, vector, odds, (), Settings(ce_budget=budget))
-        at = pilot.strength_at_budget
-        cells.append(
-            Cell(
-                loaded.name, source, concept, vector.layer, budget, at.value, at.low, at.high,
-                len(pilot.points), truth(loaded, own, pilot, budget),
-                truth(loaded, others, pilot, budget),
-            )
-        )  # fmt: skip
-        if budget == 0.1:
-            middle = pilot
+    odds = measure_log_odds(loaded, dealt.own, vector, ())
+    pilots = {
+        budget: fit_pilot(loaded, dealt.own, vector, odds, (), Settings(ce_budget=budget))
+        for budget in BUDGETS
+    }
+    cells = [
+        Cell(
+            loaded.name, corpus, concept, vector.layer, budget,
+            pilot.strength_at_budget.value, pilot.strength_at_budget.low,
+            pilot.strength_at_budget.high, len(pilot.points),
+            truth(loaded, dealt.own, pilot, budget), truth(loaded, dealt.others, pilot, budget),
+        )
+        for budget, pilot in pilots.items()
+    ]  # fmt: skip
+    unseen = measure_log_odds(loaded, dealt.few, vector, ())
     return {
         "cells": [asdict(cell) for cell in cells],
-        "peaks": asdict(peaks(loaded, concept, own, odds, middle)),
-        "far": asdict(far(loaded, concept, own, middle)),
+        "peaks": asdict(peaks(loaded, concept, dealt.few, unseen, pilots[0.1])),
+        "far": asdict(far(loaded, concept, dealt.few, unseen, vector)),
     }
 
 
 def truth(loaded: LoadedModel, run: UnsteeredRun, pilot: Pilot, budget: float) -> float:
-    """The strength that spends the budget on a corpus: two secant steps in log-log."""
+    """The strength that spends the budget on a corpus: secant steps in log-log."""
     vector, strength = pilot.vector, pilot.strength_at_budget.value
     for _ in range(2):
         rise = measure_steered(loaded, run, vector.values, vector.layer, strength).rise.value
@@ -207,6 +252,7 @@ def steepness(law: CrossEntropyLaw, strength: float) -> float:
 def peaks(
     loaded: LoadedModel, concept: str, run: UnsteeredRun, odds: LogOdds, pilot: Pilot
 ) -> Peaks:
+    """Predicted and measured peaks in contexts the pilot has not seen."""
     vector, unit = pilot.vector, pilot.strength_at_budget.value
     contexts = sampled_contexts(run)
     strengths = unit * PEAK_SHARES
@@ -218,35 +264,33 @@ def peaks(
             for at in strengths
         ]
     )
-    predicted = pilot.tokens.peaks(reach=6 * unit)
-    correlations = []
-    for index in range(len(contexts)):
-        likely = np.argsort(-odds.tokens.log_p[index])[:LIKELY]
-        best = curves[:, index, likely].argmax(axis=0)
-        inside = (best > 0) & (best < len(strengths) - 1)
-        if inside.sum() >= 8 and len(set(best[inside])) > 1:
-            found = spearmanr(best[inside], predicted[index, likely][inside]).statistic
-            correlations.append(float(found))
-    return Peaks(
-        loaded.name, concept, vector.layer,
-        float(np.median(correlations)) if correlations else float("nan"), len(correlations),
-    )  # fmt: skip
+    law = odds.tokens.fitted_to(pilot.law, unit)
+    likely = np.argsort(-law.log_p, axis=1)[:, :LIKELY]
+    measured = strengths[curves.argmax(axis=0)]
+    inside = 0.99 * unit  # a token that peaks at either end of the grid may peak beyond it
+    found = judge_peaks(
+        np.take_along_axis(measured, likely, axis=1),
+        np.take_along_axis(law.peaks(6 * unit), likely, axis=1),
+        inside,
+    )
+    return Peaks(loaded.name, concept, vector.layer, 1 - found.error, len(found.points))
 
 
-def far(loaded: LoadedModel, concept: str, run: UnsteeredRun, pilot: Pilot) -> Far:
+def far(
+    loaded: LoadedModel, concept: str, run: UnsteeredRun, odds: LogOdds, vector: SteeringVector
+) -> Far:
     """Push until the residual stream no longer matters, and compare with the plateau.
 
     residual_left: the largest total variation between a steered prediction and norm(v)'s own;
     what is left of the input.
     """
-    vector = pilot.vector
     strength = 3e3 * vector.residual_norm / vector.norm
     contexts = sampled_contexts(run)
     steered = measure_steered(loaded, run, vector.values, vector.layer, strength, watched=contexts)
     limit = far_logits(loaded, vector, 1).softmax(dim=-1).cpu().numpy()
     left = 0.5 * np.abs(steered.watched - limit).sum(axis=1).max()
     return Far(
-        loaded.name, concept, vector.layer, strength, float(left), pilot.law.plateau,
+        loaded.name, concept, vector.layer, strength, float(left), odds.law(1).plateau,
         steered.rise.value,
     )  # fmt: skip
 
@@ -255,11 +299,9 @@ def page(found: dict[str, dict]) -> str:
     cells = [Cell(**cell) for one in found.values() for cell in one["cells"]]
     ranks = [Peaks(**one["peaks"]) for one in found.values()]
     ends = [Far(**one["far"]) for one in found.values()]
-    measured = sorted({f"{cell.concept} on {cell.model}, {cell.corpus}" for cell in cells})
     return "\n".join(
         [
             HEADER,
-            f"Measured so far: {'; '.join(measured)}.\n",
             accuracy(cells),
             by_block(cells),
             peaks_table(ranks),
@@ -268,14 +310,20 @@ def page(found: dict[str, dict]) -> str:
     )
 
 
+N_OWN = GROUP * OWN_GROUPS
+N_OTHERS = GROUP * (GROUPS - OWN_GROUPS)
+PERFECT = 2 * norm.cdf(norm.ppf(0.975) / np.sqrt(1 + N_OWN / (REPLIES * N_OTHERS))) - 1
+
 HEADER = f"""# How well the laws predict a real model
 
-Written by `scripts/measure_laws.py`; every point is in [laws.json](laws.json). A pilot on
-{PILOT_SEQUENCES} own replies of {SAMPLING.max_new_tokens} tokens, or as many texts of a file, names
-the strength that spends a budget; "own" is its error on those sequences, "others" on three times
-as many the pilot has not seen. "Covered" is the share of cells whose 95 % interval holds the
-strength that spends the budget on the others; that strength is itself known only up to the
-sampling of the others, so a perfect interval would cover 91 %.
+Written by `scripts/measure_laws.py`; every point is in [laws.json](laws.json). A pilot names the
+strength that spends a budget from {N_OWN} own replies of {SAMPLING.max_new_tokens} tokens, each to
+a prompt of its own, or from {N_OWN} texts of {TEXT_TOKENS} tokens of a file. "Own" is its error on
+those sequences; "others" on {REPLIES * N_OTHERS} replies to the {N_OTHERS} other prompts, or
+{N_OTHERS} other texts. Prompts and texts are dealt anew for every concept. "Covered" is the share
+of cells whose 95 % interval holds the strength that spends the budget on the others. That strength
+is itself known only up to the sampling of the others, so that a perfect interval would cover about
+{PERFECT:.0%}.
 """
 
 
@@ -334,7 +382,7 @@ def peaks_table(ranks: list[Peaks]) -> str:
         "## Where tokens peak\n\n"
         f"Rank correlation of predicted and measured peak strengths of the {LIKELY} likeliest "
         "tokens, over those that peak between ±α at a budget of 0.1 nat; the median over "
-        "contexts, then over concepts.\n\n"
+        "contexts the pilot has not seen, then over concepts.\n\n"
         + table(["model", "block", "median", "worst concept"], rows)
     )
 
