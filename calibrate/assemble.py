@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -26,6 +26,7 @@ from calibrate.laws import Goodness, fit_presence, judge_presence, judge_rise
 from calibrate.pilot import Pilot
 from calibrate.replies import VERIFY_COMPLETIONS, UnsteeredReplies
 from calibrate.schema import (
+    AuditSection,
     BudgetSection,
     ConceptLawSection,
     ConceptSection,
@@ -66,6 +67,7 @@ def build_config(
     pilot: Pilot,
     laws: LawsSection,
     verified: Verified,
+    judges: Sequence[str],
     settings: Settings,
     cost: Mapping[str, Cost],
     fingerprint: str,
@@ -96,7 +98,7 @@ def build_config(
             relative_strength=vector.relative(strength),
         ),
         budget=BudgetSection(limit=settings.ce_budget, confidence=settings.confidence),
-        measured=_measured(verified, settings),
+        measured=_measured(verified, judges, settings),
         laws=laws,
         range=RangeSection(
             strength_at_budget=IntervalSection(**asdict(pilot.strength_at_budget)),
@@ -175,11 +177,12 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}}
 
 
-def _measured(verified: Verified, settings: Settings) -> MeasuredSection:
+def _measured(verified: Verified, judges: Sequence[str], settings: Settings) -> MeasuredSection:
     confidence = settings.confidence
     rise = verified.budget.delta_ce
     presence, baseline = verified.presence.estimate, verified.baseline.estimate
     return MeasuredSection(
+        judges=list(judges),
         delta_ce=DeltaCESection(
             **_interval(rise, confidence),
             upper=rise.upper(confidence),
@@ -192,6 +195,7 @@ def _measured(verified: Verified, settings: Settings) -> MeasuredSection:
             baseline=baseline.value,
             baseline_interval=baseline.interval(confidence),
             change=IntervalSection(**_interval(verified.change, confidence)),
+            explained_by_length=verified.explained_by_length,
             n_prompts=len(presence.counts),
             n_completions=int(presence.counts.sum()),
         ),
@@ -199,12 +203,37 @@ def _measured(verified: Verified, settings: Settings) -> MeasuredSection:
             random_vector=IntervalSection(**_interval(verified.random_vector, confidence)),
             prompt_only=IntervalSection(**_interval(verified.prompt_only, confidence)),
         ),
-        fluency=FluencySection(
-            log_prob=verified.fluency.log_prob,
-            log_prob_baseline=verified.fluency_baseline.log_prob,
-            distinct_2=verified.fluency.distinct_2,
-            distinct_2_baseline=verified.fluency_baseline.distinct_2,
-        ),
+        audit=_audit_section(verified, confidence),
+        fluency=_fluency_section(verified, confidence),
+    )
+
+
+def _audit_section(verified: Verified, confidence: float) -> AuditSection | None:
+    found = verified.audit
+    if found is None:
+        return None
+    return AuditSection(
+        **_interval(found.presence, confidence),
+        judge=found.judge,
+        baseline=found.baseline.value,
+        change=IntervalSection(**_interval(found.change, confidence)),
+        agreement=found.agreement,
+    )
+
+
+def _fluency_section(verified: Verified, confidence: float) -> FluencySection:
+    steered, plain = verified.fluency, verified.fluency_baseline
+    return FluencySection(
+        log_prob=steered.log_prob.value,
+        log_prob_baseline=plain.log_prob.value,
+        drop=IntervalSection(**_interval(verified.fluency_drop, confidence)),
+        drop_upper=verified.fluency_drop.upper(confidence),
+        distinct_2=steered.distinct_2,
+        distinct_2_baseline=plain.distinct_2,
+        longest_loop=steered.longest_loop,
+        longest_loop_baseline=plain.longest_loop,
+        n_tokens=steered.n_tokens,
+        n_tokens_baseline=plain.n_tokens,
     )
 
 

@@ -21,9 +21,10 @@ from calibrate.errors import Infeasible
 from calibrate.evidence import EVIDENCE_FILE, Evidence
 from calibrate.files import write_together
 from calibrate.forecast import forecast_tokens
+from calibrate.judging import JudgeChoice, Material, appoint, check_judges, judge_name
 from calibrate.model import LoadedModel, borrowed, load_model
 from calibrate.pilot import concept_token_ids, run_pilots
-from calibrate.presence import require_headroom, train_probe
+from calibrate.presence import require_headroom
 from calibrate.progress import SILENT, Progress
 from calibrate.replies import UnsteeredReplies, build_corpora, sample_unsteered
 from calibrate.settings import Settings
@@ -42,22 +43,24 @@ PROBE_FOLDER = "probe"
 class Calibration:
     """A finished calibration.
 
-    config: what to steer with. evidence: every point it rests on. probe: measures presence.
+    config: what to steer with. evidence: every point it rests on. probe: measures presence; None
+    where others judged.
     """
 
     config: SteeringConfig
     evidence: Evidence
-    probe: Probe
+    probe: Probe | None
 
     def save(self, directory: str | Path) -> None:
         """Write the config, the vector, the probe, the evidence and the report; all or nothing.
 
         Raises: ArtefactError if the directory cannot be written.
         """
+        probe = {} if self.probe is None else self.probe.files()
         files = {
             **self.config.files(),
             EVIDENCE_FILE: self.evidence.to_bytes(),
-            **{f"{PROBE_FOLDER}/{name}": content for name, content in self.probe.files().items()},
+            **{f"{PROBE_FOLDER}/{name}": content for name, content in probe.items()},
             **report.render(self.config, self.evidence),
         }
         write_together(directory, files, last=CONFIG_FILE)
@@ -69,8 +72,10 @@ class Calibration:
         Raises: ArtefactError if anything is missing or damaged.
         """
         folder = Path(directory)
-        config = load_config(folder)
-        return cls(config, Evidence.load(folder), load_probe(folder / PROBE_FOLDER))
+        config, measured = load_config(folder), None
+        if "probe" in config.measured.judges:
+            measured = load_probe(folder / PROBE_FOLDER)
+        return cls(config, Evidence.load(folder), measured)
 
 
 def calibrate(
@@ -81,6 +86,8 @@ def calibrate(
     out: str | Path | None = None,
     prompts: str | Path | None = None,
     corpus: str | Path | None = None,
+    judge: JudgeChoice = "probe",
+    audit: JudgeChoice | None = None,
     storage: str | None = None,
     study: str | None = None,
     progress: Progress = SILENT,
@@ -95,20 +102,25 @@ def calibrate(
         returns a finished calibration at once.
     prompts: file of neutral prompts, one a line; corpus: file of texts to measure ΔCE on
         (default: the model's own unsteered replies).
+    judge: who reads presence: "probe", "question", "lexicon", "embedding", "module:function" (see
+        `probes.judges`), a function of texts and concept, or an object that scores them.
+    audit: a second judge, who reads the final replies.
     storage, study: Optuna storage URL and study name (default: a journal in `out`).
     options: fields of `Settings`: ce_budget, goal, layer, negatives, positions, pooling,
-        normalize, trials, seed, confidence, sampling.
+        normalize, trials, seed, confidence, max_fluency_drop, sampling.
 
     Raises: InputError for input that cannot be used; Infeasible if no strength does what was
         asked, with reasons and advice.
     """
     settings = Settings(**options)
+    check_judges(judge, audit)
     concept = read_concept(concept)
     prompt_texts = read_prompts(prompts)
     corpus_texts = None if corpus is None else read_corpus(corpus)
     loaded = load_model(model, tokenizer, progress=progress)
     layers = candidate_layers(loaded, settings.layer)
-    fingerprint = _fingerprint(loaded, concept, prompt_texts, corpus_texts, settings)
+    judges = [judge_name(one) for one in (judge, audit) if one is not None]
+    fingerprint = _fingerprint(loaded, concept, prompt_texts, corpus_texts, judges, settings)
     directory, finished = open_workspace(out, fingerprint)
     if directory is not None and finished:
         return Calibration.load(directory)
@@ -125,9 +137,10 @@ def calibrate(
         with ledger.stage("steering vectors"):
             vectors = concept_vectors(loaded, splits["vector"], settings)
 
-        with ledger.stage("probe"):
-            probe = train_probe(loaded, concept.name, splits, replies, settings)
-            baseline = require_headroom(loaded, probe, replies, settings)
+        with ledger.stage("judges"):
+            material = Material(concept.name, splits, replies, vectors[layers[len(layers) // 2]])
+            panel = appoint(loaded, material, judge, audit, settings)
+            baseline = require_headroom(panel.reader, replies, settings)
 
         with ledger.stage("pilot"):
             run = run_unsteered(loaded, corpora["search"], layers)
@@ -135,25 +148,21 @@ def calibrate(
             pilots = run_pilots(loaded, run, [vectors[i] for i in layers], tokens, settings)
 
         with ledger.stage("study"):
-            objective = SearchObjective(
-                loaded, probe, run, pilots, replies.prompts["search"], settings
-            )
+            objective = SearchObjective(loaded, panel.reader, run, pilots, replies, settings)
             name = study or f"{concept.name} on {loaded.name}"
             store = StudyStore(name, fingerprint, directory, storage)
             found = run_study(pilots, objective, settings, store, progress)
 
         with ledger.stage("verification"):
             pilot, strength = pilots[found.best.layer], found.best.strength
-            verified = verify(
-                loaded, probe, concept.name, pilot.vector, strength, corpora, replies, settings
-            )
+            verified = verify(loaded, panel, pilot.vector, strength, corpora, replies, settings)
 
     laws = build_laws(pilots, found, baseline, verified)
     config = build_config(
-        loaded, concept, pilot, laws, verified, settings, ledger.stages, fingerprint
+        loaded, concept, pilot, laws, verified, judges, settings, ledger.stages, fingerprint
     )
     evidence = build_evidence(pilots, found, verified, splits, replies)
-    calibration = Calibration(config, evidence, probe)
+    calibration = Calibration(config, evidence, panel.probe)
     if directory is not None:
         calibration.save(directory)
     return calibration
@@ -186,6 +195,7 @@ def _fingerprint(
     concept: Concept,
     prompts: Sequence[str],
     corpus: Mapping[str, Sequence[str]] | None,
+    judges: Sequence[str],
     settings: Settings,
 ) -> str:
     """Hash of everything the result depends on."""
@@ -194,6 +204,7 @@ def _fingerprint(
         [concept.name, concept.data_sha256],
         list(prompts),
         corpus,
+        list(judges),
         asdict(settings),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -53,6 +53,8 @@ def _calibrate(
     describe: str | None,
     corpus: Path | None,
     prompts: Path | None,
+    judge: str,
+    audit: str | None,
     storage: str | None,
     study: str | None,
     as_json: bool,
@@ -69,10 +71,12 @@ def _calibrate(
     from rich.console import Console
 
     from calibrate.calibration import calibrate
+    from calibrate.judging import check_judges
     from calibrate.model import load_model
     from calibrate.terminal import TerminalProgress
 
     directory = out or Path(f"{_stem(concept)}-{_stem(place['model'])}")
+    check_judges(judge, audit)
     with TerminalProgress(Console(stderr=True, quiet=quiet)) as progress:
         loaded = load_model(**place, progress=progress)
         with _resumable(directory):
@@ -82,6 +86,8 @@ def _calibrate(
                 out=directory,
                 prompts=prompts,
                 corpus=corpus,
+                judge=judge,
+                audit=audit,
                 storage=storage,
                 study=study,
                 progress=progress,

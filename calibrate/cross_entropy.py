@@ -150,9 +150,7 @@ def measure_steered(
     for one in run.batches:
         steered = steered_hidden(loaded, one, strength * vector, layer, positions)
         per_token = _compared(loaded, one, steered, run.corpus.self_sampled, tokens)
-        lengths = [sequence.n_scored for sequence in one.batch.sequences]
-        for row, values in zip(one.batch.rows, torch.split(per_token, lengths, dim=1), strict=True):
-            sums[:, row] = values.sum(dim=1)
+        sums[:, list(one.batch.rows)] = one.batch.sums(per_token)
         rows = [row - seen for row in watched if 0 <= row - seen < len(steered)]
         distributions.append(loaded.logits(steered[rows]).softmax(dim=-1).cpu().numpy())
         seen += len(steered)
@@ -178,16 +176,18 @@ def delta_ce(
     return measure_steered(loaded, run, vector, layer, strength, positions).rise
 
 
-def mean_log_prob(loaded: LoadedModel, run: UnsteeredRun) -> float:
-    """Mean log-probability of the scored tokens under the unsteered model, nats per token."""
-    total, count = 0.0, 0
+def log_probs(loaded: LoadedModel, run: UnsteeredRun) -> RatioEstimate:
+    """Log-probability of the scored tokens under the unsteered model, nats, over sequences."""
+    sums = np.zeros(len(run.corpus.sequences))
     for one in run.batches:
         labels = one.batch.labels()
+        chosen = torch.empty(len(labels), dtype=torch.float64)
         for part in logit_slices(loaded, one.hidden):
-            log_probs = torch.log_softmax(loaded.logits(one.hidden[part]), dim=-1)
-            total += float(log_probs.gather(1, labels[part, None]).sum())
-        count += len(labels)
-    return total / max(count, 1)
+            predicted = torch.log_softmax(loaded.logits(one.hidden[part]), dim=-1)
+            chosen[part] = predicted.gather(1, labels[part, None])[:, 0].double().cpu()
+        sums[list(one.batch.rows)] = one.batch.sums(chosen)
+    counts = np.array([sequence.n_scored for sequence in run.corpus.sequences], dtype=float)
+    return RatioEstimate(sums, counts)
 
 
 def steered_hidden(

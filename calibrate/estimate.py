@@ -8,6 +8,15 @@ import numpy as np
 from scipy.stats import t as student_t
 
 
+@dataclass(frozen=True)
+class Interval:
+    """A value with a two-sided confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
 @dataclass(frozen=True, eq=False)
 class RatioEstimate:
     """A ratio of means over independent sequences: Σ sums / Σ counts.

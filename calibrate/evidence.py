@@ -18,7 +18,8 @@ class Trial:
     """One strength the study tried.
 
     share: of the block's α_B. delta_ce: nats per token on the search corpus.
-    presence: on the search prompts, or None if the trial was pruned for its ΔCE.
+    presence: on the search prompts, or None if the trial was pruned for its ΔCE. fluency_drop:
+    nats per token, if it was limited.
     """
 
     number: int
@@ -27,6 +28,7 @@ class Trial:
     strength: float
     delta_ce: float
     presence: float | None
+    fluency_drop: float | None = None
 
 
 class PilotRecord(Section):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from calibrate.concept import Concept, split_prompts
-from calibrate.presence import PRIMED_PROMPTS, SHOTS
+from calibrate.judging import OVERSTEERED_PROMPTS, PURPOSE_PROMPTS, SHOTS
 from calibrate.replies import MAX_CORPUS_TOKENS, VERIFY_COMPLETIONS
 from calibrate.tokens import encode_prompt
 from calibrate.vector import encode
@@ -55,11 +55,13 @@ def forecast_tokens(
     fluency = reply
     controls = 2 * (reply + said)
     verify = counts["verify"] * (VERIFY_COMPLETIONS * reply + judged + fluency + controls)
-    primed = 2 * min(PRIMED_PROMPTS, counts["probe"]) * (reply + SHOTS * reply)
+    on_purpose = 2 * min(PURPOSE_PROMPTS, counts["probe"]) * (2 * reply + SHOTS * reply)
+    oversteered = 2 * min(OVERSTEERED_PROMPTS, counts["probe"]) * reply
+    examples = PROBE_COPIES * (texts["probe"] + counts["probe"] * said)
     return {
         "unsteered replies": round(reply * (sum(counts.values()) + counts["verify"])),
         "steering vectors": texts["vector"],
-        "probe": round(primed + PROBE_COPIES * (texts["probe"] + counts["probe"] * said)),
+        "judges": round(on_purpose + oversteered + examples),
         "pilot": round(corpus["search"] * (1 + len(layers) * PILOT_PASSES * after)),
         "study": round(settings.trials * steered),
         "verification": round(corpus["verify"] * (1 + len(LADDER) * after) + verify),

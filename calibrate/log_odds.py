@@ -120,9 +120,7 @@ def measure_log_odds(
                 here = [row - seen for row in wanted if 0 <= row - seen < len(log_p)]
                 kept.append((_rows(log_p, here), _rows(odds, here)))
                 seen += len(log_p)
-        lengths = [sequence.n_scored for sequence in one.batch.sequences]
-        for row, values in zip(one.batch.rows, torch.split(per_token, lengths, dim=1), strict=True):
-            sums[:, row] = values.sum(dim=1)
+        sums[:, list(one.batch.rows)] = one.batch.sums(per_token)
     return LogOdds(
         curvature=sums[0],
         slope=sums[1],

@@ -105,6 +105,23 @@ OPTIONS = {
         metavar="FILE",
         help="Neutral prompts, one a line.  [default: built in]",
     ),
+    "judge": click.option(
+        "--judge",
+        default="probe",
+        show_default=True,
+        metavar="NAME",
+        help="Who reads presence: probe, question[:MODEL], lexicon, embedding[:MODEL], or "
+        "module:function.",
+    ),
+    "audit": click.option(
+        "--audit", metavar="NAME", help="A second judge, to read the final replies."
+    ),
+    "max-fluency-drop": click.option(
+        "--max-fluency-drop",
+        type=float,
+        metavar="NATS",
+        help="Largest allowed drop of the replies' log-probability under the unsteered model.",
+    ),
     "trials": click.option(
         "--trials",
         type=int,

@@ -22,6 +22,7 @@ from scipy.stats import t as student
 
 from calibrate.cross_entropy import Steered, UnsteeredRun, measure_steered
 from calibrate.errors import Infeasible
+from calibrate.estimate import Interval
 from calibrate.laws import CrossEntropyLaw, Goodness, MassLaw, judge_mass, judge_rise
 from calibrate.log_odds import LogOdds, measure_log_odds
 from calibrate.settings import Settings
@@ -36,15 +37,6 @@ MAX_PASSES = 3  # pilot strengths beyond the derivative
 RESAMPLES = 1000  # bootstrap resamples of the sequences, for intervals and standard errors
 PEAK_REACH = 5.0  # how many α_B far the peak of the concept's mass is looked for
 TYPICAL_LIFT = 3.0  # how much more often a concept's token stands in positive texts
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value with a two-sided confidence interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)

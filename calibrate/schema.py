@@ -93,14 +93,28 @@ class DeltaCESection(IntervalSection):
 class PresenceSection(IntervalSection):
     """Presence at the strength, and at α = 0 on the same prompts with the same noise.
 
-    change: the paired difference from the baseline.
+    change: the paired difference from the baseline. explained_by_length: how much of it longer or
+    shorter replies alone would make, from how presence goes with length among unsteered replies.
     """
 
     baseline: float
     baseline_interval: tuple[float, float]
     change: IntervalSection
+    explained_by_length: float
     n_prompts: int
     n_completions: int
+
+
+class AuditSection(IntervalSection):
+    """Presence in the same replies to a second judge.
+
+    agreement: Spearman's rank correlation of the two judges over all replies.
+    """
+
+    judge: str
+    baseline: float
+    change: IntervalSection
+    agreement: float
 
 
 class ControlsSection(Section):
@@ -117,21 +131,34 @@ class ControlsSection(Section):
 class FluencySection(Section):
     """How the steered replies read to the unsteered model, and how repetitive they are.
 
-    log_prob: mean log-probability per token under the unsteered model, nats.
-    distinct_2: distinct word pairs per word pair, in [0, 1].
+    log_prob: mean log-probability per token under the unsteered model, nats. drop: how much lower
+    it is than the baseline's, prompt by prompt; upper: its one-sided bound. distinct_2: distinct
+    word pairs per word pair, in [0, 1]. longest_loop: share of a reply's words in its longest
+    loop, in [0, 1]. n_tokens: mean length of a reply.
     """
 
     log_prob: float
     log_prob_baseline: float
+    drop: IntervalSection
+    drop_upper: float
     distinct_2: float
     distinct_2_baseline: float
+    longest_loop: float
+    longest_loop_baseline: float
+    n_tokens: float
+    n_tokens_baseline: float
 
 
 class MeasuredSection(Section):
-    """Everything measured, all of it on held-out data."""
+    """Everything measured, all of it on held-out data.
 
+    judges: who read presence, and the auditor if there was one, by name.
+    """
+
+    judges: list[str]
     delta_ce: DeltaCESection
     presence: PresenceSection
+    audit: AuditSection | None
     controls: ControlsSection
     fluency: FluencySection
 

@@ -34,6 +34,8 @@ class Settings:
     normalize: scale v to length 1.
     trials: how many the study finishes, at least 1.
     confidence: of every interval and bound, in (0.5, 1).
+    max_fluency_drop: how much less likely steered replies may be to the unsteered model than its
+        own, nats per token, above 0; None for no limit.
     """
 
     ce_budget: float = 0.1
@@ -46,6 +48,7 @@ class Settings:
     trials: int = 6
     seed: int = 0
     confidence: float = 0.95
+    max_fluency_drop: float | None = None
     sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
@@ -54,6 +57,9 @@ class Settings:
             raise InputError(f"the budget must be a number above 0 nat, got {self.ce_budget:g}")
         if not 0.5 < self.confidence < 1:
             raise InputError(f"confidence must be between 0.5 and 1, got {self.confidence:g}")
+        drop = self.max_fluency_drop
+        if drop is not None and not (math.isfinite(drop) and drop > 0):
+            raise InputError(f"the drop of fluency must be a number above 0 nat, got {drop:g}")
         if self.trials < 1:
             raise InputError(f"there must be at least 1 trial, got {self.trials}")
         if self.seed < 0:

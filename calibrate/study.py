@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -24,13 +25,14 @@ from optuna.trial import TrialState
 from calibrate.cross_entropy import UnsteeredRun, delta_ce
 from calibrate.errors import ArtefactError, Infeasible
 from calibrate.evidence import Trial
+from calibrate.fluency import Fluency, measure_fluency
 from calibrate.pilot import Pilot
 from calibrate.presence import measure_presence
 from calibrate.progress import SILENT, Progress
+from calibrate.replies import UnsteeredReplies
 from calibrate.settings import Settings
-from calibrate.tokens import Prompt
 from calibrate.workspace import JOURNAL_FILE
-from probes import Judge
+from probes import Reader
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
@@ -63,15 +65,27 @@ class StudyStore:
     url: str | None = None
 
 
+@dataclass(frozen=True)
+class Replied:
+    """What a trial's replies are like.
+
+    presence: mean probability. fluency_drop: how much less likely they are per token to the
+    unsteered model than its own, nats; None where nobody asked.
+    """
+
+    presence: float
+    fluency_drop: float | None = None
+
+
 class Objective(Protocol):
-    """What a trial measures at a block and strength: nats per token, and mean probability."""
+    """What a trial measures at a block and strength."""
 
     def delta_ce(self, layer: int, strength: float) -> float:
-        """ΔCE on the search corpus."""
+        """ΔCE on the search corpus, nats per token."""
         ...
 
-    def presence(self, layer: int, strength: float) -> float:
-        """Presence on the search prompts."""
+    def replies(self, layer: int, strength: float) -> Replied:
+        """What the replies to the search prompts are like."""
         ...
 
 
@@ -80,10 +94,10 @@ class SearchObjective:
     """Measures a model on the search split."""
 
     loaded: LoadedModel
-    judge: Judge
+    reader: Reader
     run: UnsteeredRun
     pilots: Mapping[int, Pilot]
-    prompts: tuple[Prompt, ...]
+    unsteered: UnsteeredReplies
     settings: Settings
 
     def delta_ce(self, layer: int, strength: float) -> float:
@@ -92,20 +106,26 @@ class SearchObjective:
         positions = self.settings.positions
         return delta_ce(self.loaded, self.run, values, layer, strength, positions).value
 
-    def presence(self, layer: int, strength: float) -> float:
-        """Presence on the search prompts, one reply each, with the noise of every other trial."""
+    def replies(self, layer: int, strength: float) -> Replied:
+        """Read one reply to each search prompt, sampled with the noise of every other trial."""
         vector = self.pilots[layer].vector
-        steering = vector.apply(self.loaded.blocks, strength, self.settings.positions)
         measured = measure_presence(
             self.loaded,
-            self.judge,
-            self.prompts,
+            self.reader,
+            self.unsteered.prompts["search"],
             self.settings.sampling,
             self.settings.seed,
-            steering=steering,
+            steering=vector.apply(self.loaded.blocks, strength, self.settings.positions),
             share_prefix=self.settings.positions == "all",
         )
-        return measured.estimate.value
+        if self.settings.max_fluency_drop is None:
+            return Replied(measured.estimate.value)
+        fluency = measure_fluency(self.loaded, measured.completions)
+        return Replied(measured.estimate.value, fluency.drop_from(self._fluency).value)
+
+    @cached_property
+    def _fluency(self) -> Fluency:
+        return measure_fluency(self.loaded, self.unsteered.first_replies("search"))
 
 
 def laws_hold(pilots: Mapping[int, Pilot]) -> bool:
@@ -138,8 +158,11 @@ def run_study(
     try:
         best = _as_trial(study.best_trial)
     except ValueError:
+        limits = f"ΔCE within {settings.ce_budget:g} nat"
+        if settings.max_fluency_drop is not None:
+            limits += f" and the drop of fluency within {settings.max_fluency_drop:g}"
         raise Infeasible(
-            [f"none of {len(trials)} trials kept ΔCE within {settings.ce_budget:g} nat"],
+            [f"none of {len(trials)} trials kept {limits}"],
             ["allow more with --ce-budget", "try more with --trials"],
         ) from None
     return StudyResult(trials, best)
@@ -194,8 +217,12 @@ def _run_trial(
     trial.set_constraint("delta_ce", rise - settings.ce_budget)
     if rise > settings.ce_budget:
         study.tell(trial, state=TrialState.PRUNED)
-    else:
-        study.tell(trial, objective.presence(layer, strength))
+        return
+    replied = objective.replies(layer, strength)
+    if replied.fluency_drop is not None and settings.max_fluency_drop is not None:
+        trial.set_user_attr("fluency_drop", replied.fluency_drop)
+        trial.set_constraint("fluency_drop", replied.fluency_drop - settings.max_fluency_drop)
+    study.tell(trial, replied.presence)
 
 
 def _asked(study: optuna.Study, pilots: Mapping[int, Pilot], settings: Settings) -> optuna.Trial:
@@ -225,4 +252,5 @@ def _as_trial(trial: optuna.trial.FrozenTrial) -> Trial:
         strength=trial.user_attrs["strength"],
         delta_ce=trial.user_attrs["delta_ce"],
         presence=trial.value,
+        fluency_drop=trial.user_attrs.get("fluency_drop"),
     )

@@ -70,6 +70,12 @@ class Batch:
         following = torch.roll(self.ids, shifts=-1, dims=1)
         return following[self.predicting()]
 
+    def sums(self, per_token: torch.Tensor) -> torch.Tensor:
+        """Sum (…, n_scored) values, in the order of `labels()`, to (…, batch), one a sequence."""
+        lengths = [sequence.n_scored for sequence in self.sequences]
+        parts = torch.split(per_token, lengths, dim=-1)
+        return torch.stack([part.sum(dim=-1) for part in parts], dim=-1)
+
     def generated(self) -> torch.Tensor:
         """Bool tensor (batch, positions): positions that were last when a token was sampled.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -58,6 +58,11 @@ class SteeringVector:
     def relative(self, strength: float) -> float:
         """α‖v‖ / median ‖h‖, which can be compared across blocks and models."""
         return strength * self.norm / self.residual_norm
+
+    def random_like(self, seed: int) -> SteeringVector:
+        """Return a vector of the same norm at the same block, in a random direction."""
+        noise = torch.randn(self.values.shape, generator=torch.Generator().manual_seed(seed))
+        return replace(self, values=noise * (self.norm / noise.norm()))
 
     @contextmanager
     def apply(

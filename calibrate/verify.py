@@ -8,28 +8,30 @@ made at most once, at the first strength that truly breaks the budget.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
+from scipy.stats import spearmanr
 
-from calibrate.completions import Completion
-from calibrate.cross_entropy import Corpus, UnsteeredRun, delta_ce, mean_log_prob, run_unsteered
+from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
 from calibrate.errors import Infeasible
 from calibrate.estimate import RatioEstimate
-from calibrate.presence import Presence, judged, measure_presence
+from calibrate.fluency import Fluency, measure_fluency
+from calibrate.judging import Panel, asked_prompts
+from calibrate.presence import Presence, measure_presence, read
 from calibrate.replies import VERIFY_COMPLETIONS, UnsteeredReplies
 from calibrate.residual import Positions
 from calibrate.settings import Settings
-from calibrate.tokens import encode_prompt
 from calibrate.vector import SteeringVector
-from probes import Judge
+from probes import Reader
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
 
+MOST_EMPTY = 0.5  # of the steered replies that may be empty
 REFERENCE_TOKENS = 20  # likeliest next tokens kept in the artefact's reference
 
 # Shares of the strength the study chose. Near 1 the steps are fine, since that is where the
@@ -109,16 +111,73 @@ def require_effect(
     return change
 
 
-@dataclass(frozen=True)
-class Fluency:
-    """How replies read to the unsteered model, and how little they repeat themselves.
+def require_replies(presence: Presence) -> None:
+    """Raise Infeasible if steering silences the model: most of its replies are empty."""
+    empty = sum(not completion.text.strip() for completion in presence.completions)
+    total = len(presence.completions)
+    if empty > MOST_EMPTY * total:
+        raise Infeasible(
+            [f"{empty} of {total} steered replies are empty; presence cannot be read from silence"],
+            ["allow less with --ce-budget", "try another --layer"],
+        )
 
-    log_prob: mean log-probability per token, nats. distinct_2: mean over replies of the share
-    of their word pairs that are distinct, in [0, 1].
+
+def require_fluency(drop: RatioEstimate, settings: Settings) -> None:
+    """Raise Infeasible if the drop of fluency may be larger than allowed."""
+    most, upper = settings.max_fluency_drop, drop.upper(settings.confidence)
+    if most is not None and upper > most:
+        raise Infeasible(
+            [
+                f"steered replies may be {upper:.3g} nat per token less likely to the unsteered "
+                f"model ({settings.confidence:.0%} bound), above --max-fluency-drop {most:g}"
+            ],
+            ["allow more with --max-fluency-drop", "allow less with --ce-budget"],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """The same final replies, read by a second judge.
+
+    change: of presence, prompt by prompt. agreement: Spearman's rank correlation of the two
+    judges over all replies, steered and unsteered; 0 where one of them says the same of all.
     """
 
-    log_prob: float
-    distinct_2: float
+    judge: str
+    presence: RatioEstimate
+    baseline: RatioEstimate
+    change: RatioEstimate
+    agreement: float
+
+
+def audit(
+    auditor: Reader,
+    presence: Presence,
+    baseline: Presence,
+    change: RatioEstimate,
+    settings: Settings,
+) -> Audit:
+    """Have a second judge read the final replies.
+
+    Raises: Infeasible if it sees presence move the other way.
+    """
+    again, before = (read(auditor, one.completions) for one in (presence, baseline))
+    found = again.estimate.difference(before.estimate)
+    low, high = found.interval(settings.confidence)
+    if (high if settings.goal == "increase" else -low) < 0:
+        raise Infeasible(
+            [
+                f"the judges disagree: presence changes by {change.value:+.3f}, but to "
+                f"{auditor.name} by {found.value:+.3f} ({settings.confidence:.0%} interval "
+                f"{low:+.3f} to {high:+.3f})"
+            ],
+            ["read some of the replies in evidence.json", "try a third with --audit"],
+        )
+    ours = np.concatenate([presence.scores, baseline.scores])
+    theirs = np.concatenate([again.scores, before.scores])
+    told_apart = min(np.ptp(ours), np.ptp(theirs)) > 0
+    agreement = float(spearmanr(ours, theirs).statistic) if told_apart else 0.0
+    return Audit(auditor.name, again.estimate, before.estimate, found, agreement)
 
 
 @dataclass(frozen=True)
@@ -137,6 +196,8 @@ class Verified:
 
     random_vector: presence under a random vector of the same norm at the same strength.
     prompt_only: presence of the unsteered model asked in plain words.
+    fluency_drop: how much less likely the steered replies are to the unsteered model.
+    audit: what a second judge says, if there is one.
     """
 
     corpus_kind: Literal["own_replies", "file"]
@@ -148,13 +209,29 @@ class Verified:
     prompt_only: RatioEstimate
     fluency: Fluency
     fluency_baseline: Fluency
+    fluency_drop: RatioEstimate
+    audit: Audit | None
     reference: Reference
+
+    @property
+    def explained_by_length(self) -> float:
+        """Change of presence that longer or shorter replies alone would make.
+
+        From the slope of presence by length among unsteered replies; 0 where all are as long.
+        """
+        lengths, longer = (
+            np.array([completion.sequence.n_scored for completion in one.completions])
+            for one in (self.baseline, self.presence)
+        )
+        if np.ptp(lengths) == 0:
+            return 0.0
+        slope = float(np.polyfit(lengths, self.baseline.scores, 1)[0])
+        return slope * float(longer.mean() - lengths.mean())
 
 
 def verify(
     loaded: LoadedModel,
-    judge: Judge,
-    concept: str,
+    panel: Panel,
     vector: SteeringVector,
     strength: float,
     corpora: Mapping[str, Corpus],
@@ -164,9 +241,10 @@ def verify(
     """Find the largest verified share of `strength`, and measure what it does.
 
     Of `corpora` and `replies` only the "verify" split is touched, which nothing before has seen.
-    Raises: Infeasible if no share keeps to the budget, or presence does not move.
+    Raises: Infeasible if no share keeps to the budget, presence does not move, replies are empty
+        or less fluent than allowed, or the auditor sees the opposite.
     """
-    corpus = corpora["verify"]
+    reader, corpus = panel.reader, corpora["verify"]
     run = run_unsteered(loaded, corpus, [vector.layer])
     budget = verify_budget(
         lambda tried: delta_ce(loaded, run, vector.values, vector.layer, tried, settings.positions),
@@ -174,13 +252,22 @@ def verify(
         settings.ce_budget,
         settings.confidence,
     )
-    baseline = judged(loaded, judge, replies.completions["verify"])
+    baseline = read(reader, replies.completions["verify"])
     presence = _steered_presence(
-        loaded, judge, vector, budget.strength, replies, settings, VERIFY_COMPLETIONS
+        loaded, reader, vector, budget.strength, replies, settings, VERIFY_COMPLETIONS
     )
+    require_replies(presence)
     change = require_effect(presence, baseline, settings.goal, settings.confidence)
+    fluency = measure_fluency(loaded, presence.completions[::VERIFY_COMPLETIONS])
+    fluency_baseline = measure_fluency(
+        loaded, replies.first_replies("verify"), run if corpus.self_sampled else None
+    )
+    drop = fluency.drop_from(fluency_baseline)
+    require_fluency(drop, settings)
+    auditor = panel.auditor
+    audited = None if auditor is None else audit(auditor, presence, baseline, change, settings)
     random_vector = _steered_presence(
-        loaded, judge, _random_like(vector, settings.seed), budget.strength, replies, settings, 1
+        loaded, reader, vector.random_like(settings.seed), budget.strength, replies, settings, 1
     )
     return Verified(
         corpus_kind="own_replies" if corpus.self_sampled else "file",
@@ -189,18 +276,18 @@ def verify(
         baseline=baseline,
         change=change,
         random_vector=random_vector.estimate,
-        prompt_only=_asked_presence(loaded, judge, concept, replies, settings).estimate,
-        fluency=_fluency(loaded, presence.completions[::VERIFY_COMPLETIONS]),
-        fluency_baseline=_fluency(
-            loaded, replies.first_replies("verify"), run if corpus.self_sampled else None
-        ),
+        prompt_only=_asked_presence(loaded, reader, replies, settings).estimate,
+        fluency=fluency,
+        fluency_baseline=fluency_baseline,
+        fluency_drop=drop,
+        audit=audited,
         reference=_reference(loaded, vector, budget.strength, settings.positions, replies),
     )
 
 
 def _steered_presence(
     loaded: LoadedModel,
-    judge: Judge,
+    reader: Reader,
     vector: SteeringVector,
     strength: float,
     replies: UnsteeredReplies,
@@ -209,7 +296,7 @@ def _steered_presence(
 ) -> Presence:
     return measure_presence(
         loaded,
-        judge,
+        reader,
         replies.prompts["verify"],
         settings.sampling,
         settings.seed,
@@ -220,38 +307,12 @@ def _steered_presence(
 
 
 def _asked_presence(
-    loaded: LoadedModel, judge: Judge, concept: str, replies: UnsteeredReplies, settings: Settings
+    loaded: LoadedModel, reader: Reader, replies: UnsteeredReplies, settings: Settings
 ) -> Presence:
-    wanted = concept if settings.goal == "increase" else f"the opposite of {concept}"
-    system = f"Whatever you are asked, let your answer clearly express this: {wanted}."
-    prompts = [
-        encode_prompt(loaded, prompt.text, system=system) for prompt in replies.prompts["verify"]
-    ]
-    return measure_presence(loaded, judge, prompts, settings.sampling, settings.seed)
-
-
-def _random_like(vector: SteeringVector, seed: int) -> SteeringVector:
-    """A random direction of the same norm at the same block."""
-    noise = torch.randn(vector.values.shape, generator=torch.Generator().manual_seed(seed))
-    return replace(vector, values=noise * (vector.norm / noise.norm()))
-
-
-def _fluency(
-    loaded: LoadedModel, completions: Sequence[Completion], run: UnsteeredRun | None = None
-) -> Fluency:
-    """Read finished replies; `run` is the unsteered pass over them if there was one."""
-    spoken = [completion for completion in completions if completion.text]
-    if run is None:
-        sequences = tuple(completion.sequence for completion in spoken)
-        run = run_unsteered(loaded, Corpus(sequences, self_sampled=False), [])
-    distinct = [_distinct_pairs(completion.text) for completion in spoken]
-    return Fluency(mean_log_prob(loaded, run), sum(distinct) / max(len(distinct), 1))
-
-
-def _distinct_pairs(text: str) -> float:
-    words = text.lower().split()
-    pairs = list(itertools.pairwise(words))
-    return len(set(pairs)) / len(pairs) if pairs else 1.0
+    prompts = asked_prompts(
+        loaded, replies.prompts["verify"], reader.concept, settings.goal == "increase"
+    )
+    return measure_presence(loaded, reader, prompts, settings.sampling, settings.seed)
 
 
 def _reference(

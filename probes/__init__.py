@@ -9,14 +9,17 @@ how a strength is chosen, and lives on after a calibration as a monitor.
 
 from probes.examples import Example, degenerate_examples
 from probes.fit import fit_probe
-from probes.judges import Judge
+from probes.judges import Judge, Reader
 from probes.probe import Probe, ProbeQuality, load
+from probes.quality import Quality
 
 __all__ = [
     "Example",
     "Judge",
     "Probe",
     "ProbeQuality",
+    "Quality",
+    "Reader",
     "degenerate_examples",
     "fit_probe",
     "load",

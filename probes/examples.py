@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["written", "primed", "own", "degenerate"]
+Kind = Literal["written", "primed", "asked", "own", "degenerate"]
+MODEL_MADE: tuple[Kind, ...] = ("primed", "asked")  # replies made on purpose, of either label
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class Example:
 
     text: what is read. positive: whether it expresses the concept.
     kind: where it comes from. `written` by people; `primed`, a model's replies after it was
-        shown written ones; `own`, its plain unsteered replies; `degenerate`, broken text.
+        shown written ones; `asked`, its replies when told in plain words what to express; `own`,
+        its plain unsteered replies; `degenerate`, broken text.
     group: examples of one group (a prompt, a matched pair) share a cross-validation fold.
     """
 

@@ -14,18 +14,15 @@ if TYPE_CHECKING:
     from calibrate.model import LoadedModel
 
 
-def text_features(
-    model: LoadedModel, texts: Sequence[str | tuple[str, str]], layers: Sequence[int]
-) -> np.ndarray:
+def text_features(model: LoadedModel, texts: Sequence[str], layers: Sequence[int]) -> np.ndarray:
     """Return the mean residual of every text after each of `layers`, in ascending order.
 
-    Of a (prompt, reply) pair only the reply is read, on its own: a probe must find the concept
-    in what was said, not in what was asked. An empty text has the feature 0.
+    A reply is read on its own, without its prompt: the concept must be in what was said, not in
+    what was asked. An empty text has the feature 0.
 
     Returns: float32 array of shape (n_layers, n_texts, hidden_size).
     """
-    replies = [text if isinstance(text, str) else text[1] for text in texts]
-    sequences = [encode_text(model, reply) for reply in replies]
+    sequences = [encode_text(model, text) for text in texts]
     features = np.zeros((len(layers), len(texts), model.hidden_size), dtype=np.float32)
     readable = [index for index, sequence in enumerate(sequences) if sequence.n_scored]
     for pooled in pooled_residuals(model, [sequences[index] for index in readable], layers):

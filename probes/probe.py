@@ -1,6 +1,6 @@
-"""A fitted probe: a calibrated linear read-out of one block's token-mean residual.
+"""A fitted probe: a calibrated linear read-out of one or several blocks' token-mean residuals.
 
-    presence = sigmoid(w · x + b)
+    presence = sigmoid(Σ over blocks of w · x, + b)
 
 w and b carry the standardisation and the probability calibration, so nothing else is needed
 to use one. A probe is two files, `probe.json` and `probe.safetensors`; none is ever unpickled.
@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -20,36 +20,33 @@ from safetensors.numpy import load_file, save
 from scipy.special import expit
 
 from calibrate.errors import ArtefactError
+from calibrate.estimate import Interval
 from calibrate.files import write_together
 from calibrate.model import borrowed
 from probes.features import text_features
+from probes.quality import Quality
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
 
 FACTS_FILE, WEIGHTS_FILE = "probe.json", "probe.safetensors"
-FORMAT, VERSION = "steering-probe", 1
+FORMAT, VERSION = "steering-probe", 2
 
 
 @dataclass(frozen=True)
 class ProbeQuality:
     """How well a probe reads text it was not fitted on.
 
-    auc_texts: area under the ROC curve on held-out written texts.
+    texts: on held-out written texts. replies: on a model's own replies, plain and made on
+        purpose, out of fold; None where those made on purpose did not measurably differ.
     p_value: of the written texts, out of fold and held out, being told apart by chance
         (one-sided Mann-Whitney test).
-    auc_replies: the same on a model's own replies, primed against plain, out of fold; None
-        where priming made no measurable difference.
-    brier, calibration_error: mean squared error and expected calibration error (ten bins) of
-        the out-of-fold probabilities, weighted as in the fit.
     n_examples: examples of each kind and label, such as {"written +": 29}.
     """
 
-    auc_texts: float
+    texts: Quality
+    replies: Quality | None
     p_value: float
-    auc_replies: float | None
-    brier: float
-    calibration_error: float
     n_examples: dict[str, int]
 
 
@@ -57,14 +54,14 @@ class ProbeQuality:
 class Probe:
     """Scores texts for one concept.
 
-    concept: its name. layer: 0-based block whose output is read.
-    weights: float32 array of shape (hidden_size,); bias: float.
+    concept: its name. layers: 0-based blocks whose output is read, ascending.
+    weights: float32 array of shape (n_layers, hidden_size); bias: float.
     threshold: probability from which a text counts as expressing the concept.
     model_id, tokenizer_sha256: the model that reads.
     """
 
     concept: str
-    layer: int
+    layers: tuple[int, ...]
     weights: np.ndarray
     bias: float
     threshold: float
@@ -72,22 +69,25 @@ class Probe:
     tokenizer_sha256: str
     quality: ProbeQuality
 
-    def score(self, texts: Sequence[str | tuple[str, str]], model: LoadedModel) -> np.ndarray:
+    def score(self, texts: Sequence[str], model: LoadedModel) -> np.ndarray:
         """Return the probability that each text expresses the concept, shape (n_texts,).
 
-        texts: texts alone, or (prompt, reply) pairs, of which the reply is read.
         model: the model the probe was fitted with, unsteered. An empty text scores 0.
         Raises: ArtefactError if it is another model.
         """
-        if len(self.weights) != model.hidden_size or self.layer >= model.num_layers:
+        if self.weights.shape[1] != model.hidden_size or max(self.layers) >= model.num_layers:
             raise ArtefactError(
-                f"this probe reads {self.model_id} (hidden size {len(self.weights)}), got "
+                f"this probe reads {self.model_id} (hidden size {self.weights.shape[1]}), got "
                 f"{model.name} (hidden size {model.hidden_size}); load the model it was fitted with"
             )
         with borrowed(model):
-            features = text_features(model, texts, [self.layer])[0]
-        scores: np.ndarray = expit(features @ self.weights + self.bias)
-        return np.where(features.any(axis=1), scores, 0.0)
+            features = text_features(model, texts, self.layers)
+        log_odds = np.einsum("lth,lh->t", features, self.weights) + self.bias
+        return np.where(features.any(axis=(0, 2)), expit(log_odds), 0.0)
+
+    def on(self, model: LoadedModel) -> ProbeJudge:
+        """Return the judge that is this probe, reading with a model."""
+        return ProbeJudge(self, model)
 
     def files(self) -> dict[str, bytes]:
         """Return the contents of `probe.json` and `probe.safetensors`."""
@@ -123,5 +123,28 @@ def load(directory: str | Path) -> Probe:
             f"{folder} must hold a {FORMAT} of version {VERSION}, got {found[0]} {found[1]}; "
             "use the release that wrote it"
         )
-    quality = ProbeQuality(**facts.pop("quality"))
-    return Probe(weights=weights, quality=quality, **facts)
+    layers, measured = tuple(facts.pop("layers")), facts.pop("quality")
+    texts, replies = (_as_quality(measured.pop(name)) for name in ("texts", "replies"))
+    if texts is None:
+        raise ArtefactError(f"{folder} must hold the quality on held-out texts, got none")
+    quality = ProbeQuality(texts=texts, replies=replies, **measured)
+    return Probe(layers=layers, weights=weights, quality=quality, **facts)
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeJudge:
+    """A probe and the model it reads with, as a judge."""
+
+    probe: Probe
+    model: LoadedModel
+
+    def score(self, texts: Sequence[str], concept: str) -> np.ndarray:
+        """Return the probability that each text expresses the probe's concept."""
+        return self.probe.score(texts, self.model)
+
+
+def _as_quality(facts: dict[str, Any] | None) -> Quality | None:
+    if facts is None:
+        return None
+    n = facts.pop("n")
+    return Quality(n=n, **{name: Interval(**one) for name, one in facts.items()})

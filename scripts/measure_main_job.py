@@ -28,6 +28,7 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from calibrate import Calibration, load_model
 from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
+from calibrate.estimate import Interval
 from calibrate.model import borrowed
 from calibrate.tokens import encode_prompt
 
@@ -189,15 +190,20 @@ def probes_table(runs: list[Run]) -> str:
     rows = []
     for one in (runs[0], *runs[3:]):
         quality = one.result.probe.quality
-        replies = "–" if quality.auc_replies is None else f"{quality.auc_replies:.3f}"
+        texts, replies = quality.texts, quality.replies
+        on_replies = "–" if replies is None else within(replies.auc)
         rows.append(
-            [one.result.probe.concept, str(one.result.probe.layer), f"{quality.auc_texts:.3f}",
-             replies, f"{quality.brier:.3f}", f"{quality.calibration_error:.3f}",
+            [one.result.probe.concept, ", ".join(map(str, one.result.probe.layers)),
+             within(texts.auc), on_replies, within(texts.brier), within(texts.calibration_error),
              json.dumps(quality.n_examples).strip("{}").replace('"', "")]
         )  # fmt: skip
-    headings = ["concept", "block read", "AUC, held-out texts", "AUC, own replies", "Brier",
+    headings = ["concept", "blocks read", "AUC, held-out texts", "AUC, own replies", "Brier",
                 "calibration error", "examples"]  # fmt: skip
     return "## The probes\n\n" + table(headings, rows)
+
+
+def within(measured: Interval) -> str:
+    return f"{measured.value:.3f} ({measured.low:.3f} to {measured.high:.3f})"
 
 
 def cost(runs: list[Run]) -> str:

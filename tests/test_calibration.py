@@ -23,6 +23,7 @@ from calibrate.progress import Progress
 from calibrate.replies import sample_unsteered
 from calibrate.settings import Sampling
 from calibrate.tokens import encode_prompt
+from probes import Reader
 
 
 def run(tiny_options, model=None, **changes):
@@ -79,7 +80,7 @@ def test_the_cost_of_every_stage_is_recorded(finished):
     assert list(cost) == [
         "unsteered replies",
         "steering vectors",
-        "probe",
+        "judges",
         "pilot",
         "study",
         "verification",
@@ -156,7 +157,7 @@ def test_an_in_memory_model_comes_back_untouched(tiny_options):
     assert result.config.model.architecture == "GPT2LMHeadModel"
 
 
-@pytest.mark.parametrize("stage", ["probe", "pilot", "study", "verification"])
+@pytest.mark.parametrize("stage", ["judges", "pilot", "study", "verification"])
 def test_an_in_memory_model_comes_back_untouched_after_an_error(tiny_options, stage):
     class Exploding(Progress):
         def __init__(self):
@@ -237,7 +238,7 @@ class Constant:
     def __init__(self, score):
         self.value = score
 
-    def score(self, texts, model):
+    def score(self, texts, concept):
         return np.full(len(texts), self.value)
 
 
@@ -247,8 +248,8 @@ def test_no_headroom_is_infeasible(tiny_options, score, goal):
     settings = calibrate.Settings(goal=goal, sampling=tiny_options["sampling"])
     replies = sample_unsteered(loaded, tiny.prompts(30), settings)
     with pytest.raises(Infeasible, match=f"no headroom: .* {score}.* to {goal} it"):
-        require_headroom(loaded, Constant(score), replies, settings)
-    require_headroom(loaded, Constant(0.5), replies, settings)
+        require_headroom(Reader(Constant(score), "bright", "constant"), replies, settings)
+    require_headroom(Reader(Constant(0.5), "bright", "constant"), replies, settings)
 
 
 def test_a_probe_that_cannot_tell_the_concept_is_infeasible(tiny_options):

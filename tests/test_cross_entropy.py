@@ -9,10 +9,10 @@ import tiny
 import torch
 
 from calibrate import cross_entropy
-from calibrate.cross_entropy import Corpus, delta_ce, mean_log_prob, run_unsteered
+from calibrate.cross_entropy import Corpus, delta_ce, log_probs, run_unsteered
 
 
-def log_probs(loaded, sequence, steering=None):
+def by_plain_pass(loaded, sequence):
     """Log-probabilities (n_scored, vocabulary) of the scored tokens, from one plain pass."""
     ids = torch.tensor([sequence.ids])
     logits = loaded.model(input_ids=ids).logits[0]
@@ -22,9 +22,9 @@ def log_probs(loaded, sequence, steering=None):
 def by_hand(loaded, sequences, layer, shift, self_sampled):
     total, count = 0.0, 0
     for sequence in sequences:
-        before = log_probs(loaded, sequence)
+        before = by_plain_pass(loaded, sequence)
         with tiny.hand_written_hook(loaded.blocks[layer], shift):
-            after = log_probs(loaded, sequence)
+            after = by_plain_pass(loaded, sequence)
         labels = torch.tensor(sequence.ids[sequence.start :])[:, None]
         if self_sampled:
             total += float((before.exp() * (before - after)).sum())
@@ -90,9 +90,9 @@ def test_the_kl_of_no_steering_is_zero_and_of_any_is_positive(loaded, sequences,
 def test_the_expected_delta_ce_over_sampled_labels_is_the_kl(loaded, sequences, shift):
     """Theorem 3.8's ingredient: draw labels from the model, and CE's rise averages to the KL."""
     sequence = sequences[0]
-    before = log_probs(loaded, sequence)
+    before = by_plain_pass(loaded, sequence)
     with tiny.hand_written_hook(loaded.blocks[1], 0.5 * shift):
-        after = log_probs(loaded, sequence)
+        after = by_plain_pass(loaded, sequence)
     draws = torch.multinomial(
         before[-1].exp(), 200_000, replacement=True, generator=torch.Generator().manual_seed(0)
     )
@@ -107,7 +107,7 @@ def test_positions_last_scores_a_reply_as_it_would_have_been_generated(loaded, s
     sequence = next(s for s in sequences if s.start >= 3)
     run = run_unsteered(loaded, Corpus((sequence,), self_sampled=False), [1])
     ours = delta_ce(loaded, run, shift, 1, 0.8, "last")
-    before = log_probs(loaded, sequence)
+    before = by_plain_pass(loaded, sequence)
     rows, cache = [], None
     with tiny.hand_written_hook(loaded.blocks[1], 0.8 * shift, last=True):
         ids = torch.tensor([sequence.ids[: sequence.start]])
@@ -121,12 +121,11 @@ def test_positions_last_scores_a_reply_as_it_would_have_been_generated(loaded, s
     assert ours.value == pytest.approx(expected, abs=1e-5)
 
 
-def test_mean_log_prob_is_that_of_the_labels(loaded, sequences):
+def test_log_probs_are_those_of_the_labels(loaded, sequences):
     run = run_unsteered(loaded, Corpus(tuple(sequences), self_sampled=False), [])
-    total = sum(
-        float(log_probs(loaded, s).gather(1, torch.tensor(s.ids[s.start :])[:, None]).sum())
-        for s in sequences
-    )
-    assert mean_log_prob(loaded, run) == pytest.approx(
-        total / sum(s.n_scored for s in sequences), abs=1e-6
-    )
+    found = log_probs(loaded, run)
+    for row, sequence in enumerate(sequences):
+        labels = torch.tensor(sequence.ids[sequence.start :])[:, None]
+        expected = float(by_plain_pass(loaded, sequence).gather(1, labels).sum())
+        assert found.sums[row] == pytest.approx(expected, abs=1e-5)
+        assert found.counts[row] == sequence.n_scored

@@ -54,8 +54,8 @@ def test_it_tells_the_concept_from_its_opposite_and_from_plain_text(probe, model
     assert scores["bright"] > 0.7
     assert scores["dull"] < 0.3
     assert scores["plain"] < 0.3
-    assert probe.quality.auc_texts > 0.9
-    assert probe.quality.auc_replies > 0.8
+    assert probe.quality.texts.auc.value > 0.9
+    assert probe.quality.replies.auc.value > 0.8
 
 
 def test_probabilities_are_calibrated_on_text_it_was_not_fitted_on(probe, model):
@@ -63,20 +63,14 @@ def test_probabilities_are_calibrated_on_text_it_was_not_fitted_on(probe, model)
     scores = probe.score([example.text for example in texts], model)
     labels = np.array([example.positive for example in texts])
     assert np.mean((scores - labels) ** 2) < 0.15
-    assert probe.quality.brier < 0.15
-    assert probe.quality.calibration_error < 0.15
+    assert probe.quality.texts.brier.value < 0.15
+    assert probe.quality.texts.calibration_error.value < 0.15
     assert (scores[labels] > probe.threshold).mean() > 0.8
     assert (scores[~labels] > probe.threshold).mean() < 0.2
 
 
-def test_of_a_pair_only_the_reply_is_read(probe, model):
-    bright, dull = tiny.texts(tiny.BRIGHT, 1)[0], tiny.texts(tiny.DULL, 1)[0]
-    alone, paired = probe.score([bright, (dull, bright)], model)
-    assert alone == pytest.approx(paired, abs=1e-6)
-
-
 def test_an_empty_text_scores_zero(probe, model):
-    assert probe.score(["", ("the river", "")], model).tolist() == [0.0, 0.0]
+    assert probe.score(["", "sun"], model)[0] == 0.0
 
 
 def test_reading_does_not_depend_on_the_batch(probe, examples):
@@ -108,7 +102,7 @@ def test_a_damaged_or_newer_probe_is_refused(probe, tmp_path):
     probe.save(tmp_path)
     facts = json.loads((tmp_path / "probe.json").read_text())
     (tmp_path / "probe.json").write_text(json.dumps({**facts, "version": 99}))
-    with pytest.raises(ArtefactError, match="version 1, got steering-probe 99"):
+    with pytest.raises(ArtefactError, match="version 2, got steering-probe 99"):
         probes.load(tmp_path)
 
 
@@ -121,7 +115,7 @@ def test_primed_replies_that_do_not_differ_are_not_used(model, examples):
     rest = [example for example in examples if example.kind != "primed"]
     probe = fit_probe("bright", [*rest, *useless], written(12, 1), model)
     assert "primed +" not in probe.quality.n_examples
-    assert probe.quality.auc_replies is None
+    assert probe.quality.replies is None
 
 
 def test_degenerate_text_is_broken_in_three_ways(model):

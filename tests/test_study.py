@@ -10,11 +10,19 @@ import pytest
 import torch
 
 from calibrate.errors import ArtefactError, Infeasible
+from calibrate.estimate import Interval
 from calibrate.laws import CrossEntropyLaw, MassLaw, judge_mass, judge_rise
-from calibrate.pilot import Interval, Pilot, PilotPoint
+from calibrate.pilot import Pilot, PilotPoint
 from calibrate.progress import Progress
 from calibrate.settings import Settings
-from calibrate.study import SHARES, SUGGESTED_SHARE, WIDE_SHARES, StudyStore, run_study
+from calibrate.study import (
+    SHARES,
+    SUGGESTED_SHARE,
+    WIDE_SHARES,
+    Replied,
+    StudyStore,
+    run_study,
+)
 from calibrate.token_law import TokenLaw
 from calibrate.vector import SteeringVector
 
@@ -48,12 +56,12 @@ class Synthetic:
     def delta_ce(self, layer, strength):
         return 0.1 * (strength / self.alphas[layer]) ** 2
 
-    def presence(self, layer, strength):
+    def replies(self, layer, strength):
         if self.stop_after is not None and len(self.calls) >= self.stop_after:
             raise KeyboardInterrupt
         self.calls.append((layer, strength))
         share = strength / self.alphas[layer]
-        return 0.2 + (0.5 if layer == self.best_layer else 0.3) * np.tanh(abs(share))
+        return Replied(0.2 + (0.5 if layer == self.best_layer else 0.3) * np.tanh(abs(share)))
 
 
 ALPHAS = {3: 0.9, 5: 1.4, 8: 2.0}
@@ -95,13 +103,30 @@ def test_no_feasible_trial_is_infeasible():
         run_study(PILOTS, Synthetic(ALPHAS, 5), Settings(trials=3, ce_budget=0.001), store())
 
 
+def test_a_trial_whose_replies_lose_too_much_fluency_does_not_win():
+    """Presence and the drop both rise with the share; block 5 has more of both."""
+
+    class Fading(Synthetic):
+        def replies(self, layer, strength):
+            share = strength / self.alphas[layer]
+            return Replied(super().replies(layer, strength).presence, share * (layer == 5))
+
+    settings = Settings(trials=8, max_fluency_drop=0.5)
+    result = run_study(PILOTS, Fading(ALPHAS, 5), settings, store())
+    assert result.best.layer != 5
+    assert result.best.fluency_drop <= 0.5
+    free = run_study(PILOTS, Fading(ALPHAS, 5), Settings(trials=8), store())
+    assert free.best.layer == 5
+    assert free.best.fluency_drop is None
+
+
 def test_decreasing_presence_takes_the_lowest():
     negative = {layer: -alpha for layer, alpha in ALPHAS.items()}
     pilots = {layer: pilot(layer, alpha) for layer, alpha in negative.items()}
 
     class Falling(Synthetic):
-        def presence(self, layer, strength):
-            return 0.4 - 0.2 * (strength / self.alphas[layer]) * (layer == 8)
+        def replies(self, layer, strength):
+            return Replied(0.4 - 0.2 * (strength / self.alphas[layer]) * (layer == 8))
 
     result = run_study(pilots, Falling(negative, 8), Settings(trials=5, goal="decrease"), store())
     assert result.best.layer == 8

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from calibrate.completions import Completion
 from calibrate.errors import Infeasible
 from calibrate.estimate import RatioEstimate
 from calibrate.presence import Presence
-from calibrate.verify import LADDER, require_effect, verify_budget
+from calibrate.settings import Settings
+from calibrate.tokens import TokenSequence
+from calibrate.verify import (
+    LADDER,
+    audit,
+    require_effect,
+    require_fluency,
+    require_replies,
+    verify_budget,
+)
+from probes import Reader
+from probes.judges import FunctionJudge
 
 
 def quadratic(strength_at_budget, spread=0.25, n=64, seed=0):
@@ -68,3 +82,48 @@ def test_an_effect_must_lead_towards_the_goal():
         require_effect(presence(same), presence(before), "increase", 0.95)
     with pytest.raises(Infeasible, match="does not measurably decrease"):
         require_effect(presence(up), presence(before), "decrease", 0.95)
+
+
+def replied(texts, scores, tokens=4):
+    completions = tuple(
+        Completion("", index, TokenSequence((0,) * (1 + tokens), 1), text)
+        for index, text in enumerate(texts)
+    )
+    return replace(presence(scores), completions=completions)
+
+
+def test_a_silenced_model_is_infeasible():
+    require_replies(replied(["yes", "", "no"], [0.1, 0.0, 0.2]))
+    with pytest.raises(Infeasible, match="2 of 3 steered replies are empty"):
+        require_replies(replied(["yes", "", " "], [0.1, 0.0, 0.0]))
+
+
+def test_a_drop_of_fluency_is_held_to_its_upper_bound():
+    drop = RatioEstimate(np.random.default_rng(0).normal(0.2, 0.05, 40), np.ones(40))
+    require_fluency(drop, Settings())
+    require_fluency(drop, Settings(max_fluency_drop=0.25))
+    with pytest.raises(Infeasible, match=r"--max-fluency-drop 0\.2"):
+        require_fluency(drop, Settings(max_fluency_drop=0.2))
+
+
+def length_judge(sign):
+    """A judge to whom a text is the more of the concept the longer, or the shorter, it is."""
+    reader = FunctionJudge(lambda texts, _: [0.5 + sign * 0.05 * len(text) for text in texts])
+    return Reader(reader, "joy", "length")
+
+
+def test_an_auditor_who_sees_the_opposite_stops_it():
+    rng = np.random.default_rng(0)
+    before = ["a" * rng.integers(1, 4) for _ in range(30)]
+    after = [text + "bb" for text in before]
+    scores = [rng.uniform(0.1, 0.3, 30), rng.uniform(0.4, 0.6, 30)]
+    baseline, steered = replied(before, scores[0]), replied(after, scores[1])
+    change = steered.estimate.difference(baseline.estimate)
+    found = audit(length_judge(1), steered, baseline, change, Settings())
+    assert found.change.value == pytest.approx(0.1)
+    assert found.agreement > 0.5
+    with pytest.raises(Infeasible, match=r"judges disagree.*to length by -0\.100"):
+        audit(length_judge(-1), steered, baseline, change, Settings())
+    audit(length_judge(-1), steered, baseline, change, Settings(goal="decrease"))
+    constant = Reader(FunctionJudge(lambda texts, _: [0.5] * len(texts)), "joy", "constant")
+    assert audit(constant, steered, baseline, change, Settings()).agreement == 0.0

@@ -13,7 +13,13 @@ from rich.text import Text
 
 from calibrate.config import SteeringConfig
 from calibrate.evidence import Evidence
-from calibrate.schema import GoodnessSection
+from calibrate.schema import (
+    FluencySection,
+    GoodnessSection,
+    IntervalSection,
+    MeasuredSection,
+    PresenceSection,
+)
 
 if TYPE_CHECKING:
     from calibrate.curves import LawCurves
@@ -99,8 +105,10 @@ def _facts(config: SteeringConfig) -> Table:
             f"[bold]{presence.value:.3f}[/] ({presence.low:.3f} to {presence.high:.3f}) against "
             f"{presence.baseline:.3f} ({low:.3f} to {high:.3f}) unsteered",
         ),
-        ("random vector", _interval(measured.controls.random_vector)),
-        ("asked in words", _interval(measured.controls.prompt_only)),
+        ("random vector", _control(measured.controls.random_vector, presence)),
+        ("asked in words", _control(measured.controls.prompt_only, presence)),
+        *_audit(measured),
+        ("fluency", _fluency(measured.fluency)),
         (
             "law's α at budget",
             f"{at_budget.value:.4g} ({at_budget.low:.4g} to {at_budget.high:.4g}), "
@@ -117,9 +125,31 @@ def _facts(config: SteeringConfig) -> Table:
     return table
 
 
-def _interval(section: object) -> str:
-    value, low, high = (getattr(section, name) for name in ("value", "low", "high"))
-    return f"presence {value:.3f} ({low:.3f} to {high:.3f})"
+def _control(control: IntervalSection, presence: PresenceSection) -> str:
+    share = (control.value - presence.baseline) / (presence.value - presence.baseline)
+    return (
+        f"presence {control.value:.3f} ({control.low:.3f} to {control.high:.3f}), "
+        f"{share:.0%} of the change"
+    )
+
+
+def _audit(measured: MeasuredSection) -> Iterator[tuple[str, str]]:
+    audit = measured.audit
+    if audit is not None:
+        yield (
+            f"audit by {audit.judge}",
+            f"presence {audit.value:.3f} against {audit.baseline:.3f}, a change of "
+            f"{audit.change.value:+.3f} ({audit.change.low:+.3f} to {audit.change.high:+.3f}); "
+            f"ranks replies as {measured.judges[0]} does: {audit.agreement:.2f}",
+        )
+
+
+def _fluency(fluency: FluencySection) -> str:
+    return (
+        f"replies are {fluency.drop.value:.3f} nat/token less likely to the unsteered model "
+        f"({fluency.drop.low:.3f} to {fluency.drop.high:.3f}); {fluency.longest_loop:.0%} of their "
+        f"words in loops, unsteered {fluency.longest_loop_baseline:.0%}"
+    )
 
 
 def _examples(evidence: Evidence) -> Table:

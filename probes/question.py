@@ -1,0 +1,63 @@
+"""The yes/no judge: an instruct model is asked whether a text expresses the concept.
+
+The answer is read from the next-token log-probabilities of "yes" and "no", in whatever case and
+with or without a space before; nothing is generated and nothing parsed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from calibrate.errors import InputError
+from calibrate.model import borrowed
+from calibrate.residual import final_hidden
+from calibrate.tokens import batches, encode_prompt
+
+if TYPE_CHECKING:
+    from calibrate.model import LoadedModel
+
+QUESTION = """Text:
+{text}
+
+Does this text express {concept}? Answer with yes or no."""
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """Asks a model, unsteered. question: has places for {text} and {concept}."""
+
+    model: LoadedModel
+    question: str = QUESTION
+
+    def score(self, texts: Sequence[str], concept: str) -> np.ndarray:
+        """Return P(yes) / (P(yes) + P(no)) for each text, shape (n_texts,).
+
+        Raises: InputError if the tokenizer begins "yes" and "no" with the same token.
+        """
+        yes, no = (self._first_tokens(word) for word in ("yes", "no"))
+        if set(yes) & set(no):
+            raise InputError(f"{self.model.name} must tell yes from no in their first token")
+        prompts = [
+            encode_prompt(self.model, self.question.format(text=text, concept=concept))
+            for text in texts
+        ]
+        sequences = [prompt.followed_by(yes[:1]) for prompt in prompts]  # so that it is predicted
+        scores = np.zeros(len(texts))
+        with borrowed(self.model):
+            for batch in batches(sequences, self.model.batch_tokens, self.model.device):
+                logits = self.model.logits(final_hidden(self.model, batch)).double()
+                for_yes, for_no = (logits[:, ids].logsumexp(dim=-1) for ids in (yes, no))
+                scores[list(batch.rows)] = (for_yes - for_no).sigmoid().cpu().numpy()
+        return scores
+
+    def _first_tokens(self, word: str) -> list[int]:
+        forms = (word, word.capitalize(), f" {word}", f" {word.capitalize()}")
+        return sorted(set(self._first(forms)))
+
+    def _first(self, forms: Iterable[str]) -> Iterable[int]:
+        for form in forms:
+            yield self.model.tokenizer(form, add_special_tokens=False)["input_ids"][0]

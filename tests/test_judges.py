@@ -1,0 +1,227 @@
+"""Judges other than the probe, and what keeps every judge honest."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+import calibrate
+from calibrate.errors import InputError
+from calibrate.judging import Material, appoint, judge_name
+from calibrate.model import load_model
+from calibrate.presence import measure_presence
+from calibrate.replies import sample_unsteered
+from calibrate.settings import Settings
+from calibrate.tokens import encode_prompt
+from calibrate.vector import concept_vectors
+from probes import Example, Reader, degenerate_examples
+from probes.classifier import fit_embedding, fit_lexicon
+from probes.judges import FunctionJudge, judge_function
+from probes.question import Question
+
+
+def counting(texts, concept):
+    """Share of bright words: a judge anyone could write."""
+    return [np.mean([word in tiny.BRIGHT for word in text.split()]) for text in texts]
+
+
+@pytest.fixture(scope="module")
+def examples():
+    model = tiny.loaded()
+    written = [
+        Example(text, positive, "written", f"{index}")
+        for positive, words in ((True, tiny.BRIGHT), (False, tiny.DULL))
+        for index, text in enumerate(tiny.texts(words, 30))
+    ]
+    own = [Example(text, False, "own", text) for text in tiny.texts(tiny.PLAIN, 30, seed=3)]
+    return [*written, *own, *degenerate_examples(own, model.tokenizer, seed=0)]
+
+
+@pytest.fixture(scope="module")
+def material(tiny_options):
+    """A model with its concept, replies and vector: what judges are made from."""
+    loaded = load_model(tiny.model("gpt2"), tiny_options["tokenizer"])
+    settings = Settings(sampling=tiny_options["sampling"])
+    with torch.no_grad():
+        replies = sample_unsteered(loaded, tiny.prompts(60), settings)
+        splits = tiny_options["concept"].split()
+        vector = concept_vectors(loaded, splits["vector"], settings)[0]
+    return loaded, Material("bright", splits, replies, vector), settings
+
+
+def test_the_lexicon_knows_the_words_and_nothing_of_the_rest(examples):
+    judge = fit_lexicon(examples)
+    bright, dull, plain = (
+        judge.score(tiny.texts(words, 20, seed=9), "bright").mean()
+        for words in (tiny.BRIGHT, tiny.DULL, tiny.PLAIN)
+    )
+    assert bright > 0.7
+    assert max(dull, plain) < 0.3
+
+
+def test_the_embedding_judge_reads_any_sentence_transformer(examples, tmp_path):
+    """A bag of words stands for the encoder: sentence-transformers saves and loads it alike."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    from sentence_transformers.sentence_transformer.modules import BoW
+
+    encoder = sentence_transformers.SentenceTransformer(
+        modules=[BoW(vocab=[*tiny.BRIGHT, *tiny.DULL, *tiny.PLAIN])]
+    )
+    encoder.save(str(tmp_path / "encoder"))
+    judge = fit_embedding(examples, tmp_path / "encoder")
+    bright, dull = (
+        judge.score(tiny.texts(words, 20, seed=9), "bright").mean()
+        for words in (tiny.BRIGHT, tiny.DULL)
+    )
+    assert bright > 0.7
+    assert dull < 0.3
+    with pytest.raises(InputError, match="cannot load"):
+        fit_embedding(examples, tmp_path / "nothing here")
+
+
+def test_the_question_is_answered_by_the_probabilities_of_yes_and_no():
+    """The double's tokenizer is given the words; the answer is recomputed from plain logits."""
+    loaded = tiny.loaded()
+    loaded.tokenizer.add_tokens(["yes", "no", "Yes", "No", "?", "text", "express", "bright"])
+    loaded.model.resize_token_embeddings(len(loaded.tokenizer))
+    loaded = load_model(loaded.model, loaded.tokenizer)
+    judge = Question(loaded, "{text} express {concept} ?")
+    texts = ["sun kite sun", "rain"]
+    scores = judge.score(texts, "bright")
+    for text, score in zip(texts, scores, strict=True):
+        ids = loaded.tokenizer(f"{text} express bright ?\n")["input_ids"]
+        p = loaded.model(input_ids=torch.tensor([ids])).logits[0, -1].softmax(dim=-1)
+        yes, no = (
+            sum(float(p[loaded.tokenizer.convert_tokens_to_ids(word)]) for word in words)
+            for words in (("yes", "Yes"), ("no", "No"))
+        )
+        assert score == pytest.approx(yes / (yes + no), rel=1e-4)
+
+
+def test_yes_and_no_that_begin_alike_are_refused():
+    with pytest.raises(InputError, match="must tell yes from no"):
+        Question(tiny.loaded()).score(["sun"], "bright")  # both are <unk> to this tokenizer
+
+
+def test_a_function_is_a_judge_by_name(monkeypatch):
+    module = types.ModuleType("house_judges")
+    module.counting = counting
+    module.table = {}
+    monkeypatch.setitem(sys.modules, "house_judges", module)
+    assert judge_function("house_judges:counting").score(["sun"], "bright") == [1.0]
+    for name in ("house_judges:missing", "no_such_module:f"):
+        with pytest.raises(InputError, match="must be a function that can be imported"):
+            judge_function(name)
+    with pytest.raises(InputError, match=r"or module:function, got 'lexicom'.*lexicon"):
+        judge_function("lexicom")
+    with pytest.raises(InputError, match="must be a function, got dict"):
+        judge_function("house_judges:table")
+
+
+def test_an_unknown_judge_or_an_auditor_who_is_the_judge_is_refused_before_loading():
+    for choice in ({"judge": "prob"}, {"audit": "no_such:judge"}):
+        with pytest.raises(InputError, match=r"judge must be probe|can be imported"):
+            calibrate.calibrate("a model that does not exist", "joy", **choice)
+    with pytest.raises(InputError, match="another than the judge, got 'lexicon'"):
+        calibrate.calibrate("nothing", "joy", judge="lexicon", audit="lexicon")
+
+
+def test_judges_have_names():
+    assert judge_name("lexicon") == "lexicon"
+    assert judge_name(counting) == f"{__name__}:counting"
+    assert judge_name(FunctionJudge(counting)) == "probes.judges:FunctionJudge"
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ([0.5], r"must return 2 probabilities, got an array of shape \(1,\)"),
+        ([0.5, 1.5], "values from 0.5 to 1.5"),
+        ([0.5, float("nan")], "values from nan"),
+    ],
+)
+def test_a_judge_that_does_not_answer_with_probabilities_is_refused(answers, said):
+    reader = Reader(FunctionJudge(lambda texts, concept: answers), "bright", "mine")
+    with pytest.raises(InputError, match=said):
+        reader.read(["sun", "rain"])
+
+
+def test_an_empty_text_is_not_put_before_the_judge():
+    seen = []
+    reader = Reader(
+        FunctionJudge(lambda texts, _: seen.extend(texts) or [1.0] * len(texts)), "", ""
+    )
+    assert reader.read(["", "sun", " \n"]).tolist() == [0.0, 1.0, 0.0]
+    assert seen == ["sun"]
+
+
+def test_without_the_probe_no_probe_is_fitted(material):
+    loaded, stuff, settings = material
+    panel = appoint(loaded, stuff, "lexicon", counting, settings)
+    assert panel.probe is None
+    assert panel.reader.name == "lexicon"
+    assert panel.auditor.read(["sun laugh", "rain"]).tolist() == [1.0, 0.0]
+    assert appoint(loaded, stuff, counting, "probe", settings).probe is not None
+
+
+def test_the_probe_is_fitted_on_every_kind_of_text_it_may_meet(material):
+    loaded, stuff, settings = material
+    counts = appoint(loaded, stuff, "probe", None, settings).probe.quality.n_examples
+    own = len(stuff.replies.first_replies("probe"))
+    positives = len(stuff.splits["probe"].positives)
+    assert counts["written +"] == positives
+    assert counts["own -"] == own
+    assert counts["degenerate -"] > own + positives  # over-steered replies come on top
+
+
+def test_a_planted_cheat_reads_the_vector_and_the_judge_does_not(finished):
+    """At a fifth of the strength, on text that has not changed at all."""
+    config, probe = finished.result.config, finished.result.probe
+    loaded = load_model(tiny.model("gpt2"), tiny.tokenizer())
+    unchanged = [one.unsteered for one in finished.result.evidence.completions if one.unsteered]
+    honest = probe.score(unchanged, loaded)
+    strength = 0.2 * config.intervention.strength
+    with config.steering_vector.apply(loaded.blocks, strength):
+        cheat = probe.score(unchanged, loaded)
+    assert cheat.mean() > honest.mean() + 0.05
+
+
+def test_presence_is_read_with_the_steering_taken_away(finished):
+    """What the judge scores within a measurement is what it scores of the bare texts after it."""
+    config, probe = finished.result.config, finished.result.probe
+    loaded = load_model(tiny.model("gpt2"), tiny.tokenizer())
+    prompts = [encode_prompt(loaded, text) for text in tiny.prompts(12)]
+    measured = measure_presence(
+        loaded,
+        Reader(probe.on(loaded), "bright", "probe"),
+        prompts,
+        Settings().sampling,
+        seed=0,
+        steering=config.steering_vector.apply(loaded.blocks, config.intervention.strength),
+    )
+    again = probe.score([one.text for one in measured.completions], loaded)
+    assert measured.scores == pytest.approx(again, abs=1e-6)
+
+
+def test_a_calibration_is_judged_and_audited_by_whom_one_likes(tiny_options, tmp_path):
+    result = calibrate.calibrate(
+        tiny.model("gpt2"), judge=counting, audit="lexicon", out=tmp_path / "out", **tiny_options
+    )
+    measured = result.config.measured
+    assert measured.judges == [f"{__name__}:counting", "lexicon"]
+    assert result.probe is None
+    replies = result.evidence.completions
+    assert [one.steered_presence for one in replies] == pytest.approx(
+        [counting([one.steered], "")[0] if one.steered else 0.0 for one in replies]
+    )
+    assert measured.audit.judge == "lexicon"
+    assert measured.audit.change.low > 0
+    assert measured.audit.agreement > 0.3
+    again = calibrate.Calibration.load(tmp_path / "out")
+    assert again.probe is None
+    assert "Audit by lexicon" in (tmp_path / "out" / "report.html").read_text()
