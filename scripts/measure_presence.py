@@ -4,8 +4,8 @@
 
 For every built-in concept on smollm2, at the middle block: what the probe says of unsteered
 replies, of degenerate text, of a random vector, and of a cheat; how well its probabilities fit
-held-out replies; and whether it ranks steered replies as VADER does. About twenty minutes on two
-cores; what was measured is kept, and not measured again.
+held-out replies; and whether it ranks steered replies as VADER does. Half an hour on two cores;
+what was measured is kept, and not measured again.
 """
 
 from __future__ import annotations
@@ -72,14 +72,17 @@ def main(concepts: tuple[str, ...]) -> None:
 def measure(bench: Bench, concept: str) -> dict:
     loaded, replies = bench.loaded, bench.replies
     splits = read_concept(concept).split()
-    vector = concept_vectors(loaded, splits["vector"], SETTINGS)[bench.layer]
+    vectors = concept_vectors(loaded, splits["vector"], SETTINGS)
+    vector = vectors[bench.layer]
     probe = train_probe(loaded, Material(concept, splits, replies, vector), SETTINGS)
     reader = Reader(probe.on(loaded), concept, "probe")
-    run = run_unsteered(loaded, build_corpora(loaded, replies, None)["search"], [bench.layer])
+    seen = min(bench.layer, max(probe.layers))  # a block whose steering the cheat can read
+    run = run_unsteered(loaded, build_corpora(loaded, replies, None)["search"], [seen, bench.layer])
     alpha = {
         sign: run_pilot(loaded, run, vector, (), replace(SETTINGS, goal=goal)).strength_at_budget
         for sign, goal in ((1, "increase"), (-1, "decrease"))
     }
+    within_sight = run_pilot(loaded, run, vectors[seen], (), SETTINGS).strength_at_budget.value
     baseline = read(reader, replies.completions["verify"])
     shoved = vector.random_like(SETTINGS.seed)
     return {
@@ -90,7 +93,7 @@ def measure(bench: Bench, concept: str) -> dict:
         "baseline": interval(baseline.estimate),
         "degenerate": degenerate(bench, reader, vector),
         "random": interval(steered(bench, reader, shoved, alpha[1].value).estimate),
-        "cheat": cheat(bench, probe, vector, CHEAT_SHARE * alpha[1].value),
+        "cheat": cheat(bench, probe, vectors[seen], CHEAT_SHARE * within_sight),
         "vader": against_vader(bench, reader, vector, alpha) if concept in SENTIMENTS else None,
     }
 
@@ -182,9 +185,9 @@ def page(found: dict[str, dict]) -> str:
 
 HEADER = f"""# Can presence be trusted?
 
-Written by `scripts/measure_presence.py`; every point is in [presence.json](presence.json). All
-eight built-in concepts on {MODEL}, at the middle block, α at a budget of {SETTINGS.ce_budget:g} nat
-per token. Everything here is read from prompts and texts that no vector, probe or pilot has seen;
+Written by `scripts/measure_presence.py`; every point is in [presence.json](presence.json). Built-in
+concepts on {MODEL}, at the middle block, α at a budget of {SETTINGS.ce_budget:g} nat per token.
+Everything here is read from prompts and texts that no vector, probe or pilot has seen;
 parentheses are {SETTINGS.confidence:.0%} intervals.
 """
 
