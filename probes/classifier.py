@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from calibrate.embedded import quiet_transformers
 from calibrate.errors import InputError
 from probes.examples import Example
 from probes.readout import Readout, fit_readout
@@ -58,9 +59,10 @@ def fit_embedding(examples: Sequence[Example], model: str | Path) -> TextClassif
             "[embedding]'"
         ) from error
     try:
-        encoder = SentenceTransformer(
-            str(model), trust_remote_code=False, model_kwargs={"use_safetensors": True}
-        )
+        with quiet_transformers():
+            encoder = SentenceTransformer(
+                str(model), trust_remote_code=False, model_kwargs={"use_safetensors": True}
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"sentence-transformers cannot load {str(model)!r} ({error}); give a directory or a "
