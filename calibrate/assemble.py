@@ -131,7 +131,7 @@ def build_laws(
         concept=ConceptLawSection(
             **asdict(pilot.mass_law),
             errors=pilot.mass_errors,
-            goodness=_goodness_section(pilot.mass_goodness),
+            goodness=GoodnessSection.of(pilot.mass_goodness),
         ),
         presence=_presence_section(layer, found, baseline, verified),
         tokens=TokenLawSection(saturation=pilot.tokens.saturation, mass_peak=pilot.mass_peak),
@@ -253,16 +253,7 @@ def _sweet_spot(pilot: Pilot) -> tuple[float, float]:
 
 def _law_section(pilot: Pilot, goodness: Goodness) -> CrossEntropyLawSection:
     return CrossEntropyLawSection(
-        **asdict(pilot.law), errors=pilot.errors, goodness=_goodness_section(goodness)
-    )
-
-
-def _goodness_section(goodness: Goodness) -> GoodnessSection:
-    return GoodnessSection(
-        points=list(goodness.points),
-        error=goodness.error,
-        tolerance=goodness.tolerance,
-        good=goodness.good,
+        **asdict(pilot.law), errors=pilot.errors, goodness=GoodnessSection.of(goodness)
     )
 
 
@@ -294,7 +285,7 @@ def _presence_section(
         log_odds_error=fit.log_odds_error,
         gain_error=fit.gain_error,
         fall=fit.fall,
-        goodness=_goodness_section(judge_presence(strength, predicted, measured.value, error)),
+        goodness=GoodnessSection.of(judge_presence(strength, predicted, measured.value, error)),
     )
 
 

@@ -156,10 +156,7 @@ def block_curves(
             "bumps": judge_shapes(strengths[near], flat),
             "peaks": judge_peaks(watched.peaks, watched.predicted, share * unit * (1 + 1e-9)),
         }
-        return {
-            name: GoodnessSection(**asdict(goodness), good=goodness.good)
-            for name, goodness in found.items()
-        }
+        return {name: GoodnessSection.of(goodness) for name, goodness in found.items()}
 
     return BlockCurves(
         layer=vector.layer,

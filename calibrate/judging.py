@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from calibrate.completions import sample
+from calibrate.completions import Completion, sample
 from calibrate.concept import Text, Texts
 from calibrate.embedded import encoder_directory
 from calibrate.errors import Infeasible, InputError
 from calibrate.model import load_model
 from calibrate.replies import UnsteeredReplies
-from calibrate.settings import Settings
+from calibrate.settings import Sampling, Settings
 from calibrate.tokens import Prompt, encode_prompt, encode_text
 from calibrate.vector import SteeringVector
 from probes import Example, Probe, Reader, degenerate_examples, fit_probe
@@ -141,6 +141,19 @@ def asked_prompts(
     return [encode_prompt(loaded, prompt.text, system=system) for prompt in prompts]
 
 
+def oversteered_replies(
+    loaded: LoadedModel,
+    vector: SteeringVector,
+    sign: int,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    seed: int,
+) -> tuple[Completion, ...]:
+    """What is left of replies when the vector drowns the residual stream."""
+    steering = vector.apply(loaded.blocks, sign * OVERSTEERED / vector.relative(1.0))
+    return sample(loaded, prompts, sampling, seed, steering=steering)
+
+
 def _reader(
     loaded: LoadedModel,
     choice: JudgeChoice,
@@ -224,13 +237,11 @@ def _asked(loaded: LoadedModel, material: Material, settings: Settings) -> Itera
 
 
 def _oversteered(loaded: LoadedModel, material: Material, settings: Settings) -> Iterator[Example]:
-    """What is left of replies when the vector drowns the residual stream: salad, of either sign."""
-    vector, prompts = material.vector, material.replies.prompts["probe"][:OVERSTEERED_PROMPTS]
+    """Salad of either sign."""
+    prompts = material.replies.prompts["probe"][:OVERSTEERED_PROMPTS]
     for sign in (1, -1):
-        strength = sign * OVERSTEERED / vector.relative(1.0)
-        steering = vector.apply(loaded.blocks, strength)
-        for completion in sample(
-            loaded, prompts, settings.sampling, settings.seed, steering=steering
+        for completion in oversteered_replies(
+            loaded, material.vector, sign, prompts, settings.sampling, settings.seed
         ):
             if completion.text.strip():
                 yield Example(completion.text, False, "degenerate", completion.prompt)

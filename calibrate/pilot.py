@@ -161,7 +161,7 @@ def fit_pilot(
         rise_goodness = judge_rise([strength], [float(law.predict(strength))], [rise])
         mass_goodness = judge_mass([strength], [float(mass_law.predict(strength))], [mass])
         measured.append((strength, steered))
-        law, mass_law = _fitted(odds, _nearest(measured, budget), sign)
+        law, mass_law = _fitted(odds, _nearest(measured, budget), sign, np.ones_like(odds.counts))
         named = law.invert(budget, sign)
         settled = abs(named / strength - 1) < TOLERANCE
         strength = named
@@ -242,11 +242,10 @@ def _fitted(
     odds: LogOdds,
     nearest: tuple[float, Steered],
     sign: int,
-    weights: np.ndarray | None = None,
+    weights: np.ndarray,
 ) -> tuple[CrossEntropyLaw, MassLaw]:
     """Both laws through one pass, its sequences weighted as the log-odds' are."""
     strength, steered = nearest
-    weights = np.ones(len(odds.counts)) if weights is None else weights
     total = weights @ odds.counts
     rise, mass = (float(one.sums @ weights / total) for one in (steered.rise, steered.mass))
     return (

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
+
+from calibrate.laws import Goodness
 
 
 class Section(BaseModel):
@@ -174,6 +177,11 @@ class GoodnessSection(Section):
     error: float
     tolerance: float
     good: bool
+
+    @classmethod
+    def of(cls, goodness: Goodness) -> GoodnessSection:
+        """The section of a verdict."""
+        return cls(**asdict(goodness), good=goodness.good)
 
 
 class CrossEntropyLawSection(Section):

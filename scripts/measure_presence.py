@@ -20,11 +20,10 @@ from scipy.stats import spearmanr
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from calibrate import load_model
-from calibrate.completions import sample
 from calibrate.concept import built_in_concepts, read_concept, read_prompts
 from calibrate.cross_entropy import run_unsteered
 from calibrate.estimate import RatioEstimate
-from calibrate.judging import OVERSTEERED, Material, train_probe
+from calibrate.judging import Material, oversteered_replies, train_probe
 from calibrate.model import LoadedModel, borrowed
 from calibrate.pilot import run_pilot
 from calibrate.presence import Presence, measure_presence, read
@@ -136,12 +135,9 @@ def degenerate(bench: Bench, reader: Reader, vector: SteeringVector) -> dict[str
         kind: [example.text for example in broken[index :: len(BROKEN)]]
         for index, kind in enumerate(BROKEN)
     }
+    prompts = bench.replies.prompts["verify"]
     for sign, kind in ((1, "over-steered"), (-1, "over-steered, other sign")):
-        strength = sign * OVERSTEERED / vector.relative(1.0)
-        said = sample(
-            loaded, bench.replies.prompts["verify"], SETTINGS.sampling, 1,
-            steering=vector.apply(loaded.blocks, strength),
-        )  # fmt: skip
+        said = oversteered_replies(loaded, vector, sign, prompts, SETTINGS.sampling, seed=1)
         texts[kind] = [one.text for one in said]
     return {kind: float(reader.read(some).mean()) for kind, some in texts.items()}
 
