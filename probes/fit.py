@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.stats import mannwhitneyu
+from sklearn.metrics import roc_auc_score
 
 from calibrate.model import borrowed
-from probes.examples import MODEL_MADE, Example, Kind
+from probes.examples import MODEL_MADE, Example
 from probes.features import text_features
 from probes.probe import Probe, ProbeQuality
 from probes.quality import Quality, quality
-from probes.readout import example_weights, fit_readout
+from probes.readout import FittedReadout, averaged, example_weights, fit_readout
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
 
-DEPTHS = (0.3, 0.45, 0.6, 0.75)  # blocks read, as shares of the depth: one of them, or all
-DIFFERS = 0.05  # p-value below which model-made replies of two labels count as different
+DEPTHS = (0.3, 0.5, 0.7, 0.85)  # blocks read, as shares of the depth: one, or the mean of all
+BELIEVED = 0.9  # AUC from which the labels of model-made replies are believed
 
 
 def fit_probe(
@@ -31,22 +32,26 @@ def fit_probe(
 ) -> Probe:
     """Fit a probe on `examples` and test it on the written texts `held_out`.
 
-    Replies the model made on purpose, of either label, are used only where a probe of the
-    written texts alone tells the two labels apart.
+    Replies the model made on purpose are used only where a probe that has not seen them tells
+    their labels apart: a small model that is asked for joy, or shown some, mostly replies as
+    ever, and learning from such labels blurs all others.
     """
     layers = sorted({round(depth * (model.num_layers - 1)) for depth in DEPTHS})
     texts = [example.text for example in [*examples, *held_out]]
     with borrowed(model):
         features = text_features(model, texts, layers)
     fitting, testing = features[:, : len(examples)], features[:, len(examples) :]
-    used = _measurably_different(examples, fitting[len(layers) // 2])
+    used = _believed(examples, fitting[len(layers) // 2])
     examples = [examples[int(row)] for row in used]
     fitting = fitting[:, used]
-    choices = [*([index] for index in range(len(layers))), list(range(len(layers)))]
-    fitted = [fit_readout(examples, _beside(fitting[choice])) for choice in choices]
-    best = int(np.argmin([one.loss for one in fitted]))
-    chosen, found = choices[best], fitted[best]
-    tested = found.readout(_beside(testing[chosen]))
+    alone = [fit_readout(examples, one) for one in fitting]
+    choices: dict[tuple[int, ...], FittedReadout] = {
+        **{(index,): found for index, found in enumerate(alone)},
+        tuple(range(len(layers))): averaged(examples, alone),
+    }
+    chosen = min(choices, key=lambda choice: choices[choice].loss)
+    found = choices[chosen]
+    tested = found.readout(np.concatenate(list(testing[list(chosen)]), axis=1))
     return Probe(
         concept=concept,
         layers=tuple(layers[index] for index in chosen),
@@ -64,23 +69,21 @@ def fit_probe(
     )
 
 
-def _beside(features: np.ndarray) -> np.ndarray:
-    """Features (n_layers, n_texts, hidden) as (n_texts, n_layers · hidden)."""
-    return np.concatenate(list(features), axis=1)
-
-
-def _measurably_different(examples: Sequence[Example], features: np.ndarray) -> np.ndarray:
+def _believed(examples: Sequence[Example], features: np.ndarray) -> np.ndarray:
     """Rows to fit on: without the model-made kinds whose labels a probe cannot tell apart."""
     kinds = np.array([example.kind for example in examples])
-    written = np.flatnonzero(kinds == "written")
-    readout = fit_readout([examples[int(row)] for row in written], features[written]).readout
-    probabilities = readout(features)
-    dropped = [
+    labels = np.array([example.positive for example in examples])
+    rest = np.flatnonzero(~np.isin(kinds, MODEL_MADE))
+    probabilities = fit_readout([examples[int(row)] for row in rest], features[rest]).readout(
+        features
+    )
+    doubted = [
         kind
-        for kind in MODEL_MADE
-        if (kinds == kind).any() and _p_value(examples, probabilities, kind) >= DIFFERS
+        for kind in set(kinds) & set(MODEL_MADE)
+        if len(set(labels[kinds == kind])) < 2
+        or roc_auc_score(labels[kinds == kind], probabilities[kinds == kind]) < BELIEVED
     ]
-    return np.flatnonzero(~np.isin(kinds, dropped))
+    return np.flatnonzero(~np.isin(kinds, doubted))
 
 
 def _quality(examples: Sequence[Example], probabilities: np.ndarray) -> Quality:
@@ -92,13 +95,14 @@ def _quality(examples: Sequence[Example], probabilities: np.ndarray) -> Quality:
     )
 
 
-def _replies_quality(examples: Sequence[Example], out_of_fold: np.ndarray) -> Quality | None:
-    """On the model's own replies, out of fold; None where none of them is positive."""
-    rows = [row for row, one in enumerate(examples) if one.kind in (*MODEL_MADE, "own")]
-    chosen = [examples[row] for row in rows]
-    if not any(example.positive for example in chosen):
-        return None
-    return _quality(chosen, out_of_fold[rows])
+def _replies_quality(examples: Sequence[Example], out_of_fold: np.ndarray) -> Quality:
+    """Of the model's own replies among texts that express the concept, out of fold."""
+    rows = [
+        row
+        for row, one in enumerate(examples)
+        if one.kind in (*MODEL_MADE, "own") or (one.kind == "written" and one.positive)
+    ]
+    return _quality([examples[row] for row in rows], out_of_fold[rows])
 
 
 def _threshold(probabilities: np.ndarray, examples: Sequence[Example]) -> float:
@@ -110,9 +114,9 @@ def _threshold(probabilities: np.ndarray, examples: Sequence[Example]) -> float:
     return float((probabilities[order[best]] + below) / 2)
 
 
-def _p_value(examples: Sequence[Example], scores: np.ndarray, kind: Kind = "written") -> float:
-    """Of the positives of one kind scoring above its negatives by chance."""
-    chosen = np.array([example.kind == kind for example in examples])
+def _p_value(examples: Sequence[Example], scores: np.ndarray) -> float:
+    """Of written positives scoring above written negatives by chance."""
+    chosen = np.array([example.kind == "written" for example in examples])
     positive = np.array([example.positive for example in examples])
     up, down = scores[chosen & positive], scores[chosen & ~positive]
     if len(up) == 0 or len(down) == 0:

@@ -30,22 +30,22 @@ if TYPE_CHECKING:
     from calibrate.model import LoadedModel
 
 FACTS_FILE, WEIGHTS_FILE = "probe.json", "probe.safetensors"
-FORMAT, VERSION = "steering-probe", 2
+FORMAT, VERSION = "steering-probe", 3
 
 
 @dataclass(frozen=True)
 class ProbeQuality:
     """How well a probe reads text it was not fitted on.
 
-    texts: on held-out written texts. replies: on a model's own replies, plain and made on
-        purpose, out of fold; None where those made on purpose did not measurably differ.
+    texts: on held-out written texts. replies: on the model's own replies, plain and made on
+        purpose, among written texts that express the concept, out of fold.
     p_value: of the written texts, out of fold and held out, being told apart by chance
         (one-sided Mann-Whitney test).
     n_examples: examples of each kind and label, such as {"written +": 29}.
     """
 
     texts: Quality
-    replies: Quality | None
+    replies: Quality
     p_value: float
     n_examples: dict[str, int]
 
@@ -123,12 +123,13 @@ def load(directory: str | Path) -> Probe:
             f"{folder} must hold a {FORMAT} of version {VERSION}, got {found[0]} {found[1]}; "
             "use the release that wrote it"
         )
-    layers, measured = tuple(facts.pop("layers")), facts.pop("quality")
-    texts, replies = (_as_quality(measured.pop(name)) for name in ("texts", "replies"))
-    if texts is None:
-        raise ArtefactError(f"{folder} must hold the quality on held-out texts, got none")
-    quality = ProbeQuality(texts=texts, replies=replies, **measured)
-    return Probe(layers=layers, weights=weights, quality=quality, **facts)
+    try:
+        layers, measured = tuple(facts.pop("layers")), facts.pop("quality")
+        texts, replies = (_as_quality(measured.pop(name)) for name in ("texts", "replies"))
+        quality = ProbeQuality(texts=texts, replies=replies, **measured)
+        return Probe(layers=layers, weights=weights, quality=quality, **facts)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArtefactError(f"{folder / FACTS_FILE} is damaged: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,8 +144,6 @@ class ProbeJudge:
         return self.probe.score(texts, self.model)
 
 
-def _as_quality(facts: dict[str, Any] | None) -> Quality | None:
-    if facts is None:
-        return None
+def _as_quality(facts: dict[str, Any]) -> Quality:
     n = facts.pop("n")
     return Quality(n=n, **{name: Interval(**one) for name, one in facts.items()})

@@ -38,9 +38,15 @@ class Readout:
 
 @dataclass(frozen=True, eq=False)
 class FittedReadout:
-    """A read-out, what it says of its own examples out of fold, and its out-of-fold log loss."""
+    """A read-out, and what it says of its own examples out of fold.
+
+    raw: before calibration. scores: log-odds out of fold, before calibration; out_of_fold:
+    probabilities, after it; loss: their log loss.
+    """
 
     readout: Readout
+    raw: Readout
+    scores: np.ndarray
     out_of_fold: np.ndarray
     loss: float
 
@@ -52,18 +58,32 @@ def fit_readout(examples: Sequence[Example], features: np.ndarray) -> FittedRead
     """
     data = _data(examples, features)
     scores = {penalty: _out_of_fold(data, penalty) for penalty in PENALTIES}
-    losses = {
-        penalty: log_loss(data.labels, expit(score), sample_weight=data.weights)
-        for penalty, score in scores.items()
-    }
+    losses = {penalty: _loss(data, expit(score)) for penalty, score in scores.items()}
     penalty = min(losses, key=lambda choice: losses[choice])
-    slope, offset = _platt(scores[penalty], data)
-    weights, bias = _fit(data, penalty)
-    return FittedReadout(
-        Readout((slope * weights).astype(np.float32), float(slope * bias + offset)),
-        expit(slope * scores[penalty] + offset),
-        losses[penalty],
-    )
+    return _calibrated(data, Readout(*_fit(data, penalty)), scores[penalty])
+
+
+def averaged(examples: Sequence[Example], fitted: Sequence[FittedReadout]) -> FittedReadout:
+    """The mean of several read-outs' log-odds, on their features side by side.
+
+    Each has seen something else; what they get wrong in different ways cancels.
+    """
+    weights = np.concatenate([one.raw.weights for one in fitted]) / len(fitted)
+    mean = Readout(weights, float(np.mean([one.raw.bias for one in fitted])))
+    scores = np.mean([one.scores for one in fitted], axis=0)
+    return _calibrated(_data(examples, np.empty((len(examples), 0))), mean, scores)
+
+
+def _calibrated(data: _Data, raw: Readout, scores: np.ndarray) -> FittedReadout:
+    """Calibrate a read-out on its out-of-fold scores."""
+    slope, offset = _platt(scores, data)
+    readout = Readout((slope * raw.weights).astype(np.float32), slope * raw.bias + offset)
+    probabilities = expit(slope * scores + offset)
+    return FittedReadout(readout, raw, scores, probabilities, _loss(data, probabilities))
+
+
+def _loss(data: _Data, probabilities: np.ndarray) -> float:
+    return float(log_loss(data.labels, probabilities, sample_weight=data.weights))
 
 
 def example_weights(examples: Sequence[Example]) -> np.ndarray:
@@ -121,8 +141,16 @@ def _out_of_fold(data: _Data, penalty: float) -> np.ndarray:
 
 
 def _platt(scores: np.ndarray, data: _Data) -> tuple[float, float]:
-    """Slope and offset that turn out-of-fold scores into calibrated log-odds."""
+    """Slope and offset that turn out-of-fold scores into calibrated log-odds.
+
+    Labels are smoothed as Platt does, to (N₊ + 1)/(N₊ + 2) and 1/(N₋ + 2): scores that separate
+    few examples perfectly are no reason for certainty, and the slope stays finite.
+    """
+    negatives, positives = np.bincount(data.labels, minlength=2)
+    likely = np.where(data.labels == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2))
     regression = LogisticRegression(C=1e6).fit(
-        scores[:, None], data.labels, sample_weight=data.weights
+        np.concatenate([scores, scores])[:, None],
+        np.repeat([1, 0], len(scores)),
+        sample_weight=np.concatenate([data.weights * likely, data.weights * (1 - likely)]),
     )
     return float(regression.coef_[0, 0]), float(regression.intercept_[0])

@@ -191,10 +191,10 @@ def probes_table(runs: list[Run]) -> str:
     for one in (runs[0], *runs[3:]):
         quality = one.result.probe.quality
         texts, replies = quality.texts, quality.replies
-        on_replies = "–" if replies is None else within(replies.auc)
         rows.append(
             [one.result.probe.concept, ", ".join(map(str, one.result.probe.layers)),
-             within(texts.auc), on_replies, within(texts.brier), within(texts.calibration_error),
+             within(texts.auc), within(replies.auc), within(texts.brier),
+             within(texts.calibration_error),
              json.dumps(quality.n_examples).strip("{}").replace('"', "")]
         )  # fmt: skip
     headings = ["concept", "blocks read", "AUC, held-out texts", "AUC, own replies", "Brier",

@@ -11,6 +11,7 @@ what was measured is kept, and not measured again.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 import click
@@ -20,7 +21,7 @@ from scipy.stats import spearmanr
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from calibrate import load_model
-from calibrate.concept import built_in_concepts, read_concept, read_prompts
+from calibrate.concept import Texts, built_in_concepts, read_concept, read_prompts
 from calibrate.cross_entropy import run_unsteered
 from calibrate.estimate import RatioEstimate
 from calibrate.judging import Material, oversteered_replies, train_probe
@@ -31,10 +32,10 @@ from calibrate.replies import UnsteeredReplies, build_corpora, sample_unsteered
 from calibrate.settings import Settings
 from calibrate.vector import SteeringVector, concept_vectors
 from probes import Example, Probe, Reader, degenerate_examples
-from probes.quality import quality
+from probes.quality import Quality, quality
 
 MODEL = "smollm2"
-SHARES = (-1.0, -0.5, 0.0, 0.5, 1.0)  # of α_B of either sign
+SHARES = tuple(n / 4 for n in range(-4, 5))  # of α_B of either sign
 SENTIMENTS = {"joy": 1, "depression": -1, "optimistic": 1}  # and the sign of VADER's agreement
 CHEAT_SHARE = 0.2
 BROKEN = ("shuffled", "looped", "random tokens")  # in the order `degenerate_examples` makes them
@@ -87,7 +88,7 @@ def measure(bench: Bench, concept: str) -> dict:
     return {
         "layers": probe.layers,
         "quality": asdict(probe.quality),
-        "held_out_replies": asdict(on_replies(bench, probe, splits["held_out"])),
+        "held_out_replies": asdict(on_replies(bench, probe, splits)),
         "strength_at_budget": {str(sign): at.value for sign, at in alpha.items()},
         "baseline": interval(baseline.estimate),
         "degenerate": degenerate(bench, reader, vector),
@@ -109,11 +110,15 @@ def steered(bench: Bench, reader: Reader, vector: SteeringVector, strength: floa
     )  # fmt: skip
 
 
-def on_replies(bench: Bench, probe: Probe, held_out) -> object:
-    """Quality on replies nobody was fitted on: written ones, and the model's own as negatives."""
+def on_replies(bench: Bench, probe: Probe, splits: Mapping[str, Texts]) -> Quality:
+    """Quality on replies no probe has seen: written ones, and the model's own as negatives.
+
+    Those of the steering vector's texts count as well, since nothing is steered here.
+    """
     written = [
         (text.text, positive, text.group or text.text)
-        for positive, texts in ((True, held_out.positives), (False, held_out.negatives))
+        for split in ("held_out", "vector")
+        for positive, texts in ((True, splits[split].positives), (False, splits[split].negatives))
         for text in texts
         if text.prompt
     ]
@@ -203,9 +208,9 @@ def concepts_table(found: dict[str, dict]) -> str:
     headings = ["concept", "blocks read", "AUC, held-out replies", "Brier", "calibration error",
                 "presence, unsteered", "random vector at α", "alike"]  # fmt: skip
     return (
-        "## The probes\n\nHeld-out replies are written ones of either label, and the model's own "
-        "as negatives. Alike: one of the two intervals holds the other's value.\n\n"
-        + table(headings, rows)
+        "## The probes\n\nHeld-out replies are written ones of either label that no probe was "
+        "fitted on, and the model's own as negatives. Alike: one of the two intervals holds the "
+        "other's value.\n\n" + table(headings, rows)
     )
 
 
