@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+from scipy.stats import chi2
 from scipy.stats import t as student_t
+
+DOUBT = 0.95  # confidence that the spread of values is no larger than the one reckoned with
+MOST_SPREAD = 2.0  # of log-normal values, in units of their logarithm
+STEP = 0.05  # spreads are rounded up to multiples of it
+DRAWS = 1 << 20  # random numbers for a quantile of the log-normal t statistic
 
 
 @dataclass(frozen=True)
@@ -46,20 +54,35 @@ class RatioEstimate:
         residuals = self.sums - self.value * self.counts
         return float(np.sqrt(residuals @ residuals * n / (n - 1)) / self.counts.sum())
 
+    @classmethod
+    def joined(cls, parts: Sequence[RatioEstimate]) -> RatioEstimate:
+        """The estimate over the sequences of several."""
+        return cls(
+            np.concatenate([part.sums for part in parts]),
+            np.concatenate([part.counts for part in parts]),
+        )
+
     def interval(self, confidence: float) -> tuple[float, float]:
         """Two-sided confidence interval."""
-        half = self._quantile(0.5 + confidence / 2) * self.standard_error
+        half = self.half_width(confidence)
         return self.value - half, self.value + half
 
+    def half_width(self, confidence: float) -> float:
+        """Half the width of the two-sided confidence interval."""
+        return self._quantile(0.5 + confidence / 2) * self.standard_error
+
     def upper(self, confidence: float) -> float:
-        """One-sided upper confidence bound: the larger of Student's and Johnson's.
+        """One-sided upper confidence bound: the largest of Student's and two for skewed values.
 
         Student's bound is short when a few sequences rise much more than the rest, as they do
-        in cross-entropy; Johnson's (1978, J. Am. Stat. Assoc. 73) corrects it for that skewness.
+        in cross-entropy. Johnson's (1978, J. Am. Stat. Assoc. 73) corrects it for the skewness
+        seen; in few sequences little of it is seen, so where all values are positive, as KL is,
+        they are taken for log-normal, with a spread that is exceeded with probability 1 - DOUBT.
         """
         quantile = self._quantile(confidence)
-        correction = self._skewness() * (2 * quantile**2 + 1) / (6 * float(np.sqrt(len(self.sums))))
-        return self.value + float(quantile + max(correction, 0.0)) * self.standard_error
+        johnson = self._skewness() * (2 * quantile**2 + 1) / (6 * float(np.sqrt(len(self.sums))))
+        widest = max(quantile, quantile + johnson, self._skewed_quantile(confidence))
+        return self.value + widest * self.standard_error
 
     def difference(self, other: RatioEstimate) -> RatioEstimate:
         """This minus `other`, sequence by sequence, for two measurements of the same sequences."""
@@ -71,5 +94,27 @@ class RatioEstimate:
         spread = float(np.mean(residuals**2)) ** 1.5
         return float(np.mean(residuals**3)) / spread if spread > 0 else 0.0
 
+    def _skewed_quantile(self, confidence: float) -> float:
+        """Standard errors between a mean of log-normal values and its bound; 0 for others."""
+        n = len(self.sums)
+        if n < 2 or (self.sums < 0).any() or self.value <= 0:
+            return 0.0
+        spread = self.standard_error * np.sqrt(n) / self.value
+        spread *= np.sqrt((n - 1) / chi2.ppf(1 - DOUBT, n - 1))
+        sigma = min(float(np.sqrt(np.log1p(spread**2))), MOST_SPREAD)
+        return log_normal_quantile(n, float(np.ceil(sigma / STEP) * STEP), confidence)
+
     def _quantile(self, probability: float) -> float:
         return float(student_t.ppf(probability, df=max(len(self.sums) - 1, 1)))
+
+
+@lru_cache(maxsize=256)
+def log_normal_quantile(n: int, sigma: float, confidence: float) -> float:
+    """Standard errors above a sample mean that the true mean lies below, at a confidence.
+
+    For n log-normal values whose logarithms have standard deviation `sigma`, by simulation.
+    """
+    draws = np.random.default_rng(0).standard_normal((max(DRAWS // n, 1000), n))
+    values = np.exp(sigma * draws - sigma**2 / 2)  # mean 1
+    errors = np.maximum(values.std(axis=1, ddof=1) / np.sqrt(n), 1e-300)
+    return float(-np.quantile((values.mean(axis=1) - 1) / errors, 1 - confidence))
