@@ -29,7 +29,9 @@ if TYPE_CHECKING:
         ModelError,
         NumericalError,
         VerificationFailed,
+        WrittenElsewhere,
     )
+    from calibrate.gate import GateReport, check_directory
     from calibrate.model import LoadedModel, load_model
     from calibrate.settings import Sampling, Settings
     from calibrate.vector import SteeringVector, extract_vectors
@@ -48,7 +50,9 @@ _HOMES = {
         "ModelError",
         "NumericalError",
         "VerificationFailed",
+        "WrittenElsewhere",
     ),
+    "gate": ("GateReport", "check_directory"),
     "model": ("LoadedModel", "load_model"),
     "settings": ("Sampling", "Settings"),
     "vector": ("SteeringVector", "extract_vectors"),
@@ -60,6 +64,7 @@ __all__ = [
     "Calibration",
     "Concept",
     "ConceptError",
+    "GateReport",
     "Infeasible",
     "InputError",
     "LawCurves",
@@ -71,7 +76,9 @@ __all__ = [
     "SteeringConfig",
     "SteeringVector",
     "VerificationFailed",
+    "WrittenElsewhere",
     "calibrate",
+    "check_directory",
     "extract_vectors",
     "load",
     "load_model",

@@ -19,11 +19,13 @@ from calibrate.evidence import (
     CompletionRecord,
     Evidence,
     PilotRecord,
+    RankRecord,
     SplitRecord,
     TestedRecord,
 )
-from calibrate.laws import Goodness, fit_presence, judge_presence, judge_rise
+from calibrate.laws import Goodness, judge_presence, judge_rise
 from calibrate.pilot import Pilot
+from calibrate.ranking import BlockRank
 from calibrate.replies import VERIFY_COMPLETIONS, UnsteeredReplies
 from calibrate.schema import (
     AuditSection,
@@ -50,7 +52,7 @@ from calibrate.schema import (
     VectorSection,
 )
 from calibrate.settings import Settings
-from calibrate.study import StudyResult, laws_hold
+from calibrate.study import StudyResult, laws_hold, presence_law
 from calibrate.verify import Verified
 
 if TYPE_CHECKING:
@@ -93,7 +95,7 @@ def build_config(
         ),
         intervention=InterventionSection(
             layer=vector.layer,
-            positions=settings.positions,
+            positions=pilot.positions,
             strength=strength,
             relative_strength=vector.relative(strength),
         ),
@@ -118,14 +120,17 @@ def build_config(
 
 
 def build_laws(
-    pilots: Mapping[int, Pilot], found: StudyResult, baseline: RatioEstimate, verified: Verified
+    pilots: Mapping[str, Pilot],
+    found: StudyResult,
+    baseline: RatioEstimate,
+    verified: Verified,
+    settings: Settings,
 ) -> LawsSection:
     """Return the laws at the block that was steered, each judged where it was not fitted.
 
     baseline: unsteered presence on the search prompts.
     """
-    layer = found.best.layer
-    pilot = pilots[layer]
+    pilot = pilots[found.best.site]
     return LawsSection(
         cross_entropy=_law_section(pilot, _rise_goodness(pilot, found)),
         concept=ConceptLawSection(
@@ -133,14 +138,15 @@ def build_laws(
             errors=pilot.mass_errors,
             goodness=GoodnessSection.of(pilot.mass_goodness),
         ),
-        presence=_presence_section(layer, found, baseline, verified),
+        presence=_presence_section(found, baseline, verified, settings),
         tokens=TokenLawSection(saturation=pilot.tokens.saturation, mass_peak=pilot.mass_peak),
         relied_on=laws_hold(pilots),
     )
 
 
 def build_evidence(
-    pilots: Mapping[int, Pilot],
+    ranks: Sequence[BlockRank],
+    pilots: Mapping[str, Pilot],
     found: StudyResult,
     verified: Verified,
     splits: Mapping[str, Texts],
@@ -148,6 +154,7 @@ def build_evidence(
 ) -> Evidence:
     """Return every point behind the config."""
     return Evidence(
+        ranks=[RankRecord(**asdict(rank)) for rank in ranks],
         pilots=[_pilot_record(pilot) for pilot in pilots.values()],
         trials=list(found.trials),
         tested=[
@@ -258,25 +265,24 @@ def _law_section(pilot: Pilot, goodness: Goodness) -> CrossEntropyLawSection:
 
 
 def _rise_goodness(pilot: Pilot, found: StudyResult) -> Goodness:
-    """The law of ΔCE at the pilot's test and at the trials of its block: fitted to none."""
+    """The law of ΔCE at the pilot's test and at the trials of its site: fitted to none.
+
+    Trials that measured ΔCE on a part of the corpus say nothing about a law of all of it.
+    """
     points = list(pilot.rise_goodness.points)
     points += [
         (trial.strength, float(pilot.law.predict(trial.strength)), trial.delta_ce)
         for trial in found.trials
-        if trial.layer == pilot.vector.layer
+        if trial.site == pilot.site and trial.n_sequences == pilot.n_sequences
     ]
     return judge_rise(*zip(*points, strict=True))
 
 
 def _presence_section(
-    layer: int, found: StudyResult, baseline: RatioEstimate, verified: Verified
+    found: StudyResult, baseline: RatioEstimate, verified: Verified, settings: Settings
 ) -> PresenceLawSection:
-    """Fit presence to the study's trials at the block; judge it where it was verified."""
-    tried = [trial for trial in found.trials if trial.layer == layer]
-    points = [(0.0, baseline.value)]
-    points += [(trial.strength, trial.presence) for trial in tried if trial.presence is not None]
-    strengths, presences = zip(*points, strict=True)
-    fit = fit_presence(strengths, presences, [len(baseline.counts)] * len(points))
+    """Fit presence to the study's trials at the site; judge it where it was verified."""
+    fit = presence_law(found.best.site, found.trials, baseline, settings.goal)
     strength, measured = verified.budget.strength, verified.presence.estimate
     error = float(np.hypot(fit.standard_error(strength), measured.standard_error))
     predicted = float(fit.law.predict(strength))
@@ -291,6 +297,7 @@ def _presence_section(
 
 def _pilot_record(pilot: Pilot) -> PilotRecord:
     return PilotRecord(
+        site=pilot.site,
         layer=pilot.vector.layer,
         law=_law_section(pilot, pilot.rise_goodness),
         concept_gain=pilot.mass_law.gain,

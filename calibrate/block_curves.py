@@ -16,6 +16,7 @@ from calibrate.cross_entropy import Steered, UnsteeredRun, measure_steered
 from calibrate.laws import CrossEntropyLaw, MassLaw, judge_mass, judge_rise
 from calibrate.log_odds import LogOdds, measure_log_odds, sampled_contexts
 from calibrate.pilot import Pilot, fit_pilot
+from calibrate.residual import Positions
 from calibrate.schema import GoodnessSection, IntervalSection, Section
 from calibrate.settings import Settings
 from calibrate.token_law import TokenLaw, judge_peaks, judge_shapes
@@ -79,17 +80,18 @@ class Bench:
     run: UnsteeredRun
     concept_tokens: tuple[int, ...]
     settings: Settings
+    positions: Positions = "all"
 
     def log_odds(self, vector: SteeringVector) -> LogOdds:
         """The log-odds of one vector."""
-        return measure_log_odds(
-            self.loaded, self.run, vector, self.concept_tokens, self.settings.positions
-        )
+        return measure_log_odds(self.loaded, self.run, vector, self.concept_tokens, self.positions)
 
     def pilot(self, vector: SteeringVector, odds: LogOdds, sign: int) -> Pilot:
         """The pilot of one vector, in one direction."""
         settings = replace(self.settings, goal="increase" if sign > 0 else "decrease")
-        return fit_pilot(self.loaded, self.run, vector, odds, self.concept_tokens, settings)
+        return fit_pilot(
+            self.loaded, self.run, vector, odds, self.concept_tokens, settings, self.positions
+        )
 
     def steered(
         self, vector: SteeringVector, strength: float, watched: Sequence[int] = ()
@@ -101,7 +103,7 @@ class Bench:
             vector.values,
             vector.layer,
             strength,
-            self.settings.positions,
+            self.positions,
             self.concept_tokens,
             watched,
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,27 +16,30 @@ from calibrate.assemble import build_config, build_evidence, build_laws
 from calibrate.concept import Concept, Texts, read_concept, read_corpus, read_prompts
 from calibrate.config import CONFIG_FILE, SteeringConfig
 from calibrate.config import load as load_config
-from calibrate.cost import Ledger
-from calibrate.cross_entropy import run_unsteered
-from calibrate.errors import Infeasible
+from calibrate.cost import Allowance, Ledger, Limits
+from calibrate.cross_entropy import Corpus, run_unsteered
+from calibrate.errors import Infeasible, WrittenElsewhere
 from calibrate.evidence import EVIDENCE_FILE, Evidence
+from calibrate.explain import explaining
 from calibrate.files import write_together
-from calibrate.forecast import forecast_tokens
+from calibrate.forecast import Forecast, forecast
 from calibrate.judging import JudgeChoice, Material, appoint, check_judges, judge_name
 from calibrate.model import LoadedModel, borrowed, load_model
 from calibrate.pilot import concept_token_ids, run_pilots
 from calibrate.presence import require_headroom
 from calibrate.progress import SILENT, Progress
+from calibrate.ranking import BlockRank, carried_blocks, rank_blocks
 from calibrate.replies import UnsteeredReplies, build_corpora, sample_unsteered
+from calibrate.search import SearchObjective, rung_sizes
 from calibrate.settings import Settings
-from calibrate.study import SearchObjective, StudyStore, run_study
-from calibrate.vector import concept_vectors
+from calibrate.shared_study import StudyStore, act_once
+from calibrate.study import run_study
+from calibrate.vector import SteeringVector, concept_vectors
 from calibrate.verify import verify
-from calibrate.workspace import open_workspace
+from calibrate.workspace import open_workspace, writing
 from probes import Probe
 from probes import load as load_probe
 
-CANDIDATE_DEPTHS = (1 / 3, 1 / 2, 2 / 3)  # blocks tried by --layer auto, as shares of the depth
 PROBE_FOLDER = "probe"
 
 
@@ -90,6 +94,8 @@ def calibrate(
     audit: JudgeChoice | None = None,
     storage: str | None = None,
     study: str | None = None,
+    max_tokens: int | None = None,
+    max_minutes: float | None = None,
     progress: Progress = SILENT,
     **options: Any,
 ) -> Calibration:
@@ -105,12 +111,16 @@ def calibrate(
     judge: who reads presence: "probe", "question", "lexicon", "embedding", "module:function" (see
         `probes.judges`), a function of texts and concept, or an object that scores them.
     audit: a second judge, who reads the final replies.
-    storage, study: Optuna storage URL and study name (default: a journal in `out`).
+    storage, study: Optuna storage URL and study name (default: a journal in `out`). Whoever makes
+        the same call on the same storage or directory, anywhere, takes part in the study.
+    max_tokens, max_minutes: token-forwards and minutes that may be spent; fewer blocks and
+        trials are tried then, and what is found is verified all the same.
     options: fields of `Settings`: ce_budget, goal, layer, negatives, positions, pooling,
-        normalize, trials, seed, confidence, max_fluency_drop, sampling.
+        normalize, trials, precision, min_gain, seed, confidence, max_fluency_drop, sampling.
 
     Raises: InputError for input that cannot be used; Infeasible if no strength does what was
-        asked, with reasons and advice.
+        asked, with reasons and advice; WrittenElsewhere if another worker on the same storage
+        wrote the artefact into a directory that is not `out`.
     """
     settings = Settings(**options)
     check_judges(judge, audit)
@@ -118,7 +128,8 @@ def calibrate(
     prompt_texts = read_prompts(prompts)
     corpus_texts = None if corpus is None else read_corpus(corpus)
     loaded = load_model(model, tokenizer, progress=progress)
-    layers = candidate_layers(loaded, settings.layer)
+    if settings.layer is not None:
+        loaded.check_layer(settings.layer)
     judges = [judge_name(one) for one in (judge, audit) if one is not None]
     fingerprint = _fingerprint(loaded, concept, prompt_texts, corpus_texts, judges, settings)
     directory, finished = open_workspace(out, fingerprint)
@@ -126,8 +137,12 @@ def calibrate(
         return Calibration.load(directory)
 
     splits = concept.split()
-    forecast = forecast_tokens(loaded, concept, prompt_texts, layers, settings, corpus is not None)
-    ledger = Ledger(loaded.meter, progress, forecast)
+    limits = Limits(max_tokens, max_minutes)
+    ahead = forecast(limits, loaded, concept, prompt_texts, settings, corpus is not None)
+    progress.forecast(ahead.tokens, ahead.seconds)
+    ledger = Ledger(loaded.meter, progress, ahead.tokens)
+    allowance = Allowance(loaded.meter, limits, reserve=ahead.tokens["verification"])
+    store = StudyStore(study or f"{concept.name} on {loaded.name}", fingerprint, directory, storage)
 
     with borrowed(loaded), _explained(directory, loaded, concept):
         with ledger.stage("unsteered replies"):
@@ -138,45 +153,72 @@ def calibrate(
             vectors = concept_vectors(loaded, splits["vector"], settings)
 
         with ledger.stage("judges"):
-            material = Material(concept.name, splits, replies, vectors[layers[len(layers) // 2]])
+            material = Material(concept.name, splits, replies, vectors[loaded.num_layers // 2])
             panel = appoint(loaded, material, judge, audit, settings)
             baseline = require_headroom(panel.reader, replies, settings)
 
+        with ledger.stage("blocks"):
+            ranks, layers = _blocks(loaded, corpora["search"], splits, vectors, ahead, settings)
+
         with ledger.stage("pilot"):
-            run = run_unsteered(loaded, corpora["search"], layers)
+            parts = rung_sizes(len(corpora["search"].sequences))
+            run = run_unsteered(loaded, corpora["search"], layers, parts)
             tokens = _concept_tokens(loaded, splits["vector"], replies)
             pilots = run_pilots(loaded, run, [vectors[i] for i in layers], tokens, settings)
 
         with ledger.stage("study"):
             objective = SearchObjective(loaded, panel.reader, run, pilots, replies, settings)
-            name = study or f"{concept.name} on {loaded.name}"
-            store = StudyStore(name, fingerprint, directory, storage)
-            found = run_study(pilots, objective, settings, store, progress)
+            found = run_study(pilots, objective, baseline, settings, store, allowance, progress)
+        ledger.book("study", found.cost)
 
-        with ledger.stage("verification"):
-            pilot, strength = pilots[found.best.layer], found.best.strength
-            verified = verify(loaded, panel, pilot.vector, strength, corpora, replies, settings)
+        def write() -> Calibration:
+            with ledger.stage("verification"), explaining(pilots, found.trials, baseline, settings):
+                pilot, strength = pilots[found.best.site], found.best.strength
+                verified = verify(loaded, panel, pilot, strength, corpora, replies, settings)
+            laws = build_laws(pilots, found, baseline, verified, settings)
+            config = build_config(
+                loaded, concept, pilot, laws, verified, judges, settings, ledger.stages, fingerprint
+            )
+            evidence = build_evidence(ranks, pilots, found, verified, splits, replies)
+            calibration = Calibration(config, evidence, panel.probe)
+            if directory is not None:
+                calibration.save(directory)
+            return calibration
 
-    laws = build_laws(pilots, found, baseline, verified)
-    config = build_config(
-        loaded, concept, pilot, laws, verified, judges, settings, ledger.stages, fingerprint
-    )
-    evidence = build_evidence(pilots, found, verified, splits, replies)
-    calibration = Calibration(config, evidence, panel.probe)
-    if directory is not None:
-        calibration.save(directory)
-    return calibration
+        return _written_once(store, directory, write)
 
 
-def candidate_layers(loaded: LoadedModel, layer: int | None) -> tuple[int, ...]:
-    """Return the blocks to pilot: the one asked for, or three in the middle half of the model.
+def _written_once(
+    store: StudyStore, directory: Path | None, write: Callable[[], Calibration]
+) -> Calibration:
+    """Have one worker write the artefact; the others of its directory read it.
 
-    Raises: ModelError if `layer` is not a block of the model.
+    Raises: WrittenElsewhere if the one that wrote it has another directory.
     """
-    if layer is not None:
-        return (loaded.check_layer(layer),)
-    layers = {int(depth * loaded.num_layers) for depth in CANDIDATE_DEPTHS}
-    return tuple(sorted(layers))
+    with writing(directory, store.fingerprint) as written:
+        if written and directory is not None:
+            return Calibration.load(directory)
+        result: list[Calibration] = []
+        here = f"{socket.gethostname()}:{directory.resolve() if directory else '-'}"
+        where = act_once(store, here, lambda: result.append(write()))
+        if not result:
+            raise WrittenElsewhere(f"another worker of this study wrote the artefact: {where}")
+        return result[0]
+
+
+def _blocks(
+    loaded: LoadedModel,
+    corpus: Corpus,
+    splits: Mapping[str, Texts],
+    vectors: Sequence[SteeringVector],
+    ahead: Forecast,
+    settings: Settings,
+) -> tuple[tuple[BlockRank, ...], tuple[int, ...]]:
+    """Rank the blocks, and choose those carried into the study; or the one asked for."""
+    if settings.layer is not None:
+        return (), (settings.layer,)
+    ranks = rank_blocks(loaded, corpus, splits["probe"], vectors, settings)
+    return ranks, carried_blocks(ranks, loaded.num_layers)[: ahead.blocks]
 
 
 def _concept_tokens(

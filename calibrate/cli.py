@@ -38,6 +38,7 @@ def cli(ctx: click.Context, /, **given: Any) -> None:
     \b
     calibrate --model smollm2 --concept joy      find the strength
     calibrate show joy-smollm2                   the summary again
+    calibrate verify joy-smollm2                 does it still hold? for deployment pipelines
     calibrate generate joy-smollm2 --prompt "…"  unsteered and steered, side by side
     """  # noqa: D301 - \b keeps click from joining the lines
     if ctx.invoked_subcommand is None:
@@ -57,6 +58,8 @@ def _calibrate(
     audit: str | None,
     storage: str | None,
     study: str | None,
+    max_tokens: int | None,
+    max_minutes: float | None,
     as_json: bool,
     quiet: bool,
     **rest: Any,
@@ -90,6 +93,8 @@ def _calibrate(
                 audit=audit,
                 storage=storage,
                 study=study,
+                max_tokens=max_tokens,
+                max_minutes=max_minutes,
                 progress=progress,
                 **settings,
             )
@@ -105,6 +110,54 @@ def show(directory: Path, as_json: bool) -> None:
     from calibrate.evidence import Evidence
 
     _print_result(load(directory), Evidence.load(directory), directory, as_json, quiet=False)
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--model", metavar="MODEL", help="Another place to load the model from.")
+@click.option(
+    "--corpus",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Texts to measure cross-entropy on.  [default: the replies it was verified on]",
+)
+@click.option("--quick", is_flag=True, help="Check identity and reference only: seconds.")
+@options("device", "dtype", "batch-tokens", "revision", "trust-remote-code", "json")
+def verify(
+    directory: Path,
+    model: str | None,
+    corpus: Path | None,
+    quick: bool,
+    dtype: str,
+    as_json: bool,
+    **place: Any,
+) -> None:
+    """Check that the config in DIR does what it says, on the model it will be used with.
+
+    Exit status 0 if everything holds, 4 if anything does not: meant for deployment pipelines.
+    """
+    from rich.console import Console
+
+    from calibrate.config import load
+    from calibrate.errors import AlteredError, VerificationFailed
+    from calibrate.gate import check_directory, open_model
+    from calibrate.report.summary import gate_summary
+    from calibrate.terminal import TerminalProgress
+
+    if dtype != "auto":
+        place["dtype"] = dtype
+    with TerminalProgress(Console(stderr=True, quiet=as_json)) as progress:
+        try:
+            loaded = open_model(load(directory), model, progress=progress, **place)
+        except AlteredError:  # the gate says so
+            loaded = None
+        report = check_directory(directory, loaded, corpus, quick, progress)
+    if as_json:
+        click.echo(json.dumps(report.facts(), ensure_ascii=False, indent=2))
+    else:
+        Console().print(gate_summary(report))
+    if not report.passed:
+        raise VerificationFailed("; ".join(report.failures))
 
 
 @cli.command()
@@ -268,8 +321,10 @@ def _status() -> int:
 
 def _status_of(error: Exception) -> int | None:
     """Print the reasons of an infeasible request; return the status, None if unexpected."""
-    from calibrate.errors import Infeasible, InputError, VerificationFailed
+    from calibrate.errors import Infeasible, InputError, VerificationFailed, WrittenElsewhere
 
+    if isinstance(error, WrittenElsewhere):
+        return 0
     if isinstance(error, Infeasible):
         for advice in error.advice:
             click.echo(f"could be tried: {advice}", err=True)

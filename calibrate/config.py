@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from calibrate.errors import ArtefactError
+from calibrate.errors import AlteredError, ArtefactError
 from calibrate.schema import (
     BudgetSection,
     ConceptSection,
@@ -157,7 +157,7 @@ def _checked_vector(folder: Path, config: SteeringConfig) -> bytes:
         raise ArtefactError(f"{path} must hold the steering vector: {error}") from error
     digest = hashlib.sha256(content).hexdigest()
     if digest != config.vector.sha256:
-        raise ArtefactError(
+        raise AlteredError(
             f"{path} must have SHA-256 {config.vector.sha256}, got {digest}: it is not the "
             "vector this config was calibrated with"
         )

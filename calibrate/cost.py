@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from calibrate.errors import InputError
 from calibrate.progress import SILENT, Progress
 
 
@@ -35,6 +36,48 @@ class Cost:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a calibration may spend in all; None for as much as it takes.
+
+    tokens: token-forwards. minutes: of wall-clock time.
+    """
+
+    tokens: int | None = None
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a limit that allows nothing."""
+        for name, limit in (("--max-tokens", self.tokens), ("--max-minutes", self.minutes)):
+            if limit is not None and not limit > 0:
+                raise InputError(f"{name} must be above 0, got {limit:g}")
+
+    def allow(self, tokens: int, seconds: float) -> bool:
+        """Whether so much may be spent in all."""
+        within = self.tokens is None or tokens <= self.tokens
+        return within and (self.minutes is None or seconds <= 60 * self.minutes)
+
+
+class Allowance:
+    """What is left of the limits of a calibration that begins now.
+
+    reserve: token-forwards put aside for what has to come in any case.
+    """
+
+    def __init__(self, meter: Meter, limits: Limits, reserve: int) -> None:
+        self._meter, self._limits, self._reserve = meter, limits, reserve
+        self._first, self._started = meter.tokens, time.perf_counter()
+
+    def left_for(self, tokens: int) -> bool:
+        """Whether so many token-forwards more leave the reserve untouched.
+
+        Minutes are reckoned at the speed so far.
+        """
+        spent, seconds = self._meter.tokens - self._first, time.perf_counter() - self._started
+        ahead = tokens + self._reserve
+        return self._limits.allow(spent + ahead, seconds * (1 + ahead / max(spent, 1)))
+
+
 class Ledger:
     """Books what the meter counts, and the time it takes, under the name of each stage.
 
@@ -48,7 +91,10 @@ class Ledger:
         self._progress = progress
         self._forecast = dict(forecast or {})
         self.stages: dict[str, Cost] = {}
-        progress.forecast(self._forecast)
+
+    def book(self, name: str, cost: Cost) -> None:
+        """Put down what a stage spent in all, where others took part or it was interrupted."""
+        self.stages[name] = cost
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -13,6 +13,7 @@ residuals after the blocks asked for, so that each strength runs only the blocks
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -89,29 +90,63 @@ class UnsteeredBatch:
 
 @dataclass(frozen=True, eq=False)
 class UnsteeredRun:
-    """One unsteered pass over a corpus, and whether suffix-only passes reproduce it."""
+    """One unsteered pass over a corpus.
+
+    parts: the same pass in parts, each a run of its own sequences, for measuring on some first.
+    """
 
     corpus: Corpus
     batches: tuple[UnsteeredBatch, ...]
+    parts: tuple[UnsteeredRun, ...] = ()
 
 
-def run_unsteered(loaded: LoadedModel, corpus: Corpus, layers: Sequence[int]) -> UnsteeredRun:
-    """Run a corpus unsteered, keeping the residuals after the blocks in `layers`."""
-    kept = [
-        _unsteered(loaded, batch, layers)
-        for batch in batches(corpus.sequences, loaded.batch_tokens, loaded.device)
+def run_unsteered(
+    loaded: LoadedModel, corpus: Corpus, layers: Sequence[int], part_sizes: Sequence[int] = ()
+) -> UnsteeredRun:
+    """Run a corpus unsteered, keeping the residuals after the blocks in `layers`.
+
+    part_sizes: how many sequences each part has, together all of them; one part if empty.
+    """
+    ends = list(itertools.accumulate(part_sizes or [len(corpus.sequences)]))
+    groups = [
+        replace(corpus, sequences=corpus.sequences[first:last])
+        for first, last in itertools.pairwise([0, *ends])
     ]
-    if kept and layers and not _suffix_agrees(loaded, kept[0], min(layers)):
+    passes = [
+        [
+            _unsteered(loaded, batch, layers)
+            for batch in batches(group.sequences, loaded.batch_tokens, loaded.device)
+        ]
+        for group in groups
+    ]
+    keeps = bool(layers) and any(passes)
+    if keeps and not _suffix_agrees(loaded, next(filter(None, passes))[0], min(layers)):
         warnings.warn(
             f"{loaded.name} shares state across blocks, so every strength runs all of them",
             stacklevel=2,
         )
-        kept = [replace(one, residuals={}) for one in kept]
+        passes = [[replace(one, residuals={}) for one in kept] for kept in passes]
     if layers:
-        kept = [
-            replace(one, prediction=_prediction(loaded, one, corpus.self_sampled)) for one in kept
+        passes = [
+            [replace(one, prediction=_prediction(loaded, one, corpus.self_sampled)) for one in kept]
+            for kept in passes
         ]
-    return UnsteeredRun(corpus, tuple(kept))
+    return joined(
+        [UnsteeredRun(group, tuple(kept)) for group, kept in zip(groups, passes, strict=True)]
+    )
+
+
+def joined(runs: Sequence[UnsteeredRun]) -> UnsteeredRun:
+    """Several unsteered runs as one, in parts."""
+    sequences: list[TokenSequence] = []
+    batches_: list[UnsteeredBatch] = []
+    for run in runs:
+        for one in run.batches:
+            rows = tuple(row + len(sequences) for row in one.batch.rows)
+            batches_.append(replace(one, batch=replace(one.batch, rows=rows)))
+        sequences += run.corpus.sequences
+    corpus = Corpus(tuple(sequences), runs[0].corpus.self_sampled)
+    return UnsteeredRun(corpus, tuple(batches_), tuple(runs))
 
 
 @dataclass(frozen=True, eq=False)

@@ -60,7 +60,8 @@ def measure_laws(
     layers: blocks to measure; an early, a middle and a late one if none are named.
     resamples: how often the concept's texts are resampled for error bars; each costs as much as
         everything else.
-    Other arguments are those of `calibrate.calibrate`; `goal`, `layer` and `trials` do nothing.
+    Other arguments are those of `calibrate.calibrate`; `goal`, `layer` and what concerns the study
+    do nothing, and of several positions the first are steered.
 
     Raises: InputError for input that cannot be used; Infeasible if no strength spends the budget.
     """
@@ -89,7 +90,7 @@ def measure_laws(
             [text.text for text in texts.negatives],
             [completion.text for completion in replies.completions["search"]],
         )
-        bench = Bench(loaded, run, tokens, settings)
+        bench = Bench(loaded, run, tokens, settings, settings.position_choices[0])
         blocks = []
         for layer in chosen:
             with ledger.stage(f"block {layer}"):

@@ -5,7 +5,9 @@
     │   ├── ModelError        a model that cannot be loaded or read
     │   ├── ConceptError      texts that cannot be used
     │   ├── ArtefactError     a directory or config that cannot be read or written
+    │   │   └── AlteredError  a file that is not the one its config was written with
     │   └── NumericalError    NaN or infinity in the activations
+    ├── WrittenElsewhere      another worker wrote the artefact  (exit status 0)
     ├── Infeasible            no strength does what was asked    (exit status 3)
     └── VerificationFailed    the evidence does not hold         (exit status 4)
 
@@ -39,8 +41,16 @@ class ArtefactError(InputError):
     """A steering config or an output directory cannot be read or written."""
 
 
+class AlteredError(ArtefactError):
+    """A file beside a config is not the one the config was written with."""
+
+
 class NumericalError(InputError):
     """The model's activations are not finite at this precision or strength."""
+
+
+class WrittenElsewhere(CalibrateError):
+    """Another worker of the same study wrote the artefact, into a directory of its own."""
 
 
 class Infeasible(CalibrateError):

@@ -17,23 +17,41 @@ EVIDENCE_FILE = "evidence.json"
 class Trial:
     """One strength the study tried.
 
-    share: of the block's α_B. delta_ce: nats per token on the search corpus.
-    presence: on the search prompts, or None if the trial was pruned for its ΔCE. fluency_drop:
-    nats per token, if it was limited.
+    site: the block, and which positions were steered. share: of the site's α_B. delta_ce: nats
+    per token, on the first n_sequences of the search corpus. presence: on the first n_prompts of
+    the search prompts, or None if ΔCE was beyond the budget. complete: False if the trial was
+    pruned, for its ΔCE or since it was behind the best. fluency_drop: nats per token, if limited.
     """
 
     number: int
-    layer: int
+    site: str
     share: float
     strength: float
     delta_ce: float
+    n_sequences: int
     presence: float | None
-    fluency_drop: float | None = None
+    n_prompts: int
+    complete: bool
+    fluency_drop: float | None
+    token_forwards: int
+    seconds: float
+
+
+class RankRecord(Section):
+    """What one block has to offer, by its derivatives: α_B as estimated, and nats per token.
+
+    gain: by how much the budget moves the concept's replies ahead of their opposites.
+    """
+
+    layer: int
+    strength_at_budget: float
+    gain: float
 
 
 class PilotRecord(Section):
-    """The pilot of one candidate block; points are (strength, ΔCE, mass of concept tokens)."""
+    """The pilot of one site; points are (strength, ΔCE, mass of concept tokens)."""
 
+    site: str
     layer: int
     law: CrossEntropyLawSection
     concept_gain: float
@@ -69,8 +87,12 @@ class SplitRecord(Section):
 
 
 class Evidence(Section):
-    """Pilots, trials, tested strengths, completions and splits of one calibration."""
+    """Ranks of blocks, pilots, trials, tested strengths, completions and splits of a calibration.
 
+    ranks: of every block, best first; empty where the block was given.
+    """
+
+    ranks: list[RankRecord]
     pilots: list[PilotRecord]
     trials: list[Trial]
     tested: list[TestedRecord]

@@ -1,68 +1,129 @@
-"""What a calibration will cost, before it starts: token-forwards by stage.
+"""What a calibration will cost, before it starts: token-forwards by stage, and minutes.
 
-A forecast sizes progress bars and the time left; it need not be exact. Pilots and trials are
-counted at the depth of the candidate blocks, since only the blocks after them run.
+Token-forwards are reckoned on the large side: every reply as long as it may be, every pilot as
+many passes as it may take. Pilots and trials are counted at a mean depth, since only the blocks
+after the steered one run. The time comes from the speed of one pass made to see.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from calibrate.concept import Concept, split_prompts
+from calibrate.cost import Limits
+from calibrate.errors import InputError
 from calibrate.judging import OVERSTEERED_PROMPTS, PURPOSE_PROMPTS, SHOTS
+from calibrate.model import borrowed
+from calibrate.pilot import MAX_PASSES
+from calibrate.ranking import CARRIED, DRAWS
 from calibrate.replies import MAX_CORPUS_TOKENS, VERIFY_COMPLETIONS
-from calibrate.tokens import encode_prompt
+from calibrate.residual import final_hidden
+from calibrate.settings import Settings
+from calibrate.tokens import batches, encode_prompt
 from calibrate.vector import encode
 from calibrate.verify import LADDER
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
-    from calibrate.settings import Settings
 
-PILOT_PASSES = 4  # the ±ε pair, and as a rule two strengths
+AFTER = 0.55  # share of the blocks that come after a steered one, on average
 PROBE_COPIES = 2  # written and replied texts come back as degenerate ones
+BACKWARD = 2  # what a backward pass costs, in forward passes
+LAST_TRIALS = 1  # trials beyond one a site, as a rule
+SLOWER = 1.4  # how much slower a token-forward is on average than in one large batch
 
 
-def forecast_tokens(
+@dataclass(frozen=True)
+class Forecast:
+    """How many blocks are carried into the study, and what that costs.
+
+    tokens: token-forwards by stage. seconds: in all.
+    """
+
+    blocks: int
+    tokens: dict[str, int]
+    seconds: float
+
+
+def forecast(
+    limits: Limits,
     loaded: LoadedModel,
     concept: Concept,
     prompts: Sequence[str],
-    layers: Sequence[int],
     settings: Settings,
     has_corpus: bool,
-) -> dict[str, int]:
-    """Return the token-forwards expected of each stage, by its name.
+) -> Forecast:
+    """Return what lies ahead, with as many blocks as the limits allow.
 
-    Raises: InputError if a text or a prompt does not fit the model's context.
+    Raises: InputError if not even one block fits the limits, or a text or a prompt does not fit
+        the model's context.
     """
+    speed = _tokens_per_second(loaded, prompts)
+    most = 1 if settings.layer is not None else min(CARRIED, loaded.num_layers)
+    for blocks in range(most, 0, -1):
+        tokens = _tokens(loaded, concept, prompts, settings, has_corpus, blocks)
+        total = sum(tokens.values())
+        if limits.allow(total, total / speed):
+            return Forecast(blocks, tokens, total / speed)
+    raise InputError(
+        f"the limits must allow for one block, one trial and the verification: about {total:,} "
+        f"token-forwards and {total / speed / 60:.1f} minutes; raise --max-tokens or "
+        "--max-minutes, or give fewer --prompts"
+    )
+
+
+def _tokens(
+    loaded: LoadedModel,
+    concept: Concept,
+    prompts: Sequence[str],
+    settings: Settings,
+    has_corpus: bool,
+    blocks: int,
+) -> dict[str, int]:
+    """Token-forwards of each stage, by its name."""
     counts = {split: len(texts) for split, texts in split_prompts(prompts).items()}
-    lengths = [len(encode_prompt(loaded, prompt).ids) for prompt in prompts]
-    asked = sum(lengths) / len(lengths)
+    asked = sum(len(encode_prompt(loaded, prompt).ids) for prompt in prompts) / len(prompts)
     said = settings.sampling.max_new_tokens
     texts = {
         name: sum(len(encode(loaded, text).ids) for text in part.positives + part.negatives)
         for name, part in concept.split().items()
     }
-    after = sum(1 - (layer + 1) / loaded.num_layers for layer in layers) / len(layers)
     corpus = {
         split: MAX_CORPUS_TOKENS if has_corpus else counts[split] * (asked + said)
         for split in ("search", "verify")
     }
     reply = asked + said
-    steered = counts["search"] * (reply + said) + corpus["search"] * after
+    sites = blocks * len(settings.position_choices)
+    trials = min(settings.trials, sites + LAST_TRIALS)
+    trial = counts["search"] * (reply + said) + corpus["search"] * AFTER
     judged = said + VERIFY_COMPLETIONS * said  # unsteered and steered replies are read
-    fluency = reply
     controls = 2 * (reply + said)
-    verify = counts["verify"] * (VERIFY_COMPLETIONS * reply + judged + fluency + controls)
+    verify = counts["verify"] * (VERIFY_COMPLETIONS * reply + judged + reply + controls)
     on_purpose = 2 * min(PURPOSE_PROMPTS, counts["probe"]) * (2 * reply + SHOTS * reply)
     oversteered = 2 * min(OVERSTEERED_PROMPTS, counts["probe"]) * reply
     examples = PROBE_COPIES * (texts["probe"] + counts["probe"] * said)
-    return {
-        "unsteered replies": round(reply * (sum(counts.values()) + counts["verify"])),
+    ranked = corpus["search"] * (1 + DRAWS * BACKWARD) + texts["probe"] * (1 + BACKWARD)
+    found = {
+        "unsteered replies": reply * (sum(counts.values()) + counts["verify"]),
         "steering vectors": texts["vector"],
-        "judges": round(on_purpose + oversteered + examples),
-        "pilot": round(corpus["search"] * (1 + len(layers) * PILOT_PASSES * after)),
-        "study": round(settings.trials * steered),
-        "verification": round(corpus["verify"] * (1 + len(LADDER) * after) + verify),
+        "judges": on_purpose + oversteered + examples,
+        "blocks": ranked if settings.layer is None else 0,
+        "pilot": corpus["search"] * (1 + sites * (2 + MAX_PASSES) * AFTER),
+        "study": trials * trial,
+        "verification": corpus["verify"] * (1 + len(LADDER) * AFTER) + verify,
     }
+    return {stage: round(tokens) for stage, tokens in found.items()}
+
+
+def _tokens_per_second(loaded: LoadedModel, prompts: Sequence[str]) -> float:
+    """The speed of one small pass over prompts, less what other passes lose against it."""
+    sequences = [encode_prompt(loaded, prompt).followed_by([0]) for prompt in prompts[:8]]
+    batch = next(batches(sequences, loaded.batch_tokens, loaded.device))
+    with borrowed(loaded):
+        final_hidden(loaded, batch)  # the first pass of a process warms up
+        started = time.perf_counter()
+        final_hidden(loaded, batch)
+        return batch.n_tokens / (time.perf_counter() - started) / SLOWER

@@ -204,7 +204,7 @@ class PresenceFit:
     """A law of presence fitted by maximum likelihood.
 
     covariance: (4, 4), of log_odds, gain, floor and ceiling; zero for those not fitted.
-    fall: the strength from which presence falls again since text degenerates, or None. Only
+    fall: the strength from which presence turns back since text degenerates, or None. Only
         strengths before it were used.
     """
 
@@ -229,16 +229,20 @@ class PresenceFit:
 
 
 def fit_presence(
-    strengths: Sequence[float], presences: Sequence[float], counts: Sequence[float]
+    strengths: Sequence[float],
+    presences: Sequence[float],
+    counts: Sequence[float],
+    rising: bool = True,
 ) -> PresenceFit:
     """Fit the law of presence, up to where presence falls, by maximum likelihood.
 
+    rising: whether steering is meant to raise presence; if not, it falls where it rises again.
     The likelihood is the binomial's, of `counts` judgements that are probabilities themselves;
     those vary less than coin tosses do, so that the standard errors err on the wide side.
     """
     order = np.argsort(np.abs(strengths))
     alpha, y, n = (np.asarray(values, float)[order] for values in (strengths, presences, counts))
-    last = _before_fall(y, n)
+    last = _before_fall(y if rising else 1 - y, n)
     fall = None if last == len(y) else float(alpha[last])
     alpha, y, n = alpha[:last], y[:last], n[:last]
     free = 4 if len(set(alpha)) >= ASYMPTOTE_POINTS else 2

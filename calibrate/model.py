@@ -154,7 +154,6 @@ class LoadedModel:
         ids = self.tokenizer("a")["input_ids"]
         return bool(ids) and ids[0] == self.tokenizer.bos_token_id
 
-    @torch.no_grad()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Turn what the unembedding reads, (..., hidden), into float32 logits (..., vocabulary)."""
         raw = self.unembedding(hidden).float() * self.logit_scale

@@ -80,10 +80,10 @@ OPTIONS = {
     ),
     "positions": click.option(
         "--positions",
-        type=click.Choice(["all", "last"]),
+        type=click.Choice(["all", "last", "auto"]),
         default="all",
         show_default=True,
-        help="Steer every position, or the last of each pass.",
+        help="Steer every position, or the last of each pass; auto tries both.",
     ),
     "pooling": click.option(
         "--pooling",
@@ -122,13 +122,35 @@ OPTIONS = {
         metavar="NATS",
         help="Largest allowed drop of the replies' log-probability under the unsteered model.",
     ),
+    "min-gain": click.option(
+        "--min-gain",
+        type=float,
+        default=0.0,
+        show_default=True,
+        metavar="P",
+        help="Smallest change of presence worth having; less is infeasible.",
+    ),
     "trials": click.option(
         "--trials",
         type=int,
-        default=6,
+        default=8,
         show_default=True,
         metavar="N",
-        help="Strengths the study tries.",
+        help="Strengths the study tries at most.",
+    ),
+    "precision": click.option(
+        "--precision",
+        type=float,
+        default=0.02,
+        show_default=True,
+        metavar="P",
+        help="Presence that may be left to gain when the study stops.",
+    ),
+    "max-tokens": click.option(
+        "--max-tokens", type=int, metavar="N", help="Token-forwards that may be spent in all."
+    ),
+    "max-minutes": click.option(
+        "--max-minutes", type=float, metavar="M", help="Minutes that may be spent in all."
     ),
     "seed": click.option("--seed", type=int, default=0, show_default=True, metavar="N"),
     "confidence": click.option(
@@ -139,7 +161,9 @@ OPTIONS = {
         help="Of intervals and of the bound on cross-entropy.",
     ),
     "storage": click.option(
-        "--storage", metavar="URL", help="Optuna storage.  [default: a journal in DIR]"
+        "--storage",
+        metavar="URL",
+        help="Database or grpc://HOST:PORT that workers share.  [default: a journal in DIR]",
     ),
     "study": click.option("--study", metavar="NAME", help="Name of the study in the storage."),
     "device": click.option(

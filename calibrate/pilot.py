@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +26,8 @@ from calibrate.errors import Infeasible
 from calibrate.estimate import Interval
 from calibrate.laws import CrossEntropyLaw, Goodness, MassLaw, judge_mass, judge_rise
 from calibrate.log_odds import LogOdds, measure_log_odds
-from calibrate.settings import Settings
+from calibrate.residual import Positions
+from calibrate.settings import Settings, site_name
 from calibrate.token_law import TokenLaw
 from calibrate.vector import SteeringVector
 
@@ -50,21 +52,24 @@ class PilotPoint:
 
 @dataclass(frozen=True, eq=False)
 class Pilot:
-    """What the pilot learned about steering after one block, in one direction.
+    """What the pilot learned about steering at one site, in one direction.
 
-    vector: the steering vector of that block.
+    A site is a block, and which positions are steered there.
+
+    vector: the steering vector of that block. positions: those that are steered.
     law: ΔCE as a function of strength, through the pass nearest to the budget.
     mass_law: mass of the concept's tokens as a function of strength, through the same pass.
     errors, mass_errors: standard errors of the laws' parameters, by name.
     rise_goodness, mass_goodness: how the laws did at the last strength they had not been fitted
         on.
     strength_at_budget: α_B with its interval over resampled sequences.
-    points: every pilot pass.
+    points: every pilot pass. n_sequences: how many sequences they ran on.
     contexts: the law of single tokens in some of the corpus's contexts, before any saturation.
     concept_tokens: ids of tokens typical of the concept.
     """
 
     vector: SteeringVector
+    positions: Positions
     law: CrossEntropyLaw
     mass_law: MassLaw
     errors: dict[str, float]
@@ -73,13 +78,14 @@ class Pilot:
     mass_goodness: Goodness
     strength_at_budget: Interval
     points: tuple[PilotPoint, ...]
+    n_sequences: int
     contexts: TokenLaw
     concept_tokens: tuple[int, ...]
 
     @property
-    def promise(self) -> float:
-        """Log of the factor by which α_B multiplies the odds of the concept's tokens."""
-        return float(self.mass_law.change(self.strength_at_budget.value))
+    def site(self) -> str:
+        """The name of the site, such as "block 15" or "block 15, last position"."""
+        return site_name(self.vector.layer, self.positions)
 
     @cached_property
     def tokens(self) -> TokenLaw:
@@ -100,24 +106,21 @@ def run_pilots(
     vectors: Sequence[SteeringVector],
     concept_tokens: Sequence[int],
     settings: Settings,
-) -> dict[int, Pilot]:
-    """Run a pilot for each vector, and return them by block, most promising first.
+) -> dict[str, Pilot]:
+    """Run a pilot at every site, and return them by site, in the order of the vectors.
 
-    Promising is a block whose vector, at the strength that spends the budget, multiplies the
-    odds of the concept's tokens most (or, to decrease it, divides them most).
-    Raises: Infeasible if no block's vector can spend the budget.
+    Raises: Infeasible if no site's vector can spend the budget.
     """
     pilots, failures = [], []
-    for vector in vectors:
+    for vector, positions in itertools.product(vectors, settings.position_choices):
         try:
-            pilots.append(run_pilot(loaded, run, vector, concept_tokens, settings))
+            pilots.append(run_pilot(loaded, run, vector, concept_tokens, settings, positions))
         except Infeasible as failure:
             failures.append(failure)
     if not pilots:
         reasons = [reason for failure in failures for reason in failure.reasons]
         raise Infeasible(reasons, failures[0].advice)
-    pilots.sort(key=lambda pilot: -pilot.promise * settings.sign)
-    return {pilot.vector.layer: pilot for pilot in pilots}
+    return {pilot.site: pilot for pilot in pilots}
 
 
 def run_pilot(
@@ -126,14 +129,15 @@ def run_pilot(
     vector: SteeringVector,
     concept_tokens: Sequence[int],
     settings: Settings,
+    positions: Positions = "all",
 ) -> Pilot:
-    """Fit the laws for one block and name the strength that spends the budget.
+    """Fit the laws at one site and name the strength that spends the budget.
 
     concept_tokens: ids of tokens typical of the concept (`concept_token_ids`).
     Raises: Infeasible if the plateau lies below the budget, so that no strength spends it.
     """
-    odds = measure_log_odds(loaded, run, vector, concept_tokens, settings.positions)
-    return fit_pilot(loaded, run, vector, odds, concept_tokens, settings)
+    odds = measure_log_odds(loaded, run, vector, concept_tokens, positions)
+    return fit_pilot(loaded, run, vector, odds, concept_tokens, settings, positions)
 
 
 def fit_pilot(
@@ -143,6 +147,7 @@ def fit_pilot(
     odds: LogOdds,
     concept_tokens: Sequence[int],
     settings: Settings,
+    positions: Positions = "all",
 ) -> Pilot:
     """Spend the pilot's passes, given the log-odds, in the direction of the goal.
 
@@ -155,7 +160,7 @@ def fit_pilot(
     for _ in range(MAX_PASSES):
         _require_finite(strength, law, budget, vector)
         steered = measure_steered(
-            loaded, run, vector.values, vector.layer, strength, settings.positions, concept_tokens
+            loaded, run, vector.values, vector.layer, strength, positions, concept_tokens
         )
         rise, mass = steered.rise.value, steered.mass.value
         rise_goodness = judge_rise([strength], [float(law.predict(strength))], [rise])
@@ -173,6 +178,7 @@ def fit_pilot(
     low, high = np.quantile([one.invert(budget, sign) for one, _ in laws], [tail, 1 - tail])
     return Pilot(
         vector=vector,
+        positions=positions,
         law=law,
         mass_law=mass_law,
         errors=_standard_errors([one for one, _ in laws]),
@@ -183,6 +189,7 @@ def fit_pilot(
         points=tuple(
             PilotPoint(at, steered.rise.value, steered.mass.value) for at, steered in measured
         ),
+        n_sequences=len(odds.counts),
         contexts=odds.tokens,
         concept_tokens=tuple(concept_tokens),
     )

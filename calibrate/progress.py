@@ -14,8 +14,8 @@ Unit = Literal["tokens", "bytes", "steps"]
 class Progress:
     """Receives events and ignores them; a front end overrides what it wants to show."""
 
-    def forecast(self, tokens: Mapping[str, int]) -> None:
-        """The stages to come, and the token-forwards expected of each."""
+    def forecast(self, tokens: Mapping[str, int], seconds: float) -> None:
+        """The stages to come, the token-forwards expected of each, and the time they will take."""
 
     def began(self, stage: str, total: int | None = None, unit: Unit = "tokens") -> None:
         """A stage starts; `total` is the work expected, None where nobody can say."""

@@ -104,7 +104,7 @@ def build_corpora(
             if split in replies.completions
         }
     return {
-        split: Corpus(_within(loaded, part, MAX_CORPUS_TOKENS), self_sampled=False)
+        split: Corpus(corpus_texts(loaded, part), self_sampled=False)
         for split, part in texts.items()
     }
 
@@ -117,16 +117,14 @@ def random_negatives(loaded: LoadedModel, n: int, settings: Settings) -> tuple[T
     return tuple(completion.sequence for completion in completions if completion.text)
 
 
-def _within(
-    loaded: LoadedModel, texts: Sequence[str], max_tokens: int
-) -> tuple[TokenSequence, ...]:
-    """The first texts that fit into `max_tokens` together, those of one token left out."""
+def corpus_texts(loaded: LoadedModel, texts: Sequence[str]) -> tuple[TokenSequence, ...]:
+    """The first texts that fit into MAX_CORPUS_TOKENS together, those of one token left out."""
     chosen: list[TokenSequence] = []
     total = 0
     for text in texts:
         sequence = encode_text(loaded, text)
         total += len(sequence.ids)
-        if chosen and total > max_tokens:
+        if chosen and total > MAX_CORPUS_TOKENS:
             break
         if sequence.n_scored:
             chosen.append(sequence)

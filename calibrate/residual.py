@@ -146,11 +146,14 @@ def suffix_only(blocks: nn.ModuleList, layer: int, kept: KeptResidual) -> Iterat
         yield
 
 
-def final_hidden(loaded: LoadedModel, batch: Batch, share: float = 1.0) -> torch.Tensor:
+def final_hidden(
+    loaded: LoadedModel, batch: Batch, share: float = 1.0, gradients: bool = False
+) -> torch.Tensor:
     """Run the model and return what its unembedding reads at the predicting positions.
 
     Logits are left out on purpose: they dwarf everything else. `LoadedModel.logits` turns any
-    slice of the result into them. `share` is the part of the blocks that runs, for the meter.
+    slice of the result into them. `share` is the part of the blocks that runs, for the meter;
+    with `gradients` the result can be differentiated.
 
     Returns: tensor of shape (n_scored, hidden), after the final norm.
     Raises: NumericalError if a value is not finite.
@@ -163,12 +166,36 @@ def final_hidden(loaded: LoadedModel, batch: Batch, share: float = 1.0) -> torch
 
     handle = loaded.unembedding.register_forward_pre_hook(keep_and_shrink)
     try:
-        _forward(loaded, batch, share)
+        _forward(loaded, batch, share, gradients)
     finally:
         handle.remove()
-    hidden = seen[0][batch.predicting()]
+    with torch.set_grad_enabled(gradients):
+        hidden = seen[0][batch.predicting()]
     _require_finite(hidden, loaded)
     return hidden
+
+
+def differentiable_hidden(
+    loaded: LoadedModel, batch: Batch
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Run the model so that its final hidden states can be differentiated by every residual.
+
+    Nothing before the first block's output is differentiated, and no parameter gets a gradient.
+
+    Returns: what `final_hidden` returns, and the residual stream after every block, tensors of
+        shape (batch, positions, hidden).
+    """
+    residuals: list[torch.Tensor] = []
+
+    def begin(hidden: torch.Tensor) -> torch.Tensor:
+        return hidden.detach().requires_grad_()
+
+    def receive(_layer: int, output: Any) -> None:
+        residuals.append(hidden_of(output))
+
+    with edited(loaded.blocks[0], begin), captured(loaded.blocks, receive):
+        hidden = final_hidden(loaded, batch, gradients=True)
+    return hidden, residuals
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,11 +264,11 @@ def _pooled(loaded: LoadedModel, batch: Batch, layers: Sequence[int], pooling: P
     return Pooled(batch.rows, stacked, norms, torch.stack(n_sinks))
 
 
-@torch.no_grad()
-def _forward(loaded: LoadedModel, batch: Batch, share: float) -> None:
+def _forward(loaded: LoadedModel, batch: Batch, share: float, gradients: bool = False) -> None:
     """Run one batch without a cache, for its hooks' sake, and count its tokens."""
     loaded.meter.count(round(batch.n_tokens * share))
-    loaded.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+    with torch.set_grad_enabled(gradients):
+        loaded.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
 
 
 def _require_finite(values: torch.Tensor, loaded: LoadedModel) -> None:

@@ -21,6 +21,11 @@ class Sampling:
     max_new_tokens: int = 32
 
 
+def site_name(layer: int, positions: str) -> str:
+    """What a block, and which positions are steered there, are called in a study."""
+    return f"block {layer}" if positions == "all" else f"block {layer}, last position"
+
+
 @dataclass(frozen=True)
 class Settings:
     """Everything but the model, the texts and the prompts.
@@ -29,10 +34,14 @@ class Settings:
     goal: "increase" or "decrease" the concept's presence; the latter searches α < 0.
     layer: 0-based block to steer, or None to search several.
     negatives: what v is measured against: "contrastive" texts, or "random" own samples.
-    positions: steer "all" positions, or the "last" of each pass.
+    positions: steer "all" positions, or the "last" of each pass; "auto" has the study try both.
     pooling: average a text's tokens ("mean") or take the "last" one.
     normalize: scale v to length 1.
-    trials: how many the study finishes, at least 1.
+    trials: how many the study finishes at most, at least 1.
+    precision: how much presence may be left to gain when the study stops, and how wide half of
+        its interval may be when no more prompts are tried, in (0, 1).
+    min_gain: change of presence towards the goal that is wanted at least, in [0, 1); less is
+        infeasible.
     confidence: of every interval and bound, in (0.5, 1).
     max_fluency_drop: how much less likely steered replies may be to the unsteered model than its
         own, nats per token, above 0; None for no limit.
@@ -42,10 +51,12 @@ class Settings:
     goal: Literal["increase", "decrease"] = "increase"
     layer: int | None = None
     negatives: Literal["contrastive", "random"] = "contrastive"
-    positions: Literal["all", "last"] = "all"
+    positions: Literal["all", "last", "auto"] = "all"
     pooling: Literal["mean", "last"] = "mean"
     normalize: bool = False
-    trials: int = 6
+    trials: int = 8
+    precision: float = 0.02
+    min_gain: float = 0.0
     seed: int = 0
     confidence: float = 0.95
     max_fluency_drop: float | None = None
@@ -62,18 +73,27 @@ class Settings:
             raise InputError(f"the drop of fluency must be a number above 0 nat, got {drop:g}")
         if self.trials < 1:
             raise InputError(f"there must be at least 1 trial, got {self.trials}")
+        if not 0 < self.precision < 1:
+            raise InputError(f"precision must be between 0 and 1, got {self.precision:g}")
+        if not 0 <= self.min_gain < 1:
+            raise InputError(f"the wished gain must be from 0 up to 1, got {self.min_gain:g}")
         if self.seed < 0:
             raise InputError(f"the seed must be 0 or more, got {self.seed}")
         for name, choices in (
             ("goal", ("increase", "decrease")),
             ("negatives", ("contrastive", "random")),
-            ("positions", ("all", "last")),
+            ("positions", ("all", "last", "auto")),
             ("pooling", ("mean", "last")),
         ):
             if getattr(self, name) not in choices:
                 raise InputError(
                     f"{name} must be {' or '.join(choices)}, got {getattr(self, name)!r}"
                 )
+
+    @property
+    def position_choices(self) -> tuple[Literal["all", "last"], ...]:
+        """Which positions are tried."""
+        return ("all", "last") if self.positions == "auto" else (self.positions,)
 
     @property
     def sign(self) -> int:

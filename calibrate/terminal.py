@@ -60,11 +60,13 @@ class TerminalProgress(Progress):
     ) -> None:
         self._bars.stop()
 
-    def forecast(self, tokens: Mapping[str, int]) -> None:
-        """Remember the stages to come."""
+    def forecast(self, tokens: Mapping[str, int], seconds: float) -> None:
+        """Say what is to come, and remember it."""
         self._awaited = dict(tokens)
-        total = sum(tokens.values())
-        self._console.print(f"[dim]about {total:,} token-forwards ahead[/]")
+        self._console.print(
+            f"[dim]about {sum(tokens.values()):,} token-forwards ahead, "
+            f"{max(1, round(seconds / 60))} min[/]"
+        )
 
     def began(self, stage: str, total: int | None = None, unit: Unit = "tokens") -> None:
         """Start the stage's bar."""
@@ -95,8 +97,10 @@ class TerminalProgress(Progress):
     def tried(self, trial: Trial) -> None:
         """Print the trial."""
         presence = "over budget" if trial.presence is None else f"presence {trial.presence:.3f}"
+        if trial.presence is not None and not trial.complete:
+            presence += f", behind the best after {trial.n_prompts} prompts"
         self._console.print(
-            f"  [dim]trial {trial.number + 1}[/]  block {trial.layer}  α {trial.strength:+.4g}  "
+            f"  [dim]trial {trial.number + 1}[/]  {trial.site}  α {trial.strength:+.4g}  "
             f"ΔCE {trial.delta_ce:.4f}  {presence}"
         )
 

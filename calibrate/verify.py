@@ -21,6 +21,7 @@ from calibrate.errors import Infeasible
 from calibrate.estimate import RatioEstimate
 from calibrate.fluency import Fluency, measure_fluency
 from calibrate.judging import Panel, asked_prompts
+from calibrate.pilot import Pilot
 from calibrate.presence import Presence, measure_presence, read
 from calibrate.replies import VERIFY_COMPLETIONS, UnsteeredReplies
 from calibrate.residual import Positions
@@ -90,21 +91,21 @@ def verify_budget(
     return VerifiedBudget(passed[-1].strength, passed[-1].delta_ce, tuple(tested))
 
 
-def require_effect(
-    steered: Presence, baseline: Presence, goal: str, confidence: float
-) -> RatioEstimate:
+def require_effect(steered: Presence, baseline: Presence, settings: Settings) -> RatioEstimate:
     """Return the paired change of presence, whose interval must lead towards the goal.
 
     The replies share prompts and noise, so their differences are taken prompt by prompt.
-    Raises: Infeasible if the interval holds 0.
+    Raises: Infeasible if the interval holds 0, or less than the wished gain.
     """
     change = steered.estimate.difference(baseline.estimate)
-    low, high = change.interval(confidence)
-    if (low if goal == "increase" else -high) <= 0:
+    low, high = change.interval(settings.confidence)
+    if (low if settings.goal == "increase" else -high) <= settings.min_gain:
+        wished = f" by more than {settings.min_gain:g}" if settings.min_gain else ""
         raise Infeasible(
             [
-                f"within the budget presence does not measurably {goal}: it changes by "
-                f"{change.value:+.3f} ({confidence:.0%} interval {low:+.3f} to {high:+.3f})"
+                f"within the budget presence does not measurably {settings.goal}{wished}: it "
+                f"changes by {change.value:+.3f} ({settings.confidence:.0%} interval {low:+.3f} to "
+                f"{high:+.3f})"
             ],
             ["allow more with --ce-budget", "try another --layer", "give more --prompts"],
         )
@@ -232,7 +233,7 @@ class Verified:
 def verify(
     loaded: LoadedModel,
     panel: Panel,
-    vector: SteeringVector,
+    pilot: Pilot,
     strength: float,
     corpora: Mapping[str, Corpus],
     replies: UnsteeredReplies,
@@ -241,23 +242,37 @@ def verify(
     """Find the largest verified share of `strength`, and measure what it does.
 
     Of `corpora` and `replies` only the "verify" split is touched, which nothing before has seen.
+    pilot: of the site that is steered.
     Raises: Infeasible if no share keeps to the budget, presence does not move, replies are empty
         or less fluent than allowed, or the auditor sees the opposite.
     """
     reader, corpus = panel.reader, corpora["verify"]
+    vector, positions = pilot.vector, pilot.positions
     run = run_unsteered(loaded, corpus, [vector.layer])
     budget = verify_budget(
-        lambda tried: delta_ce(loaded, run, vector.values, vector.layer, tried, settings.positions),
+        lambda tried: delta_ce(loaded, run, vector.values, vector.layer, tried, positions),
         strength,
         settings.ce_budget,
         settings.confidence,
     )
     baseline = read(reader, replies.completions["verify"])
-    presence = _steered_presence(
-        loaded, reader, vector, budget.strength, replies, settings, VERIFY_COMPLETIONS
-    )
+
+    def steered(by: SteeringVector, per_prompt: int) -> Presence:
+        steering = by.apply(loaded.blocks, budget.strength, positions)
+        return measure_presence(
+            loaded,
+            reader,
+            replies.prompts["verify"],
+            settings.sampling,
+            settings.seed,
+            per_prompt,
+            steering=steering,
+            share_prefix=positions == "all",
+        )
+
+    presence = steered(vector, VERIFY_COMPLETIONS)
     require_replies(presence)
-    change = require_effect(presence, baseline, settings.goal, settings.confidence)
+    change = require_effect(presence, baseline, settings)
     fluency = measure_fluency(loaded, presence.completions[::VERIFY_COMPLETIONS])
     fluency_baseline = measure_fluency(
         loaded, replies.first_replies("verify"), run if corpus.self_sampled else None
@@ -266,43 +281,19 @@ def verify(
     require_fluency(drop, settings)
     auditor = panel.auditor
     audited = None if auditor is None else audit(auditor, presence, baseline, change, settings)
-    random_vector = _steered_presence(
-        loaded, reader, vector.random_like(settings.seed), budget.strength, replies, settings, 1
-    )
     return Verified(
         corpus_kind="own_replies" if corpus.self_sampled else "file",
         budget=budget,
         presence=presence,
         baseline=baseline,
         change=change,
-        random_vector=random_vector.estimate,
+        random_vector=steered(vector.random_like(settings.seed), 1).estimate,
         prompt_only=_asked_presence(loaded, reader, replies, settings).estimate,
         fluency=fluency,
         fluency_baseline=fluency_baseline,
         fluency_drop=drop,
         audit=audited,
-        reference=_reference(loaded, vector, budget.strength, settings.positions, replies),
-    )
-
-
-def _steered_presence(
-    loaded: LoadedModel,
-    reader: Reader,
-    vector: SteeringVector,
-    strength: float,
-    replies: UnsteeredReplies,
-    settings: Settings,
-    per_prompt: int,
-) -> Presence:
-    return measure_presence(
-        loaded,
-        reader,
-        replies.prompts["verify"],
-        settings.sampling,
-        settings.seed,
-        per_prompt,
-        steering=vector.apply(loaded.blocks, strength, settings.positions),
-        share_prefix=settings.positions == "all",
+        reference=_reference(loaded, vector, budget.strength, positions, replies),
     )
 
 
@@ -323,9 +314,9 @@ def _reference(
     replies: UnsteeredReplies,
 ) -> Reference:
     ids = replies.first_replies("verify")[0].sequence.ids
-    unsteered = _next_log_probs(loaded, ids)
+    unsteered = next_log_probs(loaded, ids)
     with vector.apply(loaded.blocks, strength, positions):
-        steered = _next_log_probs(loaded, ids)
+        steered = next_log_probs(loaded, ids)
     top = steered.topk(min(REFERENCE_TOKENS, len(steered))).indices
     return Reference(
         ids,
@@ -335,7 +326,8 @@ def _reference(
     )
 
 
-def _next_log_probs(loaded: LoadedModel, ids: Sequence[int]) -> torch.Tensor:
+def next_log_probs(loaded: LoadedModel, ids: Sequence[int]) -> torch.Tensor:
+    """Log-probabilities of the token after `ids`, float32 (vocabulary,)."""
     tokens = torch.tensor([list(ids)], device=loaded.device)
     loaded.meter.count(tokens.numel())
     logits = loaded.model(input_ids=tokens, use_cache=False).logits[0, -1]

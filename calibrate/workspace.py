@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock
 
 from calibrate.config import CONFIG_FILE
 from calibrate.errors import ArtefactError
 
 JOURNAL_FILE = "study.journal"
 LAWS_FILE = "laws.json"
+WORKERS_FOLDER = ".workers"  # locks of those who work here; gone when the result is written
+WRITING_LOCK = "writing.lock"
 
 
 def open_workspace(out: str | Path | None, fingerprint: str) -> tuple[Path | None, bool]:
@@ -34,6 +41,23 @@ def open_workspace(out: str | Path | None, fingerprint: str) -> tuple[Path | Non
     except OSError as error:
         raise ArtefactError(f"cannot make --out {directory}: {error.strerror}") from error
     return directory, False
+
+
+@contextmanager
+def writing(directory: Path | None, fingerprint: str) -> Iterator[bool]:
+    """Hold the right to write into an output directory; tell whether its result is there already.
+
+    Whoever else wants to write waits, so that the second of two workers finds what the first wrote.
+    """
+    if directory is None:
+        yield False
+        return
+    locks, finished = directory / WORKERS_FOLDER, directory / CONFIG_FILE
+    locks.mkdir(exist_ok=True)
+    with FileLock(locks / WRITING_LOCK):
+        yield finished.is_file() and _fingerprint_of(finished) == fingerprint
+        if finished.is_file():
+            shutil.rmtree(locks, ignore_errors=True)
 
 
 def require_free(directory: Path, ours: str) -> None:

@@ -24,7 +24,13 @@ from scipy.stats import norm
 from calibrate import load_model
 from calibrate.completions import sample
 from calibrate.concept import built_in_concepts, read_concept, read_lines, read_prompts
-from calibrate.cross_entropy import Corpus, UnsteeredRun, measure_steered, run_unsteered
+from calibrate.cross_entropy import (
+    Corpus,
+    UnsteeredRun,
+    joined,
+    measure_steered,
+    run_unsteered,
+)
 from calibrate.laws import CrossEntropyLaw
 from calibrate.log_odds import LogOdds, far_logits, measure_log_odds, sampled_contexts
 from calibrate.model import LoadedModel, borrowed
@@ -39,7 +45,8 @@ DEPTHS = (0.15, 0.33, 0.5, 0.67, 0.85)
 GROUP, GROUPS, OWN_GROUPS = 16, 10, 4  # prompts or texts; the pilot's own and the others
 SAMPLING = Sampling(max_new_tokens=24)
 TEXT_TOKENS = 64  # of each text of a file
-REPLIES = 2  # to each of the other prompts; the pilot has one to each of its own
+REPLIES = 3  # to each of the other prompts; the pilot has one to each of its own
+TEXTS = 2  # groups of a file's texts for every group the pilot may get: its own is one of them
 LIKELY = 200
 PEAK_SHARES = np.linspace(-1, 1, 9)  # of α_B: where peaks are looked for
 CLOSE = 0.06  # of log α: a step of this size along the law's slope is right to a fiftieth of it
@@ -114,7 +121,7 @@ class Pool:
     kind: str
     groups: list[list[UnsteeredRun]]
 
-    def dealt(self, seed: int) -> Dealt:
+    def dealt(self, seed: str) -> Dealt:
         """Other groups for every seed."""
         order = random.Random(seed).sample(range(len(self.groups)), len(self.groups))
         own, others = order[:OWN_GROUPS], order[OWN_GROUPS:]
@@ -148,12 +155,12 @@ def measure_model(
 ) -> None:
     layers = [int(depth * loaded.num_layers) for depth in DEPTHS]
     pool = texts_of(loaded, corpus_file, layers) if corpus_file else replies_of(loaded, layers)
-    for seed, concept in enumerate(concepts):
+    for concept in concepts:
         vectors = concept_vectors(loaded, read_concept(concept).split()["vector"], Settings())
-        dealt = pool.dealt(seed)
         for layer in layers:
             key = f"{loaded.name} {pool.kind} {concept} {layer}"
             if key not in found:
+                dealt = pool.dealt(f"{concept} {layer}")
                 found[key] = measure_block(loaded, pool.kind, concept, vectors[layer], dealt)
                 target.write_text(json.dumps(found, indent=1))
                 click.echo(key)
@@ -173,9 +180,11 @@ def replies_of(loaded: LoadedModel, layers: Sequence[int]) -> Pool:
 
 def texts_of(loaded: LoadedModel, path: Path, layers: Sequence[int]) -> Pool:
     encoded = [encode_text(loaded, text) for text in dict.fromkeys(read_lines(path))]
-    long_enough = [one for one in encoded if len(one.ids) >= TEXT_TOKENS][: GROUP * GROUPS]
-    cut = [replace(one, ids=one.ids[:TEXT_TOKENS]) for one in long_enough]
-    groups = [[cut[start : start + GROUP]] for start in range(0, len(cut), GROUP)]
+    cut = [
+        replace(one, ids=one.ids[:TEXT_TOKENS]) for one in encoded if len(one.ids) >= TEXT_TOKENS
+    ]
+    parts = [cut[start : start + GROUP] for start in range(0, TEXTS * GROUPS * GROUP, GROUP)]
+    groups = [parts[start : start + TEXTS] for start in range(0, len(parts), TEXTS)]
     return Pool(path.stem, [run_groups(loaded, group, False, layers) for group in groups])
 
 
@@ -191,19 +200,6 @@ def run_groups(
         )
         for part in corpora
     ]
-
-
-def joined(runs: Sequence[UnsteeredRun]) -> UnsteeredRun:
-    """Several unsteered runs as one."""
-    sequences: list[TokenSequence] = []
-    batches = []
-    for run in runs:
-        for one in run.batches:
-            rows = tuple(row + len(sequences) for row in one.batch.rows)
-            batches.append(replace(one, batch=replace(one.batch, rows=rows)))
-        sequences += run.corpus.sequences
-    corpus = Corpus(tuple(sequences), runs[0].corpus.self_sampled)
-    return UnsteeredRun(corpus, tuple(batches))
 
 
 def measure_block(
@@ -312,18 +308,23 @@ def page(found: dict[str, dict]) -> str:
 
 N_OWN = GROUP * OWN_GROUPS
 N_OTHERS = GROUP * (GROUPS - OWN_GROUPS)
-PERFECT = 2 * norm.cdf(norm.ppf(0.975) / np.sqrt(1 + N_OWN / (REPLIES * N_OTHERS))) - 1
+
+
+def perfect(per_group: int) -> float:
+    """Coverage of a perfect interval, where the truth comes from as few sequences as here."""
+    return float(2 * norm.cdf(norm.ppf(0.975) / np.sqrt(1 + N_OWN / (per_group * N_OTHERS))) - 1)
+
 
 HEADER = f"""# How well the laws predict a real model
 
 Written by `scripts/measure_laws.py`; every point is in [laws.json](laws.json). A pilot names the
 strength that spends a budget from {N_OWN} own replies of {SAMPLING.max_new_tokens} tokens, each to
 a prompt of its own, or from {N_OWN} texts of {TEXT_TOKENS} tokens of a file. "Own" is its error on
-those sequences; "others" on {REPLIES * N_OTHERS} replies to the {N_OTHERS} other prompts, or
-{N_OTHERS} other texts. Prompts and texts are dealt anew for every concept. "Covered" is the share
-of cells whose 95 % interval holds the strength that spends the budget on the others. That strength
-is itself known only up to the sampling of the others, so that a perfect interval would cover about
-{PERFECT:.0%}.
+those sequences; "others" on {REPLIES * N_OTHERS} replies to the {N_OTHERS} other prompts, or on
+{TEXTS * N_OTHERS} other texts. Prompts and texts are dealt anew for every concept and block.
+"Covered" is the share of cells whose 95 % interval holds the strength that spends the budget on
+the others. That strength is itself known only up to the sampling of the others, so that a perfect
+interval would cover about {perfect(REPLIES):.0%} on replies and {perfect(TEXTS):.0%} on texts.
 """
 
 

@@ -1,4 +1,4 @@
-"""The study: constraints, suggestions, resuming, and the best of what was allowed."""
+"""The study: suggestions, constraints, pruning, when it stops, and the best of what was allowed."""
 
 from __future__ import annotations
 
@@ -9,28 +9,38 @@ import optuna
 import pytest
 import torch
 
+from calibrate.cost import Allowance, Limits, Meter
 from calibrate.errors import ArtefactError, Infeasible
-from calibrate.estimate import Interval
+from calibrate.estimate import Interval, RatioEstimate
 from calibrate.laws import CrossEntropyLaw, MassLaw, judge_mass, judge_rise
 from calibrate.pilot import Pilot, PilotPoint
 from calibrate.progress import Progress
 from calibrate.settings import Settings
+from calibrate.shared_study import StudyStore
 from calibrate.study import (
+    LOWER_SHARE,
     SHARES,
     SUGGESTED_SHARE,
     WIDE_SHARES,
     Replied,
-    StudyStore,
     run_study,
 )
 from calibrate.token_law import TokenLaw
 from calibrate.vector import SteeringVector
+
+N_PROMPTS, N_SEQUENCES = 48, 16
+UNSTEERED = 0.2
+
+
+def estimate(value, n=N_SEQUENCES):
+    return RatioEstimate(np.full(n, value), np.ones(n))
 
 
 def pilot(layer, alpha, good=True):
     law = CrossEntropyLaw(0.0, 0.2 / alpha**2, 0.0, 20.0)
     return Pilot(
         vector=SteeringVector(torch.ones(4), layer, residual_norm=1.0),
+        positions="all",
         law=law,
         mass_law=MassLaw(-3.0, 1.0),
         errors={},
@@ -39,34 +49,56 @@ def pilot(layer, alpha, good=True):
         mass_goodness=judge_mass([alpha], [0.1], [0.1]),
         strength_at_budget=Interval(alpha, 0.9 * alpha, 1.1 * alpha),
         points=(PilotPoint(alpha, 0.1, 0.1),),
+        n_sequences=N_SEQUENCES,
         contexts=TokenLaw(np.zeros((1, 1)), np.zeros((1, 1))),
         concept_tokens=(),
     )
 
 
+def by_site(alphas, good=True):
+    return {f"block {layer}": pilot(layer, alpha, good) for layer, alpha in alphas.items()}
+
+
 @dataclass
 class Synthetic:
-    """ΔCE quadratic in the share of α_B, presence a saturating function of it, by block."""
+    """ΔCE quadratic in the share of α_B, presence a saturating function of it, by block.
+
+    The replies to a prompt share their noise, as they do with common random numbers.
+    """
 
     alphas: dict[int, float]
     best_layer: int
     stop_after: int | None = None
-    calls: list[tuple[int, float]] = field(default_factory=list)
+    calls: list[tuple[str, float, int]] = field(default_factory=list)
+    meter: Meter = field(default_factory=Meter)
+    rungs: tuple[slice, ...] = (slice(0, 24), slice(24, N_PROMPTS))
+    tokens_a_rung: int = 100
 
-    def delta_ce(self, layer, strength):
-        return 0.1 * (strength / self.alphas[layer]) ** 2
+    def share(self, site, strength):
+        return strength / self.alphas[int(site.split()[1])]
 
-    def replies(self, layer, strength):
+    def delta_ce(self, site, strength):
+        return estimate(0.1 * self.share(site, strength) ** 2)
+
+    def presence(self, site, strength):
+        gain = 0.5 if site == f"block {self.best_layer}" else 0.3
+        return UNSTEERED + gain * np.tanh(abs(self.share(site, strength)))
+
+    def replies(self, site, strength, rung):
         if self.stop_after is not None and len(self.calls) >= self.stop_after:
             raise KeyboardInterrupt
-        self.calls.append((layer, strength))
-        share = strength / self.alphas[layer]
-        return Replied(0.2 + (0.5 if layer == self.best_layer else 0.3) * np.tanh(abs(share)))
+        self.calls.append((site, strength, rung))
+        self.meter.count(self.tokens_a_rung)
+        noise = np.random.default_rng(0).normal(0, 0.1, N_PROMPTS)
+        prompts = range(N_PROMPTS)[self.rungs[rung]]
+        mean = self.presence(site, strength)
+        return Replied({index: float(mean + noise[index]) for index in prompts})
 
 
 ALPHAS = {3: 0.9, 5: 1.4, 8: 2.0}
-PILOTS = {layer: pilot(layer, alpha) for layer, alpha in ALPHAS.items()}
+PILOTS = by_site(ALPHAS)
 SETTINGS = Settings(trials=9, seed=4)
+BASELINE = estimate(UNSTEERED, N_PROMPTS)
 
 
 def store(directory=None, fingerprint="f", name="joy"):
@@ -75,61 +107,103 @@ def store(directory=None, fingerprint="f", name="joy"):
     return StudyStore(name, fingerprint, directory)
 
 
+def study(objective, settings=SETTINGS, where=None, pilots=PILOTS, **others):
+    return run_study(pilots, objective, BASELINE, settings, where or store(), **others)
+
+
 def test_the_laws_suggestions_come_first_and_the_best_feasible_trial_wins():
-    objective = Synthetic(ALPHAS, best_layer=5)
-    result = run_study(PILOTS, objective, SETTINGS, store())
-    assert [trial.layer for trial in result.trials[:3]] == [3, 5, 8]
+    result = study(Synthetic(ALPHAS, best_layer=5))
+    assert [trial.site for trial in result.trials[:3]] == ["block 3", "block 5", "block 8"]
     assert {trial.share for trial in result.trials[:3]} == {SUGGESTED_SHARE}
-    assert len(result.trials) == 9
-    best = max((t for t in result.trials if t.presence is not None), key=lambda t: t.presence)
+    best = max((t for t in result.trials if t.complete), key=lambda t: t.presence)
     assert result.best == best
-    assert result.best.layer == 5
+    assert result.best.site == "block 5"
     assert result.best.delta_ce <= 0.1
+
+
+def test_it_stops_once_the_laws_leave_nothing_to_gain():
+    """One trial a site, and one below the best, which shows that presence has not fallen."""
+    result = study(Synthetic(ALPHAS, best_layer=5))
+    assert len(result.trials) == 4
+    assert result.trials[-1].share == LOWER_SHARE
+    assert result.trials[-1].site == "block 5"
+    doubtful = study(Synthetic(ALPHAS, best_layer=5), pilots=by_site(ALPHAS, good=False))
+    assert len(doubtful.trials) == SETTINGS.trials
+
+
+def test_where_presence_falls_it_goes_on_to_look_for_the_peak():
+    class Peaked(Synthetic):
+        def presence(self, site, strength):
+            return 0.7 - 2.0 * (abs(self.share(site, strength)) - 0.7) ** 2
+
+    result = study(Peaked(ALPHAS, best_layer=5), Settings(trials=12), pilots=by_site({5: 1.4}))
+    assert len(result.trials) > 4
+    assert abs(result.best.share - 0.7) < abs(SUGGESTED_SHARE - 0.7)
+
+
+def test_a_trial_behind_the_best_is_pruned_after_its_first_rung():
+    result = study(Synthetic(ALPHAS, best_layer=3))
+    behind = [trial for trial in result.trials if trial.site != "block 3"]
+    assert behind
+    assert all(not trial.complete and trial.n_prompts == 24 for trial in behind)
+    assert all(trial.presence is not None for trial in behind)
+    assert result.best.n_prompts == N_PROMPTS
+
+
+def test_prompts_end_once_the_interval_is_as_narrow_as_wished():
+    result = study(Synthetic(ALPHAS, best_layer=5), Settings(trials=3, precision=0.3))
+    assert {trial.n_prompts for trial in result.trials} == {24}
 
 
 def test_a_trial_over_budget_is_pruned_before_anything_is_sampled():
     tight = Settings(trials=4, ce_budget=0.05)
     objective = Synthetic(ALPHAS, best_layer=5)
-    result = run_study(PILOTS, objective, tight, store())
+    result = study(objective, tight, pilots=by_site(ALPHAS, good=False))
     over = [trial for trial in result.trials if trial.delta_ce > 0.05]
     assert over
-    assert all(trial.presence is None for trial in over)
-    assert len(objective.calls) == len(result.trials) - len(over)
+    assert all(trial.presence is None and not trial.complete for trial in over)
+    assert {(trial.site, trial.strength) for trial in over}.isdisjoint(
+        (site, strength) for site, strength, _ in objective.calls
+    )
     assert result.best.delta_ce <= 0.05
 
 
 def test_no_feasible_trial_is_infeasible():
     with pytest.raises(Infeasible, match=r"none of 3 trials kept ΔCE within 0\.001"):
-        run_study(PILOTS, Synthetic(ALPHAS, 5), Settings(trials=3, ce_budget=0.001), store())
+        study(
+            Synthetic(ALPHAS, 5),
+            Settings(trials=3, ce_budget=0.001),
+            pilots=by_site(ALPHAS, good=False),
+        )
 
 
 def test_a_trial_whose_replies_lose_too_much_fluency_does_not_win():
     """Presence and the drop both rise with the share; block 5 has more of both."""
 
     class Fading(Synthetic):
-        def replies(self, layer, strength):
-            share = strength / self.alphas[layer]
-            return Replied(super().replies(layer, strength).presence, share * (layer == 5))
+        def replies(self, site, strength, rung):
+            drop = self.share(site, strength) * (site == "block 5")
+            return Replied(super().replies(site, strength, rung).scores, estimate(drop))
 
     settings = Settings(trials=8, max_fluency_drop=0.5)
-    result = run_study(PILOTS, Fading(ALPHAS, 5), settings, store())
-    assert result.best.layer != 5
+    result = study(Fading(ALPHAS, 5), settings)
+    assert result.best.site != "block 5"
     assert result.best.fluency_drop <= 0.5
-    free = run_study(PILOTS, Fading(ALPHAS, 5), Settings(trials=8), store())
-    assert free.best.layer == 5
+    free = study(Synthetic(ALPHAS, 5), Settings(trials=8))
+    assert free.best.site == "block 5"
     assert free.best.fluency_drop is None
 
 
 def test_decreasing_presence_takes_the_lowest():
     negative = {layer: -alpha for layer, alpha in ALPHAS.items()}
-    pilots = {layer: pilot(layer, alpha) for layer, alpha in negative.items()}
 
     class Falling(Synthetic):
-        def replies(self, layer, strength):
-            return Replied(0.4 - 0.2 * (strength / self.alphas[layer]) * (layer == 8))
+        def presence(self, site, strength):
+            return UNSTEERED - 0.1 * self.share(site, strength) * (site == "block 8")
 
-    result = run_study(pilots, Falling(negative, 8), Settings(trials=5, goal="decrease"), store())
-    assert result.best.layer == 8
+    settings = Settings(trials=5, goal="decrease")
+    result = study(Falling(negative, 8), settings, pilots=by_site(negative))
+    assert result.best.site == "block 8"
     assert result.best.strength < 0
     assert result.best.presence == min(t.presence for t in result.trials)
 
@@ -137,8 +211,8 @@ def test_decreasing_presence_takes_the_lowest():
 def test_a_law_that_does_not_fit_widens_the_search():
     shares = {}
     for good in (True, False):
-        pilots = {3: pilot(3, 0.9, good)}
-        result = run_study(pilots, Synthetic(ALPHAS, 3), Settings(trials=30), store())
+        settings = Settings(trials=30, precision=1e-6)
+        result = study(Synthetic(ALPHAS, 3), settings, pilots=by_site({3: 0.9}, good))
         shares[good] = [trial.share for trial in result.trials[1:]]
     assert min(shares[True]) >= SHARES[0]
     assert min(shares[False]) < SHARES[0]
@@ -146,23 +220,34 @@ def test_a_law_that_does_not_fit_widens_the_search():
     assert max(shares[False]) <= WIDE_SHARES[1]
 
 
-@pytest.mark.parametrize("stop_after", [0, 1, 2, 4, 6])
+def test_it_ends_when_its_allowance_does_but_not_before_its_first_trial():
+    for tokens, expected in ((10, 1), (500, 2), (10_000, 4)):
+        objective = Synthetic(ALPHAS, 5)
+        allowance = Allowance(objective.meter, Limits(tokens=tokens), reserve=50)
+        assert len(study(objective, allowance=allowance).trials) == expected
+        if expected > 1:
+            assert objective.meter.tokens + 50 <= tokens
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 2, 3, 5, 6])
 def test_an_interrupted_study_resumes_to_the_same_answer(tmp_path, stop_after):
-    whole = run_study(PILOTS, Synthetic(ALPHAS, 5), SETTINGS, store(tmp_path / "whole"))
+    pilots = by_site(ALPHAS, good=False)  # so that the sampler has its say as well
+    whole = study(Synthetic(ALPHAS, 5), where=store(tmp_path / "whole"), pilots=pilots)
     interrupted = Synthetic(ALPHAS, 5, stop_after=stop_after)
     with pytest.raises(KeyboardInterrupt):
-        run_study(PILOTS, interrupted, SETTINGS, store(tmp_path / "cut"))
+        study(interrupted, where=store(tmp_path / "cut"), pilots=pilots)
     rest = Synthetic(ALPHAS, 5)
-    resumed = run_study(PILOTS, rest, SETTINGS, store(tmp_path / "cut"))
-    assert len(interrupted.calls) == stop_after
-    assert len(interrupted.calls) + len(rest.calls) == len(whole.trials)
-    assert [replace(t, number=0) for t in resumed.trials] == [
-        replace(t, number=0) for t in whole.trials
+    resumed = study(rest, where=store(tmp_path / "cut"), pilots=pilots)
+    timeless = [
+        [replace(trial, number=0, seconds=0.0) for trial in one.trials] for one in (resumed, whole)
     ]
+    assert timeless[0] == timeless[1]
+    finished = {(site, strength) for site, strength, rung in interrupted.calls if rung == 1}
+    assert finished.isdisjoint((site, strength) for site, strength, _ in rest.calls)
 
 
 def test_a_finished_study_is_not_run_again_but_its_trials_are_shown(tmp_path):
-    first = run_study(PILOTS, Synthetic(ALPHAS, 5), SETTINGS, store(tmp_path))
+    first = study(Synthetic(ALPHAS, 5), where=store(tmp_path))
     shown = []
 
     class Watching(Progress):
@@ -170,32 +255,33 @@ def test_a_finished_study_is_not_run_again_but_its_trials_are_shown(tmp_path):
             shown.append(trial)
 
     silent = Synthetic(ALPHAS, 5)
-    second = run_study(PILOTS, silent, SETTINGS, store(tmp_path), Watching())
+    second = study(silent, where=store(tmp_path), progress=Watching())
     assert silent.calls == []
     assert second == first
     assert tuple(shown) == first.trials
 
 
 def test_a_study_of_other_settings_is_not_mixed_in(tmp_path):
-    run_study(PILOTS, Synthetic(ALPHAS, 5), Settings(trials=1), store(tmp_path))
+    study(Synthetic(ALPHAS, 5), Settings(trials=1), store(tmp_path))
     with pytest.raises(ArtefactError, match="made with other settings"):
-        run_study(PILOTS, Synthetic(ALPHAS, 5), Settings(trials=1), store(tmp_path, "other"))
+        study(Synthetic(ALPHAS, 5), Settings(trials=1), store(tmp_path, "other"))
 
 
 def test_trials_carry_their_measurements_and_constraints_in_the_storage(tmp_path):
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    result = run_study(
-        PILOTS, Synthetic(ALPHAS, 5), Settings(trials=3), StudyStore("joy", "f", None, url)
-    )
-    study = optuna.load_study(study_name="joy", storage=url)
-    assert study.best_trial.params["layer"] == result.best.layer
-    for kept, trial in zip(study.trials, result.trials, strict=True):
-        assert kept.user_attrs["delta_ce"] == trial.delta_ce
-        assert kept.user_attrs["strength"] == trial.strength
-        assert kept.constraints["delta_ce"] == pytest.approx(trial.delta_ce - 0.1)
+    result = study(Synthetic(ALPHAS, 5), Settings(trials=3), StudyStore("joy", "f", None, url))
+    kept = optuna.load_study(study_name="joy", storage=url)
+    assert kept.best_trial.params["site"] == result.best.site
+    assert kept.best_value == result.best.presence
+    for one, trial in zip(kept.trials, result.trials, strict=True):
+        for name in ("strength", "delta_ce", "presence", "n_prompts", "token_forwards", "seconds"):
+            assert one.user_attrs[name] == getattr(trial, name)
+        assert one.constraints["delta_ce"] == pytest.approx(trial.delta_ce - 0.1)
+        # What optuna-dashboard reads.
+        assert one.system_attrs["constraints"] == [pytest.approx(trial.delta_ce - 0.1)]
 
 
 def test_a_storage_that_cannot_be_opened_is_named():
     bad = StudyStore("joy", "f", None, "postgresql://nobody@127.0.0.1:1/none")
     with pytest.raises(ArtefactError, match="--storage must be a database URL"):
-        run_study(PILOTS, Synthetic(ALPHAS, 5), SETTINGS, bad)
+        study(Synthetic(ALPHAS, 5), where=bad)

@@ -1,4 +1,4 @@
-"""The two pictures of a calibration: what a strength costs, and what it brings."""
+"""The pictures of a calibration: what a strength costs, what it brings, and at which block."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from calibrate.config import SteeringConfig
 from calibrate.evidence import Evidence, PilotRecord
 from calibrate.laws import CrossEntropyLaw
+from calibrate.settings import site_name
 
 COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#8172b3", "#937860", "#da8bc3")
 BUDGET, SHIPPED, MUTED = "#c44e52", "#111111", "#999999"
@@ -18,10 +19,10 @@ BUDGET, SHIPPED, MUTED = "#c44e52", "#111111", "#999999"
 
 def pictures(config: SteeringConfig, evidence: Evidence) -> dict[str, bytes]:
     """Return the pictures as PNG files by name."""
-    return {
-        "delta_ce.png": _png(_draw_cost, config, evidence),
-        "presence.png": _png(_draw_presence, config, evidence),
-    }
+    drawn = {"delta_ce.png": _draw_cost, "presence.png": _draw_presence}
+    if evidence.ranks:
+        drawn["blocks.png"] = _draw_blocks
+    return {name: _png(draw, config, evidence) for name, draw in drawn.items()}
 
 
 def _png(draw, config: SteeringConfig, evidence: Evidence) -> bytes:  # type: ignore[no-untyped-def]
@@ -37,9 +38,10 @@ def _png(draw, config: SteeringConfig, evidence: Evidence) -> bytes:  # type: ig
 
 def _draw_cost(axes: Axes, config: SteeringConfig, evidence: Evidence) -> None:
     """ΔCE against strength at the shipped block: law, pilot, trials, and held-out bounds."""
-    layer, limit = config.intervention.layer, config.budget.limit
-    pilot = next(pilot for pilot in evidence.pilots if pilot.layer == layer)
-    trials = [trial for trial in evidence.trials if trial.layer == layer]
+    done, limit = config.intervention, config.budget.limit
+    site = site_name(done.layer, done.positions)
+    pilot = next(pilot for pilot in evidence.pilots if pilot.site == site)
+    trials = [trial for trial in evidence.trials if trial.site == site]
     reach = 1.3 * max(abs(rung.strength) for rung in evidence.tested)
     reach = max(reach, 1.15 * abs(pilot.strength_at_budget.value))
     strengths = np.copysign(np.linspace(0, reach, 200), config.intervention.strength)
@@ -63,7 +65,7 @@ def _draw_cost(axes: Axes, config: SteeringConfig, evidence: Evidence) -> None:
         )
     axes.axvline(config.intervention.strength, color=SHIPPED, lw=1, ls=":", label="shipped α")
     axes.set(
-        xlabel=f"strength α at block {layer}",
+        xlabel=f"strength α at {site}",
         ylabel="ΔCE (nats per token)",
         title=f"What steering towards {config.concept.name} costs",
         ylim=(min(0, 1.1 * min(rung.delta_ce for rung in evidence.tested)), 1.8 * limit),
@@ -79,10 +81,10 @@ def _draw_presence(axes: Axes, config: SteeringConfig, evidence: Evidence) -> No
         points = [
             (trial.delta_ce, trial.presence)
             for trial in evidence.trials
-            if trial.layer == pilot.layer and trial.presence is not None
+            if trial.site == pilot.site and trial.presence is not None
         ]
         if points:
-            label = f"trials at block {pilot.layer}"
+            label = f"trials at {pilot.site}"
             axes.plot(*zip(*points, strict=True), "x", color=colour, label=label)
     axes.errorbar(
         rise.value,
@@ -101,6 +103,26 @@ def _draw_presence(axes: Axes, config: SteeringConfig, evidence: Evidence) -> No
         title=f"What it brings at block {config.intervention.layer}",
         xlim=(min(0, rise.low), None),
         ylim=(0, 1),
+    )
+
+
+def _draw_blocks(axes: Axes, config: SteeringConfig, evidence: Evidence) -> None:
+    """What every block had to offer, and which were carried into the study."""
+    ranks = sorted(evidence.ranks, key=lambda rank: rank.layer)
+    carried = {pilot.layer for pilot in evidence.pilots}
+    shipped = config.intervention.layer
+    for label, colour, chosen in (
+        ("all others", MUTED, [one for one in ranks if one.layer not in carried]),
+        ("carried into the study", COLOURS[0], [one for one in ranks if one.layer in carried]),
+        ("shipped", SHIPPED, [one for one in ranks if one.layer == shipped]),
+    ):
+        axes.bar(
+            [one.layer for one in chosen], [one.gain for one in chosen], color=colour, label=label
+        )
+    axes.set(
+        xlabel="block",
+        ylabel="gain at the budget (nats per token)",
+        title=f"How far the budget moves {config.concept.name} ahead of its opposite",
     )
 
 

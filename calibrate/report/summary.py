@@ -23,6 +23,7 @@ from calibrate.schema import (
 
 if TYPE_CHECKING:
     from calibrate.curves import LawCurves
+    from calibrate.gate import GateReport
 
 EXAMPLES = 3
 LAW_NAMES = {
@@ -37,7 +38,7 @@ def summary(config: SteeringConfig, evidence: Evidence, directory: Path | None) 
     """Return what comes after the headline: price, effect, examples, cost, and the files."""
     return Group(
         "",
-        _facts(config),
+        _facts(config, evidence),
         "",
         _examples(evidence),
         "",
@@ -82,12 +83,21 @@ def laws_summary(curves: LawCurves, directory: Path) -> RenderableType:
     )
 
 
+def gate_summary(report: GateReport) -> RenderableType:
+    """Return what the gate looked at, and whether it opens."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for check in report.checks:
+        mark = "[green]✓[/]" if check.passed else "[red]✗[/]"
+        table.add_row(mark, f"[bold]{check.name}[/]", escape(check.found))
+    return table
+
+
 def _verdict(goodness: GoodnessSection) -> str:
     colour, word = ("green", "holds") if goodness.good else ("red", "fails")
     return f"[{colour}]{word}[/] ({goodness.error:.3f}, {goodness.tolerance:g} will do)"
 
 
-def _facts(config: SteeringConfig) -> Table:
+def _facts(config: SteeringConfig, evidence: Evidence) -> Table:
     measured, confidence = config.measured, f"{config.budget.confidence:.0%}"
     rise, presence = measured.delta_ce, measured.presence
     low, high = presence.baseline_interval
@@ -115,6 +125,7 @@ def _facts(config: SteeringConfig) -> Table:
             f"off by at most {config.laws.cross_entropy.goodness.error:.2%} where tested"
             + ("" if config.laws.relied_on else "; it failed at a block, so the search was wider"),
         ),
+        *_choice(config, evidence),
         (
             "held out",
             f"{rise.n_sequences} sequences, {rise.n_tokens} tokens; {presence.n_completions} "
@@ -123,6 +134,22 @@ def _facts(config: SteeringConfig) -> Table:
     ):
         table.add_row(f"[dim]{label}[/]", value)
     return table
+
+
+def _choice(config: SteeringConfig, evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """Why this block."""
+    if not evidence.ranks:
+        return
+    layers = [rank.layer for rank in evidence.ranks]
+    shipped = config.intervention.layer
+    others = [str(pilot.layer) for pilot in evidence.pilots if pilot.layer != shipped]
+    yield (
+        f"block {shipped}",
+        f"ranked {layers.index(shipped) + 1} of {len(layers)} by its derivatives; in the study it "
+        f"brought more presence than block {', '.join(others)}"
+        if others
+        else f"ranked {layers.index(shipped) + 1} of {len(layers)} by its derivatives",
+    )
 
 
 def _control(control: IntervalSection, presence: PresenceSection) -> str:

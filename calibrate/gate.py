@@ -1,0 +1,336 @@
+"""The gate before deployment: does a steering config still do what it says, on this model, here?
+
+    identity    the model, its tokenizer and chat template are those it was calibrated with
+    reference   one input's steered log-probabilities come out as they were recorded
+    budget      ΔCE keeps to the budget, with its one-sided bound
+    presence    the concept moves as it did
+
+Replies are drawn again with the recorded seed from the prompts it was verified on, so that the
+gate opens every time for what it once was opened for. A corpus takes the place of those replies.
+Where the reference is missed, the gate looks for the mistake that explains it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+import torch
+from scipy.optimize import minimize_scalar
+
+from calibrate.completions import sample
+from calibrate.concept import read_lines
+from calibrate.config import SteeringConfig, load
+from calibrate.cost import Ledger
+from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
+from calibrate.errors import AlteredError, InputError
+from calibrate.estimate import RatioEstimate
+from calibrate.evidence import Evidence
+from calibrate.model import borrowed
+from calibrate.presence import measure_presence, read
+from calibrate.progress import SILENT, Progress
+from calibrate.replies import VERIFY_COMPLETIONS, corpus_texts
+from calibrate.residual import Positions
+from calibrate.settings import Sampling
+from calibrate.tokens import encode_prompt
+from calibrate.vector import SteeringVector
+from calibrate.verify import next_log_probs
+from probes import Probe, Reader
+from probes import load as load_probe
+
+if TYPE_CHECKING:
+    from calibrate.model import LoadedModel
+
+# Largest gap between log-probabilities of the same computation, by precision: float32 on other
+# hardware stays below 1e-3; bfloat16 keeps three digits.
+TOLERANCES = {"float32": 5e-3, "float64": 5e-3, "bfloat16": 0.25, "float16": 0.05}
+SHARES = (1e-2, 10.0)  # of the strength, within which one that explains the reference is sought
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing the gate looked at: its name, whether it holds, and what was found."""
+
+    name: str
+    passed: bool
+    found: str
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """Everything the gate looked at, in order; a check that needs an earlier one may be missing."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything holds."""
+        return all(check.passed for check in self.checks)
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What was found where it does not."""
+        return tuple(check.found for check in self.checks if not check.passed)
+
+    def facts(self) -> dict[str, Any]:
+        """The report as JSON has it."""
+        return {"passed": self.passed, "checks": [asdict(check) for check in self.checks]}
+
+
+def check_directory(
+    directory: str | Path,
+    loaded: LoadedModel | None = None,
+    corpus: str | Path | None = None,
+    quick: bool = False,
+    progress: Progress = SILENT,
+) -> GateReport:
+    """Put the config in a directory to the test.
+
+    loaded: the model to run it on (default: what `open_model` loads for it).
+    corpus: a file of texts to measure ΔCE on, one a line or .jsonl.
+    quick: identity and reference alone, two passes over one input.
+    Raises: ArtefactError or InputError if there is nothing to check, or the model cannot be loaded.
+    """
+    folder = Path(directory)
+    try:
+        config = load(folder)
+    except AlteredError as error:
+        return GateReport((Check("artefact", False, str(error)),))
+    model = open_model(config) if loaded is None else loaded
+    ledger = Ledger(model.meter, progress)
+    checks = list(check_identity(config, model))
+    if not all(check.passed for check in checks):
+        return GateReport(tuple(checks))
+    with borrowed(model):
+        with ledger.stage("reference"):
+            checks.append(check_reference(config, model))
+        if checks[-1].passed and not quick:
+            evidence = Evidence.load(folder)
+            with ledger.stage("budget"):
+                checks.append(check_budget(config, evidence, model, corpus))
+            with ledger.stage("presence"):
+                checks += check_presence(config, evidence, model, folder)
+    return GateReport(tuple(checks))
+
+
+def open_model(config: SteeringConfig, model: str | None = None, **options: Any) -> LoadedModel:
+    """Load the model a config is for, in the precision it was calibrated in.
+
+    model, options: another place to load it from, and other arguments of `load_model`.
+    """
+    from calibrate.model import load_model
+
+    return load_model(model or config.model.id, **{"dtype": config.model.dtype, **options})
+
+
+def check_identity(config: SteeringConfig, loaded: LoadedModel) -> Iterator[Check]:
+    """Compare the model with the one the config was made on, fact by fact."""
+    expected, found = config.model, asdict(loaded.identity)
+    for name, what in IDENTITY.items():
+        was, now = getattr(expected, name), found[name]
+        unknown = name == "revision" and None in (was, now)
+        if unknown or was == now:
+            continue
+        yield Check(
+            "identity",
+            False,
+            f"{what} must be {_short(was)}, as in the calibration, got {_short(now)} "
+            f"({loaded.name}); {REMEDIES.get(name, 'calibrate this model anew')}",
+        )
+        return
+    yield Check("identity", True, f"{loaded.name}: architecture, revision, tokenizer, template")
+
+
+IDENTITY = {
+    "architecture": "the architecture",
+    "num_layers": "the number of blocks",
+    "hidden_size": "the hidden size",
+    "dtype": "the precision",
+    "revision": "the model's revision",
+    "tokenizer_sha256": "the tokenizer",
+    "chat_template_sha256": "the chat template",
+    "adds_bos": "whether texts begin with a BOS",
+}
+REMEDIES = {
+    "dtype": "load it with --dtype, or calibrate in the precision that is served",
+    "revision": "load that revision with --revision, or calibrate this one anew",
+    "chat_template_sha256": "restore the template: every prompt is steered through it",
+}
+
+
+def check_reference(config: SteeringConfig, loaded: LoadedModel) -> Check:
+    """Compare the reference's log-probabilities; say which mistake explains a difference."""
+    reference, tolerance = _Reference(config, loaded), TOLERANCES[config.model.dtype]
+    gap = reference.unsteered_gap()
+    if gap > tolerance:
+        return Check(
+            "reference",
+            False,
+            f"unsteered log-probabilities must be as recorded within {tolerance:g}, but differ by "
+            f"up to {gap:.2g}: these are other weights, or another tokenizer or precision",
+        )
+    gap = reference.gap()
+    if gap <= tolerance:
+        return Check("reference", True, f"log-probabilities as recorded, within {gap:.1e}")
+    reason = next(reference.explanations(tolerance), "no single mistake explains it")
+    return Check(
+        "reference",
+        False,
+        f"steered log-probabilities must be as recorded within {tolerance:g}, but differ by up to "
+        f"{gap:.2g}: {reason}",
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Reference:
+    """The config's reference input on a model, under variants of the intervention."""
+
+    config: SteeringConfig
+    loaded: LoadedModel
+
+    def unsteered_gap(self) -> float:
+        return self._apart(0.0, self.config.reference.unsteered_log_probs)
+
+    def gap(
+        self,
+        share: float = 1.0,
+        layer: int | None = None,
+        positions: Positions | None = None,
+    ) -> float:
+        """Largest gap to the steered log-probabilities, at a share of the strength."""
+        return self._apart(share, self.config.reference.log_probs, layer, positions)
+
+    def explanations(self, tolerance: float) -> Iterator[str]:
+        """Variants that would have given what was recorded."""
+        done = self.config.intervention
+        for layer in (done.layer - 1, done.layer + 1):
+            inside = 0 <= layer < self.loaded.num_layers
+            if inside and self.gap(layer=layer) <= tolerance:
+                yield f"it was recorded at block {layer}, and the config says {done.layer}"
+        for positions in get_args(Positions):
+            if positions != done.positions and self.gap(positions=positions) <= tolerance:
+                yield (
+                    f"it was recorded with {positions!r} positions steered, and the config says "
+                    f"{done.positions!r}"
+                )
+        if self.gap(share=-1.0) <= tolerance:
+            yield "it was recorded with the opposite sign: the vector or the strength is negated"
+        share = self._best_share()
+        if self.gap(share=share) <= tolerance:
+            yield (
+                f"it was recorded at strength {share * done.strength:.4g}, and the config says "
+                f"{done.strength:.4g}"
+            )
+
+    def _best_share(self) -> float:
+        """The share of the strength that comes nearest to what was recorded."""
+        near = np.geomspace(*SHARES, 13)
+        start = int(np.argmin([self.gap(share=float(share)) for share in near]))
+        bounds = near[max(start - 1, 0)], near[min(start + 1, len(near) - 1)]
+        found = minimize_scalar(
+            lambda share: self.gap(share=float(share)),
+            bounds=bounds,
+            method="bounded",
+            options={"xatol": 1e-5 * near[start]},
+        )
+        return float(found.x)
+
+    def _apart(
+        self,
+        share: float,
+        expected: Sequence[float],
+        layer: int | None = None,
+        positions: Positions | None = None,
+    ) -> float:
+        reference, done = self.config.reference, self.config.intervention
+        vector = self.config.steering_vector
+        where = SteeringVector(vector.values, done.layer if layer is None else layer, 1.0)
+        with where.apply(self.loaded.blocks, share * done.strength, positions or done.positions):
+            found = next_log_probs(self.loaded, reference.input_ids)[reference.token_ids]
+        return float((found - torch.tensor(expected)).abs().max())
+
+
+def check_budget(
+    config: SteeringConfig,
+    evidence: Evidence,
+    loaded: LoadedModel,
+    corpus: str | Path | None = None,
+) -> Check:
+    """Measure ΔCE on a corpus file, or on the replies it was verified on, drawn again.
+
+    Raises: InputError if it was verified on a file, and none is given.
+    """
+    if corpus is None and config.measured.delta_ce.corpus == "file":
+        raise InputError(
+            "this config was verified on a corpus file, so its budget holds for such text only; "
+            "give texts like those with --corpus FILE"
+        )
+    if corpus is None:
+        prompts = [encode_prompt(loaded, text) for text in evidence.splits.prompts["verify"]]
+        sampling, seed = _sampling(config)
+        replies = sample(loaded, prompts, sampling, seed)
+        sequences = tuple(reply.sequence for reply in replies if reply.text)
+    else:
+        sequences = corpus_texts(loaded, read_lines(corpus))
+    done, confidence = config.intervention, config.budget.confidence
+    run = run_unsteered(loaded, Corpus(sequences, self_sampled=corpus is None), [done.layer])
+    rise = delta_ce(
+        loaded, run, config.steering_vector.values, done.layer, done.strength, done.positions
+    )
+    upper, limit = rise.upper(confidence), config.budget.limit
+    found = (
+        f"ΔCE {rise.value:.4f} on {len(rise.counts)} sequences, {confidence:.0%} bound {upper:.4f}"
+    )
+    if upper <= limit:
+        return Check("budget", True, f"{found}, within {limit:g} nat")
+    return Check("budget", False, f"{found}, above the budget of {limit:g} nat")
+
+
+def check_presence(
+    config: SteeringConfig, evidence: Evidence, loaded: LoadedModel, folder: Path
+) -> Iterator[Check]:
+    """Have the probe beside the config read steered and unsteered replies; none without it."""
+    if config.measured.judges[0] != "probe":
+        return
+    probe: Probe = load_probe(folder / "probe")
+    reader = Reader(probe.on(loaded), config.concept.name, "probe")
+    prompts = [encode_prompt(loaded, text) for text in evidence.splits.prompts["verify"]]
+    sampling, seed = _sampling(config)
+    done = config.intervention
+    plain = read(reader, sample(loaded, prompts, sampling, seed, VERIFY_COMPLETIONS))
+    steered = measure_presence(
+        loaded,
+        reader,
+        prompts,
+        sampling,
+        seed,
+        VERIFY_COMPLETIONS,
+        steering=config.steer(loaded),
+        share_prefix=done.positions == "all",
+    )
+    yield _moved(config, steered.estimate.difference(plain.estimate))
+
+
+def _moved(config: SteeringConfig, change: RatioEstimate) -> Check:
+    recorded, confidence = config.measured.presence.change, config.budget.confidence
+    low, high = change.interval(confidence)
+    holds = low <= recorded.value <= high and recorded.low <= change.value <= recorded.high
+    return Check(
+        "presence",
+        holds,
+        f"presence changes by {change.value:+.3f} ({confidence:.0%} interval {low:+.3f} to "
+        f"{high:+.3f}), {'as' if holds else 'but'} {recorded.value:+.3f} was recorded",
+    )
+
+
+def _sampling(config: SteeringConfig) -> tuple[Sampling, int]:
+    settings = config.provenance.settings
+    return Sampling(**settings["sampling"]), int(settings["seed"])
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}…" if len(text) > 40 else text

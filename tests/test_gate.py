@@ -1,0 +1,200 @@
+"""The gate: open for what was calibrated, closed for every way of getting it wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from safetensors.numpy import load_file, save_file
+
+import calibrate
+from calibrate.errors import ArtefactError, InputError
+from calibrate.gate import check_directory
+from calibrate.model import load_model
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load_model(tiny.model("gpt2"), tiny.tokenizer())
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A copy of a finished calibration, to be tampered with."""
+    shutil.copytree(finished.directory, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def tampered(directory, change):
+    path = directory / "steering.json"
+    facts = json.loads(path.read_text())
+    change(facts)
+    path.write_text(json.dumps(facts))
+    return directory
+
+
+def failures(directory, loaded, **options):
+    report = check_directory(directory, loaded, **options)
+    assert not report.passed
+    return report.failures
+
+
+def test_it_opens_for_a_fresh_artefact(finished, loaded):
+    report = check_directory(finished.directory, loaded)
+    assert report.passed
+    assert [check.name for check in report.checks] == [
+        "identity", "reference", "budget", "presence",
+    ]  # fmt: skip
+    recorded = finished.result.config.measured
+    assert f"ΔCE {recorded.delta_ce.value:.4f}" in report.checks[2].found
+    assert f"changes by {recorded.presence.change.value:+.3f}" in report.checks[3].found
+    assert json.loads(json.dumps(report.facts()))["passed"] is True
+
+
+def test_quick_looks_at_identity_and_reference_only(finished, loaded):
+    report = check_directory(finished.directory, loaded, quick=True)
+    assert [check.name for check in report.checks] == ["identity", "reference"]
+
+
+def test_three_times_the_strength_is_recognised(copy, loaded):
+    def triple(facts):
+        facts["intervention"]["strength"] *= 3
+
+    recorded = calibrate.load(copy).intervention.strength
+    (found,) = failures(tampered(copy, triple), loaded)
+    assert f"recorded at strength {recorded:.4g}, and the config says {3 * recorded:.4g}" in found
+
+
+def test_a_block_off_by_one_is_recognised(copy, loaded):
+    layer = calibrate.load(copy).intervention.layer
+    other = layer - 1 if layer else layer + 1
+
+    def shift(facts):
+        facts["intervention"]["layer"] = other
+
+    (found,) = failures(tampered(copy, shift), loaded)
+    assert f"recorded at block {layer}, and the config says {other}" in found
+
+
+def test_other_positions_are_recognised(copy, loaded):
+    def last(facts):
+        facts["intervention"]["positions"] = "last"
+
+    (found,) = failures(tampered(copy, last), loaded)
+    assert "recorded with 'all' positions steered, and the config says 'last'" in found
+
+
+def test_a_negated_vector_is_recognised_with_and_without_its_hash(copy, loaded):
+    path = copy / "steering.safetensors"
+    save_file({name: -values for name, values in load_file(path).items()}, path)
+    (found,) = failures(copy, loaded)
+    assert "is not the vector this config was calibrated with" in found
+
+    def rehash(facts):
+        facts["vector"]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    (found,) = failures(tampered(copy, rehash), loaded)
+    assert "opposite sign: the vector or the strength is negated" in found
+
+
+def test_a_vector_of_another_direction_has_no_explanation(copy, loaded):
+    path = copy / "steering.safetensors"
+    rng = np.random.default_rng(0)
+    other = {name: rng.permutation(values) for name, values in load_file(path).items()}
+    save_file(other, path)
+
+    def rehash(facts):
+        facts["vector"]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    (found,) = failures(tampered(copy, rehash), loaded)
+    assert "no single mistake explains it" in found
+
+
+def test_another_model_is_named(finished):
+    llama = load_model(tiny.model("llama"), tiny.tokenizer())
+    (found,) = failures(finished.directory, llama)
+    assert "the architecture must be GPT2LMHeadModel, as in the calibration, got LlamaFor" in found
+
+
+def test_other_weights_are_recognised_before_anything_is_steered(finished):
+    model = tiny.model("gpt2")
+    with torch.no_grad():
+        model.transformer.h[0].mlp.c_fc.weight.mul_(1.5)
+    (found,) = failures(finished.directory, load_model(model, tiny.tokenizer()))
+    assert "unsteered log-probabilities must be as recorded" in found
+    assert "other weights" in found
+
+
+def test_another_tokenizer_is_named(finished):
+    (found,) = failures(
+        finished.directory, load_model(tiny.model("gpt2"), tiny.tokenizer(bos=True))
+    )
+    assert "the tokenizer must be" in found
+
+
+def test_another_chat_template_is_named(finished):
+    (found,) = failures(
+        finished.directory, load_model(tiny.model("gpt2"), tiny.tokenizer(chat=True))
+    )
+    assert "the chat template must be None, as in the calibration" in found
+
+
+def test_another_precision_is_named_with_the_way_out(finished):
+    half = load_model(tiny.model("gpt2").to(torch.bfloat16), tiny.tokenizer())
+    (found,) = failures(finished.directory, half)
+    assert "the precision must be float32, as in the calibration, got bfloat16" in found
+    assert "--dtype" in found
+
+
+def test_another_revision_is_named(copy, loaded):
+    def revise(facts):
+        facts["model"]["revision"] = "abc"
+
+    tampered(copy, revise)
+    assert check_directory(
+        copy, loaded, quick=True
+    ).passed  # the loaded model does not know its own
+    loaded.model.config._commit_hash = "def"
+    try:
+        again = load_model(loaded.model, loaded.tokenizer)
+        (found,) = failures(copy, again, quick=True)
+    finally:
+        loaded.model.config._commit_hash = None
+    assert "the model's revision must be abc, as in the calibration, got def" in found
+
+
+def test_a_budget_that_does_not_hold_on_a_corpus_closes_it(copy, loaded, tmp_path):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(tiny.texts(tiny.DULL, 60, seed=5)))
+
+    def tighten(facts):
+        facts["budget"]["limit"] = 1e-3
+
+    (found,) = failures(tampered(copy, tighten), loaded, corpus=corpus)
+    assert "above the budget of 0.001 nat" in found
+
+
+def test_a_presence_that_does_not_move_as_recorded_closes_it(copy, loaded):
+    def boast(facts):
+        facts["measured"]["presence"]["change"] = {"value": 0.9, "low": 0.85, "high": 0.95}
+
+    (found,) = failures(tampered(copy, boast), loaded)
+    assert "but +0.900 was recorded" in found
+
+
+def test_a_config_that_was_verified_on_a_file_wants_one(copy, loaded):
+    def from_file(facts):
+        facts["measured"]["delta_ce"]["corpus"] = "file"
+
+    with pytest.raises(InputError, match="give texts like those with --corpus FILE"):
+        check_directory(tampered(copy, from_file), loaded)
+
+
+def test_a_directory_without_a_config_is_an_error_not_a_failure(tmp_path, loaded):
+    with pytest.raises(ArtefactError, match=r"must hold a steering\.json"):
+        check_directory(tmp_path, loaded)
