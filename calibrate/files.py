@@ -5,10 +5,34 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from calibrate.errors import ArtefactError
+
+
+@contextmanager
+def replacing(target: str | Path) -> Iterator[Path]:
+    """Give a path beside `target` to write a file or a directory to, then put it in its place.
+
+    Raises: ArtefactError if it cannot be written; then nothing is left behind.
+    """
+    final = Path(target)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=final.parent, prefix=".partial-"))
+    except OSError as error:
+        raise _unwritable(final, error) from error
+    try:
+        yield folder / final.name
+        if final.is_dir():
+            shutil.rmtree(final)
+        os.replace(folder / final.name, final)
+    except OSError as error:
+        raise _unwritable(final, error) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_together(directory: str | Path, files: Mapping[str, bytes], last: str) -> None:
@@ -32,10 +56,14 @@ def write_together(directory: str | Path, files: Mapping[str, bytes], last: str)
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(staging / name, target / name)
     except OSError as error:
-        raise ArtefactError(
-            f"cannot write to {target} ({error.strerror or error}); free some space or choose "
-            "another directory"
-        ) from error
+        raise _unwritable(target, error) from error
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def _unwritable(target: Path, error: OSError) -> ArtefactError:
+    return ArtefactError(
+        f"cannot write to {target} ({error.strerror or error}); free some space or choose "
+        "another directory"
+    )

@@ -35,7 +35,7 @@ from calibrate.progress import SILENT, Progress
 from calibrate.replies import VERIFY_COMPLETIONS, corpus_texts
 from calibrate.residual import Positions
 from calibrate.settings import Sampling
-from calibrate.tokens import encode_prompt
+from calibrate.tokens import TokenSequence, encode_prompt
 from calibrate.vector import SteeringVector
 from calibrate.verify import next_log_probs
 from probes import Probe, Reader
@@ -74,6 +74,10 @@ class GateReport:
     def failures(self) -> tuple[str, ...]:
         """What was found where it does not."""
         return tuple(check.found for check in self.checks if not check.passed)
+
+    def with_check(self, check: Check) -> GateReport:
+        """This report and one check more."""
+        return GateReport((*self.checks, check))
 
     def facts(self) -> dict[str, Any]:
         """The report as JSON has it."""
@@ -269,24 +273,37 @@ def check_budget(
             "give texts like those with --corpus FILE"
         )
     if corpus is None:
-        prompts = [encode_prompt(loaded, text) for text in evidence.splits.prompts["verify"]]
-        sampling, seed = _sampling(config)
-        replies = sample(loaded, prompts, sampling, seed)
-        sequences = tuple(reply.sequence for reply in replies if reply.text)
+        sequences = own_replies(config, evidence, loaded)
     else:
         sequences = corpus_texts(loaded, read_lines(corpus))
-    done, confidence = config.intervention, config.budget.confidence
+    done = config.intervention
     run = run_unsteered(loaded, Corpus(sequences, self_sampled=corpus is None), [done.layer])
     rise = delta_ce(
         loaded, run, config.steering_vector.values, done.layer, done.strength, done.positions
     )
-    upper, limit = rise.upper(confidence), config.budget.limit
+    return judged("budget", rise, config)
+
+
+def judged(name: str, rise: RatioEstimate, config: SteeringConfig) -> Check:
+    """Hold a measured ΔCE to the config's budget."""
+    upper, limit = rise.upper(config.budget.confidence), config.budget.limit
     found = (
-        f"ΔCE {rise.value:.4f} on {len(rise.counts)} sequences, {confidence:.0%} bound {upper:.4f}"
+        f"ΔCE {rise.value:.4f} on {len(rise.counts)} sequences, "
+        f"{config.budget.confidence:.0%} bound {upper:.4f}"
     )
     if upper <= limit:
-        return Check("budget", True, f"{found}, within {limit:g} nat")
-    return Check("budget", False, f"{found}, above the budget of {limit:g} nat")
+        return Check(name, True, f"{found}, within {limit:g} nat")
+    return Check(name, False, f"{found}, above the budget of {limit:g} nat")
+
+
+def own_replies(
+    config: SteeringConfig, evidence: Evidence, loaded: LoadedModel
+) -> tuple[TokenSequence, ...]:
+    """The unsteered replies a config was verified on, drawn again."""
+    prompts = [encode_prompt(loaded, text) for text in evidence.splits.prompts["verify"]]
+    sampling, seed = _sampling(config)
+    replies = sample(loaded, prompts, sampling, seed)
+    return tuple(reply.sequence for reply in replies if reply.text)
 
 
 def check_presence(

@@ -196,8 +196,8 @@ def central_difference(
 def far_logits(loaded: LoadedModel, vector: SteeringVector, sign: int) -> torch.Tensor:
     """Logits of norm(±v), shape (vocabulary,): the limit of steering (Proposition 4.1)."""
     far = sign * FAR * vector.residual_norm * vector.values / vector.norm
-    norm_parameter = next(loaded.final_norm.parameters())
-    return loaded.logits(loaded.final_norm(far.to(norm_parameter)))
+    weight: torch.Tensor = loaded.unembedding.weight  # type: ignore[assignment]
+    return loaded.logits(loaded.final_norm(far.to(weight)))
 
 
 def _rows(values: torch.Tensor, rows: list[int]) -> np.ndarray:

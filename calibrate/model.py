@@ -1,8 +1,4 @@
-"""Load a language model and find its parts. The only file that knows architectures.
-
-The parts are four: the decoder blocks, whose outputs are the residual stream; the final norm;
-the unembedding; and what a model does to its logits afterwards (a scale, a soft-cap).
-"""
+"""Load a language model, with its parts in hand (`calibrate.architecture`)."""
 
 from __future__ import annotations
 
@@ -21,6 +17,7 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from calibrate.architecture import LogitRule, base_of, find_layout
 from calibrate.cost import Meter
 from calibrate.embedded import EMBEDDED, converted_gguf, embedded_directory, quiet_transformers
 from calibrate.errors import ModelError, did_you_mean
@@ -29,30 +26,6 @@ from calibrate.residual import captured, hidden_of
 
 DEFAULT_BATCH_TOKENS = 2048
 HUB_TIMEOUT = 10  # seconds
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where a transformers class keeps its blocks and final norm, as dotted paths."""
-
-    blocks: str
-    final_norm: str
-
-
-LAYOUTS = (
-    Layout("model.layers", "model.norm"),  # Llama, Mistral, Qwen 2 and 3, Gemma 1 to 3 (text)
-    Layout("model.language_model.layers", "model.language_model.norm"),  # Gemma 3 4B, Mistral 3
-    Layout("transformer.h", "transformer.ln_f"),  # GPT-2, GPT-J, Falcon, BLOOM
-    Layout("gpt_neox.layers", "gpt_neox.final_layer_norm"),  # GPT-NeoX, Pythia
-    Layout("model.decoder.layers", "model.decoder.final_layer_norm"),  # OPT
-    Layout("model.layers", "model.final_layernorm"),  # Phi 1 and 2
-    Layout("transformer.blocks", "transformer.norm_f"),  # MPT
-)
-
-# Config entries that say what is done to the logits after the unembedding.
-LOGIT_FACTOR = "logit_scale"  # Cohere
-LOGIT_DIVISOR = "logits_scaling"  # Granite
-SOFTCAP = "final_logit_softcapping"  # Gemma 2: cap · tanh(logits / cap)
 
 
 @dataclass(frozen=True)
@@ -139,7 +112,7 @@ class LoadedModel:
         return ModelIdentity(
             id=self.name,
             revision=self.revision,
-            architecture=type(_base(self.model)).__name__,
+            architecture=type(base_of(self.model)).__name__,
             num_layers=self.num_layers,
             hidden_size=self.hidden_size,
             dtype=str(self.dtype).removeprefix("torch."),
@@ -242,24 +215,6 @@ def borrowed(loaded: LoadedModel) -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
-def find_layout(model: nn.Module, blocks: str | None = None) -> tuple[nn.ModuleList, nn.Module]:
-    """Return a model's decoder blocks and final norm.
-
-    Known layouts are tried first, then the one ModuleList as long as `num_hidden_layers`.
-
-    Raises: ModelError listing the module lists that were found.
-    """
-    base = _base(model)
-    if blocks is not None:
-        return _checked_blocks(base, blocks), _norm_beside(base, blocks)
-    for layout in LAYOUTS:
-        found, norm = _at(base, layout.blocks), _at(base, layout.final_norm)
-        if isinstance(found, nn.ModuleList) and isinstance(norm, nn.Module):
-            return found, norm
-    path = _generic_blocks(base)
-    return _checked_blocks(base, path), _norm_beside(base, path)
-
-
 def blocks_of(model: Any) -> tuple[nn.ModuleList, int]:
     """Return the decoder blocks and the hidden size of a LoadedModel or a transformers model."""
     if isinstance(model, LoadedModel):
@@ -271,16 +226,15 @@ def _with_parts(
     model: Any, tokenizer: Any, blocks: str | None, name: str, revision: str | None, tokens: int
 ) -> LoadedModel:
     found, norm = find_layout(model, blocks)
-    config = model.config.get_text_config()
+    rule = LogitRule.of(model.config.get_text_config())
     loaded = LoadedModel(
         model=model,
         tokenizer=tokenizer,
         blocks=found,
         final_norm=norm,
         unembedding=model.get_output_embeddings(),
-        logit_scale=(getattr(config, LOGIT_FACTOR, None) or 1.0)
-        / (getattr(config, LOGIT_DIVISOR, None) or 1.0),
-        softcap=getattr(config, SOFTCAP, None),
+        logit_scale=rule.scale,
+        softcap=rule.softcap,
         name=name,
         revision=revision,
         batch_tokens=tokens,
@@ -376,62 +330,6 @@ def _resolve_device(device: str) -> torch.device:
 def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ModelError(f"{what} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def _base(model: Any) -> nn.Module:
-    """Look inside a PEFT wrapper, whose adapters live in the base model's own modules."""
-    base: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return base
-
-
-def _at(root: nn.Module, path: str) -> Any:
-    found: Any = root
-    for part in path.split("."):
-        found = getattr(found, part, None)
-    return found
-
-
-def _module_lists(base: Any) -> dict[str, int]:
-    return {
-        path: len(module)
-        for path, module in base.named_modules()
-        if isinstance(module, nn.ModuleList)
-    }
-
-
-def _generic_blocks(base: Any) -> str:
-    wanted = base.config.get_text_config().num_hidden_layers
-    lists = _module_lists(base)
-    fitting = [path for path, length in lists.items() if length == wanted]
-    if len(fitting) == 1:
-        return fitting[0]
-    found = ", ".join(f"{path} ({length})" for path, length in lists.items()) or "none"
-    raise ModelError(
-        f"the decoder blocks of {type(base).__name__} must be the one module list of length "
-        f"{wanted}, found {found}; name it with --blocks PATH"
-    )
-
-
-def _checked_blocks(base: Any, path: str) -> nn.ModuleList:
-    found = _at(base, path)
-    if isinstance(found, nn.ModuleList):
-        return found
-    lists = ", ".join(f"{name} ({n})" for name, n in _module_lists(base).items()) or "none"
-    raise ModelError(f"--blocks must name a module list, got {path!r}; there are: {lists}")
-
-
-def _norm_beside(base: Any, path: str) -> nn.Module:
-    """The final norm is the last norm among the siblings of the blocks."""
-    parent = _at(base, path.rpartition(".")[0]) if "." in path else base
-    norms = [m for m in parent.children() if "norm" in type(m).__name__.lower()]
-    if not norms:
-        children = ", ".join(name for name, _ in parent.named_children())
-        raise ModelError(
-            f"the final norm of {type(base).__name__} must stand beside its blocks at {path!r}, "
-            f"found only: {children}"
-        )
-    final_norm: nn.Module = norms[-1]
-    return final_norm
 
 
 def _commit(model: Any) -> str | None:

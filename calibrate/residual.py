@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 from torch.autograd import forward_ad
+from transformers.pytorch_utils import Conv1D
 
 from calibrate.errors import NumericalError
 from calibrate.tokens import Batch, TokenSequence, batches
@@ -31,6 +32,8 @@ Positions = Literal["all", "last"]
 # A residual this many times its text's median norm is an attention sink, not content.
 # Content tokens of the models measured stay within a factor of 4; sinks start at about 20.
 SINK_RATIO = 10.0
+
+WRITES = 0.01  # how far, relatively, what a projection adds may be off after the block
 
 
 def hidden_of(output: Any) -> torch.Tensor:
@@ -196,6 +199,55 @@ def differentiable_hidden(
     with edited(loaded.blocks[0], begin), captured(loaded.blocks, receive):
         hidden = final_hidden(loaded, batch, gradients=True)
     return hidden, residuals
+
+
+def residual_writers(loaded: LoadedModel, layer: int) -> dict[str, float]:
+    """Find the projections of a block whose output reaches the block's output, and nothing else.
+
+    Proved on the model itself: what is added to such a projection's output shifts the residual
+    stream by a constant factor of it, at every position.
+
+    Returns: by path inside the block, in the order of its modules, that factor; 1 but for
+        residual multipliers.
+    """
+    batch = Batch.of([TokenSequence(tuple(range(8)), 1)], loaded.device)
+    block = loaded.blocks[layer]
+    generator = torch.Generator().manual_seed(0)
+    shift = torch.randn(loaded.hidden_size, generator=generator).to(loaded.device)
+    before = _output_of(loaded, batch, layer)
+    shift = shift * before.norm(dim=-1).median() / shift.norm()
+    found = {}
+    for path, module in block.named_modules():
+        if _output_size(module) != loaded.hidden_size:
+            continue
+        with edited(module, add_everywhere(shift)):
+            moved = _output_of(loaded, batch, layer) - before
+        factor = float((moved @ shift).mean() / (shift @ shift))
+        off = float((moved - factor * shift).abs().max() / shift.abs().max())
+        if off < WRITES and abs(factor) > WRITES:
+            found[path] = factor
+    return found
+
+
+def _output_of(loaded: LoadedModel, batch: Batch, layer: int) -> torch.Tensor:
+    """The residual stream after a block, float32."""
+    outputs: list[torch.Tensor] = []
+
+    def receive(index: int, output: Any) -> None:
+        if index == layer:
+            outputs.append(hidden_of(output).float())
+            raise _Enough
+
+    with captured(loaded.blocks, receive), suppress(_Enough):
+        _forward(loaded, batch, share=(layer + 1) / loaded.num_layers)
+    return outputs[0]
+
+
+def _output_size(module: nn.Module) -> int | None:
+    """How many features a projection puts out; None for other modules."""
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    return int(module.nf) if isinstance(module, Conv1D) else None
 
 
 @dataclass(frozen=True, eq=False)

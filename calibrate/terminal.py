@@ -58,6 +58,10 @@ class TerminalProgress(Progress):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the terminal to others."""
         self._bars.stop()
 
     def forecast(self, tokens: Mapping[str, int], seconds: float) -> None:

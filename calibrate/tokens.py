@@ -53,6 +53,12 @@ class Batch:
     mask: torch.Tensor
     sequences: tuple[TokenSequence, ...]
 
+    @classmethod
+    def of(cls, sequences: Sequence[TokenSequence], device: torch.device | str = "cpu") -> Batch:
+        """All of some sequences as one batch."""
+        width = max(len(sequence.ids) for sequence in sequences)
+        return _pad(tuple(range(len(sequences))), list(sequences), width, device)
+
     @property
     def n_tokens(self) -> int:
         """Positions pushed through the model, padding included."""

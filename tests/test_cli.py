@@ -12,6 +12,7 @@ import time
 import pytest
 import tiny
 
+import calibrate
 from calibrate import cli
 
 COMMAND = [sys.executable, "-c", "from calibrate.cli import main; main()"]
@@ -101,6 +102,103 @@ def test_the_main_job_writes_a_config_and_prints_the_headline(
     assert json.loads(same[1])["steered"] == json.loads(same[1])["unsteered"]
 
 
+@pytest.fixture(scope="module")
+def calibrated(model_directory, tiny_options, tmp_path_factory):
+    """A finished calibration of a model on disk, made by the command line."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    result = calibrate.calibrate(
+        str(model_directory), out=folder / "bright", **{**tiny_options, "tokenizer": None}
+    )
+    return result, folder / "bright"
+
+
+def test_verify_opens_for_a_fresh_artefact_and_closes_for_a_tampered_one(capsys, calibrated):
+    _, directory = calibrated
+    status, out, err = run(capsys, "verify", directory)
+    assert status == 0
+    assert all(word in out for word in ("identity", "reference", "budget", "presence"))
+    assert "✗" not in out
+    path = directory / "steering.json"
+    fresh = path.read_text()
+    facts = json.loads(fresh)
+    facts["intervention"]["strength"] *= 3
+    path.write_text(json.dumps(facts))
+    try:
+        status, out, err = run(capsys, "verify", directory, "--json")
+    finally:
+        path.write_text(fresh)
+    assert status == 4
+    assert json.loads(out)["passed"] is False
+    assert "calibrate: steered log-probabilities must be as recorded" in err
+    assert "and the config says" in err
+    status, out, _ = run(capsys, "verify", directory, "--quick")
+    assert status == 0
+    assert "budget" not in out
+
+
+def test_verify_measures_in_another_stack(capsys, calibrated):
+    _, directory = calibrated
+    status, out, _ = run(capsys, "verify", directory, "--against", "folded")
+    assert status == 0
+    assert "budget in folded" in out
+    status, _, err = run(capsys, "verify", directory, "--against", "tensorrt")
+    assert status == 2
+    assert "--against must be one of llama.cpp, peft, folded, got 'tensorrt'" in err
+
+
+def test_export_says_how_close_it_came_and_how_to_serve_it(capsys, calibrated, tmp_path):
+    _, directory = calibrated
+    target = tmp_path / "adapter"
+    status, out, _ = run(capsys, "export", directory, "--format", "peft", "--to", target)
+    assert status == 0
+    assert "log-probabilities as in the calibration within" in out
+    assert f"PeftModel.from_pretrained(model, '{target}')" in out
+    status, out, _ = run(
+        capsys, "generate", target, "--prompt", "the road", "--json", "--max-tokens", 8
+    )
+    assert status == 0
+    assert json.loads(out)["steered"] != json.loads(out)["unsteered"]
+    status, out, _ = run(
+        capsys, "export", directory, "--format", "svec", "--to", tmp_path / "v", "--no-check"
+    )
+    assert status == 0
+    assert "unchecked" in out
+
+
+def test_a_refused_or_unknown_export_is_status_2(capsys, calibrated, tmp_path):
+    _, directory = calibrated
+    for name, said in (("onnx", "--format must be one of gguf"), ("lm-eval", "must end in .pt")):
+        status, out, err = run(
+            capsys, "export", directory, "--format", name, "--to", tmp_path / "x"
+        )
+        assert (status, out) == (2, "")
+        assert said in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_chat_replies_and_obeys(capsys, monkeypatch, calibrated):
+    result, directory = calibrated
+    lines = iter(["/strength 0.25", "sun laugh", "", "/nonsense", "/off", "rain"])
+
+    def line(prompt):
+        print(prompt, end="")
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", line)
+    status, out, _ = run(capsys, "chat", directory, "--max-tokens", 8)
+    assert status == 0
+    alpha = f"{result.config.intervention.strength:+.4g}"
+    assert f"bright (increased), calibrated at α = {alpha}" in out
+    assert f"[{alpha}]" in out
+    assert "[+0.25]" in out
+    assert "there is no /nonsense" in out
+    assert "[+0]" in out
+    assert any(word in out for word in tiny.VOCABULARY[5:])
+
+
 def test_progress_goes_to_standard_error(capsys, workplace, model_directory, tiny_options):
     arguments = [a for a in main_job(model_directory, tiny_options, "--json") if a != "--quiet"]
     status, out, err = run(capsys, *arguments)
@@ -132,7 +230,13 @@ def test_concepts_lists_the_built_in_ones(capsys):
         (["--concept", "x", "--positives", "gone.txt"], "go together"),
         (["--concept", "joy", "--negatives", "random", "--negatives", "contrastive"], "takes one"),
         (["--concept", "joy", "--prompts", "gone.txt"], "cannot read gone.txt: No such file"),
+        (["--concept", "joy", "--precision", "2"], "precision must be between 0 and 1, got 2"),
+        (["--concept", "joy", "--min-gain", "-1"], "the wished gain must be from 0 up to 1"),
         (["show", "nowhere"], "nowhere must hold a steering.json"),
+        (["verify", "nowhere"], "nowhere must hold a steering.json"),
+        (["chat", "nowhere"], "nowhere must hold a steering.json"),
+        (["export", "nowhere", "--format", "gguf", "--to", "x"], "nowhere must hold a steering"),
+        (["export", "nowhere", "--format", "gguf"], "Missing option '--to'"),
         (["generate", "nowhere", "--prompt", "hi"], "nowhere must hold a steering.json"),
         (["generate", "nowhere"], "Missing option '--prompt'"),
     ],
@@ -158,6 +262,9 @@ def test_bad_usage_is_one_line_and_status_2(capsys, workplace, arguments, said):
         (["--corpus", "gone.txt"], "cannot read gone.txt"),
         (["--storage", "mysterious://x"], "--storage must be a database URL"),
         (["--describe", "sunny"], "needs a model with a chat template"),
+        (["--max-tokens", "0"], "--max-tokens must be above 0, got 0"),
+        (["--max-minutes", "-1"], "--max-minutes must be above 0, got -1"),
+        (["--max-tokens", "100"], "the limits must allow for one block, one trial and the verif"),
     ],
 )
 def test_bad_input_that_needs_the_model_is_one_line_and_status_2(
@@ -206,7 +313,7 @@ def test_ctrl_c_leaves_a_resumable_study_and_says_so(workplace, model_directory,
     )
     assert process.stderr is not None
     for line in process.stderr:
-        if "trial 3" in line:
+        if "trial 1" in line:
             break
     process.send_signal(signal.SIGINT)
     rest = process.stderr.read()

@@ -27,6 +27,18 @@ ORDER = (
     "calibrate.curves",
     "calibrate.block_curves",
     "calibrate.assemble",
+    "calibrate.chat",
+    "calibrate.stacks",
+    "calibrate.llama_cpp",
+    "calibrate.export",
+    "calibrate.export.snippet",
+    "calibrate.export.folded",
+    "calibrate.export.adapter",
+    "calibrate.export.easysteer",
+    "calibrate.export.control_vector",
+    "calibrate.export.lm_eval",
+    "calibrate.export.svec",
+    "calibrate.export.exporter",
     "calibrate.gate",
     "calibrate.explain",
     "calibrate.forecast",
@@ -63,6 +75,7 @@ ORDER = (
     "calibrate.completions",
     "calibrate.model",
     "calibrate.embedded",
+    "calibrate.architecture",
     "calibrate.residual",
     "calibrate.tokens",
     "calibrate.concept",
@@ -118,12 +131,12 @@ def test_imports_point_downwards(module):
     assert upwards == []
 
 
-def test_only_the_model_file_names_architectures_and_only_the_residual_file_hooks():
+def test_only_one_file_names_architectures_and_only_the_residual_file_hooks():
     for name, path in modules().items():
         text = path.read_text(encoding="utf-8")
         if name != "calibrate.residual":
             assert "register_forward" not in text, name
-        if name != "calibrate.model":
+        if name != "calibrate.architecture":
             assert "transformer.h" not in text, name
             assert "layers.mlp" not in text, name
 

@@ -1,0 +1,61 @@
+"""EasySteer, a vLLM fork: the control vector, and a steering spec that says how to apply it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from calibrate.config import SteeringConfig
+from calibrate.export.control_vector import read_directions, write_directions
+from calibrate.export.exporter import EveryPosition, Exported, NextLogProbs, with_vector
+from calibrate.files import replacing
+
+if TYPE_CHECKING:
+    from calibrate.model import LoadedModel
+
+VECTOR_NAME, SPEC_NAME = "vector.gguf", "steering.json"
+
+
+class EasySteer(EveryPosition):
+    """Writes a directory with both files; blocks are named as the model's modules are, from 0."""
+
+    name = "easysteer"
+
+    def write(self, config: SteeringConfig, loaded: LoadedModel | None, target: Path) -> Exported:
+        """Write the vector and the spec."""
+        with replacing(target) as path:
+            path.mkdir()
+            write_directions(path / VECTOR_NAME, config)
+            spec = steering_spec(str(target.resolve() / VECTOR_NAME), config.intervention.layer)
+            (path / SPEC_NAME).write_text(f"{json.dumps(spec, indent=2)}\n", encoding="utf-8")
+        serve = f"vllm serve MODEL --enable-steer-vector --steering-config {target / SPEC_NAME}"
+        return Exported(target, (serve,))
+
+    @contextmanager
+    def loaded_back(
+        self, config: SteeringConfig, loaded: LoadedModel, path: Path
+    ) -> Iterator[NextLogProbs]:
+        """Follow the spec: the file it names, at the block it names, at its scale."""
+        (one,) = json.loads((path / SPEC_NAME).read_text(encoding="utf-8"))["vectors"]
+        (layer,) = one["layers"]
+        values = read_directions(Path(one["source"]))[layer]
+        yield with_vector(loaded, one["scale"] * values, layer)
+
+
+def steering_spec(source: str, layer: int) -> dict[str, object]:
+    """The spec of one vector whose strength is baked in, added as it is at every position."""
+    return {
+        "vectors": [
+            {
+                "source": source,
+                "algorithm": "direct",
+                "scale": 1.0,
+                "layers": [layer],
+                "normalize": False,
+                "apply": {"prompt": "all", "generation": "all"},
+            }
+        ]
+    }

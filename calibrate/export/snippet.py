@@ -1,0 +1,80 @@
+"""A snippet: code that steers, for transformers, nnsight and TransformerLens, and the vector.
+
+For consumers that take code rather than a file. It can express every config, the last position too.
+"""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from calibrate.config import VECTOR_FILE, SteeringConfig
+from calibrate.export.exporter import Exported, NextLogProbs
+from calibrate.files import replacing
+from calibrate.verify import next_log_probs
+
+if TYPE_CHECKING:
+    from calibrate.model import LoadedModel
+
+CODE_FILE = "steer.py"
+TEMPLATE = "templates/steer.py.txt"
+
+
+class Snippet:
+    """Writes a directory with the code and the vector."""
+
+    name = "snippet"
+    needs_model = True
+
+    def check_config(self, config: SteeringConfig) -> None:
+        """Accept any config."""
+
+    def check_model(self, config: SteeringConfig, loaded: LoadedModel) -> None:
+        """Accept any model."""
+
+    def write(self, config: SteeringConfig, loaded: LoadedModel | None, target: Path) -> Exported:
+        """Write both files."""
+        assert loaded is not None
+        done = config.intervention
+        names = {id(module): name for name, module in loaded.model.named_modules()}
+        code = _template().format(
+            model=loaded.name,
+            verb="towards" if config.concept.goal == "increase" else "away from",
+            concept=config.concept.name,
+            strength=done.strength,
+            layer=done.layer,
+            positions=done.positions,
+            last_only=done.positions == "last",
+            blocks=names[id(loaded.blocks)],
+            file=CODE_FILE,
+            vector=VECTOR_FILE,
+            key=config.vector.key,
+        )
+        with replacing(target) as folder:
+            folder.mkdir()
+            (folder / CODE_FILE).write_text(code, encoding="utf-8")
+            (folder / VECTOR_FILE).write_bytes(config.files()[config.vector.file])
+        return Exported(target, (f"python {target / CODE_FILE} 'A prompt'",))
+
+    @contextmanager
+    def loaded_back(
+        self, config: SteeringConfig, loaded: LoadedModel, path: Path
+    ) -> Iterator[NextLogProbs]:
+        """Run the code, and let it steer the model."""
+        steered = runpy.run_path(str(path / CODE_FILE))["steered"]
+
+        def log_probs(ids: Sequence[int]) -> torch.Tensor:
+            with steered(loaded.model):
+                return next_log_probs(loaded, ids)
+
+        yield log_probs
+
+
+def _template() -> str:
+    return files("calibrate.export").joinpath(TEMPLATE).read_text(encoding="utf-8")

@@ -1,0 +1,112 @@
+"""Talking to a steered model, from whatever carries its steering."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from calibrate.chat import Chat, open_steered
+from calibrate.errors import ArtefactError, InputError
+from calibrate.export import export
+from calibrate.model import borrowed, load_model
+from calibrate.settings import Sampling
+
+IDS = [7, 12, 20, 9, 30]
+
+
+@pytest.fixture(scope="module")
+def places(finished, tmp_path_factory):
+    """The model, and the same config in a directory, in an adapter, and folded."""
+    folder = tmp_path_factory.mktemp("places")
+    model, tokenizer = tiny.model("gpt2"), tiny.tokenizer()
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    config = finished.result.config
+    loaded = load_model(model, tokenizer)
+    export(config, "peft", folder / "adapter", loaded)
+    export(config, "folded", folder / "folded", loaded)
+    finished.result.save(folder / "directory")
+    return folder
+
+
+def log_probs(opened, strength):
+    with borrowed(opened.loaded), opened.at(strength):
+        logits = opened.loaded.model(input_ids=torch.tensor([IDS])).logits[0, -1]
+    return torch.log_softmax(logits, -1).numpy()
+
+
+@pytest.mark.parametrize("place", ["directory", "adapter", "folded"])
+def test_every_strength_means_the_same_wherever_it_comes_from(place, places, finished):
+    config = finished.result.config
+    base = tiny.model("gpt2")
+    block = base.transformer.h[config.intervention.layer]
+    model = None if place == "folded" else str(places / "model")
+    with open_steered(places / place, model) as opened:
+        for strength in (0.0, None, 2.0, -1.0):
+            shift = config.intervention.strength if strength is None else strength
+            with tiny.hand_written_hook(block, shift * config.steering_vector.values):
+                logits = base(input_ids=torch.tensor([IDS])).logits[0, -1]
+            expected = torch.log_softmax(logits, -1).numpy()
+            assert log_probs(opened, strength) == pytest.approx(expected, abs=1e-4)
+
+
+def test_replies_stream_and_become_history(places):
+    with open_steered(places / "directory", str(places / "model")) as opened:
+        talk = Chat(opened, Sampling(1.0, 1.0, 12), strength=0.0)
+        pieces = []
+        with borrowed(opened.loaded):
+            reply = talk.reply("sun laugh the road", pieces.append)
+            talk.reply("rain mud", pieces.append)
+        assert len(pieces) > 2
+        assert "".join(pieces).startswith(reply)
+        assert [asked for asked, _ in talk.history] == ["sun laugh the road", "rain mud"]
+        assert talk.history[0][1] == reply
+
+
+def test_a_strong_push_is_heard_in_the_replies(places):
+    with open_steered(places / "directory", str(places / "model")) as opened:
+        shares = []
+        for strength in (-20.0, 20.0):
+            talk = Chat(opened, Sampling(1.0, 1.0, 24), strength)
+            with borrowed(opened.loaded):
+                torch.manual_seed(0)
+                words = " ".join(talk.reply(p, lambda _: None) for p in tiny.prompts(4)).split()
+            shares.append(np.mean([word in tiny.BRIGHT for word in words]))
+        assert shares[1] > shares[0] + 0.3
+
+
+def test_what_no_longer_fits_is_forgotten_oldest_first(places):
+    with open_steered(places / "directory", str(places / "model")) as opened:
+        talk = Chat(opened, Sampling(1.0, 1.0, 24), strength=0.0)
+        with borrowed(opened.loaded):
+            for prompt in tiny.prompts(6):
+                talk.reply(prompt, lambda _: None)
+        asked = [prompt for prompt, _ in talk.history]
+        assert asked == tiny.prompts(6)[-len(asked) :]
+        assert 1 < len(asked) < 6
+
+
+def test_commands(places, finished):
+    with open_steered(places / "directory", str(places / "model")) as opened:
+        talk = Chat(opened, Sampling(), strength=0.3)
+        assert talk.command("/strength -1.5") == "α = -1.5"
+        assert talk.strength == -1.5
+        assert talk.command("/off") == "α = +0"
+        calibrated = finished.result.config.intervention.strength
+        assert (
+            talk.command("/concept") == f"bright (increased), calibrated at α = {calibrated:+.4g}"
+        )
+        with pytest.raises(InputError, match="/strength takes a number, got 'high'"):
+            talk.command("/strength high")
+        with pytest.raises(InputError, match="there is no /quiet; there are /strength"):
+            talk.command("/quiet")
+
+
+def test_nothing_to_open_is_named(tmp_path):
+    with (
+        pytest.raises(ArtefactError, match=r"must hold a steering\.json"),
+        open_steered(tmp_path),
+    ):
+        pass

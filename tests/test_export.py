@@ -1,0 +1,310 @@
+"""Exports: the consumers' files reproduce the reference, or are refused with the reason."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import gguf
+import numpy as np
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForCausalLM,
+    GemmaConfig,
+    GraniteConfig,
+    MistralConfig,
+    MixtralConfig,
+    OPTConfig,
+    Qwen2Config,
+)
+
+from calibrate.config import vector_file
+from calibrate.errors import ArtefactError, ExportRefused, InputError, VerificationFailed
+from calibrate.export import FORMATS, export
+from calibrate.export.control_vector import read_directions
+from calibrate.model import load_model
+from calibrate.schema import ModelSection, ReferenceSection
+
+LAYER, STRENGTH = 1, 0.7
+MORE = {
+    "qwen2": lambda: Qwen2Config(**tiny._common(**tiny.HEADS)),
+    "mistral-full": lambda: MistralConfig(**tiny._common(**tiny.HEADS, sliding_window=None)),
+    "granite-scaled": lambda: GraniteConfig(
+        **tiny._common(num_key_value_heads=2, intermediate_size=48, residual_multiplier=0.22)
+    ),
+    "falcon-biased": lambda: tiny.FalconConfig(**tiny._common(bias=True)),
+    "gemma": lambda: GemmaConfig(**tiny._common(**tiny.HEADS)),
+    "mixtral": lambda: MixtralConfig(
+        **tiny._common(**tiny.HEADS, num_local_experts=4, sliding_window=None)
+    ),
+    "opt-post-norm": lambda: OPTConfig(
+        **tiny._common(ffn_dim=48, word_embed_proj_dim=32, do_layer_norm_before=False)
+    ),
+}
+FOLDS = ("llama", "gpt2", "qwen2", "mistral-full", "gpt-neox", "falcon", "falcon-biased", "bloom",
+         "opt", "phi", "granite", "granite-scaled")  # fmt: skip
+NO_SLOT = ("qwen3", "gemma", "mistral")
+POST_NORM = ("gemma2", "gemma3", "opt-post-norm")
+OTHERS = (*POST_NORM, "mixtral", "gemma3-multimodal")
+
+
+@pytest.fixture(params=None)
+def architecture(request):
+    return request.param
+
+
+@pytest.fixture
+def loaded(architecture, monkeypatch):
+    """A random model of an architecture, biases and norms random as well."""
+    if architecture in MORE:
+        monkeypatch.setitem(tiny.CONFIGS, architecture, MORE[architecture])
+    return randomised(tiny.model(architecture))
+
+
+def randomised(model):
+    """The model with random biases, since those from a config are zero, loaded."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return load_model(model, tiny.tokenizer())
+
+
+def log_probs(model, ids):
+    with torch.no_grad():
+        return torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0, -1].float(), -1)
+
+
+def config_for(base, loaded, layer=LAYER, strength=STRENGTH, positions="all", recorded=None):
+    """A config of a random vector, its reference made by a hook anyone would write.
+
+    recorded: what the reference was made with, where that is something else: (layer, shift,
+    last position only).
+    """
+    values = np.random.default_rng(3).normal(0, 0.5, loaded.hidden_size).astype(np.float32)
+    at, shift, last = recorded or (layer, strength, positions == "last")
+    ids = [7, 12, 20, 9, 30]
+    with tiny.hand_written_hook(loaded.blocks[at], shift * torch.from_numpy(values), last):
+        steered = log_probs(loaded.model, ids)
+    unsteered = log_probs(loaded.model, ids)
+    assert (steered - unsteered).abs().max() > 0.05
+    top = steered.topk(10).indices
+    file = vector_file(values)
+    vector = base.vector.model_copy(update={"sha256": hashlib.sha256(file).hexdigest()})
+    done = base.intervention.model_copy(
+        update={"layer": layer, "strength": strength, "positions": positions}
+    )
+    reference = ReferenceSection(
+        input_ids=ids,
+        token_ids=top.tolist(),
+        log_probs=steered[top].tolist(),
+        unsteered_log_probs=unsteered[top].tolist(),
+    )
+    model = ModelSection(**{k: getattr(loaded.identity, k) for k in ModelSection.model_fields})
+    config = base.model_copy(
+        update={"vector": vector, "intervention": done, "reference": reference, "model": model}
+    )
+    return config.with_vector(file)
+
+
+@pytest.fixture
+def config(finished, loaded):
+    return config_for(finished.result.config, loaded)
+
+
+def target(tmp_path, name):
+    return tmp_path / {"gguf": "v.gguf", "lm-eval": "v.pt", "svec": "v.svec"}.get(name, name)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"], indirect=True)
+def test_every_format_reproduces_the_reference_and_leaves_the_model_alone(
+    name, loaded, config, tmp_path
+):
+    before = {key: tensor.clone() for key, tensor in loaded.model.state_dict().items()}
+    attributes = sorted(loaded.model.__dict__)
+    written = export(config, name, target(tmp_path, name), loaded)
+    assert written.gap < 1e-4
+    assert written.path.exists()
+    assert written.serve
+    assert [path.name for path in tmp_path.iterdir()] == [written.path.name]
+    after = loaded.model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    assert sorted(loaded.model.__dict__) == attributes
+    assert not any(module._forward_hooks for module in loaded.model.modules())
+
+
+@pytest.mark.parametrize("architecture", FOLDS, indirect=True)
+def test_a_folded_checkpoint_is_exact_in_stock_transformers(loaded, config, tmp_path):
+    export(config, "folded", tmp_path / "folded", loaded)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "folded")
+    found = log_probs(stock, config.reference.input_ids)[config.reference.token_ids]
+    assert found == pytest.approx(torch.tensor(config.reference.log_probs), abs=1e-4)
+    assert stock.config.steering["strength"] == STRENGTH
+    card = (tmp_path / "folded" / "README.md").read_text()
+    assert "steered towards bright" in card
+    again = json.loads((tmp_path / "folded" / "steering.json").read_text())
+    assert again["intervention"]["strength"] == STRENGTH
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "mistral-full"], indirect=True)
+def test_what_is_llama_but_for_its_flags_is_relabelled(loaded, config, tmp_path):
+    export(config, "folded", tmp_path / "folded", loaded)
+    facts = json.loads((tmp_path / "folded" / "config.json").read_text())
+    assert facts["architectures"] == ["LlamaForCausalLM"]
+    assert facts["mlp_bias"] is True
+
+
+@pytest.mark.parametrize("architecture", [*FOLDS, *NO_SLOT], indirect=True)
+def test_peft_puts_the_adapter_on(loaded, config, tmp_path):
+    assert export(config, "peft", tmp_path / "adapter", loaded).gap < 1e-4
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(loaded.model, tmp_path / "adapter")
+    found = log_probs(model, config.reference.input_ids)[config.reference.token_ids]
+    assert found == pytest.approx(torch.tensor(config.reference.log_probs), abs=1e-4)
+
+
+@pytest.mark.parametrize("architecture", NO_SLOT, indirect=True)
+def test_no_slot_for_a_bias_is_refused(loaded, config, tmp_path):
+    with pytest.raises(ExportRefused, match=r"needs a bias at .*down_proj, but the stock .* none"):
+        export(config, "folded", tmp_path / "folded", loaded)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["folded", "peft"])
+@pytest.mark.parametrize("architecture", POST_NORM, indirect=True)
+def test_a_norm_after_the_projections_is_refused(name, loaded, config, tmp_path):
+    with pytest.raises(ExportRefused, match="a norm stands between its projections and the res"):
+        export(config, name, tmp_path / "out", loaded)
+
+
+@pytest.mark.parametrize("name", ["folded", "peft"])
+@pytest.mark.parametrize("architecture", ["mixtral"], indirect=True)
+def test_a_mixture_of_experts_is_refused(name, loaded, config, tmp_path):
+    with pytest.raises(ExportRefused, match="experts are chosen token by token"):
+        export(config, name, tmp_path / "out", loaded)
+
+
+@pytest.mark.parametrize(
+    "architecture", [*POST_NORM, "mixtral", "gemma3-multimodal"], indirect=True
+)
+@pytest.mark.parametrize("name", ["gguf", "easysteer", "lm-eval", "svec", "snippet"])
+def test_what_cannot_be_folded_still_has_other_formats(name, loaded, config, tmp_path):
+    assert export(config, name, target(tmp_path, name), loaded).gap < 1e-4
+
+
+@pytest.mark.parametrize("architecture", ["llama"], indirect=True)
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_last_position_is_expressed_or_refused(name, finished, loaded, tmp_path):
+    config = config_for(finished.result.config, loaded, positions="last")
+    if name == "snippet":
+        assert export(config, name, target(tmp_path, name), loaded).gap < 1e-4
+    else:
+        with pytest.raises(ExportRefused, match="steers every position, but this strength was"):
+            export(config, name, target(tmp_path, name), loaded)
+
+
+@pytest.mark.parametrize("architecture", ["llama"], indirect=True)
+def test_block_0_has_no_direction_in_a_control_vector(finished, loaded, tmp_path):
+    config = config_for(finished.result.config, loaded, layer=0)
+    with pytest.raises(ExportRefused, match="counts blocks from 1, so block 0 has no direction"):
+        export(config, "gguf", tmp_path / "v.gguf", loaded)
+    assert export(config, "easysteer", tmp_path / "e", loaded).gap < 1e-4
+
+
+WRONG = {
+    "off by one": (LAYER + 1, STRENGTH, False),
+    "opposite sign": (LAYER, -STRENGTH, False),
+    "other scale": (LAYER, 1.1 * STRENGTH, False),
+    "last position only": (LAYER, STRENGTH, True),
+}
+
+
+@pytest.mark.parametrize("architecture", ["llama"], indirect=True)
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("wrong", WRONG)
+def test_every_way_of_going_wrong_is_caught_and_nothing_is_kept(
+    wrong, name, finished, loaded, tmp_path
+):
+    """The consumer does one thing, and the reference was recorded with another."""
+    config = config_for(finished.result.config, loaded, recorded=WRONG[wrong])
+    with pytest.raises(VerificationFailed, match="must reproduce the reference"):
+        export(config, name, target(tmp_path, name), loaded)
+    assert list(tmp_path.iterdir()) == []
+    assert not any(module._forward_hooks for module in loaded.model.modules())
+    export(config, name, target(tmp_path, name), loaded, check=False)
+
+
+@pytest.mark.parametrize("architecture", ["llama"], indirect=True)
+def test_a_control_vector_is_what_llama_cpp_wants(loaded, config, tmp_path):
+    export(config, "gguf", tmp_path / "v.gguf", loaded)
+    reader = gguf.GGUFReader(tmp_path / "v.gguf")
+    text = {
+        name: str(field.contents())
+        for name, field in reader.fields.items()
+        if field.types == [gguf.GGUFValueType.STRING]
+    }
+    assert text["general.architecture"] == "controlvector"
+    assert text["controlvector.model_hint"] == "llama"
+    assert text["glp.positions"] == "all"
+    (tensor,) = reader.tensors
+    assert (tensor.name, tensor.tensor_type.name) == (f"direction.{LAYER}", "F32")
+    expected = STRENGTH * config.steering_vector.values.numpy()
+    assert np.array(tensor.data) == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_is_no_control_vector_is_named(tmp_path):
+    (tmp_path / "x.gguf").write_text("nothing")
+    with pytest.raises(ArtefactError, match="must be a GGUF file"):
+        read_directions(tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize("architecture", ["gpt2"], indirect=True)
+def test_the_harness_can_load_its_file_without_unpickling(loaded, config, tmp_path):
+    export(config, "lm-eval", tmp_path / "v.pt", loaded)
+    ((name, one),) = torch.load(tmp_path / "v.pt", weights_only=True).items()
+    assert name == f"h.{LAYER}"
+    assert set(one) == {"steering_vector", "steering_coefficient", "action", "bias", "head_index"}
+    with pytest.raises(ArtefactError, match=r"--to must end in \.pt"):
+        export(config, "lm-eval", tmp_path / "v.bin", loaded)
+
+
+@pytest.mark.parametrize("architecture", ["llama"], indirect=True)
+def test_the_snippet_runs_by_itself(loaded, config, tmp_path):
+    loaded.model.save_pretrained(tmp_path / "model")
+    loaded.tokenizer.save_pretrained(tmp_path / "model")
+    export(config, "snippet", tmp_path / "code", loaded)
+    path = tmp_path / "code" / "steer.py"
+    place = repr(str(tmp_path / "model"))
+    path.write_text(path.read_text().replace("'LlamaForCausalLM'", place, 1))
+    command = [sys.executable, str(path), "sun laugh"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) <= set(tiny.VOCABULARY)
+
+
+@pytest.mark.parametrize("architecture", ["llama"], indirect=True)
+def test_an_adapted_model_and_an_unknown_format_are_refused(loaded, config, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    wrapped = get_peft_model(loaded.model, LoraConfig(task_type="CAUSAL_LM", r=1))
+    with pytest.raises(ExportRefused, match="carries an adapter already; merge it"):
+        export(config, "peft", tmp_path / "out", load_model(wrapped, tiny.tokenizer()))
+    with pytest.raises(InputError, match=r"--format must be one of gguf, .*did you mean peft"):
+        export(config, "pfet", tmp_path / "out", loaded)
+
+
+@pytest.mark.parametrize("architecture", ["llama"], indirect=True)
+def test_the_adapter_holds_the_bias_and_nothing_else(loaded, config, tmp_path):
+    export(config, "peft", tmp_path / "out", loaded)
+    tensors = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    nonzero = [name for name, tensor in tensors.items() if tensor.any()]
+    assert nonzero == [f"base_model.model.model.layers.{LAYER}.mlp.down_proj.lora_B.bias"]

@@ -1,0 +1,167 @@
+"""llama.cpp itself, PEFT and folded checkpoints serve a config, and ΔCE is measured in each."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+import tiny
+import torch
+from test_export import LAYER, config_for
+
+from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
+from calibrate.errors import ExportRefused, InputError
+from calibrate.export import export
+from calibrate.export.control_vector import read_directions
+from calibrate.llama_cpp import LlamaCpp, is_installed
+from calibrate.model import borrowed
+from calibrate.stacks import STACKS, check_stack, rise_in, serving
+
+needs_llama_cpp = pytest.mark.skipif(not is_installed(), reason="xllamacpp is not installed")
+
+
+def interleaved(weight, heads):
+    """Rows of a query or key projection in the order llama.cpp rotates them in."""
+    rows, columns = weight.shape
+    halves = weight.reshape(heads, 2, rows // heads // 2, columns)
+    return halves.swapaxes(1, 2).reshape(rows, columns)
+
+
+def write_gguf(path, model):
+    """A random Llama as the GGUF file llama.cpp loads, F32, without a tokenizer."""
+    config, weights = model.config, {k: v.float().numpy() for k, v in model.state_dict().items()}
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("no_vocab")
+    names = {
+        "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+        "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+    }  # fmt: skip
+    writer.add_tensor("token_embd.weight", weights["model.embed_tokens.weight"])
+    writer.add_tensor("output_norm.weight", weights["model.norm.weight"])
+    writer.add_tensor("output.weight", weights["lm_head.weight"])
+    for layer in range(config.num_hidden_layers):
+        for ours, theirs in names.items():
+            weight = weights[f"model.layers.{layer}.{ours}.weight"]
+            if theirs == "attn_q":
+                weight = interleaved(weight, config.num_attention_heads)
+            if theirs == "attn_k":
+                weight = interleaved(weight, config.num_key_value_heads)
+            writer.add_tensor(f"blk.{layer}.{theirs}.weight", weight)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return tiny.loaded("llama")
+
+
+@pytest.fixture(scope="module")
+def model_gguf(loaded, tmp_path_factory):
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    write_gguf(path, loaded.model)
+    return path
+
+
+@pytest.fixture(scope="module")
+def config(finished, loaded):
+    return config_for(finished.result.config, loaded)
+
+
+def log_probs(logits):
+    return torch.log_softmax(torch.from_numpy(logits).float(), dim=-1)
+
+
+@needs_llama_cpp
+def test_llama_cpp_computes_what_transformers_does(loaded, model_gguf):
+    ids = [7, 12, 20, 9, 30, 6, 11]
+    with LlamaCpp(model_gguf) as engine, borrowed(loaded):
+        expected = loaded.model(input_ids=torch.tensor([ids])).logits[0]
+        assert log_probs(engine.logits(ids)).numpy() == pytest.approx(
+            torch.log_softmax(expected, -1).numpy(), abs=1e-4
+        )
+        assert engine.logits(ids[:3]).shape == (3, loaded.vocabulary_size)
+        following = engine.logits(ids[3:], after=3)
+        assert following == pytest.approx(engine.logits(ids)[3:], abs=1e-4)
+        shape = (engine.num_layers, engine.hidden_size, engine.vocabulary_size)
+    assert shape == (loaded.num_layers, loaded.hidden_size, loaded.vocabulary_size)
+
+
+@needs_llama_cpp
+def test_llama_cpp_reproduces_the_reference_with_the_exported_file(
+    loaded, config, model_gguf, tmp_path
+):
+    export(config, "gguf", tmp_path / "v.gguf", loaded)
+    directions = read_directions(tmp_path / "v.gguf")
+    reference = config.reference
+    wrong = {
+        "off by one": {LAYER + 1: directions[LAYER]},
+        "opposite sign": {LAYER: -directions[LAYER]},
+        "other scale": {LAYER: 1.5 * directions[LAYER]},
+    }
+    with LlamaCpp(model_gguf) as engine:
+
+        def gap(steering):
+            engine.steer(steering)
+            found = log_probs(engine.logits(reference.input_ids))[-1][reference.token_ids]
+            return float((found - torch.tensor(reference.log_probs)).abs().max())
+
+        assert gap(directions) < 1e-4
+        assert min(gap(steering) for steering in wrong.values()) > 0.02
+        assert gap(None) > 0.02
+        assert gap(directions) < 1e-4
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_delta_ce_in_every_stack_is_what_it_is_here(name, loaded, config, model_gguf, sequences):
+    if name == "llama.cpp" and not is_installed():
+        pytest.skip("xllamacpp is not installed")
+    done = config.intervention
+    with borrowed(loaded):
+        run = run_unsteered(loaded, Corpus(tuple(sequences), self_sampled=True), [done.layer])
+        values = config.steering_vector.values
+        here = delta_ce(loaded, run, values, done.layer, done.strength)
+    with serving(name, config, loaded, model_gguf) as stack:
+        there = rise_in(stack, sequences)
+    assert there.sums == pytest.approx(here.sums, abs=1e-3)
+    assert np.array_equal(there.counts, here.counts)
+    assert not any(module._forward_hooks for module in loaded.model.modules())
+
+
+def test_a_stack_is_judged_by_the_configs_own_budget(finished):
+    loaded = tiny.loaded("gpt2")
+    check = check_stack(finished.directory, loaded, "folded")
+    recorded = finished.result.config.measured.delta_ce
+    assert check.passed
+    assert check.name == "budget in folded"
+    assert f"ΔCE {recorded.value:.4f}" in check.found
+
+
+def test_what_a_stack_cannot_do_is_refused_with_the_way_out(finished, loaded, config):
+    with (
+        pytest.raises(InputError, match=r"--against must be one of llama\.cpp, .*mean peft"),
+        serving("pfet", config, loaded),
+    ):
+        pass
+    with (
+        pytest.raises(InputError, match="as a GGUF file; name it with --gguf FILE"),
+        serving("llama.cpp", config, loaded),
+    ):
+        pass
+    last = config_for(finished.result.config, loaded, positions="last")
+    with pytest.raises(ExportRefused, match="steers every position"), serving("peft", last, loaded):
+        pass
