@@ -31,7 +31,7 @@ from calibrate.presence import require_headroom
 from calibrate.progress import SILENT, Progress
 from calibrate.ranking import BlockRank, carried_blocks, rank_blocks
 from calibrate.replies import UnsteeredReplies, build_corpora, sample_unsteered
-from calibrate.search import SearchObjective, rung_sizes
+from calibrate.search import FIRST_PART, SearchObjective, rung_sizes
 from calibrate.settings import Settings
 from calibrate.shared_study import StudyStore, act_once
 from calibrate.study import run_study
@@ -174,7 +174,7 @@ def calibrate(
             ranks, layers = _blocks(loaded, corpora["search"], splits, vectors, ahead, settings)
 
         with ledger.stage("pilot"):
-            parts = rung_sizes(len(corpora["search"].sequences))
+            parts = rung_sizes(len(corpora["search"].sequences), FIRST_PART)
             run = run_unsteered(loaded, corpora["search"], layers, parts)
             tokens = _concept_tokens(loaded, splits["vector"], replies)
             pilots = run_pilots(loaded, run, [vectors[i] for i in layers], tokens, settings)

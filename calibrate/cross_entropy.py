@@ -99,6 +99,11 @@ class UnsteeredRun:
     batches: tuple[UnsteeredBatch, ...]
     parts: tuple[UnsteeredRun, ...] = ()
 
+    @property
+    def first(self) -> UnsteeredRun:
+        """The first part, or all of it where there are none."""
+        return self.parts[0] if self.parts else self
+
 
 def run_unsteered(
     loaded: LoadedModel, corpus: Corpus, layers: Sequence[int], part_sizes: Sequence[int] = ()

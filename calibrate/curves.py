@@ -17,6 +17,7 @@ from calibrate.pilot import concept_token_ids
 from calibrate.progress import SILENT, Progress
 from calibrate.replies import build_corpora, sample_unsteered
 from calibrate.schema import ModelSection, Section
+from calibrate.search import FIRST_PART, rung_sizes
 from calibrate.settings import Settings
 from calibrate.vector import concept_vectors
 
@@ -77,7 +78,8 @@ def measure_laws(
         with ledger.stage("unsteered replies"):
             replies = sample_unsteered(loaded, prompt_texts, settings, splits=("search",))
             search = build_corpora(loaded, replies, corpus_texts)["search"]
-            run = run_unsteered(loaded, search, chosen)
+            parts = rung_sizes(len(search.sequences), FIRST_PART)
+            run = run_unsteered(loaded, search, chosen, parts)
         with ledger.stage("steering vectors"):
             vectors = concept_vectors(loaded, texts, settings)
             again = [

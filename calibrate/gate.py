@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 
-from calibrate.completions import sample
+from calibrate.completions import Request, sample
 from calibrate.concept import read_lines
 from calibrate.config import SteeringConfig, load
 from calibrate.cost import Ledger
@@ -30,7 +30,7 @@ from calibrate.errors import AlteredError, InputError
 from calibrate.estimate import RatioEstimate
 from calibrate.evidence import Evidence
 from calibrate.model import borrowed
-from calibrate.presence import measure_presence, read
+from calibrate.presence import measure_presence
 from calibrate.progress import SILENT, Progress
 from calibrate.replies import VERIFY_COMPLETIONS, corpus_texts
 from calibrate.residual import Positions
@@ -317,17 +317,9 @@ def check_presence(
     prompts = [encode_prompt(loaded, text) for text in evidence.splits.prompts["verify"]]
     sampling, seed = _sampling(config)
     done = config.intervention
-    plain = read(reader, sample(loaded, prompts, sampling, seed, VERIFY_COMPLETIONS))
-    steered = measure_presence(
-        loaded,
-        reader,
-        prompts,
-        sampling,
-        seed,
-        VERIFY_COMPLETIONS,
-        steering=config.steer(loaded),
-        share_prefix=done.positions == "all",
-    )
+    push = config.steering_vector.push(done.strength, done.positions)
+    requests = [Request(prompts, VERIFY_COMPLETIONS, by) for by in (None, push)]
+    plain, steered = measure_presence(loaded, reader, requests, sampling, seed)
     yield _moved(config, steered.estimate.difference(plain.estimate))
 
 

@@ -150,8 +150,8 @@ def oversteered_replies(
     seed: int,
 ) -> tuple[Completion, ...]:
     """What is left of replies when the vector drowns the residual stream."""
-    steering = vector.apply(loaded.blocks, sign * OVERSTEERED / vector.relative(1.0))
-    return sample(loaded, prompts, sampling, seed, steering=steering)
+    push = vector.push(sign * OVERSTEERED / vector.relative(1.0))
+    return sample(loaded, prompts, sampling, seed, push=push)
 
 
 def _reader(
@@ -203,7 +203,7 @@ def _plain_examples(
 
 def _written(texts: Texts) -> list[Example]:
     return [
-        Example(text.text, positive, "written", text.group or text.text)
+        Example(text.text, positive, "written", text.group or text.text, text.prompt is None)
         for positive, group in ((True, texts.positives), (False, texts.negatives))
         for text in group
     ]

@@ -1,11 +1,14 @@
 """Pilot passes: the few measurements from which the laws predict everything else.
 
-1. one derivative gives every token's log-odds M = ∂logit/∂α (`calibrate.log_odds`), and
-   with them the curvature, the slope, the plateau, and how fast the concept's tokens gain;
-2. one pass at the strength where these alone would spend the budget gives the saturation;
-3. passes at the strength the law then names test the law and tighten it, until two
-   successive answers agree within TOLERANCE, or MAX_PASSES have been spent. The laws go through
-   the pass nearest to the budget, so that what their form misses elsewhere does not matter there.
+1. one derivative on the first sequences gives every token's log-odds M = ∂logit/∂α
+   (`calibrate.log_odds`), and with them the curvature, the slope, the plateau, and how fast the
+   concept's tokens gain;
+2. one pass over all sequences at the strength where these alone would spend the budget gives the
+   saturation, and the law names another strength. Where it lies CLOSE, the law's exponent is known
+   well enough to go there unseen: an error of a twentieth of it moves the strength by CLOSE/20.
+   Otherwise a pass there comes next, until MAX_PASSES have been spent. The laws go through the pass
+   nearest to the budget, so that what their form misses elsewhere does not matter there;
+3. one pass over the first sequences, at less of the strength, tests the form of the laws.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from scipy.stats import t as student
 
 from calibrate.cross_entropy import Steered, UnsteeredRun, measure_steered
 from calibrate.errors import Infeasible
-from calibrate.estimate import Interval
+from calibrate.estimate import Interval, RatioEstimate
 from calibrate.laws import CrossEntropyLaw, Goodness, MassLaw, judge_mass, judge_rise
 from calibrate.log_odds import LogOdds, measure_log_odds
 from calibrate.residual import Positions
@@ -34,8 +37,9 @@ from calibrate.vector import SteeringVector
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
 
-TOLERANCE = 0.005  # relative change of α_B below which no further pass is made
-MAX_PASSES = 3  # pilot strengths beyond the derivative
+CLOSE = 0.03  # relative change of α_B below which no further pass is made
+MAX_PASSES = 3  # pilot strengths over all sequences, beyond the derivative and the test
+TEST_SHARE = 0.75  # of α_B, at which the laws are tested
 RESAMPLES = 1000  # bootstrap resamples of the sequences, for intervals and standard errors
 PEAK_REACH = 5.0  # how many α_B far the peak of the concept's mass is looked for
 TYPICAL_LIFT = 3.0  # how much more often a concept's token stands in positive texts
@@ -43,7 +47,10 @@ TYPICAL_LIFT = 3.0  # how much more often a concept's token stands in positive t
 
 @dataclass(frozen=True)
 class PilotPoint:
-    """One pilot pass: its strength, ΔCE in nats per token, and the mass of concept tokens."""
+    """One pilot pass: its strength, ΔCE in nats per token, and the mass of concept tokens.
+
+    The mass is that in the first sequences, on which the log-odds were measured.
+    """
 
     strength: float
     delta_ce: float
@@ -60,8 +67,7 @@ class Pilot:
     law: ΔCE as a function of strength, through the pass nearest to the budget.
     mass_law: mass of the concept's tokens as a function of strength, through the same pass.
     errors, mass_errors: standard errors of the laws' parameters, by name.
-    rise_goodness, mass_goodness: how the laws did at the last strength they had not been fitted
-        on.
+    rise_goodness, mass_goodness: how the laws did at the test's strength, on the first sequences.
     strength_at_budget: α_B with its interval over resampled sequences.
     points: every pilot pass. n_sequences: how many sequences they ran on.
     contexts: the law of single tokens in some of the corpus's contexts, before any saturation.
@@ -136,7 +142,7 @@ def run_pilot(
     concept_tokens: ids of tokens typical of the concept (`concept_token_ids`).
     Raises: Infeasible if the plateau lies below the budget, so that no strength spends it.
     """
-    odds = measure_log_odds(loaded, run, vector, concept_tokens, positions)
+    odds = measure_log_odds(loaded, run.first, vector, concept_tokens, positions)
     return fit_pilot(loaded, run, vector, odds, concept_tokens, settings, positions)
 
 
@@ -151,30 +157,33 @@ def fit_pilot(
 ) -> Pilot:
     """Spend the pilot's passes, given the log-odds, in the direction of the goal.
 
+    odds: measured on `run.first`.
     Raises: Infeasible as `run_pilot` does.
     """
     budget, sign = settings.ce_budget, settings.sign
-    law, mass_law = odds.law(sign), odds.mass_law()
+
+    def steered_at(strength: float, part: UnsteeredRun) -> Steered:
+        return measure_steered(
+            loaded, part, vector.values, vector.layer, strength, positions, concept_tokens
+        )
+
+    law = odds.law(sign)
     strength = law.invert(budget, sign)
     measured: list[tuple[float, Steered]] = []
-    for _ in range(MAX_PASSES):
+    settled = False
+    while not settled and len(measured) < MAX_PASSES:
         _require_finite(strength, law, budget, vector)
-        steered = measure_steered(
-            loaded, run, vector.values, vector.layer, strength, positions, concept_tokens
-        )
-        rise, mass = steered.rise.value, steered.mass.value
-        rise_goodness = judge_rise([strength], [float(law.predict(strength))], [rise])
-        mass_goodness = judge_mass([strength], [float(mass_law.predict(strength))], [mass])
-        measured.append((strength, steered))
-        law, mass_law = _fitted(odds, _nearest(measured, budget), sign, np.ones_like(odds.counts))
+        measured.append((strength, steered_at(strength, run)))
+        law, mass_law = _fitted(odds, _nearest(measured, budget), sign)
         named = law.invert(budget, sign)
-        settled = abs(named / strength - 1) < TOLERANCE
+        settled = abs(named / strength - 1) < CLOSE
         strength = named
-        if settled:
-            break
     _require_finite(strength, law, budget, vector)
-    laws = _resampled(odds, _nearest(measured, budget), settings)
-    tail = _tail(len(odds.counts), settings.confidence)
+    nearest = _nearest(measured, budget)
+    test = TEST_SHARE * strength
+    goodness = _tested(odds, nearest, test, steered_at(test, run.first), sign)
+    laws = _resampled(odds, nearest, settings)
+    tail = _tail(len(run.corpus.sequences), settings.confidence)
     low, high = np.quantile([one.invert(budget, sign) for one, _ in laws], [tail, 1 - tail])
     return Pilot(
         vector=vector,
@@ -183,13 +192,14 @@ def fit_pilot(
         mass_law=mass_law,
         errors=_standard_errors([one for one, _ in laws]),
         mass_errors=_standard_errors([one for _, one in laws]),
-        rise_goodness=rise_goodness,
-        mass_goodness=mass_goodness,
+        rise_goodness=goodness[0],
+        mass_goodness=goodness[1],
         strength_at_budget=Interval(strength, float(low), float(high)),
         points=tuple(
-            PilotPoint(at, steered.rise.value, steered.mass.value) for at, steered in measured
+            PilotPoint(at, steered.rise.value, _first(steered.mass, odds).value)
+            for at, steered in measured
         ),
-        n_sequences=len(odds.counts),
+        n_sequences=len(run.corpus.sequences),
         contexts=odds.tokens,
         concept_tokens=tuple(concept_tokens),
     )
@@ -246,19 +256,45 @@ def _require_finite(
 
 
 def _fitted(
-    odds: LogOdds,
-    nearest: tuple[float, Steered],
-    sign: int,
-    weights: np.ndarray,
+    odds: LogOdds, nearest: tuple[float, Steered], sign: int, weights: np.ndarray | None = None
 ) -> tuple[CrossEntropyLaw, MassLaw]:
-    """Both laws through one pass, its sequences weighted as the log-odds' are."""
+    """Both laws through one pass; the mass's through what it found in the first sequences.
+
+    weights: how often each sequence counts; once each if None.
+    """
     strength, steered = nearest
-    total = weights @ odds.counts
-    rise, mass = (float(one.sums @ weights / total) for one in (steered.rise, steered.mass))
+    weights = np.ones(len(steered.rise.counts)) if weights is None else weights
+    first = weights[: len(odds.counts)]
+    if not first.any():  # a resample without any of the first sequences knows no derivative
+        first = np.ones_like(first)
+    rise = float(weights @ steered.rise.sums / (weights @ steered.rise.counts))
+    mass = float(first @ _first(steered.mass, odds).sums / (first @ odds.counts))
     return (
-        odds.law(sign, weights).through(strength, rise),
-        odds.mass_law(weights).through(strength, mass),
+        odds.law(sign, first).through(strength, rise),
+        odds.mass_law(first).through(strength, mass),
     )
+
+
+def _tested(
+    odds: LogOdds, nearest: tuple[float, Steered], test: float, found: Steered, sign: int
+) -> tuple[Goodness, Goodness]:
+    """Both laws, fitted to the first sequences alone, against what these do at the test."""
+    strength, steered = nearest
+    alone = (
+        strength,
+        Steered(_first(steered.rise, odds), _first(steered.mass, odds), steered.watched),
+    )
+    law, mass_law = _fitted(odds, alone, sign)
+    return (
+        judge_rise([test], [float(law.predict(test))], [found.rise.value]),
+        judge_mass([test], [float(mass_law.predict(test))], [found.mass.value]),
+    )
+
+
+def _first(estimate: RatioEstimate, odds: LogOdds) -> RatioEstimate:
+    """An estimate over all sequences, reduced to those of the log-odds."""
+    n = len(odds.counts)
+    return RatioEstimate(estimate.sums[:n], estimate.counts[:n])
 
 
 def _resampled(
@@ -266,7 +302,7 @@ def _resampled(
 ) -> list[tuple[CrossEntropyLaw, MassLaw]]:
     """The laws of RESAMPLES bootstrap resamples of the sequences."""
     rng = np.random.default_rng(settings.seed)
-    n = len(odds.counts)
+    n = len(nearest[1].rise.counts)
     draws = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float)
     return [_fitted(odds, nearest, settings.sign, weights) for weights in draws]
 

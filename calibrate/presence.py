@@ -8,18 +8,16 @@ Judges read finished text, never the activations that were shifted, so they cann
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calibrate.completions import Completion, sample
+from calibrate.completions import Completion, Request, sample_all
 from calibrate.errors import Infeasible
 from calibrate.estimate import RatioEstimate
 from calibrate.replies import UnsteeredReplies
 from calibrate.settings import Sampling, Settings
-from calibrate.tokens import Prompt
 from probes import Reader
 
 if TYPE_CHECKING:
@@ -40,16 +38,12 @@ class Presence:
 def measure_presence(
     loaded: LoadedModel,
     reader: Reader,
-    prompts: Sequence[Prompt],
+    requests: Sequence[Request],
     sampling: Sampling,
     seed: int,
-    per_prompt: int = 1,
-    steering: AbstractContextManager[None] | None = None,
-    share_prefix: bool = True,
-) -> Presence:
-    """Sample replies under `steering`, then have them read without it."""
-    completions = sample(loaded, prompts, sampling, seed, per_prompt, steering, share_prefix)
-    return read(reader, completions)
+) -> list[Presence]:
+    """Sample what is requested, all together, then have it read by the unsteered model."""
+    return [read(reader, replies) for replies in sample_all(loaded, requests, sampling, seed)]
 
 
 def read(reader: Reader, completions: Sequence[Completion]) -> Presence:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
-from calibrate.completions import sample
+from calibrate.completions import Completion, Request, sample_all
 from calibrate.cost import Meter
 from calibrate.cross_entropy import UnsteeredRun, delta_ce
 from calibrate.estimate import RatioEstimate
@@ -16,24 +16,25 @@ from calibrate.fluency import Fluency, measure_fluency
 from calibrate.pilot import Pilot
 from calibrate.replies import UnsteeredReplies
 from calibrate.settings import Settings
-from calibrate.study import Replied
+from calibrate.study import SUGGESTED_SHARE, Replied
 from probes import Reader
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
 
-FIRST_RUNG = 24  # prompts, or sequences, of the first rung; every later one doubles the total
+FIRST_RUNG = 24  # prompts of the first rung; every later one doubles the total
+FIRST_PART = 16  # sequences of a corpus's first part, on which the pilot's derivatives are taken
 CLEAR = 0.99  # confidence at which ΔCE is clearly within or beyond the budget
 
 
-def rung_sizes(total: int) -> tuple[int, ...]:
-    """Cut a total into rungs: FIRST_RUNG first, each of the others as large as all before it.
+def rung_sizes(total: int, first: int = FIRST_RUNG) -> tuple[int, ...]:
+    """Cut a total into rungs: `first` first, each of the others as large as all before it.
 
     The last may be up to half larger, so that no small rest is left.
     """
     sizes: list[int] = []
     while sum(sizes) < total:
-        wanted = sum(sizes) or FIRST_RUNG
+        wanted = sum(sizes) or first
         rest = total - sum(sizes)
         sizes.append(rest if rest < 1.5 * wanted else wanted)
     return tuple(sizes)
@@ -84,18 +85,17 @@ class SearchObjective:
     def replies(self, site: str, strength: float, rung: int) -> Replied:
         """Read one reply to each search prompt of a rung.
 
-        They are sampled with the noise of every other trial.
+        They are sampled with the noise of every other trial. The first rung of all sites at the
+        share the laws suggest is sampled in one go, since large batches cost least.
         """
-        pilot, prompts = self.pilots[site], self.rungs[rung]
-        drawn = sample(
-            self.loaded,
-            self.unsteered.prompts["search"][prompts],
-            self.settings.sampling,
-            self.settings.seed,
-            steering=pilot.vector.apply(self.loaded.blocks, strength, pilot.positions),
-            share_prefix=pilot.positions == "all",
-        )
-        replies = [replace(one, prompt_index=one.prompt_index + prompts.start) for one in drawn]
+        trial = site, strength
+        if rung == 0 and trial in self._suggested and trial not in self._ahead:
+            ahead = self._suggested[self._suggested.index(trial) :]
+            self._ahead.update(self._sampled(ahead, rung))
+        if rung == 0 and trial in self._ahead:
+            replies = self._ahead[trial]
+        else:
+            replies = self._sampled([trial], rung)[trial]
         scores = self.reader.read([one.text for one in replies])
         by_prompt = {
             one.prompt_index: float(score) for one, score in zip(replies, scores, strict=True)
@@ -103,6 +103,37 @@ class SearchObjective:
         if self.settings.max_fluency_drop is None:
             return Replied(by_prompt)
         return Replied(by_prompt, measure_fluency(self.loaded, replies).drop_from(self._fluency))
+
+    def _sampled(
+        self, trials: Sequence[tuple[str, float]], rung: int
+    ) -> dict[tuple[str, float], list[Completion]]:
+        """Replies to the prompts of a rung, at several sites and strengths."""
+        prompts = self.rungs[rung]
+        requests = [
+            Request(
+                self.unsteered.prompts["search"][prompts],
+                push=self.pilots[site].vector.push(strength, self.pilots[site].positions),
+            )
+            for site, strength in trials
+        ]
+        drawn = sample_all(self.loaded, requests, self.settings.sampling, self.settings.seed)
+        return {
+            trial: [replace(one, prompt_index=one.prompt_index + prompts.start) for one in replies]
+            for trial, replies in zip(trials, drawn, strict=True)
+        }
+
+    @cached_property
+    def _suggested(self) -> list[tuple[str, float]]:
+        """The trials the laws suggest, in the order they are run."""
+        return [
+            (site, SUGGESTED_SHARE * pilot.strength_at_budget.value)
+            for site, pilot in self.pilots.items()
+        ]
+
+    @cached_property
+    def _ahead(self) -> dict[tuple[str, float], list[Completion]]:
+        """Replies of the first rung that were sampled before their trial was run."""
+        return {}
 
     @cached_property
     def _fluency(self) -> Fluency:

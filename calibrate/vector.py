@@ -23,6 +23,7 @@ from calibrate.replies import random_negatives
 from calibrate.residual import (
     Pooling,
     Positions,
+    Push,
     add_everywhere,
     add_last,
     edited,
@@ -63,6 +64,10 @@ class SteeringVector:
         """Return a vector of the same norm at the same block, in a random direction."""
         noise = torch.randn(self.values.shape, generator=torch.Generator().manual_seed(seed))
         return replace(self, values=noise * (self.norm / noise.norm()))
+
+    def push(self, strength: float, positions: Positions = "all") -> Push:
+        """What adds `strength · v` after this vector's block to replies that are generated."""
+        return Push(strength * self.values, self.layer, positions)
 
     @contextmanager
     def apply(

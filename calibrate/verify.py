@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
+from calibrate.completions import Request
 from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
 from calibrate.errors import Infeasible
 from calibrate.estimate import RatioEstimate
@@ -257,20 +258,19 @@ def verify(
     )
     baseline = read(reader, replies.completions["verify"])
 
-    def steered(by: SteeringVector, per_prompt: int) -> Presence:
-        steering = by.apply(loaded.blocks, budget.strength, positions)
-        return measure_presence(
-            loaded,
-            reader,
-            replies.prompts["verify"],
-            settings.sampling,
-            settings.seed,
-            per_prompt,
-            steering=steering,
-            share_prefix=positions == "all",
-        )
-
-    presence = steered(vector, VERIFY_COMPLETIONS)
+    prompts = replies.prompts["verify"]
+    other = vector.random_like(settings.seed)
+    presence, random_vector, asked = measure_presence(
+        loaded,
+        reader,
+        [
+            Request(prompts, VERIFY_COMPLETIONS, vector.push(budget.strength, positions)),
+            Request(prompts, 1, other.push(budget.strength, positions)),
+            Request(asked_prompts(loaded, prompts, reader.concept, settings.goal == "increase")),
+        ],
+        settings.sampling,
+        settings.seed,
+    )
     require_replies(presence)
     change = require_effect(presence, baseline, settings)
     fluency = measure_fluency(loaded, presence.completions[::VERIFY_COMPLETIONS])
@@ -287,23 +287,14 @@ def verify(
         presence=presence,
         baseline=baseline,
         change=change,
-        random_vector=steered(vector.random_like(settings.seed), 1).estimate,
-        prompt_only=_asked_presence(loaded, reader, replies, settings).estimate,
+        random_vector=random_vector.estimate,
+        prompt_only=asked.estimate,
         fluency=fluency,
         fluency_baseline=fluency_baseline,
         fluency_drop=drop,
         audit=audited,
         reference=_reference(loaded, vector, budget.strength, positions, replies),
     )
-
-
-def _asked_presence(
-    loaded: LoadedModel, reader: Reader, replies: UnsteeredReplies, settings: Settings
-) -> Presence:
-    prompts = asked_prompts(
-        loaded, replies.prompts["verify"], reader.concept, settings.goal == "increase"
-    )
-    return measure_presence(loaded, reader, prompts, settings.sampling, settings.seed)
 
 
 def _reference(

@@ -20,12 +20,14 @@ class Example:
         shown written ones; `asked`, its replies when told in plain words what to express; `own`,
         its plain unsteered replies; `degenerate`, broken text.
     group: examples of one group (a prompt, a matched pair) share a cross-validation fold.
+    bare: whether it is a written text that replies to nothing.
     """
 
     text: str
     positive: bool
     kind: Kind
     group: str
+    bare: bool = False
 
 
 def degenerate_examples(

@@ -2,7 +2,9 @@
 
 Every label weighs the same, and within a label every kind of example does: a model's own
 replies may outnumber the written texts without outvoting them. Probabilities are then
-calibrated (Platt, 1999) on out-of-fold scores, and the calibration folded into the weights.
+calibrated (Platt, 1999) on out-of-fold scores, and the calibration folded into the weights: on
+replies, where there are any of either label, since replies are what will be judged, and bare
+statements are harder to tell.
 """
 
 from __future__ import annotations
@@ -101,9 +103,11 @@ class _Data:
     labels: np.ndarray  # (n_examples,), 0 or 1
     weights: np.ndarray  # (n_examples,), mean 1
     groups: np.ndarray  # (n_examples,)
+    bare: np.ndarray  # (n_examples,), whether it replies to nothing
 
     def take(self, rows: np.ndarray) -> _Data:
-        return _Data(self.features[rows], self.labels[rows], self.weights[rows], self.groups[rows])
+        parts = (self.features, self.labels, self.weights, self.groups, self.bare)
+        return _Data(*(part[rows] for part in parts))
 
 
 def _data(examples: Sequence[Example], features: np.ndarray) -> _Data:
@@ -112,6 +116,7 @@ def _data(examples: Sequence[Example], features: np.ndarray) -> _Data:
         np.array([int(example.positive) for example in examples]),
         example_weights(examples),
         np.array([example.group for example in examples]),
+        np.array([example.bare for example in examples]),
     )
 
 
@@ -146,11 +151,15 @@ def _platt(scores: np.ndarray, data: _Data) -> tuple[float, float]:
     Labels are smoothed as Platt does, to (N₊ + 1)/(N₊ + 2) and 1/(N₋ + 2): scores that separate
     few examples perfectly are no reason for certainty, and the slope stays finite.
     """
-    negatives, positives = np.bincount(data.labels, minlength=2)
-    likely = np.where(data.labels == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+    replies = np.flatnonzero(~data.bare)
+    if len(set(data.labels[replies])) == 2:
+        scores, data = scores[replies], data.take(replies)
+    counts = np.bincount(data.labels, minlength=2)
+    weights = data.weights / np.bincount(data.labels, data.weights)[data.labels]  # labels alike
+    likely = np.where(data.labels == 1, (counts[1] + 1) / (counts[1] + 2), 1 / (counts[0] + 2))
     regression = LogisticRegression(C=1e6).fit(
         np.concatenate([scores, scores])[:, None],
         np.repeat([1, 0], len(scores)),
-        sample_weight=np.concatenate([data.weights * likely, data.weights * (1 - likely)]),
+        sample_weight=len(scores) * np.concatenate([weights * likely, weights * (1 - likely)]),
     )
     return float(regression.coef_[0, 0]), float(regression.intercept_[0])

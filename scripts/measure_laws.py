@@ -205,7 +205,7 @@ def run_groups(
 def measure_block(
     loaded: LoadedModel, corpus: str, concept: str, vector: SteeringVector, dealt: Dealt
 ) -> dict:
-    odds = measure_log_odds(loaded, dealt.own, vector, ())
+    odds = measure_log_odds(loaded, dealt.own.first, vector, ())
     pilots = {
         budget: fit_pilot(loaded, dealt.own, vector, odds, (), Settings(ce_budget=budget))
         for budget in BUDGETS

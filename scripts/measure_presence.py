@@ -21,6 +21,7 @@ from scipy.stats import spearmanr
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from calibrate import load_model
+from calibrate.completions import Request
 from calibrate.concept import Texts, built_in_concepts, read_concept, read_prompts
 from calibrate.cross_entropy import run_unsteered
 from calibrate.estimate import RatioEstimate
@@ -104,10 +105,11 @@ def interval(estimate: RatioEstimate) -> tuple[float, float, float]:
 
 def steered(bench: Bench, reader: Reader, vector: SteeringVector, strength: float) -> Presence:
     """Presence in one reply to each verification prompt."""
-    return measure_presence(
-        bench.loaded, reader, bench.replies.prompts["verify"], SETTINGS.sampling, SETTINGS.seed,
-        steering=vector.apply(bench.loaded.blocks, strength),
-    )  # fmt: skip
+    request = Request(bench.replies.prompts["verify"], 1, vector.push(strength))
+    (presence,) = measure_presence(
+        bench.loaded, reader, [request], SETTINGS.sampling, SETTINGS.seed
+    )
+    return presence
 
 
 def on_replies(bench: Bench, probe: Probe, splits: Mapping[str, Texts]) -> Quality:

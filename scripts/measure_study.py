@@ -30,6 +30,7 @@ from safetensors.numpy import load_file, save_file
 from scipy.stats import spearmanr
 
 from calibrate import calibrate, check_directory, load_model
+from calibrate.completions import Request
 from calibrate.concept import read_concept, read_prompts
 from calibrate.cross_entropy import delta_ce, run_unsteered
 from calibrate.estimate import RatioEstimate
@@ -111,10 +112,10 @@ def grid(concept: str, scratch: Path) -> dict[str, Any]:
         def cell(layer: int, share: float, strength: float) -> Cell:
             vector = vectors[layer]
             rise = delta_ce(loaded, run, vector.values, layer, strength)
-            presence = measure_presence(
-                loaded, reader, replies.prompts["search"], SETTINGS.sampling, SETTINGS.seed,
-                steering=vector.apply(loaded.blocks, strength),
-            )  # fmt: skip
+            request = Request(replies.prompts["search"], 1, vector.push(strength))
+            (presence,) = measure_presence(
+                loaded, reader, [request], SETTINGS.sampling, SETTINGS.seed
+            )
             change = presence.estimate.difference(baseline.estimate)
             return Cell(
                 layer, share, strength, rise.value, presence.estimate.value, change.standard_error

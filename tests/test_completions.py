@@ -8,8 +8,11 @@ import tiny
 import torch
 from scipy.stats import chisquare
 
-from calibrate import completions
-from calibrate.completions import draw, sample
+from calibrate import completions, decoding, drawing
+from calibrate.completions import Request, sample, sample_all
+from calibrate.drawing import draw
+from calibrate.model import borrowed
+from calibrate.residual import Push
 from calibrate.settings import Sampling
 from calibrate.tokens import encode_prompt
 
@@ -31,7 +34,7 @@ def nucleus(scores, sampling):
 @pytest.mark.parametrize("guess", [2, 1024])
 @pytest.mark.parametrize("sampling", [Sampling(1.0, 1.0), Sampling(0.7, 0.95), Sampling(1.3, 0.5)])
 def test_draws_follow_the_tempered_nucleus(sampling, guess, monkeypatch):
-    monkeypatch.setattr(completions, "NUCLEUS_GUESS", guess)
+    monkeypatch.setattr(drawing, "NUCLEUS_GUESS", guess)
     scores = 2 * torch.randn(30, generator=torch.Generator().manual_seed(0))
     n = 40_000
     drawn = draw(scores.repeat(n, 1), sampling, torch.arange(n) * 7919, step=3)
@@ -61,39 +64,104 @@ def test_a_reply_does_not_depend_on_the_batch_it_was_drawn_in(architecture):
     assert [c.sequence for c in together] == [c.sequence for c in alone]
 
 
+QUESTIONS = ("then", "with a stone", "and then two river")
+
+
+def pushes(loaded):
+    """Nothing, two pushes at one block, one at another, and one of the last position."""
+    generator = torch.Generator().manual_seed(1)
+    shift = torch.randn(loaded.hidden_size, generator=generator)
+    last = loaded.num_layers - 1
+    return [None, Push(0.3 * shift, 0), Push(-0.5 * shift, 0), Push(0.4 * shift, last),
+            Push(0.6 * shift, last, "last")]  # fmt: skip
+
+
 @pytest.mark.parametrize("architecture", tiny.CONFIGS)
 @pytest.mark.parametrize("window", [4096, 16])
-def test_sharing_a_prefix_changes_no_reply(architecture, window, monkeypatch):
-    """Not with different lengths of prompts, and not under steering of all positions."""
-    monkeypatch.setattr(completions, "WORTH_SHARING", 3)
+@pytest.mark.parametrize("sharing", [3, 1000])
+def test_rows_steered_in_their_own_ways_reply_as_they_would_alone(
+    architecture, window, sharing, monkeypatch
+):
+    """Whatever stands beside them, a prefix shared or not; a hook on rows alike is the oracle."""
+    monkeypatch.setattr(decoding, "WORTH_SHARING", sharing)
     loaded = tiny.loaded(architecture, chat=True)
     if getattr(loaded.model.config.get_text_config(), "sliding_window", None):
         loaded.model.config.get_text_config().sliding_window = window
-    questions = ("then", "with a stone", "and then two river")
-    prompts = [encode_prompt(loaded, f"the house sits {text}") for text in questions]
-    shift = torch.randn(loaded.hidden_size, generator=torch.Generator().manual_seed(1))
-    replies = {
-        share: sample(
-            loaded,
-            prompts,
-            SAMPLING,
-            seed=0,
-            per_prompt=4,
-            steering=tiny.hand_written_hook(loaded.blocks[0], 0.3 * shift),
-            share_prefix=share,
-        )
-        for share in (True, False)
-    }
-    assert replies[True] == replies[False]
+    prompts = [encode_prompt(loaded, f"the house sits {text}") for text in QUESTIONS]
+    requests = [Request(prompts, 2, push) for push in pushes(loaded)]
+    with borrowed(loaded):
+        together = sample_all(loaded, requests, SAMPLING, seed=0)
+        for push, found in zip(pushes(loaded), together, strict=True):
+            for index, prompt in enumerate(prompts):
+                hook = None
+                if push is not None:
+                    block = loaded.blocks[push.layer]
+                    hook = tiny.hand_written_hook(block, push.shift, push.positions == "last")
+                alone = sample(loaded, [prompt], SAMPLING, 0, per_prompt=2, steering=hook)
+                assert [one.sequence for one in alone] == [
+                    one.sequence for one in found if one.prompt_index == index
+                ]
+    assert not any(module._forward_hooks for module in loaded.model.modules())
 
 
-def test_a_shared_prefix_is_paid_for_once(loaded, monkeypatch):
-    monkeypatch.setattr(completions, "WORTH_SHARING", 3)
+def test_one_batch_takes_fewer_passes_than_one_a_strength(loaded, monkeypatch):
+    monkeypatch.setattr(decoding, "WORTH_SHARING", 3)
+    prompts = [encode_prompt(loaded, f"the house sits {text}") for text in QUESTIONS]
+    requests = [Request(prompts, 1, push) for push in pushes(loaded)]
+    passes = []
+    loaded.blocks[0].register_forward_hook(lambda *_: passes.append(1))
+    sample_all(loaded, requests, SAMPLING, seed=0)
+    assert len(passes) <= 1 + SAMPLING.max_new_tokens  # a pass over the prefix, and one a token
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
+def test_transformers_own_loop_says_the_same(architecture, monkeypatch):
+    """It is what models run whose state is no cache of keys and values."""
+    loaded = tiny.loaded(architecture)
+    prompts = [encode_prompt(loaded, text) for text in tiny.prompts(6)]
+    requests = [Request(prompts, 1, push) for push in pushes(loaded)[:4]]
+    ours = sample_all(loaded, requests, SAMPLING, seed=0)
+    monkeypatch.setattr(type(loaded.model), "_is_stateful", True, raising=False)
+    monkeypatch.setattr(decoding._Decoding, "run", lambda _self: pytest.fail("not to be used here"))
+    theirs = sample_all(loaded, requests, SAMPLING, seed=0)
+    assert ours == theirs
+
+
+def test_a_shared_prefix_is_paid_for_once_a_push(loaded, monkeypatch):
+    monkeypatch.setattr(decoding, "WORTH_SHARING", 3)
     loaded.model.generation_config.eos_token_id = loaded.tokenizer.eos_token = None
     texts = ("the house sits then", "the house sits with a road")
     prompts = [encode_prompt(loaded, text) for text in texts]
     sample(loaded, prompts, SAMPLING, seed=0)
-    assert loaded.meter.tokens == 3 + 2 * 3 + 2 * (SAMPLING.max_new_tokens - 1)
+    alone = 3 + 2 * 3 + 2 * (SAMPLING.max_new_tokens - 1)
+    assert loaded.meter.tokens == alone
+    requests = [Request(prompts, 1, push) for push in pushes(loaded)[:3]]
+    sample_all(loaded, requests, SAMPLING, seed=0)
+    assert loaded.meter.tokens == 4 * alone
+
+
+def test_rows_that_have_ended_leave_the_batch(loaded):
+    """Counted by the meter: the end tokens are so many that half the rows end at every step."""
+    loaded.model.generation_config.eos_token_id = list(range(5, 25))
+    prompts = [encode_prompt(loaded, text) for text in tiny.prompts(16)]
+    drawn = sample(loaded, prompts, SAMPLING, seed=0, per_prompt=4)
+    spoken = sum(one.sequence.n_scored for one in drawn)
+    width = max(len(prompt.ids) for prompt in prompts)
+    stepped = loaded.meter.tokens - 64 * width
+    assert stepped < 1.3 * spoken
+    assert stepped < 0.5 * 64 * (SAMPLING.max_new_tokens - 1)
+
+
+def test_prompts_that_begin_otherwise_are_kept_out_of_the_batch(loaded, monkeypatch):
+    """A long prefix of some is shared though others have another."""
+    monkeypatch.setattr(decoding, "WORTH_SHARING", 3)
+    monkeypatch.setattr(completions, "WORTH_SHARING", 3)
+    loaded.model.generation_config.eos_token_id = loaded.tokenizer.eos_token = None
+    alike = [encode_prompt(loaded, f"the house sits {word}") for word in tiny.PLAIN[3:9]]
+    others = [encode_prompt(loaded, f"a river walks {word}") for word in tiny.PLAIN[3:9]]
+    sample(loaded, [*alike, *others], SAMPLING, seed=0)
+    steps = SAMPLING.max_new_tokens - 1
+    assert loaded.meter.tokens == 2 * (3 + 6 * 1 + 6 * steps)
 
 
 def test_replies_come_in_the_order_of_the_prompts_with_their_own_noise(loaded):

@@ -11,6 +11,7 @@ import tiny
 import torch
 
 import calibrate
+from calibrate.completions import Request
 from calibrate.errors import InputError
 from calibrate.judging import Material, appoint, judge_name
 from calibrate.model import load_model
@@ -196,13 +197,13 @@ def test_presence_is_read_with_the_steering_taken_away(finished):
     config, probe = finished.result.config, finished.result.probe
     loaded = load_model(tiny.model("gpt2"), tiny.tokenizer())
     prompts = [encode_prompt(loaded, text) for text in tiny.prompts(12)]
-    measured = measure_presence(
+    push = config.steering_vector.push(config.intervention.strength)
+    (measured,) = measure_presence(
         loaded,
         Reader(probe.on(loaded), "bright", "probe"),
-        prompts,
+        [Request(prompts, 1, push)],
         Settings().sampling,
         seed=0,
-        steering=config.steering_vector.apply(loaded.blocks, config.intervention.strength),
     )
     again = probe.score([one.text for one in measured.completions], loaded)
     assert measured.scores == pytest.approx(again, abs=1e-6)

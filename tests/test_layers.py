@@ -73,6 +73,8 @@ ORDER = (
     "calibrate.replies",
     "calibrate.cross_entropy",
     "calibrate.completions",
+    "calibrate.decoding",
+    "calibrate.drawing",
     "calibrate.model",
     "calibrate.embedded",
     "calibrate.architecture",

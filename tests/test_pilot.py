@@ -11,7 +11,7 @@ from scipy.optimize import brentq
 from calibrate.completions import sample
 from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered, steered_hidden
 from calibrate.errors import Infeasible
-from calibrate.pilot import MAX_PASSES, concept_token_ids, run_pilot, run_pilots
+from calibrate.pilot import MAX_PASSES, TEST_SHARE, concept_token_ids, run_pilot, run_pilots
 from calibrate.settings import Sampling, Settings
 from calibrate.tokens import TokenSequence, encode_prompt
 from calibrate.vector import SteeringVector
@@ -123,19 +123,33 @@ def test_the_mass_of_the_concept_is_measured_at_every_pilot_strength(sequences):
         assert point.concept_mass == pytest.approx(mass, rel=1e-5)
 
 
-def test_the_laws_go_through_the_pass_nearest_to_the_budget_and_are_judged_before_it(sequences):
+def test_the_laws_go_through_the_pass_nearest_to_the_budget_and_are_tested_below_it(sequences):
     loaded, run, (vector,) = setting(sequences=sequences)
     pilot = run_pilot(loaded, run, vector, (6, 9, 11), Settings())
     last = pilot.points[-1]
     assert pilot.law.predict(last.strength) == pytest.approx(last.delta_ce)
     assert pilot.mass_law.predict(last.strength) == pytest.approx(last.concept_mass)
-    for goodness, found in (
-        (pilot.rise_goodness, last.delta_ce),
-        (pilot.mass_goodness, last.concept_mass),
-    ):
-        ((strength, predicted, measured),) = goodness.points
-        assert (strength, measured) == (last.strength, found)
-        assert predicted != found
+    test = TEST_SHARE * pilot.strength_at_budget.value
+    ((strength, predicted, found),) = pilot.rise_goodness.points
+    assert strength == test
+    assert predicted == pytest.approx(pilot.law.predict(test))
+    assert found == pytest.approx(measured(loaded, run, vector, test))
+    ((strength, predicted, _),) = pilot.mass_goodness.points
+    assert (strength, predicted) == (test, pytest.approx(pilot.mass_law.predict(test)))
+
+
+def test_derivatives_on_the_first_sequences_do_for_all(sequences):
+    """The law of all sequences is anchored by a pass over all, at no more than three strengths."""
+    loaded, whole, (vector,) = setting(sequences=[*sequences] * 3)
+    run = run_unsteered(loaded, whole.corpus, [1], (6, 30))
+    assert len(run.first.corpus.sequences) == 6
+    pilot = run_pilot(loaded, run, vector, (6, 9), Settings())
+    truth = brentq(lambda a: measured(loaded, whole, vector, a) - 0.1, 1e-3, 20)
+    assert pilot.strength_at_budget.value == pytest.approx(truth, rel=0.005)
+    assert len(pilot.points) <= MAX_PASSES
+    assert pilot.n_sequences == 36
+    ((test, _, found),) = pilot.rise_goodness.points
+    assert found == pytest.approx(measured(loaded, run.first, vector, test))
 
 
 def test_standard_errors_are_those_of_other_corpora(sequences):

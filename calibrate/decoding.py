@@ -1,0 +1,229 @@
+"""Generate token by token, many rows at once, each steered in its own way or not at all.
+
+Rows share one batch whatever steers them: a push adds its vector to its own rows only. What all
+prompts of a batch begin with runs once for every push, its keys and values repeated for the rows;
+rows that have ended leave the batch. Models whose state is no cache of keys and values are left to
+transformers' own `generate`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from calibrate.cost import Meter
+from calibrate.drawing import draw
+from calibrate.residual import Push, RowPushes, last_logits_only, pushed
+from calibrate.settings import Sampling
+from calibrate.tokens import PAD, Prompt
+
+if TYPE_CHECKING:
+    from calibrate.model import LoadedModel
+
+WORTH_SHARING = 8  # tokens a common prefix must have to be run on its own
+WORTH_LEAVING = 1 / 8  # of the rows that have ended before they leave: moving the rest costs time
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One reply to be generated: after a prompt, with its own noise, steered by a push or not."""
+
+    prompt: Prompt
+    key: int
+    push: Push | None = None
+
+
+def decode(loaded: LoadedModel, rows: Sequence[Row], sampling: Sampling) -> list[list[int]]:
+    """Return each row's new token ids, up to and including its end token."""
+    ends = end_ids(loaded)
+    keys = torch.tensor([row.key for row in rows], dtype=torch.long)
+    with torch.no_grad(), pushed(loaded.blocks, [row.push for row in rows]) as pushes:
+        if getattr(loaded.model, "_is_stateful", False):
+            return _by_generate(loaded, rows, sampling, keys, ends)
+        batch = _Decoding(loaded, rows, pushes, sampling, keys, ends)
+        with last_logits_only(loaded):
+            return batch.run()
+
+
+def end_ids(loaded: LoadedModel) -> set[int]:
+    """Tokens that end a reply."""
+    configured = loaded.model.generation_config.eos_token_id
+    ends = set(configured if isinstance(configured, list) else [configured])
+    return {int(end) for end in ends | {loaded.tokenizer.eos_token_id} if end is not None}
+
+
+class _Decoding:
+    """One batch on its way: its cache, its mask, and which rows are still in it."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        rows: Sequence[Row],
+        pushes: RowPushes,
+        sampling: Sampling,
+        keys: torch.Tensor,
+        ends: set[int],
+    ) -> None:
+        self._loaded, self._pushes, self._sampling, self._keys = loaded, pushes, sampling, keys
+        self._ends = torch.tensor(sorted(ends), dtype=torch.long)
+        self._places = list(range(len(rows)))
+        self._said: list[list[int]] = [[] for _ in rows]
+        prompts = [row.prompt for row in rows]
+        self._prefix = common_prefix(prompts) if _can_share(loaded, prompts, sampling) else ()
+        self._ids, self._mask = _padded(prompts, len(self._prefix), loaded.device)
+        parameters = inspect.signature(loaded.model.forward).parameters
+        self._takes_positions = "position_ids" in parameters
+        self._cache = self._prefilled(rows)
+
+    def run(self) -> list[list[int]]:
+        """Draw tokens until every row has ended or is as long as it may be."""
+        scores = self._forward(self._ids[:, len(self._prefix) :])
+        for step in range(self._sampling.max_new_tokens):
+            chosen = draw(scores, self._sampling, self._keys, step).cpu()
+            for place, token in zip(self._places, chosen.tolist(), strict=True):
+                if not self._ended(place):
+                    self._said[place].append(token)
+            going = [row for row, place in enumerate(self._places) if not self._ended(place)]
+            if not going or step + 1 == self._sampling.max_new_tokens:
+                break
+            if len(going) <= (1 - WORTH_LEAVING) * len(self._places):
+                self._keep(going)
+                chosen = chosen[going]
+            self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], dim=1)
+            scores = self._forward(chosen[:, None].to(self._mask.device))
+        return self._said
+
+    def _ended(self, place: int) -> bool:
+        said = self._said[place]
+        return bool(said) and bool((self._ends == said[-1]).any())
+
+    def _keep(self, rows: list[int]) -> None:
+        """Let all other rows leave the batch."""
+        index = torch.tensor(rows)
+        self._cache.batch_select_indices(index.to(self._mask.device))
+        self._mask = self._mask[index.to(self._mask.device)]
+        self._keys = self._keys[index]
+        self._places = [self._places[row] for row in rows]
+        self._pushes.keep(rows)
+
+    def _forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Logits after the last of some new positions, (rows, vocabulary)."""
+        self._loaded.meter.count(ids.numel())
+        options: dict[str, Any] = {}
+        if self._takes_positions:
+            positions = self._mask.cumsum(dim=1) - 1
+            options["position_ids"] = positions[:, -ids.shape[1] :].clamp(min=0)
+        out = self._loaded.model(
+            input_ids=ids,
+            attention_mask=self._mask,
+            past_key_values=self._cache,
+            use_cache=True,
+            **options,
+        )
+        logits: torch.Tensor = out.logits[:, -1]
+        return logits
+
+    def _prefilled(self, rows: Sequence[Row]) -> DynamicCache:
+        """Keys and values of the shared prefix, run once for every push, repeated for its rows."""
+        cache = DynamicCache(config=self._loaded.model.config.get_text_config())
+        if not self._prefix:
+            return cache
+        kinds = self._pushes.kinds
+        with self._pushes.once_each():
+            ids = torch.tensor([self._prefix] * len(kinds), device=self._loaded.device)
+            self._loaded.meter.count(ids.numel())
+            self._loaded.model(input_ids=ids, past_key_values=cache, use_cache=True)
+        index = torch.tensor([kinds.index(row.push) for row in rows], device=self._loaded.device)
+        cache.batch_select_indices(index)
+        return cache
+
+
+def common_prefix(prompts: Sequence[Prompt]) -> tuple[int, ...]:
+    """The token ids all prompts begin with, if they are worth a pass of their own.
+
+    At least one token of every prompt is left over, for its reply to follow.
+    """
+    first, last = min(prompt.ids for prompt in prompts), max(prompt.ids for prompt in prompts)
+    most = min(len(prompt.ids) for prompt in prompts) - 1
+    same = next(
+        (i for i, pair in enumerate(zip(first, last, strict=False)) if len(set(pair)) > 1), most
+    )
+    length = min(same, most)
+    return first[:length] if len(prompts) > 1 and length >= WORTH_SHARING else ()
+
+
+def _can_share(loaded: LoadedModel, prompts: Sequence[Prompt], sampling: Sampling) -> bool:
+    """Whether padding behind a shared prefix leaves replies as they would be without.
+
+    It would not where a sliding window counts the padding.
+    """
+    longest = max(len(prompt.ids) for prompt in prompts) + sampling.max_new_tokens
+    window = getattr(loaded.model.config.get_text_config(), "sliding_window", None)
+    return window is None or longest <= window
+
+
+def _padded(
+    prompts: Sequence[Prompt], shared: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask of shape (rows, positions), padded between the shared prefix and the rest."""
+    width = max(len(prompt.ids) for prompt in prompts)
+    ids = torch.full((len(prompts), width), PAD, dtype=torch.long)
+    mask = torch.zeros((len(prompts), width), dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        rest = width - len(prompt.ids) + shared
+        ids[row, :shared] = torch.tensor(prompt.ids[:shared])
+        ids[row, rest:] = torch.tensor(prompt.ids[shared:])
+        mask[row, :shared] = 1
+        mask[row, rest:] = 1
+    return ids.to(device), mask.to(device)
+
+
+class _Draw(LogitsProcessor):  # type: ignore[misc]
+    """Leave only the drawn token possible, so that greedy decoding takes it."""
+
+    def __init__(self, sampling: Sampling, keys: torch.Tensor, meter: Meter) -> None:
+        self._sampling, self._keys, self._meter = sampling, keys, meter
+        self._step = 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if self._step:  # the first token comes out of the prompt's own pass
+            self._meter.count(len(scores))
+        chosen = draw(scores, self._sampling, self._keys, self._step)
+        self._step += 1
+        return scores.fill_(-torch.inf).scatter_(1, chosen[:, None], 0.0)  # a copy of generate's
+
+
+def _by_generate(
+    loaded: LoadedModel,
+    rows: Sequence[Row],
+    sampling: Sampling,
+    keys: torch.Tensor,
+    ends: set[int],
+) -> list[list[int]]:
+    """The same by transformers' own loop, without sharing or leaving."""
+    ids, mask = _padded([row.prompt for row in rows], 0, loaded.device)
+    loaded.meter.count(ids.numel())
+    out = loaded.model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        generation_config=GenerationConfig(
+            do_sample=False,
+            max_new_tokens=sampling.max_new_tokens,
+            eos_token_id=sorted(ends) or None,
+            pad_token_id=min(ends, default=PAD),
+        ),
+        logits_processor=LogitsProcessorList([_Draw(sampling, keys, loaded.meter)]),
+    )
+    return [_until_end(row, ends) for row in out[:, ids.shape[1] :].tolist()]
+
+
+def _until_end(ids: list[int], ends: set[int]) -> list[int]:
+    for position, token in enumerate(ids):
+        if token in ends:
+            return ids[: position + 1]
+    return ids
