@@ -23,7 +23,7 @@ from calibrate.evidence import (
     SplitRecord,
     TestedRecord,
 )
-from calibrate.laws import Goodness, judge_presence, judge_rise
+from calibrate.laws import GOOD_RISE, Goodness, judge_presence, judge_rise
 from calibrate.pilot import Pilot
 from calibrate.ranking import BlockRank
 from calibrate.replies import VERIFY_COMPLETIONS, UnsteeredReplies
@@ -267,13 +267,14 @@ def _law_section(pilot: Pilot, goodness: Goodness) -> CrossEntropyLawSection:
 def _rise_goodness(pilot: Pilot, found: StudyResult) -> Goodness:
     """The law of ΔCE at the pilot's test and at the trials of its site: fitted to none.
 
-    Trials that measured ΔCE on a part of the corpus say nothing about a law of all of it.
+    Trials whose ΔCE is uncertain by a fifth of what would fail the law say nothing about it.
     """
     points = list(pilot.rise_goodness.points)
     points += [
         (trial.strength, float(pilot.law.predict(trial.strength)), trial.delta_ce)
         for trial in found.trials
-        if trial.site == pilot.site and trial.n_sequences == pilot.n_sequences
+        if trial.site == pilot.site
+        and trial.delta_ce_error <= 0.2 * GOOD_RISE * abs(trial.delta_ce)
     ]
     return judge_rise(*zip(*points, strict=True))
 

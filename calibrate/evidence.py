@@ -18,7 +18,8 @@ class Trial:
     """One strength the study tried.
 
     site: the block, and which positions were steered. share: of the site's α_B. delta_ce: nats
-    per token, on the first n_sequences of the search corpus. presence: on the first n_prompts of
+    per token over the search corpus, from the first n_sequences of it, with that standard error,
+    which is 0 where these are all. presence: on the first n_prompts of
     the search prompts, or None if ΔCE was beyond the budget. complete: False if the trial was
     pruned, for its ΔCE or since it was behind the best. fluency_drop: nats per token, if limited.
     """
@@ -28,6 +29,7 @@ class Trial:
     share: float
     strength: float
     delta_ce: float
+    delta_ce_error: float
     n_sequences: int
     presence: float | None
     n_prompts: int

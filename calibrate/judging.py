@@ -14,16 +14,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from calibrate.completions import Completion, sample
+from calibrate.completions import Request, sample_all
 from calibrate.concept import Text, Texts
 from calibrate.embedded import encoder_directory
 from calibrate.errors import Infeasible, InputError
 from calibrate.model import load_model
 from calibrate.replies import UnsteeredReplies
-from calibrate.settings import Sampling, Settings
+from calibrate.settings import Settings
 from calibrate.tokens import Prompt, encode_prompt, encode_text
 from calibrate.vector import SteeringVector
-from probes import Example, Probe, Reader, degenerate_examples, fit_probe
+from probes import Example, Kind, Probe, Reader, degenerate_examples, fit_probe
 from probes.classifier import fit_embedding, fit_lexicon
 from probes.judges import NAMED, FunctionJudge, Judge, judge_function
 from probes.question import Question
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 JudgeChoice = str | Judge | Callable[[Sequence[str], str], Any]
 
 SHOTS = 2  # written texts shown before a primed reply
-PURPOSE_PROMPTS = 24  # prompts answered once for each label and way of asking
+PURPOSE_PROMPTS = 12  # prompts answered once for each label and way of asking
 OPENER = "Say something."  # stands before a written text that replies to nothing
 OVERSTEERED = 1.0  # ‖αv‖ / ‖h‖ of over-steered replies; a budget of 0.1 nat allows about a tenth
 OVERSTEERED_PROMPTS = 8  # replied to with either sign
@@ -115,9 +115,7 @@ def train_probe(loaded: LoadedModel, material: Material, settings: Settings) -> 
     concept, splits = material.concept, material.splits
     examples = [
         *_plain_examples(loaded, material, settings),
-        *_primed(loaded, material, settings),
-        *_asked(loaded, material, settings),
-        *_oversteered(loaded, material, settings),
+        *_made_on_purpose(loaded, material, settings),
     ]
     probe = fit_probe(concept, examples, _written(splits["held_out"]), loaded)
     auc, p_value = probe.quality.texts.auc.value, probe.quality.p_value
@@ -141,17 +139,9 @@ def asked_prompts(
     return [encode_prompt(loaded, prompt.text, system=system) for prompt in prompts]
 
 
-def oversteered_replies(
-    loaded: LoadedModel,
-    vector: SteeringVector,
-    sign: int,
-    prompts: Sequence[Prompt],
-    sampling: Sampling,
-    seed: int,
-) -> tuple[Completion, ...]:
-    """What is left of replies when the vector drowns the residual stream."""
-    push = vector.push(sign * OVERSTEERED / vector.relative(1.0))
-    return sample(loaded, prompts, sampling, seed, push=push)
+def oversteered(vector: SteeringVector, sign: int, prompts: Sequence[Prompt]) -> Request:
+    """Replies of which little is left, since the vector drowns the residual stream."""
+    return Request(prompts, push=vector.push(sign * OVERSTEERED / vector.relative(1.0)))
 
 
 def _reader(
@@ -209,42 +199,38 @@ def _written(texts: Texts) -> list[Example]:
     ]
 
 
-def _primed(loaded: LoadedModel, material: Material, settings: Settings) -> Iterator[Example]:
-    """Replies after SHOTS written texts of one label, taken for that label."""
-    rng = random.Random(settings.seed)
-    texts, prompts = material.splits["probe"], material.replies.prompts["probe"]
-    turns = [_as_turns(loaded, shown) for shown in (texts.positives, texts.negatives)]
-    if min(map(len, turns)) < SHOTS:
-        return
-    for positive, shown in zip((True, False), turns, strict=True):
-        primed = [
-            encode_prompt(loaded, prompt.text, history=rng.sample(shown, SHOTS))
-            for prompt in prompts[:PURPOSE_PROMPTS]
-        ]
-        for completion in sample(loaded, primed, settings.sampling, settings.seed):
-            if completion.text:
-                yield Example(completion.text, positive, "primed", completion.prompt)
-
-
-def _asked(loaded: LoadedModel, material: Material, settings: Settings) -> Iterator[Example]:
-    """Replies when told in plain words what to express, taken for it."""
-    prompts = material.replies.prompts["probe"][:PURPOSE_PROMPTS]
+def _made_on_purpose(
+    loaded: LoadedModel, material: Material, settings: Settings
+) -> Iterator[Example]:
+    """Replies after SHOTS written texts or a plain request, of either label; and salad."""
+    prompts = material.replies.prompts["probe"]
+    wanted: list[tuple[Request, bool, Kind]] = []
     for positive in (True, False):
-        asked = asked_prompts(loaded, prompts, material.concept, positive)
-        for completion in sample(loaded, asked, settings.sampling, settings.seed):
-            if completion.text:
-                yield Example(completion.text, positive, "asked", completion.prompt)
+        primed = _primed(loaded, material, positive, settings)
+        asked = asked_prompts(loaded, prompts[:PURPOSE_PROMPTS], material.concept, positive)
+        wanted += [(Request(primed), positive, "primed"), (Request(asked), positive, "asked")]
+        salad = oversteered(material.vector, 1 if positive else -1, prompts[:OVERSTEERED_PROMPTS])
+        wanted.append((salad, False, "degenerate"))
+    requests = [request for request, _, _ in wanted]
+    sampled = sample_all(loaded, requests, settings.sampling, settings.seed)
+    for replies, (_, positive, kind) in zip(sampled, wanted, strict=True):
+        for reply in replies:
+            if reply.text:
+                yield Example(reply.text, positive, kind, reply.prompt)
 
 
-def _oversteered(loaded: LoadedModel, material: Material, settings: Settings) -> Iterator[Example]:
-    """Salad of either sign."""
-    prompts = material.replies.prompts["probe"][:OVERSTEERED_PROMPTS]
-    for sign in (1, -1):
-        for completion in oversteered_replies(
-            loaded, material.vector, sign, prompts, settings.sampling, settings.seed
-        ):
-            if completion.text.strip():
-                yield Example(completion.text, False, "degenerate", completion.prompt)
+def _primed(
+    loaded: LoadedModel, material: Material, positive: bool, settings: Settings
+) -> list[Prompt]:
+    """Prompts after SHOTS written texts of one label; none where there are too few texts."""
+    rng, texts = random.Random(settings.seed), material.splits["probe"]
+    shown = _as_turns(loaded, texts.positives if positive else texts.negatives)
+    prompts = material.replies.prompts["probe"][:PURPOSE_PROMPTS]
+    if len(shown) < SHOTS:
+        return []
+    return [
+        encode_prompt(loaded, prompt.text, history=rng.sample(shown, SHOTS)) for prompt in prompts
+    ]
 
 
 def _as_turns(loaded: LoadedModel, texts: Sequence[Text]) -> list[tuple[str, str]]:

@@ -69,7 +69,7 @@ class Pilot:
     errors, mass_errors: standard errors of the laws' parameters, by name.
     rise_goodness, mass_goodness: how the laws did at the test's strength, on the first sequences.
     strength_at_budget: α_B with its interval over resampled sequences.
-    points: every pilot pass. n_sequences: how many sequences they ran on.
+    points: every pilot pass. nearest: ΔCE of the one nearest to the budget, by sequence.
     contexts: the law of single tokens in some of the corpus's contexts, before any saturation.
     concept_tokens: ids of tokens typical of the concept.
     """
@@ -84,7 +84,7 @@ class Pilot:
     mass_goodness: Goodness
     strength_at_budget: Interval
     points: tuple[PilotPoint, ...]
-    n_sequences: int
+    nearest: RatioEstimate
     contexts: TokenLaw
     concept_tokens: tuple[int, ...]
 
@@ -199,7 +199,7 @@ def fit_pilot(
             PilotPoint(at, steered.rise.value, _first(steered.mass, odds).value)
             for at, steered in measured
         ),
-        n_sequences=len(run.corpus.sequences),
+        nearest=nearest[1].rise,
         contexts=odds.tokens,
         concept_tokens=tuple(concept_tokens),
     )

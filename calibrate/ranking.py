@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from calibrate.model import LoadedModel
 
 DRAWS = 2  # labels drawn from p₀ for every context
-MOST_SEQUENCES = 48  # of the corpus, for the curvature
-CARRIED = 4  # blocks carried into the study
+MOST_SEQUENCES = 16  # of the corpus, for the curvature
+CARRIED = 3  # blocks carried into the study
 SPACING = 10  # blocks carried are at least a tenth of the depth apart: neighbours do the same
 GRADIENT_TOKENS = 4  # a pass that is differentiated holds this many times more per token
 

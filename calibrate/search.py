@@ -8,6 +8,8 @@ from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from calibrate.completions import Completion, Request, sample_all
 from calibrate.cost import Meter
 from calibrate.cross_entropy import UnsteeredRun, delta_ce
@@ -16,15 +18,15 @@ from calibrate.fluency import Fluency, measure_fluency
 from calibrate.pilot import Pilot
 from calibrate.replies import UnsteeredReplies
 from calibrate.settings import Settings
-from calibrate.study import SUGGESTED_SHARE, Replied
+from calibrate.study import SUGGESTED_SHARE, Replied, Rise
 from probes import Reader
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
 
-FIRST_RUNG = 24  # prompts of the first rung; every later one doubles the total
+FIRST_RUNG = 48  # prompts of the first rung; every later one doubles the total
 FIRST_PART = 16  # sequences of a corpus's first part, on which the pilot's derivatives are taken
-CLEAR = 0.99  # confidence at which ΔCE is clearly within or beyond the budget
+CLEAR = 3.0  # standard errors from which ΔCE is clearly within or beyond the budget
 
 
 def rung_sizes(total: int, first: int = FIRST_RUNG) -> tuple[int, ...]:
@@ -38,6 +40,18 @@ def rung_sizes(total: int, first: int = FIRST_RUNG) -> tuple[int, ...]:
         rest = total - sum(sizes)
         sizes.append(rest if rest < 1.5 * wanted else wanted)
     return tuple(sizes)
+
+
+def _by_ratio(found: RatioEstimate, nearest: RatioEstimate) -> Rise:
+    """The rise over all sequences, from some of them and from another strength's over all."""
+    n, total = len(found.counts), nearest.value
+    other = nearest.sums[:n]
+    if n == len(nearest.counts):
+        return Rise(found.value, 0.0, n)
+    ratio = float(found.sums.sum() / other.sum())
+    off = found.sums - ratio * other
+    error = float(np.sqrt(off @ off * n / (n - 1))) / float(other.sum())
+    return Rise(ratio * total, abs(total) * error, n)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,25 +76,24 @@ class SearchObjective:
         ends = [0, *accumulate(rung_sizes(len(self.unsteered.prompts["search"])))]
         return tuple(slice(first, last) for first, last in pairwise(ends))
 
-    def delta_ce(self, site: str, strength: float) -> RatioEstimate:
-        """ΔCE on the search corpus, part by part until it is clear of the budget."""
-        pilot = self.pilots[site]
+    def delta_ce(self, site: str, strength: float) -> Rise:
+        """ΔCE on the search corpus, from as many of its parts as it takes to be clear.
+
+        The pilot's pass nearest to the budget ran on the same sequences, so that only the ratio to
+        it is measured: sequences differ in how much they rise, and hardly in how they rise with
+        the strength (a ratio estimator; Cochran, "Sampling Techniques", 1977, chapter 6).
+        """
+        pilot, vector = self.pilots[site], self.pilots[site].vector
         measured: list[RatioEstimate] = []
         for part in self.run.parts:
-            measured.append(
-                delta_ce(
-                    self.loaded,
-                    part,
-                    pilot.vector.values,
-                    pilot.vector.layer,
-                    strength,
-                    pilot.positions,
-                )
+            rise = delta_ce(
+                self.loaded, part, vector.values, vector.layer, strength, pilot.positions
             )
-            low, high = RatioEstimate.joined(measured).interval(CLEAR)
-            if not low <= self.settings.ce_budget <= high:
+            measured.append(rise)
+            found = _by_ratio(RatioEstimate.joined(measured), pilot.nearest)
+            if abs(found.value - self.settings.ce_budget) > CLEAR * found.standard_error:
                 break
-        return RatioEstimate.joined(measured)
+        return found
 
     def replies(self, site: str, strength: float, rung: int) -> Replied:
         """Read one reply to each search prompt of a rung.

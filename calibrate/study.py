@@ -76,6 +76,18 @@ class Replied:
     fluency_drop: RatioEstimate | None = None
 
 
+@dataclass(frozen=True)
+class Rise:
+    """ΔCE over the search corpus, nats per token, its standard error, and on how many sequences.
+
+    The error is that of not measuring on all of them, and 0 where it was.
+    """
+
+    value: float
+    standard_error: float
+    n_sequences: int
+
+
 class Objective(Protocol):
     """What a trial measures at a site and strength."""
 
@@ -89,8 +101,8 @@ class Objective(Protocol):
         """Counts what is spent."""
         ...
 
-    def delta_ce(self, site: str, strength: float) -> RatioEstimate:
-        """ΔCE on the search corpus, nats per token, on as much of it as it takes."""
+    def delta_ce(self, site: str, strength: float) -> Rise:
+        """ΔCE on the search corpus, measured on as much of it as it takes."""
         ...
 
     def replies(self, site: str, strength: float, rung: int) -> Replied:
@@ -155,6 +167,7 @@ def as_trial(trial: FrozenTrial) -> Trial:
         share=trial.params["share"],
         strength=measured["strength"],
         delta_ce=measured["delta_ce"],
+        delta_ce_error=measured["delta_ce_error"],
         n_sequences=measured["n_sequences"],
         presence=measured.get("presence"),
         n_prompts=measured.get("n_prompts", 0),
@@ -233,7 +246,8 @@ class _Search:
         rise = self.objective.delta_ce(site, strength)
         trial.set_user_attr("strength", strength)
         trial.set_user_attr("delta_ce", rise.value)
-        trial.set_user_attr("n_sequences", len(rise.counts))
+        trial.set_user_attr("delta_ce_error", rise.standard_error)
+        trial.set_user_attr("n_sequences", rise.n_sequences)
         _constrain(trial, delta_ce=rise.value - self.settings.ce_budget)
         if rise.value > self.settings.ce_budget:
             raise optuna.TrialPruned

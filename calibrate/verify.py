@@ -38,7 +38,8 @@ REFERENCE_TOKENS = 20  # likeliest next tokens kept in the artefact's reference
 
 # Shares of the strength the study chose. Near 1 the steps are fine, since that is where the
 # answer nearly always lies; the first are a fall-back for text unlike the search corpus.
-LADDER = (0.5, 0.8, 0.9, 0.95, 1.0)
+LADDER = (0.5, 0.8, 0.9, 1.0)
+CONTROL_PROMPTS = 32  # replied to once under a random vector, and once when asked in words
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,8 +266,15 @@ def verify(
         reader,
         [
             Request(prompts, VERIFY_COMPLETIONS, vector.push(budget.strength, positions)),
-            Request(prompts, 1, other.push(budget.strength, positions)),
-            Request(asked_prompts(loaded, prompts, reader.concept, settings.goal == "increase")),
+            Request(prompts[:CONTROL_PROMPTS], 1, other.push(budget.strength, positions)),
+            Request(
+                asked_prompts(
+                    loaded,
+                    prompts[:CONTROL_PROMPTS],
+                    reader.concept,
+                    settings.goal == "increase",
+                )
+            ),
         ],
         settings.sampling,
         settings.seed,

@@ -7,7 +7,7 @@ how a strength is chosen, and lives on after a calibration as a monitor.
     probe.score(["What a wonderful morning!"], model)      # array of shape (1,), probabilities
 """
 
-from probes.examples import Example, degenerate_examples
+from probes.examples import Example, Kind, degenerate_examples
 from probes.fit import fit_probe
 from probes.judges import Judge, Reader
 from probes.probe import Probe, ProbeQuality, load
@@ -16,6 +16,7 @@ from probes.quality import Quality
 __all__ = [
     "Example",
     "Judge",
+    "Kind",
     "Probe",
     "ProbeQuality",
     "Quality",

@@ -20,7 +20,7 @@ from probes.readout import FittedReadout, averaged, example_weights, fit_readout
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
 
-DEPTHS = (0.3, 0.5, 0.7, 0.85)  # blocks read, as shares of the depth: one, or the mean of all
+DEPTHS = (0.3, 0.45, 0.6, 0.7)  # blocks read, as shares of the depth: one, or the mean of all
 BELIEVED = 0.9  # AUC from which the labels of model-made replies are believed
 
 

@@ -21,11 +21,11 @@ from scipy.stats import spearmanr
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from calibrate import load_model
-from calibrate.completions import Request
+from calibrate.completions import Request, sample_all
 from calibrate.concept import Texts, built_in_concepts, read_concept, read_prompts
 from calibrate.cross_entropy import run_unsteered
 from calibrate.estimate import RatioEstimate
-from calibrate.judging import Material, oversteered_replies, train_probe
+from calibrate.judging import Material, oversteered, train_probe
 from calibrate.model import LoadedModel, borrowed
 from calibrate.pilot import run_pilot
 from calibrate.presence import Presence, measure_presence, read
@@ -143,8 +143,9 @@ def degenerate(bench: Bench, reader: Reader, vector: SteeringVector) -> dict[str
         for index, kind in enumerate(BROKEN)
     }
     prompts = bench.replies.prompts["verify"]
-    for sign, kind in ((1, "over-steered"), (-1, "over-steered, other sign")):
-        said = oversteered_replies(loaded, vector, sign, prompts, SETTINGS.sampling, seed=1)
+    requests = [oversteered(vector, sign, prompts) for sign in (1, -1)]
+    salads = sample_all(loaded, requests, SETTINGS.sampling, seed=1)
+    for kind, said in zip(("over-steered", "over-steered, other sign"), salads, strict=True):
         texts[kind] = [one.text for one in said]
     return {kind: float(reader.read(some).mean()) for kind, some in texts.items()}
 

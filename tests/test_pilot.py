@@ -147,7 +147,7 @@ def test_derivatives_on_the_first_sequences_do_for_all(sequences):
     truth = brentq(lambda a: measured(loaded, whole, vector, a) - 0.1, 1e-3, 20)
     assert pilot.strength_at_budget.value == pytest.approx(truth, rel=0.005)
     assert len(pilot.points) <= MAX_PASSES
-    assert pilot.n_sequences == 36
+    assert len(pilot.nearest.counts) == 36
     ((test, _, found),) = pilot.rise_goodness.points
     assert found == pytest.approx(measured(loaded, run.first, vector, test))
 

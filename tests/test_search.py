@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import tiny
 
@@ -9,8 +10,9 @@ from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
 from calibrate.model import borrowed
 from calibrate.pilot import run_pilots
 from calibrate.replies import sample_unsteered
-from calibrate.search import FIRST_RUNG, SearchObjective, rung_sizes
+from calibrate.search import FIRST_PART, SearchObjective, rung_sizes
 from calibrate.settings import Sampling, Settings
+from calibrate.study import SUGGESTED_SHARE
 from calibrate.vector import concept_vectors
 from probes import Reader
 from probes.judges import FunctionJudge
@@ -26,7 +28,7 @@ BRIGHTNESS = FunctionJudge(
      (110, (24, 24, 62)), (120, (24, 24, 48, 24)), (0, ())],
 )  # fmt: skip
 def test_rungs_double_and_leave_no_small_rest(total, sizes):
-    assert rung_sizes(total) == sizes
+    assert rung_sizes(total, first=24) == sizes
     assert sum(sizes) == total
 
 
@@ -35,10 +37,10 @@ def objective():
     loaded = tiny.loaded("gpt2")
     settings = Settings(ce_budget=0.2, sampling=Sampling(1.0, 1.0, 8), max_fluency_drop=5.0)
     with borrowed(loaded):
-        replies = sample_unsteered(loaded, tiny.prompts(160), settings)
+        replies = sample_unsteered(loaded, tiny.prompts(320), settings)
         sequences = tuple(reply.sequence for reply in replies.completions["search"])
         corpus = Corpus(sequences, self_sampled=True)
-        run = run_unsteered(loaded, corpus, [1], rung_sizes(len(sequences)))
+        run = run_unsteered(loaded, corpus, [1], rung_sizes(len(sequences), FIRST_PART))
         vectors = concept_vectors(loaded, tiny.concept().split()["vector"], settings)
         pilots = run_pilots(loaded, run, [vectors[1]], (), settings)
         reader = Reader(BRIGHTNESS, "bright", "words")
@@ -47,27 +49,44 @@ def objective():
 
 def test_the_parts_of_a_run_are_the_whole_of_it(objective):
     pilot, run = objective.pilots["block 1"], objective.run
-    assert [len(part.corpus.sequences) for part in run.parts] == [24, 24]
-    measured = [
-        delta_ce(objective.loaded, one, pilot.vector.values, 1, 0.5) for one in (run, *run.parts)
-    ]
-    assert measured[0].sums[:24] == pytest.approx(measured[1].sums, abs=1e-5)
-    assert measured[0].sums[24:] == pytest.approx(measured[2].sums, abs=1e-5)
+    assert [len(part.corpus.sequences) for part in run.parts] == [16, 16, 32, 32]
+    whole, *parts = (
+        delta_ce(objective.loaded, one, pilot.vector.values, 1, 0.5).sums
+        for one in (run, *run.parts)
+    )
+    assert whole == pytest.approx(np.concatenate(parts), abs=1e-5)
 
 
-def test_delta_ce_is_measured_on_no_more_than_it_takes(objective):
-    at_budget = objective.pilots["block 1"].strength_at_budget.value
-    clear, close = (objective.delta_ce("block 1", share * at_budget) for share in (0.3, 1.0))
-    assert len(clear.counts) == FIRST_RUNG
-    assert len(close.counts) == 48
-    assert close.value == pytest.approx(0.2, rel=0.02)
-    assert len(objective.delta_ce("block 1", 3 * at_budget).counts) == FIRST_RUNG
+@pytest.mark.parametrize("share", [0.3, 0.75, 0.95, 0.99, 1.0, 1.5])
+def test_delta_ce_is_that_of_all_sequences_from_no_more_than_it_takes(objective, share):
+    """Within three of its standard errors, and these are small."""
+    pilot = objective.pilots["block 1"]
+    strength = share * pilot.strength_at_budget.value
+    found = objective.delta_ce("block 1", strength)
+    truth = delta_ce(objective.loaded, objective.run, pilot.vector.values, 1, strength).value
+    assert abs(found.value - truth) <= 3 * found.standard_error + 1e-6
+    assert found.standard_error <= 0.03 * truth
+    assert found.n_sequences == (FIRST_PART if abs(share - 1) > 0.1 else found.n_sequences)
+    if share == 1.0:
+        assert (found.n_sequences, found.standard_error) == (96, 0.0)
 
 
 def test_rungs_are_disjoint_and_replies_are_those_of_all_prompts_together(objective):
     first, second = (objective.replies("block 1", 0.5, rung) for rung in (0, 1))
-    assert sorted(first.scores) == list(range(24))
-    assert sorted(second.scores) == list(range(24, 48))
-    assert len(first.fluency_drop.sums) > 12
+    assert sorted(first.scores) == list(range(48))
+    assert sorted(second.scores) == list(range(48, 96))
+    assert len(first.fluency_drop.sums) > 24
     again = objective.replies("block 1", 0.5, 1)
     assert again.scores == second.scores
+
+
+def test_what_the_laws_suggest_is_sampled_in_one_go_and_comes_out_the_same(objective):
+    alpha = objective.pilots["block 1"].strength_at_budget.value
+    suggested = SUGGESTED_SHARE * alpha
+    before = objective.meter.tokens
+    ahead = objective.replies("block 1", suggested, 0)
+    spent = objective.meter.tokens - before
+    assert objective.replies("block 1", suggested, 0).scores == ahead.scores
+    assert objective.meter.tokens - before - spent < 0.5 * spent  # read again, not sampled again
+    alone = objective.replies("block 1", suggested * (1 + 1e-9), 0)
+    assert alone.scores == pytest.approx(ahead.scores)

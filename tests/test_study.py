@@ -23,6 +23,7 @@ from calibrate.study import (
     SUGGESTED_SHARE,
     WIDE_SHARES,
     Replied,
+    Rise,
     run_study,
 )
 from calibrate.token_law import TokenLaw
@@ -49,7 +50,7 @@ def pilot(layer, alpha, good=True):
         mass_goodness=judge_mass([alpha], [0.1], [0.1]),
         strength_at_budget=Interval(alpha, 0.9 * alpha, 1.1 * alpha),
         points=(PilotPoint(alpha, 0.1, 0.1),),
-        n_sequences=N_SEQUENCES,
+        nearest=estimate(0.1),
         contexts=TokenLaw(np.zeros((1, 1)), np.zeros((1, 1))),
         concept_tokens=(),
     )
@@ -78,7 +79,7 @@ class Synthetic:
         return strength / self.alphas[int(site.split()[1])]
 
     def delta_ce(self, site, strength):
-        return estimate(0.1 * self.share(site, strength) ** 2)
+        return Rise(0.1 * self.share(site, strength) ** 2, 0.0, N_SEQUENCES)
 
     def presence(self, site, strength):
         gain = 0.5 if site == f"block {self.best_layer}" else 0.3
