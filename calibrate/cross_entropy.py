@@ -124,20 +124,21 @@ def run_unsteered(
         ]
         for group in groups
     ]
-    keeps = bool(layers) and any(passes)
-    if keeps and not _suffix_agrees(loaded, next(filter(None, passes))[0], min(layers)):
+    kept = [one for group in passes for one in group]
+    least = min(kept, key=lambda one: one.batch.n_tokens, default=None)
+    if least is not None and layers and not _suffix_agrees(loaded, least, min(layers)):
         warnings.warn(
             f"{loaded.name} shares state across blocks, so every strength runs all of them",
             stacklevel=2,
         )
-        passes = [[replace(one, residuals={}) for one in kept] for kept in passes]
+        passes = [[replace(one, residuals={}) for one in group] for group in passes]
     if layers:
         passes = [
-            [replace(one, prediction=_prediction(loaded, one, corpus.self_sampled)) for one in kept]
-            for kept in passes
+            [replace(one, prediction=_prediction(loaded, one, corpus.self_sampled)) for one in part]
+            for part in passes
         ]
     return joined(
-        [UnsteeredRun(group, tuple(kept)) for group, kept in zip(groups, passes, strict=True)]
+        [UnsteeredRun(group, tuple(part)) for group, part in zip(groups, passes, strict=True)]
     )
 
 
