@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from calibrate.estimate import RatioEstimate
+from calibrate.memory import Shelf, in_parts_that_fit
 from calibrate.residual import (
     Edit,
     KeptResidual,
@@ -117,13 +118,8 @@ def run_unsteered(
         replace(corpus, sequences=corpus.sequences[first:last])
         for first, last in itertools.pairwise([0, *ends])
     ]
-    passes = [
-        [
-            _unsteered(loaded, batch, layers)
-            for batch in batches(group.sequences, loaded.batch_tokens, loaded.device)
-        ]
-        for group in groups
-    ]
+    shelf = Shelf()
+    passes = [list(_unsteered_batches(loaded, group, layers, shelf)) for group in groups]
     kept = [one for group in passes for one in group]
     least = min(kept, key=lambda one: one.batch.n_tokens, default=None)
     if least is not None and layers and not _suffix_agrees(loaded, least, min(layers)):
@@ -271,12 +267,26 @@ def logit_slices(loaded: LoadedModel, hidden: torch.Tensor) -> Iterator[slice]:
         yield slice(first, first + step)
 
 
-def _unsteered(loaded: LoadedModel, batch: Batch, layers: Sequence[int]) -> UnsteeredBatch:
+def _unsteered_batches(
+    loaded: LoadedModel, corpus: Corpus, layers: Sequence[int], shelf: Shelf
+) -> Iterator[UnsteeredBatch]:
+    for batch in batches(corpus.sequences, loaded.batch_tokens, loaded.device):
+
+        def run(places: Sequence[int], batch: Batch = batch) -> UnsteeredBatch:
+            return _unsteered(loaded, batch.take(places), layers, shelf)
+
+        for _, done in in_parts_that_fit(run, range(len(batch.rows))):
+            yield done
+
+
+def _unsteered(
+    loaded: LoadedModel, batch: Batch, layers: Sequence[int], shelf: Shelf
+) -> UnsteeredBatch:
     residuals: dict[int, KeptResidual] = {}
 
     def receive(layer: int, output: Any) -> None:
         if layer in layers:
-            residuals[layer] = KeptResidual.of(output)
+            residuals[layer] = KeptResidual.of(output, shelf)
 
     with captured(loaded.blocks, receive):
         hidden = final_hidden(loaded, batch)

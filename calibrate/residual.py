@@ -21,6 +21,7 @@ from torch.autograd import forward_ad
 from transformers.pytorch_utils import Conv1D
 
 from calibrate.errors import NumericalError
+from calibrate.memory import Shelf, in_parts_that_fit
 from calibrate.tokens import Batch, TokenSequence, batches
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ def last_logits_only(loaded: LoadedModel) -> Iterator[None]:
 class KeptResidual:
     """The residual stream after one block, kept for suffix-only passes.
 
-    hidden: tensor of shape (batch, positions, hidden).
+    hidden: tensor of shape (batch, positions, hidden), where the shelf keeps it.
     arity: number of elements the blocks return; 0 where they return a bare tensor.
     """
 
@@ -213,9 +214,10 @@ class KeptResidual:
     arity: int
 
     @classmethod
-    def of(cls, output: Any) -> KeptResidual:
+    def of(cls, output: Any, shelf: Shelf) -> KeptResidual:
         """Keep a block's raw output."""
-        return cls(hidden_of(output), len(output) if isinstance(output, tuple) else 0)
+        arity = len(output) if isinstance(output, tuple) else 0
+        return cls(shelf.keep(hidden_of(output)), arity)
 
     def as_output(self, hidden: torch.Tensor) -> Any:
         """Return `hidden` in the form this model's blocks return it."""
@@ -233,8 +235,8 @@ def suffix_only(blocks: nn.ModuleList, layer: int, kept: KeptResidual) -> Iterat
     def hand_through(hidden_states: torch.Tensor, *_args: Any, **_kwargs: Any) -> Any:
         return kept.as_output(hidden_states)
 
-    def give_kept(*_args: Any, **_kwargs: Any) -> Any:
-        return kept.as_output(kept.hidden)
+    def give_kept(hidden_states: torch.Tensor, *_args: Any, **_kwargs: Any) -> Any:
+        return kept.as_output(kept.hidden.to(hidden_states.device))
 
     with ExitStack() as stack:
         for block in blocks[:layer]:
@@ -376,7 +378,12 @@ def pooled_residuals(
     Raises: NumericalError if a mean is not finite.
     """
     for batch in batches(sequences, loaded.batch_tokens, loaded.device):
-        yield _pooled(loaded, batch, layers, pooling)
+
+        def run(places: Sequence[int], batch: Batch = batch) -> Pooled:
+            return _pooled(loaded, batch.take(places), layers, pooling)
+
+        for _, pooled in in_parts_that_fit(run, range(len(batch.rows))):
+            yield pooled
 
 
 class _Enough(Exception):

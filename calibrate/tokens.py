@@ -64,6 +64,13 @@ class Batch:
         """Positions pushed through the model, padding included."""
         return self.ids.numel()
 
+    def take(self, places: Sequence[int]) -> Batch:
+        """Only the rows at these places."""
+        if len(places) == len(self.rows):
+            return self
+        rows, sequences = zip(*((self.rows[i], self.sequences[i]) for i in places), strict=True)
+        return _pad(rows, list(sequences), max(len(s.ids) for s in sequences), self.ids.device)
+
     def predicting(self) -> torch.Tensor:
         """Bool tensor (batch, positions): the positions whose next token is scored."""
         position = torch.arange(self.ids.shape[1], device=self.ids.device)
