@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from calibrate.evidence import Evidence
     from calibrate.model import LoadedModel
     from calibrate.progress import Progress
+    from calibrate.terminal import TerminalProgress
 
 EXIT_INPUT, EXIT_INFEASIBLE, EXIT_VERIFICATION = 2, 3, 4
 EXIT_INTERRUPTED = 130
@@ -74,16 +75,13 @@ def _calibrate(
     file, place, settings = _checked(negatives, prompts, rest)
     texts = None if describe else read_concept(concept, positives, file)
 
-    from rich.console import Console
-
     from calibrate.calibration import calibrate
     from calibrate.judging import check_judges
     from calibrate.model import load_model
-    from calibrate.terminal import TerminalProgress
 
     directory = out or Path(f"{_stem(concept)}-{_stem(place['model'])}")
     check_judges(judge, audit)
-    with TerminalProgress(Console(stderr=True, quiet=quiet)) as progress:
+    with _working(quiet) as progress:
         loaded = load_model(**place, progress=progress)
         with _resumable(directory):
             result = calibrate(
@@ -159,11 +157,10 @@ def verify(
     from calibrate.gate import check_directory, open_model
     from calibrate.report.summary import gate_summary
     from calibrate.stacks import check_stack
-    from calibrate.terminal import TerminalProgress
 
     if dtype != "auto":
         place["dtype"] = dtype
-    with TerminalProgress(Console(stderr=True, quiet=as_json)) as progress:
+    with _working(as_json) as progress:
         try:
             loaded = open_model(load(directory), model, progress=progress, **place)
         except AlteredError:  # the gate says so
@@ -202,17 +199,14 @@ def generate(
     """
     from dataclasses import replace
 
-    from rich.console import Console
-
     from calibrate.chat import open_steered
     from calibrate.completions import sample
     from calibrate.model import borrowed
     from calibrate.settings import Sampling
-    from calibrate.terminal import TerminalProgress
     from calibrate.tokens import encode_prompt
 
     with (
-        TerminalProgress(Console(stderr=True, quiet=as_json)) as progress,
+        _working(as_json) as progress,
         open_steered(directory, model, progress) as opened,
         borrowed(opened.loaded),
     ):
@@ -237,16 +231,13 @@ def chat(directory: Path, model: str | None, max_tokens: int) -> None:
     """
     from dataclasses import replace
 
-    from rich.console import Console
-
     from calibrate.chat import HELP, Chat, open_steered
     from calibrate.errors import InputError
     from calibrate.model import borrowed
     from calibrate.settings import Sampling
-    from calibrate.terminal import TerminalProgress
 
     with (
-        TerminalProgress(Console(stderr=True)) as progress,
+        _working() as progress,
         open_steered(directory, model, progress) as opened,
         borrowed(opened.loaded),
     ):
@@ -291,15 +282,12 @@ def export_config(
     **place: Any,
 ) -> None:
     """Write the config in DIR for a consumer, and check that it does there what it does here."""
-    from rich.console import Console
-
     from calibrate.config import load
     from calibrate.export import export
     from calibrate.gate import open_model
-    from calibrate.terminal import TerminalProgress
 
     config = load(directory)
-    with TerminalProgress(Console(stderr=True)) as progress:
+    with _working() as progress:
         loaded = open_model(config, model, progress=progress, **place)
         written = export(config, format_name, to, loaded, check=not no_check)
     if written.gap is None:
@@ -362,9 +350,8 @@ def laws(
     from calibrate.model import load_model
     from calibrate.report.curves import law_pictures
     from calibrate.report.summary import laws_summary
-    from calibrate.terminal import TerminalProgress
 
-    with TerminalProgress(Console(stderr=True, quiet=quiet)) as progress:
+    with _working(quiet) as progress:
         loaded = load_model(**place, progress=progress)
         curves = measure_laws(
             loaded,
@@ -447,6 +434,19 @@ def _status_of(error: Exception) -> int | None:
     if isinstance(error, OSError):
         return EXIT_INPUT
     return None
+
+
+@contextmanager
+def _working(quiet: bool = False) -> Iterator[TerminalProgress]:
+    """Show progress on stderr, and leave to others the cores that are theirs."""
+    from rich.console import Console
+
+    from calibrate.terminal import TerminalProgress
+    from calibrate.threads import use_idle_cores
+
+    use_idle_cores()
+    with TerminalProgress(Console(stderr=True, quiet=quiet)) as progress:
+        yield progress
 
 
 class Interrupted(Exception):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from calibrate.decoding import WORTH_SHARING, Row, decode
 from calibrate.drawing import noise_key
+from calibrate.memory import in_parts_that_fit
 from calibrate.residual import Push
 from calibrate.settings import Sampling
 from calibrate.tokens import Prompt, TokenSequence
@@ -92,11 +93,16 @@ def sample_all(
         for index, k in request.jobs
     ]
     done: dict[tuple[int, int, int], Completion] = {}
-    for part in _batched(loaded, jobs, sampling):
+
+    def said(part: Sequence[_Job]) -> list[list[int]]:
         rows = [Row(job.prompt, noise_key(seed, job.prompt.text, job.k), job.push) for job in part]
-        for job, ids in zip(part, decode(loaded, rows, sampling), strict=True):
-            completion = _completion(loaded, job.prompt, job.index, ids)
-            done[job.place, job.index, job.k] = completion
+        return decode(loaded, rows, sampling)
+
+    for batch in _batched(loaded, jobs, sampling):
+        for part, replies in in_parts_that_fit(said, batch):
+            for job, ids in zip(part, replies, strict=True):
+                completion = completed(loaded, job.prompt, job.index, ids)
+                done[job.place, job.index, job.k] = completion
     return [
         tuple(done[place, index, k] for index, k in request.jobs)
         for place, request in enumerate(requests)
@@ -134,6 +140,7 @@ def _batched(loaded: LoadedModel, jobs: Sequence[_Job], sampling: Sampling) -> I
             yield group[first : first + size]
 
 
-def _completion(loaded: LoadedModel, prompt: Prompt, index: int, ids: list[int]) -> Completion:
+def completed(loaded: LoadedModel, prompt: Prompt, index: int, ids: Sequence[int]) -> Completion:
+    """A reply of these token ids to the prompt at this place of its list."""
     text = loaded.tokenizer.decode(ids, skip_special_tokens=True).strip()
     return Completion(prompt.text, index, prompt.followed_by(ids), text)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ class LoadedModel:
     blocks: the decoder blocks; block ℓ's output is the residual stream after it.
     final_norm, unembedding: modules; logits = unembedding(final_norm(residual)), then
         `logit_scale` and `softcap`.
+    by_name: whether it was loaded here, so that its weights are all there is to it.
     batch_tokens: how many positions one forward pass may hold.
     meter: counts the tokens pushed through.
     """
@@ -64,6 +65,7 @@ class LoadedModel:
     softcap: float | None
     name: str
     revision: str | None
+    by_name: bool = False
     batch_tokens: int = DEFAULT_BATCH_TOKENS
     meter: Meter = field(default_factory=Meter)
 
@@ -190,9 +192,10 @@ def load_model(
     options = {"trust_remote_code": trust_remote_code, "revision": revision}
     loaded = _from_pretrained(name, source, where, dtype, options)
     own_tokenizer = tokenizer or _tokenizer_from(name, source, options)
-    return _with_parts(
+    parts = _with_parts(
         loaded, own_tokenizer, blocks, name, known_revision or _commit(loaded), batch_tokens
     )
+    return replace(parts, by_name=tokenizer is None)
 
 
 @contextmanager

@@ -9,10 +9,11 @@ the empty prompt random negatives for the steering vector, where they are asked 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from calibrate.completions import Completion, sample
+from calibrate.cache import recalled
+from calibrate.completions import Completion, Request, completed, sample, sample_all
 from calibrate.concept import split_prompts
 from calibrate.cross_entropy import Corpus
 from calibrate.errors import ConceptError
@@ -74,16 +75,21 @@ def _sampled_together(
 ) -> dict[str, tuple[Completion, ...]]:
     """Sample every split's replies in the same batches, since large batches cost least."""
     places = [(split, index) for split, texts in prompts.items() for index in range(len(texts))]
-    completions: dict[str, list[Completion]] = {split: [] for split in prompts}
-    for completion in sample(
-        loaded,
+    request = Request(
         [prompts[split][index] for split, index in places],
-        settings.sampling,
-        settings.seed,
         [VERIFY_COMPLETIONS if split == "verify" else 1 for split, _ in places],
-    ):
-        split, index = places[completion.prompt_index]
-        completions[split].append(replace(completion, prompt_index=index))
+    )
+
+    def sampled() -> list[list[int]]:
+        (drawn,) = sample_all(loaded, [request], settings.sampling, settings.seed)
+        return [list(one.sequence.ids[one.sequence.start :]) for one in drawn]
+
+    wanted = [asdict(prompt) for prompt in request.prompts]
+    facts = [wanted, request.per_prompt, asdict(settings.sampling), settings.seed]
+    completions: dict[str, list[Completion]] = {split: [] for split in prompts}
+    for (place, _), ids in zip(request.jobs, recalled(loaded, facts, sampled), strict=True):
+        split, index = places[place]
+        completions[split].append(completed(loaded, prompts[split][index], index, ids))
     return {split: tuple(drawn) for split, drawn in completions.items()}
 
 
