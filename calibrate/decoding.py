@@ -1,9 +1,9 @@
 """Generate token by token, many rows at once, each steered in its own way or not at all.
 
 Rows share one batch whatever steers them: a push adds its vector to its own rows only. What all
-prompts of a batch begin with runs once for every push, its keys and values repeated for the rows;
-rows that have ended leave the batch. Models whose state is no cache of keys and values are left to
-transformers' own `generate`.
+prompts of a batch begin with runs once for every push, and a prompt once for all replies to it,
+their keys and values repeated for the rows; rows that have ended leave the batch. Models whose
+state is no cache of keys and values are left to transformers' own `generate`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.cache_utils import DynamicLayer
 
 from calibrate.cost import Meter
 from calibrate.drawing import draw
@@ -42,12 +43,16 @@ def decode(loaded: LoadedModel, rows: Sequence[Row], sampling: Sampling) -> list
     """Return each row's new token ids, up to and including its end token."""
     ends = end_ids(loaded)
     keys = torch.tensor([row.key for row in rows], dtype=torch.long)
-    with torch.no_grad(), pushed(loaded.blocks, [row.push for row in rows]) as pushes:
-        if getattr(loaded.model, "_is_stateful", False):
+    if getattr(loaded.model, "_is_stateful", False):
+        with torch.no_grad(), pushed(loaded.blocks, [row.push for row in rows]):
             return _by_generate(loaded, rows, sampling, keys, ends)
-        batch = _Decoding(loaded, rows, pushes, sampling, keys, ends)
+    starts = list(dict.fromkeys((row.prompt, row.push) for row in rows))
+    places = {start: place for place, start in enumerate(starts)}
+    which = [places[row.prompt, row.push] for row in rows]
+    with torch.no_grad(), pushed(loaded.blocks, [push for _, push in starts]) as pushes:
+        batch = _Decoding(loaded, starts, pushes, sampling, ends)
         with last_logits_only(loaded):
-            return batch.run()
+            return batch.run(which, keys)
 
 
 def end_ids(loaded: LoadedModel) -> set[int]:
@@ -57,32 +62,80 @@ def end_ids(loaded: LoadedModel) -> set[int]:
     return {int(end) for end in ends | {loaded.tokenizer.eos_token_id} if end is not None}
 
 
+class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values with room for those to come, since appending would copy all of them.
+
+    room: positions to come after those of the pass that fills a batch.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self._room = room
+        self._buffers: list[torch.Tensor] = []
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        held, new = self.get_seq_length(), (key_states, value_states)
+        end = held + key_states.shape[-2]
+        if not self._buffers or end > self._buffers[0].shape[-2]:
+            kept = (self.keys, self.values)
+            self._buffers = [_with_room(states, end + self._room) for states in new]
+            if held:
+                for buffer, states in zip(self._buffers, kept, strict=True):
+                    buffer[..., :held, :] = states
+        for buffer, states in zip(self._buffers, new, strict=True):
+            buffer[..., held:end, :] = states
+        self.keys, self.values = (buffer[..., :end, :] for buffer in self._buffers)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._buffers = []
+
+
+def _with_room(states: torch.Tensor, positions: int) -> torch.Tensor:
+    """Room for so many positions of the same rows, heads and widths."""
+    return states.new_empty((*states.shape[:-2], positions, states.shape[-1]))
+
+
 class _Decoding:
-    """One batch on its way: its cache, its mask, and which rows are still in it."""
+    """One batch on its way: its cache, its mask, and which rows are still in it.
+
+    starts: what its rows begin with, each once: a prompt, and what steers the reply.
+    """
 
     def __init__(
         self,
         loaded: LoadedModel,
-        rows: Sequence[Row],
+        starts: Sequence[tuple[Prompt, Push | None]],
         pushes: RowPushes,
         sampling: Sampling,
-        keys: torch.Tensor,
         ends: set[int],
     ) -> None:
-        self._loaded, self._pushes, self._sampling, self._keys = loaded, pushes, sampling, keys
+        self._loaded, self._pushes, self._sampling = loaded, pushes, sampling
         self._ends = torch.tensor(sorted(ends), dtype=torch.long)
-        self._places = list(range(len(rows)))
-        self._said: list[list[int]] = [[] for _ in rows]
-        prompts = [row.prompt for row in rows]
+        prompts = [prompt for prompt, _ in starts]
         self._prefix = common_prefix(prompts) if _can_share(loaded, prompts, sampling) else ()
         self._ids, self._mask = _padded(prompts, len(self._prefix), loaded.device)
         parameters = inspect.signature(loaded.model.forward).parameters
         self._takes_positions = "position_ids" in parameters
-        self._cache = self._prefilled(rows)
+        self._cache = self._prefilled([push for _, push in starts])
 
-    def run(self) -> list[list[int]]:
-        """Draw tokens until every row has ended or is as long as it may be."""
-        scores = self._forward(self._ids[:, len(self._prefix) :])
+    def run(self, which: Sequence[int], keys: torch.Tensor) -> list[list[int]]:
+        """Draw tokens until every row has ended or is as long as it may be.
+
+        which: the start of each row. keys: its noise key, int64 tensor (rows,).
+        """
+        self._keys, self._places = keys, list(range(len(which)))
+        self._said: list[list[int]] = [[] for _ in which]
+        scores = self._forward(self._ids[:, len(self._prefix) :])[which]
+        self._select(which)
         for step in range(self._sampling.max_new_tokens):
             chosen = draw(scores, self._sampling, self._keys, step).cpu()
             for place, token in zip(self._places, chosen.tolist(), strict=True):
@@ -104,12 +157,16 @@ class _Decoding:
 
     def _keep(self, rows: list[int]) -> None:
         """Let all other rows leave the batch."""
-        index = torch.tensor(rows)
-        self._cache.batch_select_indices(index.to(self._mask.device))
-        self._mask = self._mask[index.to(self._mask.device)]
-        self._keys = self._keys[index]
+        self._select(rows)
+        self._keys = self._keys[rows]
         self._places = [self._places[row] for row in rows]
-        self._pushes.keep(rows)
+
+    def _select(self, rows: Sequence[int]) -> None:
+        """Let the batch consist of these of its rows."""
+        index = torch.tensor(rows, device=self._mask.device)
+        self._cache.batch_select_indices(index)
+        self._mask = self._mask[index]
+        self._pushes.select(rows)
 
     def _forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Logits after the last of some new positions, (rows, vocabulary)."""
@@ -128,9 +185,13 @@ class _Decoding:
         logits: torch.Tensor = out.logits[:, -1]
         return logits
 
-    def _prefilled(self, rows: Sequence[Row]) -> DynamicCache:
+    def _prefilled(self, pushes: Sequence[Push | None]) -> DynamicCache:
         """Keys and values of the shared prefix, run once for every push, repeated for its rows."""
         cache = DynamicCache(config=self._loaded.model.config.get_text_config())
+        cache.layers = [
+            _RoomyLayer(self._sampling.max_new_tokens) if type(layer) is DynamicLayer else layer
+            for layer in cache.layers
+        ]
         if not self._prefix:
             return cache
         kinds = self._pushes.kinds
@@ -138,7 +199,7 @@ class _Decoding:
             ids = torch.tensor([self._prefix] * len(kinds), device=self._loaded.device)
             self._loaded.meter.count(ids.numel())
             self._loaded.model(input_ids=ids, past_key_values=cache, use_cache=True)
-        index = torch.tensor([kinds.index(row.push) for row in rows], device=self._loaded.device)
+        index = torch.tensor([kinds.index(push) for push in pushes], device=self._loaded.device)
         cache.batch_select_indices(index)
         return cache
 

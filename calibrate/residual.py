@@ -135,8 +135,8 @@ class RowPushes:
         """Blocks after which some row is steered."""
         return {push.layer for push in self.kinds if push is not None}
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Let all other rows leave."""
+    def select(self, rows: Sequence[int]) -> None:
+        """Let the batch consist of these of its rows; one may come more than once."""
         self._rows = [self._rows[row] for row in rows]
         self._shifts.clear()
 

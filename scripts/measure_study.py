@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from probes import Reader
 
 MODEL, OTHER_MODEL = "smollm2", "gemma3-270m"
 CONCEPTS = ("joy", "evil", "impolite", "optimistic")
-GRID_STEP = 3  # every third block of the middle of the model, and those the study tried
+GRID_STEP = 4  # every fourth block of the middle of the model, and those the study tried
 GRID_SHARES = (0.2, 0.35, 0.5, 0.65, 0.75, 0.85, 0.95, 1.0)  # of α_B
 SETTINGS = Settings()
 REPETITIONS = 10
@@ -109,17 +109,26 @@ def grid(concept: str, scratch: Path) -> dict[str, Any]:
         vectors = concept_vectors(loaded, read_concept(concept).split()["vector"], SETTINGS)
         baseline = read(reader, replies.completions["search"])
 
-        def cell(layer: int, share: float, strength: float) -> Cell:
-            vector = vectors[layer]
-            rise = delta_ce(loaded, run, vector.values, layer, strength)
-            request = Request(replies.prompts["search"], 1, vector.push(strength))
-            (presence,) = measure_presence(
-                loaded, reader, [request], SETTINGS.sampling, SETTINGS.seed
+        def measured(layer: int, strengths: Sequence[float]) -> list[Cell]:
+            vector, prompts = vectors[layer], replies.prompts["search"]
+            presences = measure_presence(
+                loaded,
+                reader,
+                [Request(prompts, 1, vector.push(strength)) for strength in strengths],
+                SETTINGS.sampling,
+                SETTINGS.seed,
             )
-            change = presence.estimate.difference(baseline.estimate)
-            return Cell(
-                layer, share, strength, rise.value, presence.estimate.value, change.standard_error
-            )
+            return [
+                Cell(
+                    layer,
+                    strength / alphas[layer],
+                    strength,
+                    delta_ce(loaded, run, vector.values, layer, strength).value,
+                    presence.estimate.value,
+                    presence.estimate.difference(baseline.estimate).standard_error,
+                )
+                for strength, presence in zip(strengths, presences, strict=True)
+            ]
 
         alphas = {
             layer: run_pilot(loaded, run, vectors[layer], (), SETTINGS).strength_at_budget.value
@@ -127,11 +136,13 @@ def grid(concept: str, scratch: Path) -> dict[str, Any]:
         }
         before = loaded.meter.tokens
         cells = [
-            cell(layer, share, share * alphas[layer]) for layer in layers for share in GRID_SHARES
+            cell
+            for layer in layers
+            for cell in measured(layer, [share * alphas[layer] for share in GRID_SHARES])
         ]
         spent = loaded.meter.tokens - before
         done = result.config.intervention
-        shipped = cell(done.layer, done.strength / alphas[done.layer], done.strength)
+        (shipped,) = measured(done.layer, [done.strength])
     cost = result.config.cost
     return {
         "baseline": baseline.estimate.value,
@@ -334,7 +345,7 @@ def ranking_table(grids: dict[str, Any]) -> str:
     rows = []
     for concept, one in grids.items():
         gains = {rank["layer"]: rank["gain"] for rank in one["ranks"]}
-        full = [cell for cell in one["cells"] if cell["share"] == GRID_SHARES[-2]]
+        full = [cell for cell in one["cells"] if np.isclose(cell["share"], GRID_SHARES[-2])]
         presences = [cell["presence"] for cell in full]
         ours = [gains[cell["layer"]] for cell in full]
         alphas = {cell["layer"]: cell["strength"] / cell["share"] for cell in full}

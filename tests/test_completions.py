@@ -122,7 +122,7 @@ def test_transformers_own_loop_says_the_same(architecture, monkeypatch):
     requests = [Request(prompts, 1, push) for push in pushes(loaded)[:4]]
     ours = sample_all(loaded, requests, SAMPLING, seed=0)
     monkeypatch.setattr(type(loaded.model), "_is_stateful", True, raising=False)
-    monkeypatch.setattr(decoding._Decoding, "run", lambda _self: pytest.fail("not to be used here"))
+    monkeypatch.setattr(decoding._Decoding, "run", lambda *_: pytest.fail("not to be used here"))
     theirs = sample_all(loaded, requests, SAMPLING, seed=0)
     assert ours == theirs
 
@@ -147,7 +147,7 @@ def test_rows_that_have_ended_leave_the_batch(loaded):
     drawn = sample(loaded, prompts, SAMPLING, seed=0, per_prompt=4)
     spoken = sum(one.sequence.n_scored for one in drawn)
     width = max(len(prompt.ids) for prompt in prompts)
-    stepped = loaded.meter.tokens - 64 * width
+    stepped = loaded.meter.tokens - 16 * width
     assert stepped < 1.3 * spoken
     assert stepped < 0.5 * 64 * (SAMPLING.max_new_tokens - 1)
 
@@ -214,4 +214,7 @@ def test_the_meter_counts_prompts_and_generated_tokens(loaded):
     prompts = [encode_prompt(loaded, text) for text in ("the house", "a road and a river")]
     sample(loaded, prompts, SAMPLING, seed=0)
     width = max(len(prompt.ids) for prompt in prompts)
-    assert loaded.meter.tokens == 2 * width + 2 * (SAMPLING.max_new_tokens - 1)
+    alone = 2 * width + 2 * (SAMPLING.max_new_tokens - 1)
+    assert loaded.meter.tokens == alone
+    sample(loaded, prompts, SAMPLING, seed=0, per_prompt=3)
+    assert loaded.meter.tokens - alone == 2 * width + 6 * (SAMPLING.max_new_tokens - 1)
