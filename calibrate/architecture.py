@@ -81,8 +81,14 @@ def find_layout(model: nn.Module, blocks: str | None = None) -> tuple[nn.ModuleL
     return _checked_blocks(base, path), _norm_beside(base, path)
 
 
+def uncompiled(model: Any) -> Any:
+    """The model that torch.compile has wrapped, or the model itself."""
+    return getattr(model, "_orig_mod", model)
+
+
 def base_of(model: Any) -> nn.Module:
-    """Look inside a PEFT wrapper, whose adapters live in the base model's own modules."""
+    """Look inside wrappers: torch.compile's, and PEFT's, whose adapters live in the base model."""
+    model = uncompiled(model)
     base: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model
     return base
 

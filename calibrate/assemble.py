@@ -107,7 +107,7 @@ def build_config(
             sweet_spot=_sweet_spot(pilot),
         ),
         reference=ReferenceSection(**{k: list(v) for k, v in asdict(verified.reference).items()}),
-        cost={stage: CostSection(**asdict(spent)) for stage, spent in cost.items()},
+        cost={stage: _cost_section(spent, loaded.num_layers) for stage, spent in cost.items()},
         provenance=ProvenanceSection(
             versions=_versions(),
             seed=settings.seed,
@@ -256,6 +256,11 @@ def _sweet_spot(pilot: Pilot) -> tuple[float, float]:
     sign = np.sign(pilot.strength_at_budget.value)
     low, high = sorted((float(sign * start), float(sign * end)))
     return low, high
+
+
+def _cost_section(spent: Cost, num_layers: int) -> CostSection:
+    blocks = spent.token_forwards * num_layers
+    return CostSection(**asdict(spent), token_block_forwards=blocks)
 
 
 def _law_section(pilot: Pilot, goodness: Goodness) -> CrossEntropyLawSection:

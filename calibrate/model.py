@@ -17,7 +17,7 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from calibrate.architecture import LogitRule, base_of, find_layout
+from calibrate.architecture import LogitRule, base_of, find_layout, uncompiled
 from calibrate.cost import Meter
 from calibrate.embedded import EMBEDDED, converted_gguf, embedded_directory, quiet_transformers
 from calibrate.errors import ModelError, did_you_mean
@@ -26,6 +26,7 @@ from calibrate.residual import captured, hidden_of
 
 DEFAULT_BATCH_TOKENS = 2048
 HUB_TIMEOUT = 10  # seconds
+BALANCED = "balanced"  # accelerate's name for as many blocks on each GPU as on the others
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,8 @@ def load_model(
 
     model: an embedded model's name, a hub id, a local directory, a `.gguf` file, or a
         transformers model (then `tokenizer` is needed and device and dtype stay as they are).
-    device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps".
+    device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps", or "balanced", which
+        spreads the blocks over all GPUs, for a model larger than one of them.
     dtype: "auto" (float32 on a CPU, the checkpoint's own elsewhere), "float32", "bfloat16",
         "float16".
     blocks: dotted path of the decoder blocks, for an architecture not found by itself.
@@ -181,13 +183,14 @@ def load_model(
     """
     if isinstance(model, LoadedModel):
         return model
+    model = uncompiled(model)
     if isinstance(model, PreTrainedModel) or hasattr(model, "get_base_model"):
         if tokenizer is None:
             raise ModelError("an in-memory model needs its tokenizer; pass tokenizer=…")
         name = str(model.config._name_or_path or type(model).__name__)
         return _with_parts(model, tokenizer, blocks, name, _commit(model), batch_tokens)
     _check_choice("dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
-    where = _resolve_device(device)
+    where = None if device == BALANCED else _resolve_device(device)
     source, name, known_revision = _resolve_source(str(model), progress)
     options = {"trust_remote_code": trust_remote_code, "revision": revision}
     loaded = _from_pretrained(name, source, where, dtype, options)
@@ -203,12 +206,13 @@ def borrowed(loaded: LoadedModel) -> Iterator[None]:
     """Use a model in eval mode without gradients, and give it back exactly as it was.
 
     Restored are every module's train/eval flag and the random states of torch, its devices
-    and NumPy.
+    and NumPy. What torch.compile has made of it rests meanwhile: it would take no notice of hooks.
     """
     training = [module for module in loaded.model.modules() if module.training]
     numpy_state = np.random.get_state()
     devices = [loaded.device] if loaded.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    eager = torch.compiler.set_stance("force_eager")
+    with eager, torch.random.fork_rng(devices=devices), torch.no_grad():
         loaded.model.eval()
         try:
             yield
@@ -287,15 +291,20 @@ def _require_on_hub(name: str) -> None:
 
 
 def _from_pretrained(
-    name: str, source: str, device: torch.device, dtype: str, options: dict[str, Any]
+    name: str, source: str, device: torch.device | None, dtype: str, options: dict[str, Any]
 ) -> PreTrainedModel:
-    resolved: Any = dtype if dtype != "auto" else ("float32" if device.type == "cpu" else "auto")
+    """Load onto one device, or, if that is None, spread over all there are."""
+    on_cpu = not torch.cuda.is_available() if device is None else device.type == "cpu"
+    resolved: Any = dtype if dtype != "auto" else ("float32" if on_cpu else "auto")
+    spread = {"device_map": BALANCED} if device is None else {}
     try:
         with quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=resolved, **options)
+            model = AutoModelForCausalLM.from_pretrained(
+                source, dtype=resolved, **spread, **options
+            )
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(name, error) from error
-    return model.to(device).eval()
+    return (model if device is None else model.to(device)).eval()
 
 
 def _tokenizer_from(name: str, source: str, options: dict[str, Any]) -> Any:
@@ -325,7 +334,8 @@ def _resolve_device(device: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(
-            f"device must be auto, cpu, cuda or mps, and present, got {device!r} ({reason})"
+            f"device must be auto, cpu, cuda, mps or {BALANCED}, and present, got {device!r} "
+            f"({reason})"
         ) from error
     return resolved
 

@@ -167,7 +167,7 @@ OPTIONS = {
     ),
     "study": click.option("--study", metavar="NAME", help="Name of the study in the storage."),
     "device": click.option(
-        "--device", default="auto", show_default=True, metavar="auto|cpu|cuda|mps"
+        "--device", default="auto", show_default=True, metavar="auto|cpu|cuda|mps|balanced"
     ),
     "dtype": click.option(
         "--dtype", default="auto", show_default=True, metavar="auto|float32|bfloat16|float16"

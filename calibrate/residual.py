@@ -9,6 +9,7 @@ Nothing here outlives its `with`: hooks and borrowed methods are put back in `fi
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -92,6 +93,21 @@ def captured(blocks: nn.ModuleList, receive: Callable[[int, Any], None]) -> Iter
             )
             stack.callback(handle.remove)
         yield
+
+
+@contextmanager
+def retraced() -> Iterator[None]:
+    """Have compiled code made anew, since it takes no notice of hooks that come or go later."""
+    _forget_compiled()
+    try:
+        yield
+    finally:
+        _forget_compiled()
+
+
+def _forget_compiled() -> None:
+    if "torch._dynamo" in sys.modules:  # without it nothing can have been compiled
+        torch.compiler.reset()
 
 
 @contextmanager

@@ -279,9 +279,14 @@ class ReferenceSection(Section):
 
 
 class CostSection(Section):
-    """What one stage spent."""
+    """What one stage spent.
+
+    token_forwards: tokens through the model, padding included; a pass over some of the blocks
+        counts as their share. token_block_forwards: the same, tokens through one block.
+    """
 
     token_forwards: int
+    token_block_forwards: int
     seconds: float
 
 

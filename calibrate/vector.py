@@ -28,6 +28,7 @@ from calibrate.residual import (
     add_last,
     edited,
     pooled_residuals,
+    retraced,
 )
 from calibrate.settings import Settings
 from calibrate.tokens import TokenSequence, encode_reply, encode_text
@@ -77,11 +78,12 @@ class SteeringVector:
 
         blocks: the model's decoder blocks. Nests with other steering, and leaves no hook
             behind. Positions "last" steers the last position of each pass, the prompt's last
-            token and every generated one, so batches must be padded on the left.
+            token and every generated one, so batches must be padded on the left. Code that
+            torch.compile has made is made again, on entering and after leaving.
         """
         shift = strength * self.values
         edit = add_everywhere(shift) if positions == "all" else add_last(shift)
-        with edited(blocks[self.layer], edit):
+        with edited(blocks[self.layer], edit), retraced():
             yield
 
 

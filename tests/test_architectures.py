@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
+from accelerate import cpu_offload
 from torch import nn
 
+from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
 from calibrate.errors import ModelError
 from calibrate.model import find_layout, load_model
+from calibrate.tokens import TokenSequence
 from calibrate.vector import SteeringVector
 
 IDS = torch.tensor([[7, 20, 9, 33, 12, 41], [5, 6, 30, 31, 8, 10]])
@@ -137,3 +140,28 @@ def test_a_layer_out_of_range_is_refused_with_the_range(loaded):
         loaded.check_layer(3)
     with pytest.raises(ModelError, match="got -1"):
         loaded.check_layer(-1)
+
+
+@torch.no_grad()
+def test_blocks_that_accelerate_moves_about_are_steered_and_measured_the_same():
+    """As where a model is spread over several devices: hooks bring the weights, or the input."""
+    sequences = tuple(TokenSequence(tuple(row), 2) for row in IDS.tolist())
+    steering, found = vector(1, 32), []
+    for moved in (False, True):
+        loaded = tiny.loaded("llama")
+        if moved:
+            for block in loaded.blocks:
+                cpu_offload(block, execution_device=torch.device("cpu"))
+            assert loaded.blocks[0].mlp.up_proj.weight.device.type == "meta"
+        run = run_unsteered(loaded, Corpus(sequences, self_sampled=True), [1])
+        assert run.batches[0].residuals
+        found.append(delta_ce(loaded, run, steering.values, 1, 0.5).sums)
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_a_model_may_be_spread_over_all_devices(tmp_path):
+    whole = tiny.loaded("llama")
+    whole.model.save_pretrained(tmp_path)
+    whole.tokenizer.save_pretrained(tmp_path)
+    spread = load_model(str(tmp_path), device="balanced")
+    assert (spread.identity.architecture, spread.dtype) == ("LlamaForCausalLM", torch.float32)

@@ -89,6 +89,10 @@ def test_the_cost_of_every_stage_is_recorded(finished):
         "verification",
     ]
     assert all(spent.token_forwards > 0 and spent.seconds > 0 for spent in cost.values())
+    blocks = finished.result.config.model.num_layers
+    assert all(
+        spent.token_block_forwards == blocks * spent.token_forwards for spent in cost.values()
+    )
 
 
 def test_the_forecast_comes_close_to_what_is_spent(tiny_options):

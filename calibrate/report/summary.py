@@ -197,9 +197,12 @@ def _cost(config: SteeringConfig) -> Table:
         table.add_row(
             f"[dim]{stage}[/]", f"{spent.token_forwards:,} token-forwards", f"{spent.seconds:.1f} s"
         )
-    tokens = sum(spent.token_forwards for spent in config.cost.values())
-    seconds = sum(spent.seconds for spent in config.cost.values())
+    tokens, blocks, seconds = (
+        sum(getattr(spent, kind) for spent in config.cost.values())
+        for kind in ("token_forwards", "token_block_forwards", "seconds")
+    )
     table.add_row("together", f"{tokens:,} token-forwards", f"{seconds:.1f} s")
+    table.add_row("", f"{blocks:,} token-block-forwards", "")
     return table
 
 
