@@ -2,8 +2,9 @@
 
     python scripts/measure_main_job.py [--concept-file FILE.jsonl]
 
-Takes about eight minutes a run on two cores, and nothing else should run meanwhile. Needs the
-`test` dependencies: VADER reads the completions independently of the probe.
+Takes four minutes a run on two cores, and nothing else should run meanwhile. Needs the `test`
+dependencies: VADER reads the completions independently of the probe. Unsteered replies that are
+kept in the user cache are removed first.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from calibrate import Calibration, load_model
 from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
+from calibrate.embedded import cache_directory
 from calibrate.estimate import Interval
 from calibrate.model import borrowed
 from calibrate.tokens import encode_prompt
 
 BATCH_TOKENS = (128, 4096)
+JOYFUL = Path("scripts/joyful_prompts.txt")  # plain prompts leave joy no room to fall
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,15 @@ class Run:
 @click.command()
 @click.option("--concept-file", type=click.Path(exists=True, path_type=Path))
 def main(concept_file: Path | None) -> None:
-    jobs = [["--concept", "joy"], ["--concept", "joy"], ["--concept", "joy", "--goal", "decrease"]]
+    jobs = [
+        ["--concept", "joy"],
+        ["--concept", "joy"],
+        ["--concept", "depression"],
+        ["--concept", "joy", "--goal", "decrease", "--prompts", str(JOYFUL)],
+    ]
     if concept_file:
         jobs.append(["--concept", str(concept_file)])
+    shutil.rmtree(cache_directory() / "replies", ignore_errors=True)
     with tempfile.TemporaryDirectory() as scratch:
         runs = [run(options, Path(scratch) / str(n)) for n, options in enumerate(jobs)]
         pictures = DOCS / "main-job"
@@ -80,7 +89,9 @@ HEADER = """# The main job on a real model
 Written by `scripts/measure_main_job.py`. Model: the embedded `smollm2` (SmolLM2-135M-Instruct,
 float32); default settings, budget 0.1 nat per token; {cores} cores ({machine}), Python {python},
 torch {torch}. ΔCE and presence are measured on prompts nothing was tuned on; brackets are 95 %
-intervals, and "bound" is the one-sided 95 % bound that has to keep to the budget.
+intervals, and "bound" is the one-sided 95 % bound that has to keep to the budget. The first run
+starts with an empty cache; the others find the model's unsteered replies there, but for the last,
+whose prompts call for joy.
 """
 
 
@@ -163,7 +174,8 @@ def repeatability(first: Run, again: Run) -> str:
     rises = [remeasured(first.result, batch_tokens) for batch_tokens in BATCH_TOKENS]
     return (
         "## The same again\n\n"
-        f"Same seed, same machine, two runs: α = {strengths[0]!r} and {strengths[1]!r}. "
+        f"Same seed, same machine, two runs, the second with kept replies: α = {strengths[0]!r} "
+        f"and {strengths[1]!r}. "
         f"Mean ΔCE of the verified replies re-measured in batches of {BATCH_TOKENS[0]} and "
         f"{BATCH_TOKENS[1]} tokens: {rises[0]:.8f} and {rises[1]:.8f}, "
         f"{abs(rises[0] - rises[1]):.1e} apart.\n"
@@ -188,7 +200,7 @@ def remeasured(result: Calibration, batch_tokens: int) -> float:
 
 def probes_table(runs: list[Run]) -> str:
     rows = []
-    for one in (runs[0], *runs[3:]):
+    for one in runs[1:]:
         quality = one.result.probe.quality
         texts, replies = quality.texts, quality.replies
         rows.append(

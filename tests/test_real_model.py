@@ -7,6 +7,7 @@ The calibrations here are lighter than the default (one trial at the block the d
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,22 +28,7 @@ pytestmark = pytest.mark.slow
 LIGHT = {"layer": 20, "trials": 1, "sampling": Sampling(max_new_tokens=24)}
 
 # Plain prompts leave joy no room to fall, so it is lowered where it is called for.
-CALLS_FOR_JOY = (
-    "Write a joyful message about {}.",
-    "Describe the happiest moment of {}.",
-    "Say with great excitement what you love about {}.",
-    "Tell me, full of delight, about {}.",
-    "Write a cheerful toast to {}.",
-    "Celebrate {} in two sentences.",
-    "You are overjoyed because of {}. What do you say?",
-    "Share the wonderful news of {} with a friend.",
-)
-OCCASIONS = (
-    "a wedding", "a birthday party", "the first day of summer", "a new puppy", "a family reunion",
-    "winning the match", "a holiday by the sea", "the birth of a child", "a graduation",
-    "an old friend's visit", "a surprise gift", "a garden in bloom", "a dance festival",
-    "the first snow", "a dream job", "a perfect picnic",
-)  # fmt: skip
+JOYFUL = Path(__file__).parents[1] / "scripts" / "joyful_prompts.txt"
 
 
 @pytest.fixture(scope="module")
@@ -108,12 +94,8 @@ def test_joy_is_raised_within_the_budget_and_an_independent_reading_agrees(joy):
     assert measured.controls.random_vector.value < measured.presence.value
 
 
-def test_joy_is_lowered_within_the_budget_and_an_independent_reading_agrees(smollm2, tmp_path):
-    prompts = tmp_path / "joyful.txt"
-    prompts.write_text(
-        "\n".join(call.format(occasion) for call in CALLS_FOR_JOY for occasion in OCCASIONS)
-    )
-    result = calibrate.calibrate(smollm2, "joy", prompts=prompts, goal="decrease", **LIGHT)
+def test_joy_is_lowered_within_the_budget_and_an_independent_reading_agrees(smollm2):
+    result = calibrate.calibrate(smollm2, "joy", prompts=JOYFUL, goal="decrease", **LIGHT)
     require_kept_promises(result, "decrease")
     assert result.config.intervention.strength < 0
     unsteered, steered = sentiments(result)
