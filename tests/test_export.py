@@ -277,6 +277,22 @@ def test_the_harness_can_load_its_file_without_unpickling(loaded, config, tmp_pa
         export(config, "lm-eval", tmp_path / "v.bin", loaded)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"], indirect=True)
+def test_the_harness_itself_reproduces_the_reference(loaded, config, tmp_path):
+    harness = pytest.importorskip(
+        "lm_eval.models.hf_steered", reason="needs lm-eval: pip install -e .[harness]"
+    )
+    loaded.model.save_pretrained(tmp_path / "model")
+    loaded.tokenizer.save_pretrained(tmp_path / "model")
+    export(config, "lm-eval", tmp_path / "v.pt", loaded)
+    steered = harness.SteeredModel(
+        str(tmp_path / "model"), str(tmp_path / "v.pt"), device="cpu", dtype="float32", batch_size=1
+    )
+    logits = steered._model_call(torch.tensor([config.reference.input_ids]))[0, -1]
+    found = torch.log_softmax(logits.float(), -1)[config.reference.token_ids]
+    assert found == pytest.approx(torch.tensor(config.reference.log_probs), abs=1e-4)
+
+
 @pytest.mark.parametrize("architecture", ["llama"], indirect=True)
 def test_the_snippet_runs_by_itself(loaded, config, tmp_path):
     loaded.model.save_pretrained(tmp_path / "model")
