@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     GemmaConfig,
     GraniteConfig,
     MistralConfig,
@@ -31,6 +33,8 @@ from calibrate.model import load_model
 from calibrate.schema import ModelSection, ReferenceSection
 
 LAYER, STRENGTH = 1, 0.7
+IDS = torch.tensor([[7, 12, 20, 9]])
+GREEDY = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 MORE = {
     "qwen2": lambda: Qwen2Config(**tiny._common(**tiny.HEADS)),
     "mistral-full": lambda: MistralConfig(**tiny._common(**tiny.HEADS, sliding_window=None)),
@@ -280,7 +284,7 @@ def test_the_harness_can_load_its_file_without_unpickling(loaded, config, tmp_pa
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"], indirect=True)
 def test_the_harness_itself_reproduces_the_reference(loaded, config, tmp_path):
     harness = pytest.importorskip(
-        "lm_eval.models.hf_steered", reason="needs lm-eval: pip install -e .[harness]"
+        "lm_eval.models.hf_steered", reason="needs lm-eval: pip install -e .[consumers]"
     )
     loaded.model.save_pretrained(tmp_path / "model")
     loaded.tokenizer.save_pretrained(tmp_path / "model")
@@ -305,6 +309,48 @@ def test_the_snippet_runs_by_itself(loaded, config, tmp_path):
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert set(done.stdout.split()) <= set(tiny.VOCABULARY)
+
+
+@pytest.fixture
+def snippet(loaded, config, tmp_path):
+    """The snippet's functions, the folder of its model, and what a hand-written hook generates."""
+    loaded.model.save_pretrained(tmp_path / "model")
+    loaded.tokenizer.save_pretrained(tmp_path / "model")
+    export(config, "snippet", tmp_path / "code", loaded)
+    shift = STRENGTH * config.steering_vector.values
+    with tiny.hand_written_hook(loaded.blocks[LAYER], shift):
+        expected = loaded.model.generate(input_ids=IDS, **GREEDY)
+    assert expected.tolist() != loaded.model.generate(input_ids=IDS, **GREEDY).tolist()
+    path = tmp_path / "code" / "steer.py"
+    spec = importlib.util.spec_from_file_location("steer", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module, tmp_path / "model", expected
+
+
+@pytest.mark.parametrize("architecture", ["llama"], indirect=True)
+def test_the_snippet_steers_nnsight(snippet):
+    nnsight = pytest.importorskip("nnsight", reason="needs nnsight: pip install -e .[consumers]")
+    module, folder, expected = snippet
+    model = nnsight.TransformersModel(str(folder), task="text-generation", dispatch=True)
+    assert module.steered_by_nnsight(model, IDS, **GREEDY).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("architecture", ["llama"], indirect=True)
+def test_the_snippet_steers_transformer_lens(snippet):
+    lens = pytest.importorskip(
+        "transformer_lens", reason="needs transformer-lens: pip install -e .[consumers]"
+    )
+    module, folder, expected = snippet
+    model = lens.TransformerBridge.boot_transformers(
+        str(folder),
+        hf_model=AutoModelForCausalLM.from_pretrained(folder),
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+    )
+    found = module.steered_by_transformer_lens(
+        model, IDS, max_new_tokens=6, do_sample=False, stop_at_eos=False, verbose=False
+    )
+    assert found.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("architecture", ["llama"], indirect=True)
