@@ -1,6 +1,6 @@
 """Measure which exports are exact for which architecture, and write docs/exports.md.
 
-    python scripts/measure_exports.py
+    python scripts/measure_exports.py [--artefact DIR]
 
 Every architecture is a random model of three blocks with random biases; every format is written,
 loaded back as its consumer does, and compared with the reference. Then the joy config of smollm2 is
@@ -23,9 +23,10 @@ import torch
 from markdown_tables import DOCS, table
 
 from calibrate import Calibration, calibrate, load_model
-from calibrate.completions import _keys, draw
+from calibrate.completions import sample
 from calibrate.concept import Concept
 from calibrate.config import SteeringConfig
+from calibrate.drawing import draw, noise_key
 from calibrate.embedded import embedded_gguf
 from calibrate.errors import ExportRefused
 from calibrate.estimate import RatioEstimate
@@ -48,14 +49,15 @@ Sampler = Callable[[Sequence[int], int], int]
 
 
 @click.command()
-def main() -> None:
+@click.option("--artefact", type=click.Path(exists=True, path_type=Path))
+def main(artefact: Path | None) -> None:
     target = DOCS / "exports.json"
     found: dict[str, Any] = json.loads(target.read_text()) if target.exists() else {}
     if "architectures" not in found:
         found["architectures"] = architectures()
         target.write_text(json.dumps(found, indent=1) + "\n")
     if "stacks" not in found:
-        found["stacks"] = stacks()
+        found["stacks"] = stacks(artefact)
         target.write_text(json.dumps(found, indent=1) + "\n")
     (DOCS / "exports.md").write_text(page(found), encoding="utf-8")
 
@@ -96,11 +98,11 @@ def outcome(config: SteeringConfig, fmt: str, loaded: LoadedModel) -> str:
             return f"refused: {refused}"
 
 
-def stacks() -> dict[str, dict[str, Any]]:
+def stacks(artefact: Path | None) -> dict[str, dict[str, Any]]:
     """ΔCE and presence of one config in three stacks."""
     loaded = load_model(MODEL)
     with tempfile.TemporaryDirectory() as folder:
-        result = calibrate(loaded, CONCEPT, out=Path(folder) / CONCEPT)
+        result = Calibration.load(artefact) if artefact else calibrate(loaded, CONCEPT)
         return {
             "transformers, float32": in_transformers(result),
             "llama.cpp, Q4_1": in_llama_cpp(result, loaded, Path(folder) / "v.gguf"),
@@ -146,18 +148,21 @@ def in_folded(result: Calibration, loaded: LoadedModel) -> dict[str, Any]:
         sequences = own_replies(result.config, result.evidence, loaded)
     with serving("folded", result.config, loaded) as stack:
         rise = rise_in(stack, sequences)
-        whole: dict[bool, list[int]] = {True: [], False: []}
-
-        def growing(steered: bool, ids: Sequence[int], after: int) -> np.ndarray:
-            """Without a cache: the whole text again for every token."""
-            whole[steered] = [*whole[steered][:after], *ids]
-            return (stack.steered if steered else stack.unsteered)(whole[steered])
-
-        texts = [
-            replies(result, loaded, lambda ids, after, how=how: growing(how, ids, after))
-            for how in (True, False)
-        ]
+    with tempfile.TemporaryDirectory() as folder:
+        result.export("folded", folder, loaded)
+        folded = load_model(folder, dtype=result.config.model.dtype)
+        settings = result.config.provenance.settings
+        texts = []
+        for model in (folded, loaded):
+            prompts = [encode_prompt(model, text) for text in verify_prompts(result)]
+            with borrowed(model):
+                drawn = sample(model, prompts, Sampling(**settings["sampling"]), settings["seed"])
+            texts.append([one.text for one in drawn])
     return measured(result, loaded, rise, texts)
+
+
+def verify_prompts(result: Calibration) -> list[str]:
+    return list(result.evidence.splits.prompts["verify"])
 
 
 def replies(
@@ -168,9 +173,9 @@ def replies(
     sampling, seed = Sampling(**settings["sampling"]), settings["seed"]
     ends = {loaded.tokenizer.eos_token_id}
     said = []
-    for text in result.evidence.splits.prompts["verify"]:
+    for text in verify_prompts(result):
         ids = list(encode_prompt(loaded, text).ids)
-        key, start = _keys(seed, [(text, 0)]), len(ids)
+        key, start = torch.tensor([noise_key(seed, text, 0)]), len(ids)
         found = run(ids, 0)[-1]
         for step in range(sampling.max_new_tokens):
             token = int(draw(torch.from_numpy(found)[None], sampling, key, step))
@@ -213,9 +218,9 @@ Written by `scripts/measure_exports.py`; every point is in [exports.json](export
 
 An export that cannot express a calibration is refused. Every other is loaded back as its consumer
 does before it is kept, and must reproduce the reference log-probabilities of the config.
-llama.cpp itself, PEFT and stock transformers load these files in the tests; lm-evaluation-harness
-does where it is installed. EasySteer needs a GPU, and AISteer360 and activation-steering are not on
-PyPI: their files were checked by the rules they document only.
+llama.cpp itself, PEFT and stock transformers load these files in the tests; lm-evaluation-harness,
+nnsight and TransformerLens do where they are installed. EasySteer needs a GPU, and AISteer360 and
+activation-steering are not on PyPI: their files were checked by the rules they document only.
 """  # noqa: E501
 
 
