@@ -74,7 +74,8 @@ def main(concept_file: Path | None) -> None:
             python=platform.python_version(),
         ),
         results(runs),
-        "![ΔCE against strength](main-job/delta_ce.png)\n\n![presence](main-job/presence.png)\n",
+        "![ΔCE against strength](main-job/delta_ce.png)\n\n![presence](main-job/presence.png)\n\n"
+        "![what each block has to offer](main-job/blocks.png)\n",
         independent_reading(runs),
         repeatability(first, again),
         probes_table(runs),
