@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from calibrate.estimate import RatioEstimate
-from calibrate.memory import Shelf, in_parts_that_fit
+from calibrate.memory import Shelf, over_batches
 from calibrate.residual import (
     Edit,
     KeptResidual,
@@ -37,7 +37,7 @@ from calibrate.residual import (
     suffix_only,
     with_tangent,
 )
-from calibrate.tokens import Batch, TokenSequence, batches
+from calibrate.tokens import Batch, TokenSequence
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
@@ -119,7 +119,14 @@ def run_unsteered(
         for first, last in itertools.pairwise([0, *ends])
     ]
     shelf = Shelf()
-    passes = [list(_unsteered_batches(loaded, group, layers, shelf)) for group in groups]
+
+    def unsteered(batch: Batch) -> UnsteeredBatch:
+        return _unsteered(loaded, batch, layers, shelf)
+
+    passes = [
+        list(over_batches(unsteered, group.sequences, loaded.batch_tokens, loaded.device))
+        for group in groups
+    ]
     kept = [one for group in passes for one in group]
     least = min(kept, key=lambda one: one.batch.n_tokens, default=None)
     if least is not None and layers and not _suffix_agrees(loaded, least, min(layers)):
@@ -265,18 +272,6 @@ def logit_slices(loaded: LoadedModel, hidden: torch.Tensor) -> Iterator[slice]:
     step = max(1, SLICE_ELEMENTS // loaded.vocabulary_size)
     for first in range(0, len(hidden), step):
         yield slice(first, first + step)
-
-
-def _unsteered_batches(
-    loaded: LoadedModel, corpus: Corpus, layers: Sequence[int], shelf: Shelf
-) -> Iterator[UnsteeredBatch]:
-    for batch in batches(corpus.sequences, loaded.batch_tokens, loaded.device):
-
-        def run(places: Sequence[int], batch: Batch = batch) -> UnsteeredBatch:
-            return _unsteered(loaded, batch.take(places), layers, shelf)
-
-        for _, done in in_parts_that_fit(run, range(len(batch.rows))):
-            yield done
 
 
 def _unsteered(

@@ -118,8 +118,7 @@ class _Decoding:
         sampling: Sampling,
         ends: set[int],
     ) -> None:
-        self._loaded, self._pushes, self._sampling = loaded, pushes, sampling
-        self._ends = torch.tensor(sorted(ends), dtype=torch.long)
+        self._loaded, self._pushes, self._sampling, self._ends = loaded, pushes, sampling, ends
         prompts = [prompt for prompt, _ in starts]
         self._prefix = common_prefix(prompts) if _can_share(loaded, prompts, sampling) else ()
         self._ids, self._mask = _padded(prompts, len(self._prefix), loaded.device)
@@ -153,7 +152,7 @@ class _Decoding:
 
     def _ended(self, place: int) -> bool:
         said = self._said[place]
-        return bool(said) and bool((self._ends == said[-1]).any())
+        return bool(said) and said[-1] in self._ends
 
     def _keep(self, rows: list[int]) -> None:
         """Let all other rows leave the batch."""

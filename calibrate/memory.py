@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
 import torch
 
 from calibrate.errors import ModelError
+from calibrate.tokens import Batch, TokenSequence, batches
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
@@ -37,6 +38,25 @@ def in_parts_that_fit(
     torch.cuda.empty_cache()
     half = len(rows) // 2
     return [*in_parts_that_fit(work, rows[:half]), *in_parts_that_fit(work, rows[half:])]
+
+
+def over_batches(
+    work: Callable[[Batch], Result],
+    sequences: Sequence[TokenSequence],
+    max_tokens: int,
+    device: torch.device,
+) -> Iterator[Result]:
+    """Do some work on sequences batch by batch (`tokens.batches`), in halves where one won't fit.
+
+    Raises: ModelError if not even one sequence fits.
+    """
+    for batch in batches(sequences, max_tokens, device):
+
+        def on_rows(places: Sequence[int], batch: Batch = batch) -> Result:
+            return work(batch.take(places))
+
+        for _, result in in_parts_that_fit(on_rows, range(len(batch.rows))):
+            yield result
 
 
 class Shelf:

@@ -22,8 +22,8 @@ from torch.autograd import forward_ad
 from transformers.pytorch_utils import Conv1D
 
 from calibrate.errors import NumericalError
-from calibrate.memory import Shelf, in_parts_that_fit
-from calibrate.tokens import Batch, TokenSequence, batches
+from calibrate.memory import Shelf, over_batches
+from calibrate.tokens import Batch, TokenSequence
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
@@ -205,10 +205,17 @@ def pushed(blocks: nn.ModuleList, rows: Sequence[Push | None]) -> Iterator[RowPu
 
 
 @contextmanager
-def last_logits_only(loaded: LoadedModel) -> Iterator[None]:
-    """Have logits made of each pass's last position only; those of a prompt dwarf the rest."""
+def last_logits_only(
+    loaded: LoadedModel, receive: Callable[[torch.Tensor], None] | None = None
+) -> Iterator[None]:
+    """Have logits made of each pass's last position only; those of all others dwarf the rest.
+
+    receive: called with what the unembedding would have read, (batch, positions, hidden).
+    """
 
     def shrink(_module: nn.Module, args: Any) -> Any:
+        if receive is not None:
+            receive(args[0])
         return (args[0][:, -1:], *args[1:])
 
     handle = loaded.unembedding.register_forward_pre_hook(shrink)
@@ -275,15 +282,8 @@ def final_hidden(
     """
     seen: list[torch.Tensor] = []
 
-    def keep_and_shrink(_module: nn.Module, args: Any) -> Any:
-        seen.append(args[0])
-        return (args[0][:, -1:], *args[1:])
-
-    handle = loaded.unembedding.register_forward_pre_hook(keep_and_shrink)
-    try:
+    with last_logits_only(loaded, seen.append):
         _forward(loaded, batch, share, gradients)
-    finally:
-        handle.remove()
     with torch.set_grad_enabled(gradients):
         hidden = seen[0][batch.predicting()]
     _require_finite(hidden, loaded)
@@ -393,13 +393,11 @@ def pooled_residuals(
 
     Raises: NumericalError if a mean is not finite.
     """
-    for batch in batches(sequences, loaded.batch_tokens, loaded.device):
 
-        def run(places: Sequence[int], batch: Batch = batch) -> Pooled:
-            return _pooled(loaded, batch.take(places), layers, pooling)
+    def pooled(batch: Batch) -> Pooled:
+        return _pooled(loaded, batch, layers, pooling)
 
-        for _, pooled in in_parts_that_fit(run, range(len(batch.rows))):
-            yield pooled
+    return over_batches(pooled, sequences, loaded.batch_tokens, loaded.device)
 
 
 class _Enough(Exception):

@@ -8,8 +8,6 @@ from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from calibrate.completions import Completion, Request, sample_all
 from calibrate.cost import Meter
 from calibrate.cross_entropy import UnsteeredRun, delta_ce
@@ -45,13 +43,10 @@ def rung_sizes(total: int, first: int = FIRST_RUNG) -> tuple[int, ...]:
 def _by_ratio(found: RatioEstimate, nearest: RatioEstimate) -> Rise:
     """The rise over all sequences, from some of them and from another strength's over all."""
     n, total = len(found.counts), nearest.value
-    other = nearest.sums[:n]
     if n == len(nearest.counts):
         return Rise(found.value, 0.0, n)
-    ratio = float(found.sums.sum() / other.sum())
-    off = found.sums - ratio * other
-    error = float(np.sqrt(off @ off * n / (n - 1))) / float(other.sum())
-    return Rise(ratio * total, abs(total) * error, n)
+    ratio = RatioEstimate(found.sums, nearest.sums[:n])
+    return Rise(ratio.value * total, abs(total) * ratio.standard_error, n)
 
 
 @dataclass(frozen=True, eq=False)
