@@ -2,8 +2,8 @@
 
 Entries are JSON files of token ids, named by a hash of everything they depend on: the weights
 themselves, the tokenizer, the prompts, the sampling and the seed. The least recently used go when
-all together exceed MOST_BYTES. Models that were in memory before are not asked for: hooks and
-adapters would not show in their weights.
+all together exceed MOST_BYTES. Nothing is kept of models that were in memory before, whose hooks
+would not show in their weights, nor of those whose weights accelerate holds back.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def recalled(loaded: LoadedModel, request: Any, sample: Callable[[], Replies]) -
 
     request: everything beside the model that the replies depend on, as JSON takes it.
     """
-    if not loaded.by_name:
+    offloaded = any(values.is_meta for values in loaded.model.parameters())
+    if offloaded or not loaded.by_name:
         return sample()
     entry = cache_directory() / "replies" / f"{_digest(loaded, request)}.json"
     kept = _read(entry)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from accelerate import cpu_offload
 
 from calibrate import cache
 from calibrate.cache import recalled
@@ -50,6 +51,12 @@ def test_of_a_model_that_was_in_memory_nothing_is_kept(loaded):
     in_memory = replace(loaded, by_name=False)
     recalled(in_memory, REQUEST, lambda: SAID)
     assert recalled(in_memory, REQUEST, lambda: [[4]]) == [[4]]
+
+
+def test_of_a_model_whose_weights_are_elsewhere_nothing_is_kept(loaded):
+    cpu_offload(loaded.blocks[0], execution_device=torch.device("cpu"))
+    recalled(loaded, REQUEST, lambda: SAID)
+    assert recalled(loaded, REQUEST, lambda: [[4]]) == [[4]]
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[1]", '{"a": 1}'])
