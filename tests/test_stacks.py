@@ -129,7 +129,7 @@ def test_llama_cpp_reproduces_the_reference_with_the_exported_file(
 @pytest.mark.parametrize("name", STACKS)
 def test_delta_ce_in_every_stack_is_what_it_is_here(name, loaded, config, model_gguf, sequences):
     if name == "llama.cpp" and not is_installed():
-        pytest.skip("xllamacpp is not installed")
+        pytest.skip("xllamacpp is not installed: pip install -e .[llama-cpp]")
     done = config.intervention
     with borrowed(loaded):
         run = run_unsteered(loaded, Corpus(tuple(sequences), self_sampled=True), [done.layer])
