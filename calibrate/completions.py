@@ -8,12 +8,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from calibrate.decoding import WORTH_SHARING, Row, decode
+from calibrate.decoding import Row, decode
 from calibrate.drawing import noise_key
 from calibrate.memory import in_parts_that_fit
 from calibrate.residual import Push
 from calibrate.settings import Sampling
-from calibrate.tokens import Prompt, TokenSequence
+from calibrate.tokens import WORTH_SHARING, Prompt, TokenSequence
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel

@@ -9,6 +9,7 @@ noise (arXiv:2602.02712, Theorem 3.8 and its proof). On other texts the labels a
 One unsteered pass keeps what every strength is compared with: the final hidden states (their
 logits are recomputed in slices, never stored), what the comparison needs of those logits, and the
 residuals after the blocks asked for, so that each strength runs only the blocks after its own.
+What all sequences begin with runs once for all of them (`calibrate.prefix`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ import torch
 
 from calibrate.estimate import RatioEstimate
 from calibrate.memory import Shelf, over_batches
+from calibrate.prefix import Prefix, shared_prefix
 from calibrate.residual import (
     Edit,
     KeptResidual,
@@ -32,9 +33,8 @@ from calibrate.residual import (
     add_everywhere,
     add_where,
     captured,
-    edited,
+    edited_after,
     final_hidden,
-    suffix_only,
     with_tangent,
 )
 from calibrate.tokens import Batch, TokenSequence
@@ -80,13 +80,20 @@ class Prediction:
 class UnsteeredBatch:
     """One batch of the unsteered pass: final hidden states, and residuals by block.
 
+    prefix: what the batch's rows begin with, run once; None where they run whole.
     prediction: None where the logits have to be made again for every comparison.
     """
 
     batch: Batch
     hidden: torch.Tensor
     residuals: dict[int, KeptResidual]
+    prefix: Prefix | None = None
     prediction: Prediction | None = None
+
+    def without_residuals(self) -> UnsteeredBatch:
+        """The same batch, from which every strength has to run all blocks."""
+        prefix = self.prefix and replace(self.prefix, residuals={})
+        return replace(self, residuals={}, prefix=prefix)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,11 +114,16 @@ class UnsteeredRun:
 
 
 def run_unsteered(
-    loaded: LoadedModel, corpus: Corpus, layers: Sequence[int], part_sizes: Sequence[int] = ()
+    loaded: LoadedModel,
+    corpus: Corpus,
+    layers: Sequence[int],
+    part_sizes: Sequence[int] = (),
+    share: bool = True,
 ) -> UnsteeredRun:
     """Run a corpus unsteered, keeping the residuals after the blocks in `layers`.
 
     part_sizes: how many sequences each part has, together all of them; one part if empty.
+    share: whether what all sequences begin with may run once for all of them.
     """
     ends = list(itertools.accumulate(part_sizes or [len(corpus.sequences)]))
     groups = [
@@ -119,12 +131,14 @@ def run_unsteered(
         for first, last in itertools.pairwise([0, *ends])
     ]
     shelf = Shelf()
+    prefix = shared_prefix(loaded, corpus.sequences, layers) if share else None
+    left_out = prefix.ids if prefix else ()
 
     def unsteered(batch: Batch) -> UnsteeredBatch:
-        return _unsteered(loaded, batch, layers, shelf)
+        return _unsteered(loaded, batch, layers, shelf, prefix)
 
     passes = [
-        list(over_batches(unsteered, group.sequences, loaded.batch_tokens, loaded.device))
+        list(over_batches(unsteered, group.sequences, loaded.batch_tokens, loaded.device, left_out))
         for group in groups
     ]
     kept = [one for group in passes for one in group]
@@ -134,7 +148,7 @@ def run_unsteered(
             f"{loaded.name} shares state across blocks, so every strength runs all of them",
             stacklevel=2,
         )
-        passes = [[replace(one, residuals={}) for one in group] for group in passes]
+        passes = [[one.without_residuals() for one in group] for group in passes]
     if layers:
         passes = [
             [replace(one, prediction=_prediction(loaded, one, corpus.self_sampled)) for one in part]
@@ -249,7 +263,7 @@ def steered_hidden(
     shift = shift.to(loaded.device)
     mask = unsteered.batch.generated()
     edit = add_everywhere(shift) if positions == "all" else add_where(shift, mask)
-    return _run_from(loaded, unsteered, layer, edit)
+    return _run_from(loaded, unsteered, layer, edit, positions)
 
 
 def tangent_hidden(
@@ -264,7 +278,8 @@ def tangent_hidden(
     To be called within `torch.autograd.forward_ad.dual_level`.
     """
     mask = None if positions == "all" else unsteered.batch.generated()
-    return _run_from(loaded, unsteered, layer, with_tangent(vector.to(loaded.device), mask))
+    edit = with_tangent(vector.to(loaded.device), mask)
+    return _run_from(loaded, unsteered, layer, edit, positions)
 
 
 def logit_slices(loaded: LoadedModel, hidden: torch.Tensor) -> Iterator[slice]:
@@ -275,7 +290,11 @@ def logit_slices(loaded: LoadedModel, hidden: torch.Tensor) -> Iterator[slice]:
 
 
 def _unsteered(
-    loaded: LoadedModel, batch: Batch, layers: Sequence[int], shelf: Shelf
+    loaded: LoadedModel,
+    batch: Batch,
+    layers: Sequence[int],
+    shelf: Shelf,
+    prefix: Prefix | None,
 ) -> UnsteeredBatch:
     residuals: dict[int, KeptResidual] = {}
 
@@ -284,28 +303,25 @@ def _unsteered(
             residuals[layer] = KeptResidual.of(output, shelf)
 
     with captured(loaded.blocks, receive):
-        hidden = final_hidden(loaded, batch)
-    return UnsteeredBatch(batch, hidden, residuals)
+        hidden = final_hidden(loaded, batch, cache=prefix and prefix.cache)
+    return UnsteeredBatch(batch, hidden, residuals, prefix)
 
 
 def _run_from(
-    loaded: LoadedModel, unsteered: UnsteeredBatch, layer: int, edit: Edit
+    loaded: LoadedModel, unsteered: UnsteeredBatch, layer: int, edit: Edit, positions: Positions
 ) -> torch.Tensor:
-    """Run with `edit` after a block: only the blocks after it, where their input was kept."""
-    kept = unsteered.residuals.get(layer)
-    share = 1.0
-    with ExitStack() as stack:
-        if kept is not None:
-            share = 1 - (layer + 1) / loaded.num_layers
-            stack.enter_context(suffix_only(loaded.blocks, layer, kept))
-        stack.enter_context(edited(loaded.blocks[layer], edit))
-        return final_hidden(loaded, unsteered.batch, share)
+    """Run with `edit` after a block; the prefix too, unless only later positions are steered."""
+    cache = unsteered.prefix and unsteered.prefix.cache
+    if unsteered.prefix and positions == "all":
+        cache = unsteered.prefix.edited(loaded, layer, edit)
+    with edited_after(loaded, layer, edit, unsteered.residuals.get(layer)) as share:
+        return final_hidden(loaded, unsteered.batch, share, cache=cache)
 
 
 def _suffix_agrees(loaded: LoadedModel, unsteered: UnsteeredBatch, layer: int) -> bool:
     """Whether running only the blocks after `layer` reproduces the full pass."""
     try:
-        again = _run_from(loaded, unsteered, layer, lambda hidden: hidden)
+        again = _run_from(loaded, unsteered, layer, lambda hidden: hidden, "all")
     except (RuntimeError, AttributeError, TypeError, KeyError, IndexError):
         return False
     scale = unsteered.hidden.abs().max().clamp(min=1.0)

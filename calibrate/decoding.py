@@ -21,12 +21,11 @@ from calibrate.cost import Meter
 from calibrate.drawing import draw
 from calibrate.residual import Push, RowPushes, last_logits_only, pushed
 from calibrate.settings import Sampling
-from calibrate.tokens import PAD, Prompt
+from calibrate.tokens import PAD, Prompt, common_prefix
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
 
-WORTH_SHARING = 8  # tokens a common prefix must have to be run on its own
 WORTH_LEAVING = 1 / 8  # of the rows that have ended before they leave: moving the rest costs time
 
 
@@ -120,7 +119,7 @@ class _Decoding:
     ) -> None:
         self._loaded, self._pushes, self._sampling, self._ends = loaded, pushes, sampling, ends
         prompts = [prompt for prompt, _ in starts]
-        self._prefix = common_prefix(prompts) if _can_share(loaded, prompts, sampling) else ()
+        self._prefix = _shared_by(prompts) if _can_share(loaded, prompts, sampling) else ()
         self._ids, self._mask = _padded(prompts, len(self._prefix), loaded.device)
         parameters = inspect.signature(loaded.model.forward).parameters
         self._takes_positions = "position_ids" in parameters
@@ -203,18 +202,10 @@ class _Decoding:
         return cache
 
 
-def common_prefix(prompts: Sequence[Prompt]) -> tuple[int, ...]:
-    """The token ids all prompts begin with, if they are worth a pass of their own.
-
-    At least one token of every prompt is left over, for its reply to follow.
-    """
-    first, last = min(prompt.ids for prompt in prompts), max(prompt.ids for prompt in prompts)
-    most = min(len(prompt.ids) for prompt in prompts) - 1
-    same = next(
-        (i for i, pair in enumerate(zip(first, last, strict=False)) if len(set(pair)) > 1), most
-    )
-    length = min(same, most)
-    return first[:length] if len(prompts) > 1 and length >= WORTH_SHARING else ()
+def _shared_by(prompts: Sequence[Prompt]) -> tuple[int, ...]:
+    """What all prompts begin with; of each a token is left over, for its reply to follow."""
+    all_ids = [prompt.ids for prompt in prompts]
+    return common_prefix(all_ids, min(map(len, all_ids)) - 1)
 
 
 def _can_share(loaded: LoadedModel, prompts: Sequence[Prompt], sampling: Sampling) -> bool:

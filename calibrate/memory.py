@@ -45,12 +45,14 @@ def over_batches(
     sequences: Sequence[TokenSequence],
     max_tokens: int,
     device: torch.device,
+    prefix: tuple[int, ...] = (),
 ) -> Iterator[Result]:
     """Do some work on sequences batch by batch (`tokens.batches`), in halves where one won't fit.
 
+    prefix: what all sequences begin with, left out of the batches.
     Raises: ModelError if not even one sequence fits.
     """
-    for batch in batches(sequences, max_tokens, device):
+    for batch in batches(sequences, max_tokens, device, prefix):
 
         def on_rows(places: Sequence[int], batch: Batch = batch) -> Result:
             return work(batch.take(places))

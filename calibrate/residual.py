@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import nn
 from torch.autograd import forward_ad
+from transformers import Cache
 from transformers.pytorch_utils import Conv1D
 
 from calibrate.errors import NumericalError
@@ -268,14 +269,33 @@ def suffix_only(blocks: nn.ModuleList, layer: int, kept: KeptResidual) -> Iterat
         yield
 
 
+@contextmanager
+def edited_after(
+    loaded: LoadedModel, layer: int, edit: Edit, kept: KeptResidual | None
+) -> Iterator[float]:
+    """Run with `edit` after a block: only the blocks after it, where their input was kept.
+
+    Yields: the share of the blocks that runs.
+    """
+    with ExitStack() as stack:
+        if kept is not None:
+            stack.enter_context(suffix_only(loaded.blocks, layer, kept))
+        stack.enter_context(edited(loaded.blocks[layer], edit))
+        yield 1.0 if kept is None else 1 - (layer + 1) / loaded.num_layers
+
+
 def final_hidden(
-    loaded: LoadedModel, batch: Batch, share: float = 1.0, gradients: bool = False
+    loaded: LoadedModel,
+    batch: Batch,
+    share: float = 1.0,
+    gradients: bool = False,
+    cache: Cache | None = None,
 ) -> torch.Tensor:
     """Run the model and return what its unembedding reads at the predicting positions.
 
     Logits are left out on purpose: they dwarf everything else. `LoadedModel.logits` turns any
     slice of the result into them. `share` is the part of the blocks that runs, for the meter;
-    with `gradients` the result can be differentiated.
+    with `gradients` the result can be differentiated; `cache` holds the batch's prefix.
 
     Returns: tensor of shape (n_scored, hidden), after the final norm.
     Raises: NumericalError if a value is not finite.
@@ -283,7 +303,7 @@ def final_hidden(
     seen: list[torch.Tensor] = []
 
     with last_logits_only(loaded, seen.append):
-        _forward(loaded, batch, share, gradients)
+        forward(loaded, batch, share, gradients, cache)
     with torch.set_grad_enabled(gradients):
         hidden = seen[0][batch.predicting()]
     _require_finite(hidden, loaded)
@@ -351,7 +371,7 @@ def _output_of(loaded: LoadedModel, batch: Batch, layer: int) -> torch.Tensor:
             raise _Enough
 
     with captured(loaded.blocks, receive), suppress(_Enough):
-        _forward(loaded, batch, share=(layer + 1) / loaded.num_layers)
+        forward(loaded, batch, share=(layer + 1) / loaded.num_layers)
     return outputs[0]
 
 
@@ -425,17 +445,32 @@ def _pooled(loaded: LoadedModel, batch: Batch, layers: Sequence[int], pooling: P
             raise _Enough
 
     with captured(loaded.blocks, receive), suppress(_Enough):
-        _forward(loaded, batch, share=(layers[-1] + 1) / loaded.num_layers)
+        forward(loaded, batch, share=(layers[-1] + 1) / loaded.num_layers)
     stacked = torch.stack(means)
     _require_finite(stacked, loaded)
     return Pooled(batch.rows, stacked, norms, torch.stack(n_sinks))
 
 
-def _forward(loaded: LoadedModel, batch: Batch, share: float, gradients: bool = False) -> None:
-    """Run one batch without a cache, for its hooks' sake, and count its tokens."""
+def forward(
+    loaded: LoadedModel,
+    batch: Batch,
+    share: float = 1.0,
+    gradients: bool = False,
+    cache: Cache | None = None,
+) -> None:
+    """Run one batch for its hooks' sake, and count its tokens; `share` and so on as above.
+
+    cache: keys and values of what comes before the batch, or an empty one to fill.
+    """
     loaded.meter.count(round(batch.n_tokens * share))
+    options = {} if cache is None else {"past_key_values": cache}
     with torch.set_grad_enabled(gradients):
-        loaded.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+        loaded.model(
+            input_ids=batch.ids,
+            attention_mask=batch.attended(),
+            use_cache=cache is not None,
+            **options,
+        )
 
 
 def _require_finite(values: torch.Tensor, loaded: LoadedModel) -> None:

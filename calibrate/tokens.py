@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from calibrate.model import LoadedModel
 
 PAD = 0  # the id under the attention mask's zeros; any valid id does, since nothing attends to it
+WORTH_SHARING = 8  # tokens a common prefix must have to be run on its own
 
 
 @dataclass(frozen=True)
@@ -46,34 +47,45 @@ class Batch:
     rows: index of each row's sequence in the list the batch was cut from.
     ids, mask: int64 tensors of shape (batch, positions); mask is 0 on padding.
     sequences: the sequences themselves, in row order.
+    prefix: token ids that every row begins with, left out of ids and mask since they run once
+        for all rows (`calibrate.prefix`).
     """
 
     rows: tuple[int, ...]
     ids: torch.Tensor
     mask: torch.Tensor
     sequences: tuple[TokenSequence, ...]
+    prefix: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, sequences: Sequence[TokenSequence], device: torch.device | str = "cpu") -> Batch:
+    def of(
+        cls,
+        sequences: Sequence[TokenSequence],
+        device: torch.device | str = "cpu",
+        prefix: tuple[int, ...] = (),
+    ) -> Batch:
         """All of some sequences as one batch."""
-        width = max(len(sequence.ids) for sequence in sequences)
-        return _pad(tuple(range(len(sequences))), list(sequences), width, device)
+        return _pad(tuple(range(len(sequences))), list(sequences), device, prefix)
 
     @property
     def n_tokens(self) -> int:
         """Positions pushed through the model, padding included."""
         return self.ids.numel()
 
+    def attended(self) -> torch.Tensor:
+        """The mask over the prefix too, int64 (batch, len(prefix) + positions)."""
+        return torch.nn.functional.pad(self.mask, (len(self.prefix), 0), value=1)
+
     def take(self, places: Sequence[int]) -> Batch:
         """Only the rows at these places."""
         if len(places) == len(self.rows):
             return self
         rows, sequences = zip(*((self.rows[i], self.sequences[i]) for i in places), strict=True)
-        return _pad(rows, list(sequences), max(len(s.ids) for s in sequences), self.ids.device)
+        return _pad(rows, list(sequences), self.ids.device, self.prefix)
 
     def predicting(self) -> torch.Tensor:
         """Bool tensor (batch, positions): the positions whose next token is scored."""
-        position = torch.arange(self.ids.shape[1], device=self.ids.device)
+        position = self._positions()
         start = self._column([s.start for s in self.sequences])
         length = self._column([len(s.ids) for s in self.sequences])
         return (position >= start - 1) & (position < length - 1)
@@ -94,23 +106,30 @@ class Batch:
 
         They are the prompt's last token and all that follow: what `positions="last"` steers.
         """
-        position = torch.arange(self.ids.shape[1], device=self.ids.device)
-        return position >= self._column([s.start - 1 for s in self.sequences])
+        return self._positions() >= self._column([s.start - 1 for s in self.sequences])
 
     def text(self) -> torch.Tensor:
         """Bool tensor (batch, positions): the tokens of the text, without prompt and padding."""
-        position = torch.arange(self.ids.shape[1], device=self.ids.device)
         start = self._column([s.start for s in self.sequences])
-        return (position >= start) & self.mask.bool()
+        return (self._positions() >= start) & self.mask.bool()
+
+    def _positions(self) -> torch.Tensor:
+        """Where each position stands in its sequence, (positions,)."""
+        return torch.arange(self.ids.shape[1], device=self.ids.device) + len(self.prefix)
 
     def _column(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, device=self.ids.device)[:, None]
 
 
 def batches(
-    sequences: Sequence[TokenSequence], max_tokens: int, device: torch.device | str = "cpu"
+    sequences: Sequence[TokenSequence],
+    max_tokens: int,
+    device: torch.device | str = "cpu",
+    prefix: tuple[int, ...] = (),
 ) -> Iterator[Batch]:
     """Cut sequences into batches of at most `max_tokens` positions, longest first.
+
+    prefix: token ids that all sequences begin with, to be left out of the batches.
 
     Sorting by length keeps padding small; longest first meets the memory limit at once if at
     all. A sequence longer than `max_tokens` gets a batch of its own.
@@ -118,10 +137,23 @@ def batches(
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].ids), reverse=True)
     first = 0
     while first < len(order):
-        width = max(len(sequences[order[first]].ids), 1)
+        width = max(len(sequences[order[first]].ids) - len(prefix), 1)
         rows = tuple(order[first : first + max(1, max_tokens // width)])
-        yield _pad(rows, [sequences[i] for i in rows], width, device)
+        yield _pad(rows, [sequences[i] for i in rows], device, prefix)
         first += len(rows)
+
+
+def common_prefix(all_ids: Sequence[tuple[int, ...]], most: int) -> tuple[int, ...]:
+    """What all of some token ids begin with, if it is worth a pass of its own; else nothing.
+
+    most: tokens it may have.
+    """
+    first, last = min(all_ids), max(all_ids)
+    same = next(
+        (i for i, pair in enumerate(zip(first, last, strict=False)) if len(set(pair)) > 1), most
+    )
+    length = min(same, most)
+    return first[:length] if len(all_ids) > 1 and length >= WORTH_SHARING else ()
 
 
 @dataclass(frozen=True)
@@ -228,11 +260,17 @@ def _checked(loaded: LoadedModel, sequence: TokenSequence, text: str) -> TokenSe
 
 
 def _pad(
-    rows: tuple[int, ...], sequences: list[TokenSequence], width: int, device: torch.device | str
+    rows: tuple[int, ...],
+    sequences: list[TokenSequence],
+    device: torch.device | str,
+    prefix: tuple[int, ...],
 ) -> Batch:
+    shared = len(prefix)
+    width = max(1, *(len(sequence.ids) - shared for sequence in sequences))
     ids = torch.full((len(rows), width), PAD, dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
     for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence.ids)] = torch.tensor(sequence.ids, dtype=torch.long)
-        mask[row, : len(sequence.ids)] = 1
-    return Batch(rows, ids.to(device), mask.to(device), tuple(sequences))
+        rest = sequence.ids[shared:]
+        ids[row, : len(rest)] = torch.tensor(rest, dtype=torch.long)
+        mask[row, : len(rest)] = 1
+    return Batch(rows, ids.to(device), mask.to(device), tuple(sequences), prefix)

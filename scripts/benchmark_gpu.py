@@ -61,7 +61,7 @@ def main(
         before = loaded.meter.tokens
         pilot = run_pilot(loaded, run, vector, (), settings)
         ours, spent = clock(device) - started, loaded.meter.tokens - before + tokens
-        whole = replace(run, batches=tuple(replace(one, residuals={}) for one in run.batches))
+        whole = replace(run, batches=tuple(one.without_residuals() for one in run.batches))
         started = clock(device)
         delta_ce(loaded, whole, vector.values, layer, pilot.strength_at_budget.value)
         full = clock(device) - started

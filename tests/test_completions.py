@@ -8,7 +8,7 @@ import tiny
 import torch
 from scipy.stats import chisquare
 
-from calibrate import completions, decoding, drawing
+from calibrate import completions, decoding, drawing, tokens
 from calibrate.completions import Request, sample, sample_all
 from calibrate.drawing import draw
 from calibrate.model import borrowed
@@ -83,7 +83,7 @@ def test_rows_steered_in_their_own_ways_reply_as_they_would_alone(
     architecture, window, sharing, monkeypatch
 ):
     """Whatever stands beside them, a prefix shared or not; a hook on rows alike is the oracle."""
-    monkeypatch.setattr(decoding, "WORTH_SHARING", sharing)
+    monkeypatch.setattr(tokens, "WORTH_SHARING", sharing)
     loaded = tiny.loaded(architecture, chat=True)
     if getattr(loaded.model.config.get_text_config(), "sliding_window", None):
         loaded.model.config.get_text_config().sliding_window = window
@@ -105,7 +105,7 @@ def test_rows_steered_in_their_own_ways_reply_as_they_would_alone(
 
 
 def test_one_batch_takes_fewer_passes_than_one_a_strength(loaded, monkeypatch):
-    monkeypatch.setattr(decoding, "WORTH_SHARING", 3)
+    monkeypatch.setattr(tokens, "WORTH_SHARING", 3)
     prompts = [encode_prompt(loaded, f"the house sits {text}") for text in QUESTIONS]
     requests = [Request(prompts, 1, push) for push in pushes(loaded)]
     passes = []
@@ -128,7 +128,7 @@ def test_transformers_own_loop_says_the_same(architecture, monkeypatch):
 
 
 def test_a_shared_prefix_is_paid_for_once_a_push(loaded, monkeypatch):
-    monkeypatch.setattr(decoding, "WORTH_SHARING", 3)
+    monkeypatch.setattr(tokens, "WORTH_SHARING", 3)
     loaded.model.generation_config.eos_token_id = loaded.tokenizer.eos_token = None
     texts = ("the house sits then", "the house sits with a road")
     prompts = [encode_prompt(loaded, text) for text in texts]
@@ -154,7 +154,7 @@ def test_rows_that_have_ended_leave_the_batch(loaded):
 
 def test_prompts_that_begin_otherwise_are_kept_out_of_the_batch(loaded, monkeypatch):
     """A long prefix of some is shared though others have another."""
-    monkeypatch.setattr(decoding, "WORTH_SHARING", 3)
+    monkeypatch.setattr(tokens, "WORTH_SHARING", 3)
     monkeypatch.setattr(completions, "WORTH_SHARING", 3)
     loaded.model.generation_config.eos_token_id = loaded.tokenizer.eos_token = None
     alike = [encode_prompt(loaded, f"the house sits {word}") for word in tiny.PLAIN[3:9]]

@@ -73,6 +73,7 @@ ORDER = (
     "calibrate.replies",
     "calibrate.cache",
     "calibrate.cross_entropy",
+    "calibrate.prefix",
     "calibrate.completions",
     "calibrate.decoding",
     "calibrate.drawing",

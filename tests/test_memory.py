@@ -46,7 +46,7 @@ def small_memory(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(residual, "_forward", limited(residual._forward))
+    monkeypatch.setattr(residual, "forward", limited(residual.forward))
     monkeypatch.setattr("calibrate.completions.decode", limited(decoding.decode))
     return seen
 

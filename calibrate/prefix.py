@@ -1,0 +1,135 @@
+"""What all sequences of a corpus begin with, such as a chat template, runs once and not row by row.
+
+What follows a prefix does not change its keys and values, so those of one row serve all rows.
+Steering changes them after the steered block: a steered pass runs the prefix again, as one row.
+This holds for models whose state is a cache of keys and values alone, which is tried out on each.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from transformers import Cache, DynamicCache, PreTrainedModel
+
+from calibrate.memory import Shelf
+from calibrate.residual import (
+    Edit,
+    KeptResidual,
+    captured,
+    edited_after,
+    final_hidden,
+    forward,
+    last_logits_only,
+)
+from calibrate.tokens import WORTH_SHARING, Batch, TokenSequence, common_prefix
+
+if TYPE_CHECKING:
+    from calibrate.model import LoadedModel
+
+# How far final hidden states may be off, relatively, where a prefix is shared.
+ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-3}
+HALF_ROUNDING = 0.05
+
+
+class LentCache(Cache):  # type: ignore[misc]
+    """Keys and values of one row, lent to every row of a batch, and left as they are."""
+
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the row's keys and values with these after them, and forget these."""
+        layer = copy.copy(self.layers[layer_idx])
+        layer.batch_repeat_interleave(len(key_states))
+        both: tuple[torch.Tensor, torch.Tensor] = layer.update(
+            key_states, value_states, *args, **kwargs
+        )
+        return both
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """A prefix that has run, unsteered, as one row.
+
+    ids: its token ids. cache: its keys and values. residuals: after the blocks asked for.
+    """
+
+    ids: tuple[int, ...]
+    cache: LentCache
+    residuals: dict[int, KeptResidual]
+
+    def edited(self, loaded: LoadedModel, layer: int, edit: Edit) -> LentCache:
+        """Its keys and values with `edit` after a block; those up to the block do not change."""
+        filled = _empty_cache(loaded)
+        kept = self.residuals.get(layer)
+        with edited_after(loaded, layer, edit, kept) as share, last_logits_only(loaded):
+            forward(loaded, _one_row(self.ids, loaded), share, cache=filled)
+        before = 0 if kept is None else layer + 1
+        return LentCache([*self.cache.layers[:before], *filled.layers[before:]])
+
+
+def shared_prefix(
+    loaded: LoadedModel, sequences: Sequence[TokenSequence], layers: Sequence[int]
+) -> Prefix | None:
+    """Run what all sequences begin with, and keep its residuals after the blocks in `layers`.
+
+    Returns: None where that is next to nothing, or the model cannot share it.
+    """
+    if not sequences:
+        return None
+    before_any_scored = min(sequence.start for sequence in sequences) - 1
+    ids = common_prefix([sequence.ids for sequence in sequences], before_any_scored)
+    return _run(loaded, ids, layers) if ids and can_share(loaded) else None
+
+
+def can_share(loaded: LoadedModel) -> bool:
+    """Whether the model says the same after a prefix that has run before; tried out once."""
+    if loaded.model not in _CAN_SHARE:
+        try:
+            _CAN_SHARE[loaded.model] = _says_the_same(loaded)
+        except (RuntimeError, AttributeError, TypeError, LookupError, ValueError):
+            _CAN_SHARE[loaded.model] = False
+    return _CAN_SHARE[loaded.model]
+
+
+_CAN_SHARE: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+def _says_the_same(loaded: LoadedModel) -> bool:
+    ids = tuple(range(1, WORTH_SHARING + 1))
+    sequences = [TokenSequence((*ids, *rest), len(ids)) for rest in ((3, 1, 4, 1, 5), (2, 6))]
+    whole = final_hidden(loaded, Batch.of(sequences, loaded.device))
+    batch = Batch.of(sequences, loaded.device, ids[:-1])
+    shared = final_hidden(loaded, batch, cache=_run(loaded, ids[:-1], ()).cache)
+    off = float((shared - whole).norm() / whole.norm())
+    return off < ROUNDING.get(loaded.dtype, HALF_ROUNDING)
+
+
+def _run(loaded: LoadedModel, ids: tuple[int, ...], layers: Sequence[int]) -> Prefix:
+    residuals: dict[int, KeptResidual] = {}
+    cache, shelf = _empty_cache(loaded), Shelf()
+
+    def receive(layer: int, output: Any) -> None:
+        if layer in layers:
+            residuals[layer] = KeptResidual.of(output, shelf)
+
+    with captured(loaded.blocks, receive), last_logits_only(loaded):
+        forward(loaded, _one_row(ids, loaded), cache=cache)
+    return Prefix(ids, LentCache(cache.layers), residuals)
+
+
+def _one_row(ids: tuple[int, ...], loaded: LoadedModel) -> Batch:
+    return Batch.of([TokenSequence(ids, len(ids))], loaded.device)
+
+
+def _empty_cache(loaded: LoadedModel) -> DynamicCache:
+    return DynamicCache(config=loaded.model.config.get_text_config())
