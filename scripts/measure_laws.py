@@ -42,11 +42,11 @@ from calibrate.vector import SteeringVector, concept_vectors
 
 BUDGETS = (0.05, 0.1, 0.3)
 DEPTHS = (0.15, 0.33, 0.5, 0.67, 0.85)
-GROUP, GROUPS, OWN_GROUPS = 16, 10, 4  # prompts or texts; the pilot's own and the others
+GROUP, GROUPS, OWN_GROUPS = 16, 10, 3  # prompts or texts; the pilot's own are as many as by default
 SAMPLING = Sampling(max_new_tokens=24)
 TEXT_TOKENS = 64  # of each text of a file
-REPLIES = 3  # to each of the other prompts; the pilot has one to each of its own
-TEXTS = 2  # groups of a file's texts for every group the pilot may get: its own is one of them
+REPLIES = 2  # to each of the other prompts; the pilot has one of them to each of its own
+TEXTS = 2  # groups of a file's texts for every group of prompts; the pilot's own is one of them
 LIKELY = 200
 PEAK_SHARES = np.linspace(-1, 1, 9)  # of α_B: where peaks are looked for
 CLOSE = 0.06  # of log α: a step of this size along the law's slope is right to a fiftieth of it
@@ -122,11 +122,12 @@ class Pool:
     groups: list[list[UnsteeredRun]]
 
     def dealt(self, seed: str) -> Dealt:
-        """Other groups for every seed."""
-        order = random.Random(seed).sample(range(len(self.groups)), len(self.groups))
+        """Other groups, and other replies of the pilot's own, for every seed."""
+        rng = random.Random(seed)
+        order = rng.sample(range(len(self.groups)), len(self.groups))
         own, others = order[:OWN_GROUPS], order[OWN_GROUPS:]
         return Dealt(
-            joined([self.groups[index][0] for index in own]),
+            joined([rng.choice(self.groups[index]) for index in own]),
             joined([run for index in others for run in self.groups[index]]),
             self.groups[others[0]][0],
         )
@@ -310,9 +311,9 @@ N_OWN = GROUP * OWN_GROUPS
 N_OTHERS = GROUP * (GROUPS - OWN_GROUPS)
 
 
-def perfect(per_group: int) -> float:
-    """Coverage of a perfect interval, where the truth comes from as few sequences as here."""
-    return float(2 * norm.cdf(norm.ppf(0.975) / np.sqrt(1 + N_OWN / (per_group * N_OTHERS))) - 1)
+def perfect(n_others: int) -> float:
+    """Coverage of a perfect interval, where the truth comes from so many sequences."""
+    return float(2 * norm.cdf(norm.ppf(0.975) / np.sqrt(1 + N_OWN / n_others)) - 1)
 
 
 HEADER = f"""# How well the laws predict a real model
@@ -324,7 +325,8 @@ those sequences; "others" on {REPLIES * N_OTHERS} replies to the {N_OTHERS} othe
 {TEXTS * N_OTHERS} other texts. Prompts and texts are dealt anew for every concept and block.
 "Covered" is the share of cells whose 95 % interval holds the strength that spends the budget on
 the others. That strength is itself known only up to the sampling of the others, so that a perfect
-interval would cover about {perfect(REPLIES):.0%} on replies and {perfect(TEXTS):.0%} on texts.
+interval would cover {perfect(TEXTS * N_OTHERS):.0%} on texts, and on replies between
+{perfect(N_OTHERS):.0%} and {perfect(REPLIES * N_OTHERS):.0%}, since those to one prompt are alike.
 """
 
 
