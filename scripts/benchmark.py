@@ -4,8 +4,9 @@
 
 On the same model, block, corpus and budget, one after the other in one process: (a) a grid of 129
 strengths; (b) regula falsi in log-log; (c) Optuna's TPE; (d) this project's pilot. The first three
-run the whole model for every strength, as a tool does that knows nothing of blocks. Half an hour on
-two cores, and nothing else should run meanwhile; what was measured is kept, and not measured again.
+run the whole model for every strength, as a tool does that knows nothing of blocks; such passes are
+alike, so that a few are timed, and what the others would find is measured in cheaper ways. Five
+minutes a cell; what was measured is kept, and not measured again.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import matplotlib.pyplot as plt
 import numpy as np
 import optuna
 from markdown_tables import DOCS, table
+from scipy.interpolate import PchipInterpolator
 from scipy.optimize import brentq
 
 from calibrate import load_model
@@ -43,10 +46,13 @@ N_SEQUENCES = 64
 SAMPLING = Sampling(max_new_tokens=24)
 SETTINGS = Settings()
 GRID = 129  # strengths, of either sign, up to ‖αv‖ = ‖h‖
-TIMED = 3  # full passes of the grid that are timed; the others take as long
-TOLERANCE = 0.01  # |ΔCE / budget - 1| at which a root-finder stops: half of it in α
-REACH = (0.005, 1.0)  # ‖αv‖ / ‖h‖ between which TPE looks
-MOST_TRIALS = 60
+TIMED = 3  # full passes that are timed; all others take as long
+TOLERANCE = 0.01  # |ΔCE / budget - 1| at which TPE stops: half of it in α
+REACH = (0.005, 1.0)  # ‖αv‖ / ‖h‖ between which regula falsi and TPE look
+MOST_STRENGTHS = 60
+CURVE = 33  # strengths between which the curve that TPE is run on is interpolated
+CLOSE = (0.9, 0.97, 1.0, 1.03, 1.1)  # and these times the truth
+SEEDS = 5  # of TPE, of which the middle one counts
 WAYS = {
     "grid": "(a) grid of 129, full passes",
     "falsi": "(b) regula falsi in log-log, full passes",
@@ -56,11 +62,17 @@ WAYS = {
 
 
 @dataclass(frozen=True)
-class Found:
-    """What one way named, and what it took.
+class Spent:
+    """tokens: token-forwards. memory: the peak, in bytes above those at the start."""
 
-    tokens: token-forwards, the unsteered pass included. memory: bytes above those at its start.
-    """
+    tokens: int
+    seconds: float
+    memory: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one way named, and what it took, the unsteered pass included."""
 
     strength: float
     passes: int
@@ -78,17 +90,11 @@ class Task:
     vector: SteeringVector
     concept_tokens: tuple[int, ...]
 
-    def run(self, layers: tuple[int, ...] = ()) -> UnsteeredRun:
-        """The unsteered pass; residuals are kept after `layers` alone."""
+    def run(self, share: bool = True) -> UnsteeredRun:
+        """The unsteered pass, with what suffix-only passes need."""
         parts = rung_sizes(len(self.sequences), FIRST_PART)
         corpus = Corpus(self.sequences, self_sampled=True)
-        return run_unsteered(self.loaded, corpus, layers, parts)
-
-    def full(self) -> Callable[[float], float]:
-        """ΔCE by strength, each with a pass through the whole model."""
-        kept = self.run((self.vector.layer,))
-        whole = replace(kept, batches=tuple(replace(one, residuals={}) for one in kept.batches))
-        return lambda strength: self.rise(whole, strength)
+        return run_unsteered(self.loaded, corpus, [self.vector.layer], parts, share)
 
     def rise(self, run: UnsteeredRun, strength: float) -> float:
         return delta_ce(self.loaded, run, self.vector.values, self.vector.layer, strength).value
@@ -140,103 +146,134 @@ def replies(loaded: LoadedModel, n: int) -> tuple[TokenSequence, ...]:
 
 
 def measure(task: Task) -> dict[str, Any]:
-    kept = task.run((task.vector.layer,))
-    named = spent(task, ours)
+    (named, passes), cost = spent(task, lambda: ours(task))
+    kept = task.run()
+    rise_at = partial(task.rise, kept)
     truth = brentq(
-        lambda strength: task.rise(kept, strength) - SETTINGS.ce_budget,
-        0.8 * named.strength, 1.25 * named.strength, xtol=1e-4 * named.strength,
+        lambda strength: rise_at(strength) - SETTINGS.ce_budget,
+        0.8 * named, 1.25 * named, xtol=1e-4 * named,
     )  # fmt: skip
-    ways = {"ours": named, "falsi": spent(task, falsi), "tpe": spent(task, tpe)}
-    ways["grid"] = grid(task, kept)
-    scored = sum(len(one.ids) for one in task.sequences)
+    as_near = max(abs(rise_at(named) / SETTINGS.ce_budget - 1), 1e-3)
+    curve = interpolated(rise_at, task.unit, truth)
+    tried = sorted(
+        (tpe(curve, task.unit, seed) for seed in range(SEEDS)),
+        key=lambda one: (one[1], abs(one[0] / truth - 1)),
+    )
+    found = {
+        "grid": grid(rise_at, task.unit),
+        "falsi": falsi(rise_at, task.unit, as_near),
+        "tpe": tried[SEEDS // 2],
+    }
+    unsteered, each = full_passes(task)
+    ways = {
+        name: Found(
+            strength, n, unsteered.tokens + n * each.tokens,
+            unsteered.seconds + n * each.seconds, each.memory,
+        )
+        for name, (strength, n) in found.items()
+    }  # fmt: skip
+    ways["ours"] = Found(named, passes, cost.tokens, cost.seconds, cost.memory)
     return {
         "truth": truth,
-        "corpus_tokens": scored,
+        "corpus_tokens": sum(len(one.ids) for one in task.sequences),
         "ways": {name: asdict(one) for name, one in ways.items()},
     }
 
 
-def spent(task: Task, way: Callable[[Task], tuple[float, int]]) -> Found:
-    """What a way names, and what it takes."""
+Result = TypeVar("Result")
+
+
+def spent(task: Task, work: Callable[[], Result]) -> tuple[Result, Spent]:
+    """What some work finds, and what it takes."""
     meter = task.loaded.meter
     tokens, before, started = meter.tokens, reset_peak(), time.perf_counter()
-    strength, passes = way(task)
+    result = work()
     seconds = time.perf_counter() - started
-    return Found(strength, passes, meter.tokens - tokens, seconds, memory("VmHWM") - before)
+    return result, Spent(meter.tokens - tokens, seconds, memory("VmHWM") - before)
+
+
+def full_passes(task: Task) -> tuple[Spent, Spent]:
+    """What an unsteered and a steered pass take that run every block for every token."""
+    kept, unsteered = spent(task, lambda: task.run(share=False))
+    batches = tuple(one.without_residuals() for one in kept.batches)
+    whole, strength = replace(kept, batches=batches), REACH[0] * task.unit
+    timed = [spent(task, lambda: task.rise(whole, strength))[1] for _ in range(TIMED)]
+    return unsteered, sorted(timed, key=lambda one: one.seconds)[TIMED // 2]
 
 
 def ours(task: Task) -> tuple[float, int]:
-    run = task.run((task.vector.layer,))
-    pilot = run_pilot(task.loaded, run, task.vector, task.concept_tokens, SETTINGS)
+    pilot = run_pilot(task.loaded, task.run(), task.vector, task.concept_tokens, SETTINGS)
     return pilot.strength_at_budget.value, len(pilot.points)
 
 
-def falsi(task: Task) -> tuple[float, int]:
-    """Secant steps in log-log, kept within the bracket once there is one."""
-    rise_at, budget = task.full(), SETTINGS.ce_budget
+def falsi(rise_at: Callable[[float], float], unit: float, tolerance: float) -> tuple[float, int]:
+    """A bracket by doubling from the middle of REACH, then regula falsi in log-log (Illinois)."""
     seen: list[tuple[float, float]] = []  # log α, log ΔCE / budget
-    at = float(np.log(0.1 * task.unit))
-    while not seen or abs(np.expm1(seen[-1][1])) > TOLERANCE:
-        seen.append((at, float(np.log(rise_at(float(np.exp(at))) / budget))))
-        below = max((one for one in seen if one[1] < 0), default=None)
-        above = min((one for one in seen if one[1] >= 0), default=None)
-        if below and above:
-            pair = (below, above)
+
+    def off(at: float) -> float:
+        seen.append((at, float(np.log(rise_at(float(np.exp(at))) / SETTINGS.ce_budget))))
+        return seen[-1][1]
+
+    def done() -> bool:
+        return abs(np.expm1(seen[-1][1])) <= tolerance or len(seen) == MOST_STRENGTHS
+
+    here = float(np.log(np.sqrt(REACH[0] * REACH[1]) * unit))
+    value = beyond = off(here)
+    there = here
+    while value * beyond > 0 and not done():
+        here, value = there, beyond
+        there = here - float(np.sign(value) * np.log(2))
+        beyond = off(there)
+    while not done():
+        new = (here * beyond - there * value) / (beyond - value)
+        middle = off(new)
+        if middle * beyond < 0:
+            here, value = there, beyond
         else:
-            pair = (seen[-1], seen[-2]) if len(seen) > 1 else (seen[-1], None)
-        slope = (pair[0][1] - pair[1][1]) / (pair[0][0] - pair[1][0]) if pair[1] else 2.0
-        at = pair[0][0] - pair[0][1] / slope
+            value /= 2  # the end that stays counts for half
+        there, beyond = new, middle
     return float(np.exp(seen[-1][0])), len(seen)
 
 
-def tpe(task: Task) -> tuple[float, int]:
-    """As many trials as it takes to come as close as the root-finder has to."""
-    rise_at, budget = task.full(), SETTINGS.ce_budget
-    low, high = (share * task.unit for share in REACH)
+def interpolated(
+    rise_at: Callable[[float], float], unit: float, truth: float
+) -> Callable[[float], float]:
+    """ΔCE as a function of strength within REACH, from CURVE passes and some close to the truth."""
+    strengths = np.geomspace(REACH[0] * unit, REACH[1] * unit, CURVE)
+    strengths = np.sort(np.concatenate([strengths, truth * np.array(CLOSE)]))
+    rises = [rise_at(float(strength)) for strength in strengths]
+    curve = PchipInterpolator(np.log(strengths), np.log(rises))
+    return lambda strength: float(np.exp(curve(np.log(strength))))
+
+
+def tpe(rise_at: Callable[[float], float], unit: float, seed: int) -> tuple[float, int]:
+    """As many trials as it takes to come within TOLERANCE of the budget."""
+    low, high = (share * unit for share in REACH)
 
     def off(trial: optuna.Trial) -> float:
         strength = trial.suggest_float("strength", low, high, log=True)
-        return abs(rise_at(strength) / budget - 1)
+        return abs(rise_at(strength) / SETTINGS.ce_budget - 1)
 
     def enough(study: optuna.Study, _trial: Any) -> None:
         if study.best_value <= TOLERANCE:
             study.stop()
 
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=SETTINGS.seed))
-    study.optimize(off, n_trials=MOST_TRIALS, callbacks=[enough])
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
+    study.optimize(off, n_trials=MOST_STRENGTHS, callbacks=[enough])
     return float(study.best_params["strength"]), len(study.trials)
 
 
-def grid(task: Task, kept: UnsteeredRun) -> Found:
-    """What the grid says, interpolated; its cost is that of a few passes, and as much for each."""
-    strengths = np.linspace(-task.unit, task.unit, GRID)
-    below, named = (0.0, 0.0), 0.0
+def grid(rise_at: Callable[[float], float], unit: float) -> tuple[float, int]:
+    """Where the curve between the strengths of the grid crosses the budget."""
+    strengths = np.linspace(-unit, unit, GRID)
+    below = (0.0, 0.0)
     for strength in map(float, strengths[GRID // 2 + 1 :]):
-        rise = task.rise(kept, strength)
+        rise = rise_at(strength)
         if rise > SETTINGS.ce_budget:
-            named = float(np.interp(SETTINGS.ce_budget, (below[1], rise), (below[0], strength)))
-            break
+            ends = (below[1], rise), (below[0], strength)
+            return float(np.interp(SETTINGS.ce_budget, *ends)), GRID
         below = strength, rise
-
-    def few(task: Task) -> tuple[float, int]:
-        rise_at = task.full()
-        for strength in strengths[:TIMED]:
-            rise_at(float(strength))
-        return named, GRID
-
-    def alone(task: Task) -> tuple[float, int]:
-        task.full()
-        return named, 0
-
-    timed, unsteered = spent(task, few), spent(task, alone)
-
-    def in_all(few: float, none: float) -> float:
-        return none + (few - none) * GRID / TIMED
-
-    return Found(
-        named, GRID, round(in_all(timed.tokens, unsteered.tokens)),
-        in_all(timed.seconds, unsteered.seconds), timed.memory,
-    )  # fmt: skip
+    return below[0], GRID
 
 
 def growth(task: Task) -> list[dict[str, float]]:
@@ -244,7 +281,7 @@ def growth(task: Task) -> list[dict[str, float]]:
     rows = []
     for size in SIZES:
         part = replace(task, sequences=task.sequences[:size])
-        found = spent(part, ours)
+        _, found = spent(part, partial(ours, part))
         tokens = sum(len(one.ids) for one in part.sequences)
         rows.append({"corpus_tokens": tokens, "tokens": found.tokens, "seconds": found.seconds})
     return rows
@@ -270,11 +307,13 @@ HEADER = f"""# What a strength costs
 
 Written by `scripts/benchmark.py`; every point is in [benchmark.json](benchmark.json). Model:
 {MODEL}; corpus: own replies of {SAMPLING.max_new_tokens} tokens to {N_SEQUENCES} prompts; budget
-{SETTINGS.ce_budget:g} nat per token. Four ways to the strength that spends it, one after the
-other in one process. The truth is found by bisection. Regula falsi and TPE stop once ΔCE is within
-{TOLERANCE:.0%} of the budget, which is half of that in α. The seconds and token-forwards of the
-grid are those of {TIMED} of its passes, and as much for each of the others; its answer is
-interpolated.
+{SETTINGS.ce_budget:g} nat per token. Four ways to the strength that spends it, in one process.
+The truth is found by bisection. Regula falsi begins in the middle of {REACH[0]:g} to
+{REACH[1]:g} of the residual norm, doubles or halves the strength until the budget lies in between,
+and stops as near to it as this project came; TPE looks between the same ends, and stops once ΔCE is
+within {TOLERANCE:.0%} of the budget, which is half of that in α, or after {MOST_STRENGTHS} trials;
+of {SEEDS} seeds the middle one counts. Their passes are alike: tokens and seconds are those of the
+middle of {TIMED}, times their number.
 """
 
 
