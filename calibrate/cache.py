@@ -1,9 +1,10 @@
-"""What the model said unsteered, kept in the user cache for the next concept.
+"""What a calibration made on the way, kept in the user cache for the next one.
 
-Entries are JSON files of token ids, named by a hash of everything they depend on: the weights
-themselves, the tokenizer, the prompts, the sampling and the seed. The least recently used go when
-all together exceed MOST_BYTES. Nothing is kept of models that were in memory before, whose hooks
-would not show in their weights, nor of those whose weights accelerate holds back.
+Kept are unsteered replies, for other concepts on the same model, and steering vectors and probes,
+for other budgets or blocks. Each is a folder, named by a hash of all it depends on: the weights
+themselves, the tokenizer, and what was asked for. The least recently used go when all together
+exceed MOST_BYTES. Nothing is kept of models that were in memory before, whose hooks would not show
+in their weights, nor of those whose weights accelerate holds back.
 """
 
 from __future__ import annotations
@@ -11,69 +12,90 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from calibrate.embedded import cache_directory
 from calibrate.errors import ArtefactError
-from calibrate.files import replacing
+from calibrate.files import write_together
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
 
-VERSION = 1  # part of every entry's name; raise it when a request gets another answer
+VERSION = 2  # part of every entry's name; raise it when a request gets another answer
 MOST_BYTES = 256 << 20
 
-Replies = list[list[int]]
+Kept = TypeVar("Kept")
 
 
-def recalled(loaded: LoadedModel, request: Any, sample: Callable[[], Replies]) -> Replies:
-    """Return the token ids of replies: kept ones, or sampled now and kept for the next time.
+@dataclass(frozen=True)
+class Form(Generic[Kept]):
+    """How a kind of thing is kept.
 
-    request: everything beside the model that the replies depend on, as JSON takes it.
+    kind: its name. files: its contents by file name, of which `last` is written last. load: reads
+    it from its folder; what it raises for missing or damaged files counts as nothing kept.
+    """
+
+    kind: str
+    files: Callable[[Kept], Mapping[str, bytes]]
+    last: str
+    load: Callable[[Path], Kept]
+
+
+def recalled(loaded: LoadedModel, form: Form[Kept], request: Any, make: Callable[[], Kept]) -> Kept:
+    """Return what was kept for a request, or make it now and keep it for the next time.
+
+    request: everything beside the model that it depends on, as JSON takes it.
     """
     offloaded = any(values.is_meta for values in loaded.model.parameters())
     if offloaded or not loaded.by_name:
-        return sample()
-    entry = cache_directory() / "replies" / f"{_digest(loaded, request)}.json"
-    kept = _read(entry)
-    if kept is not None:
-        return kept
-    replies = sample()
-    with suppress(ArtefactError):  # a cache that cannot be written costs time only
-        with replacing(entry) as target:
-            target.write_text(json.dumps(replies))
-        _make_room(entry.parent)
-    return replies
-
-
-def _read(entry: Path) -> Replies | None:
-    """What an entry holds; None if it is missing or damaged."""
+        return make()
+    folder = cache_directory() / "kept"
+    entry = folder / _digest(loaded, [form.kind, request])
     try:
-        replies = json.loads(entry.read_text())
+        kept = form.load(entry)
         os.utime(entry)
-    except (OSError, ValueError):
-        return None
-    whole = isinstance(replies, list) and all(isinstance(ids, list) for ids in replies)
-    return replies if whole else None
+        return kept
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, ArtefactError):
+        made = make()
+    with suppress(ArtefactError):  # a cache that cannot be written costs time only
+        write_together(entry, form.files(made), last=form.last)
+        _make_room(folder)
+    return made
+
+
+@contextmanager
+def unchanged(loaded: LoadedModel) -> Iterator[None]:
+    """Hash the weights once: inside the `with` they stay as they are."""
+    _hashed[id(loaded)] = None
+    try:
+        yield
+    finally:
+        del _hashed[id(loaded)]
+
+
+_hashed: dict[int, str | None] = {}
 
 
 def _make_room(folder: Path) -> None:
     """Remove the least recently used entries until the others fit."""
-    entries = [(path, path.stat()) for path in folder.glob("*.json")]
-    entries.sort(key=lambda entry: entry[1].st_mtime)
-    excess = sum(facts.st_size for _, facts in entries) - MOST_BYTES
-    for path, facts in entries:
+    sizes = {
+        entry: sum(path.stat().st_size for path in entry.iterdir()) for entry in folder.iterdir()
+    }
+    excess = sum(sizes.values()) - MOST_BYTES
+    for entry in sorted(sizes, key=lambda entry: entry.stat().st_mtime):
         if excess <= 0:
             break
-        path.unlink(missing_ok=True)
-        excess -= facts.st_size
+        shutil.rmtree(entry, ignore_errors=True)
+        excess -= sizes[entry]
 
 
 def _digest(loaded: LoadedModel, request: Any) -> str:
@@ -83,10 +105,20 @@ def _digest(loaded: LoadedModel, request: Any) -> str:
         transformers.__version__,
         loaded.device.type,
         asdict(loaded.identity),
+        _weights_digest(loaded),
         request,
     ]
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _weights_digest(loaded: LoadedModel) -> str:
+    known = _hashed.get(id(loaded))
+    if known is not None:
+        return known
+    digest = hashlib.sha256()
     for name, values in sorted(loaded.model.state_dict().items()):
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
         digest.update(values.detach().contiguous().cpu().flatten().view(torch.uint8).numpy())
+    if id(loaded) in _hashed:
+        _hashed[id(loaded)] = digest.hexdigest()
     return digest.hexdigest()

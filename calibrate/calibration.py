@@ -13,6 +13,7 @@ from typing import Any
 
 from calibrate import report
 from calibrate.assemble import build_config, build_evidence, build_laws
+from calibrate.cache import unchanged
 from calibrate.concept import Concept, Texts, read_concept, read_corpus, read_prompts
 from calibrate.config import CONFIG_FILE, SteeringConfig
 from calibrate.config import load as load_config
@@ -157,7 +158,7 @@ def calibrate(
     allowance = Allowance(loaded.meter, limits, reserve=ahead.tokens["verification"])
     store = StudyStore(study or f"{concept.name} on {loaded.name}", fingerprint, directory, storage)
 
-    with borrowed(loaded), _explained(directory, loaded, concept):
+    with borrowed(loaded), unchanged(loaded), _explained(directory, loaded, concept):
         with ledger.stage("unsteered replies"):
             replies = sample_unsteered(loaded, prompt_texts, settings)
             corpora = build_corpora(loaded, replies, corpus_texts)

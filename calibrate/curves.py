@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibrate.block_curves import Bench, BlockCurves, block_curves
+from calibrate.cache import unchanged
 from calibrate.concept import Concept, Text, Texts, read_concept, read_corpus, read_prompts
 from calibrate.cost import Ledger
 from calibrate.cross_entropy import run_unsteered
@@ -74,7 +75,7 @@ def measure_laws(
     chosen = [loaded.check_layer(layer) for layer in layers] or early_middle_late(loaded)
     ledger = Ledger(loaded.meter, progress)
     texts = concept.split()["vector"]
-    with borrowed(loaded):
+    with borrowed(loaded), unchanged(loaded):
         with ledger.stage("unsteered replies"):
             replies = sample_unsteered(loaded, prompt_texts, settings, splits=("search",))
             search = build_corpora(loaded, replies, corpus_texts)["search"]

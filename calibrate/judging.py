@@ -9,11 +9,14 @@ would learn to tell people from models; without degenerate text, word salad woul
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import probes
+from calibrate.cache import Form, recalled
 from calibrate.completions import Request, sample_all
 from calibrate.concept import Text, Texts
 from calibrate.embedded import encoder_directory
@@ -26,6 +29,7 @@ from calibrate.vector import SteeringVector
 from probes import Example, Kind, Probe, Reader, degenerate_examples, fit_probe
 from probes.classifier import fit_embedding, fit_lexicon
 from probes.judges import NAMED, FunctionJudge, Judge, judge_function
+from probes.probe import FACTS_FILE
 from probes.question import Question
 
 if TYPE_CHECKING:
@@ -40,6 +44,8 @@ OVERSTEERED = 1.0  # ‖αv‖ / ‖h‖ of over-steered replies; a budget of 0.
 OVERSTEERED_PROMPTS = 8  # replied to with either sign
 LEAST_AUC = 0.7  # below this on held-out texts, a probe cannot tell the concept
 MOST_P_VALUE = 0.01  # above this, it may have told the written texts apart by chance
+
+PROBE = Form[Probe]("probe", Probe.files, FACTS_FILE, probes.load)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,16 +114,20 @@ def appoint(
 
 
 def train_probe(loaded: LoadedModel, material: Material, settings: Settings) -> Probe:
-    """Fit the concept's probe.
+    """Fit the concept's probe, and keep it for the next time.
 
     Raises: Infeasible if it cannot tell the held-out texts apart.
     """
-    concept, splits = material.concept, material.splits
-    examples = [
-        *_plain_examples(loaded, material, settings),
-        *_made_on_purpose(loaded, material, settings),
-    ]
-    probe = fit_probe(concept, examples, _written(splits["held_out"]), loaded)
+    concept = material.concept
+
+    def fitted() -> Probe:
+        examples = [
+            *_plain_examples(loaded, material, settings),
+            *_made_on_purpose(loaded, material, settings),
+        ]
+        return fit_probe(concept, examples, _written(material.splits["held_out"]), loaded)
+
+    probe = recalled(loaded, PROBE, _probe_request(material, settings), fitted)
     auc, p_value = probe.quality.texts.auc.value, probe.quality.p_value
     if auc < LEAST_AUC or p_value > MOST_P_VALUE:
         raise Infeasible(
@@ -128,6 +138,20 @@ def train_probe(loaded: LoadedModel, material: Material, settings: Settings) -> 
             ["give more texts, or negatives that match the positives in everything else"],
         )
     return probe
+
+
+def _probe_request(material: Material, settings: Settings) -> list[Any]:
+    """Everything beside the model that a probe depends on."""
+    return [
+        material.concept,
+        {name: asdict(texts) for name, texts in material.splits.items()},
+        [prompt.ids for prompt in material.replies.prompts["probe"]],
+        [reply.sequence.ids for reply in material.replies.first_replies("probe")],
+        hashlib.sha256(material.vector.values.numpy().tobytes()).hexdigest(),
+        material.vector.residual_norm,
+        settings.seed,
+        asdict(settings.sampling),
+    ]
 
 
 def asked_prompts(

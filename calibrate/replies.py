@@ -8,11 +8,13 @@ the empty prompt random negatives for the steering vector, where they are asked 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from calibrate.cache import recalled
+from calibrate.cache import Form, recalled
 from calibrate.completions import Completion, Request, completed, sample, sample_all
 from calibrate.concept import split_prompts
 from calibrate.cross_entropy import Corpus
@@ -25,6 +27,21 @@ if TYPE_CHECKING:
 
 VERIFY_COMPLETIONS = 2  # replies to each verify prompt; the baseline and the final presence
 MAX_CORPUS_TOKENS = 8192  # of a corpus file, taken for search and again for verification
+
+
+REPLIES_FILE = "replies.json"
+
+
+def _load_said(folder: Path) -> list[list[int]]:
+    said = json.loads((folder / REPLIES_FILE).read_text())
+    if not isinstance(said, list) or not all(isinstance(ids, list) for ids in said):
+        raise ValueError(f"{folder} must hold lists of token ids")
+    return said
+
+
+REPLIES = Form[list[list[int]]](
+    "replies", lambda said: {REPLIES_FILE: json.dumps(said).encode()}, REPLIES_FILE, _load_said
+)
 
 
 @dataclass(frozen=True)
@@ -86,8 +103,9 @@ def _sampled_together(
 
     wanted = [asdict(prompt) for prompt in request.prompts]
     facts = [wanted, request.per_prompt, asdict(settings.sampling), settings.seed]
+    said = recalled(loaded, REPLIES, facts, sampled)
     completions: dict[str, list[Completion]] = {split: [] for split in prompts}
-    for (place, _), ids in zip(request.jobs, recalled(loaded, facts, sampled), strict=True):
+    for (place, _), ids in zip(request.jobs, said, strict=True):
         split, index = places[place]
         completions[split].append(completed(loaded, prompts[split][index], index, ids))
     return {split: tuple(drawn) for split, drawn in completions.items()}

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import load_file, save
 from torch import nn
 
+from calibrate.cache import Form, recalled
 from calibrate.concept import Text, Texts
 from calibrate.errors import ConceptError
 from calibrate.model import borrowed
@@ -93,16 +96,50 @@ def concept_vectors(
     """Return the steering vectors of a concept's texts, one per block.
 
     With random negatives, the model's own samples from an empty prompt, as many as there are
-    positives, take the place of the negative texts.
+    positives, take the place of the negative texts. Vectors are kept for the next time
+    (`calibrate.cache`).
     """
-    positives = [encode(loaded, text) for text in texts.positives]
-    if settings.negatives == "random":
-        negatives = list(random_negatives(loaded, len(positives), settings))
-    else:
-        negatives = [encode(loaded, text) for text in texts.negatives]
-    return extract_vectors(
-        loaded, positives, negatives, pooling=settings.pooling, normalize=settings.normalize
+
+    def extracted() -> tuple[SteeringVector, ...]:
+        positives = [encode(loaded, text) for text in texts.positives]
+        if settings.negatives == "random":
+            negatives = list(random_negatives(loaded, len(positives), settings))
+        else:
+            negatives = [encode(loaded, text) for text in texts.negatives]
+        return extract_vectors(
+            loaded, positives, negatives, pooling=settings.pooling, normalize=settings.normalize
+        )
+
+    names = ("negatives", "pooling", "normalize", "seed", "sampling")
+    facts = asdict(settings)
+    request = [asdict(texts), {name: facts[name] for name in names}]
+    return recalled(loaded, VECTORS, request, extracted)
+
+
+VECTORS_FILE = "vectors.safetensors"
+
+
+def _vector_files(vectors: Sequence[SteeringVector]) -> dict[str, bytes]:
+    tensors = {
+        "values": torch.stack([vector.values for vector in vectors]),
+        "residual_norms": torch.tensor([v.residual_norm for v in vectors], dtype=torch.float64),
+        "n_sinks": torch.tensor([vector.n_sinks for vector in vectors]),
+    }
+    return {VECTORS_FILE: save(tensors)}
+
+
+def _load_vectors(folder: Path) -> tuple[SteeringVector, ...]:
+    tensors = load_file(folder / VECTORS_FILE)
+    facts = zip(tensors["residual_norms"].tolist(), tensors["n_sinks"].tolist(), strict=True)
+    return tuple(
+        SteeringVector(values.clone(), layer, residual_norm, n_sinks)
+        for layer, (values, (residual_norm, n_sinks)) in enumerate(
+            zip(tensors["values"], facts, strict=True)
+        )
     )
+
+
+VECTORS = Form[tuple[SteeringVector, ...]]("vectors", _vector_files, VECTORS_FILE, _load_vectors)
 
 
 def encode(loaded: LoadedModel, text: Text) -> TokenSequence:

@@ -1,19 +1,21 @@
-"""Unsteered replies kept for the next concept."""
+"""What is kept for the next calibration."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import tiny
 import torch
 from accelerate import cpu_offload
 
-from calibrate import cache
-from calibrate.cache import recalled
+from calibrate import cache, calibrate
+from calibrate.cache import recalled, unchanged
 from calibrate.concept import read_prompts
-from calibrate.replies import sample_unsteered
+from calibrate.replies import REPLIES, sample_unsteered
 from calibrate.settings import Sampling, Settings
+from calibrate.vector import concept_vectors
 
 REQUEST = {"prompts": ["a", "b"], "seed": 0}
 SAID = [[1, 2], [3]]
@@ -31,46 +33,46 @@ def never():
 
 
 def test_what_was_said_is_recalled(loaded):
-    assert recalled(loaded, REQUEST, lambda: SAID) == SAID
-    assert recalled(loaded, REQUEST, never) == SAID
+    assert recalled(loaded, REPLIES, REQUEST, lambda: SAID) == SAID
+    assert recalled(loaded, REPLIES, REQUEST, never) == SAID
 
 
 def test_another_request_is_sampled(loaded):
-    recalled(loaded, REQUEST, lambda: SAID)
-    assert recalled(loaded, {**REQUEST, "seed": 1}, lambda: [[4]]) == [[4]]
+    recalled(loaded, REPLIES, REQUEST, lambda: SAID)
+    assert recalled(loaded, REPLIES, {**REQUEST, "seed": 1}, lambda: [[4]]) == [[4]]
 
 
 def test_one_changed_weight_is_another_model(loaded):
-    recalled(loaded, REQUEST, lambda: SAID)
+    recalled(loaded, REPLIES, REQUEST, lambda: SAID)
     with torch.no_grad():
         next(loaded.model.parameters())[0, 0] += 1e-3
-    assert recalled(loaded, REQUEST, lambda: [[4]]) == [[4]]
+    assert recalled(loaded, REPLIES, REQUEST, lambda: [[4]]) == [[4]]
 
 
 def test_of_a_model_that_was_in_memory_nothing_is_kept(loaded):
     in_memory = replace(loaded, by_name=False)
-    recalled(in_memory, REQUEST, lambda: SAID)
-    assert recalled(in_memory, REQUEST, lambda: [[4]]) == [[4]]
+    recalled(in_memory, REPLIES, REQUEST, lambda: SAID)
+    assert recalled(in_memory, REPLIES, REQUEST, lambda: [[4]]) == [[4]]
 
 
 def test_of_a_model_whose_weights_are_elsewhere_nothing_is_kept(loaded):
     cpu_offload(loaded.blocks[0], execution_device=torch.device("cpu"))
-    recalled(loaded, REQUEST, lambda: SAID)
-    assert recalled(loaded, REQUEST, lambda: [[4]]) == [[4]]
+    recalled(loaded, REPLIES, REQUEST, lambda: SAID)
+    assert recalled(loaded, REPLIES, REQUEST, lambda: [[4]]) == [[4]]
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[1]", '{"a": 1}'])
 def test_a_damaged_entry_is_sampled_again(loaded, tmp_path, damage):
-    recalled(loaded, REQUEST, lambda: SAID)
-    (entry,) = (tmp_path / "replies").glob("*.json")
+    recalled(loaded, REPLIES, REQUEST, lambda: SAID)
+    (entry,) = (tmp_path / "kept").glob(f"*/{REPLIES.last}")
     entry.write_text(damage)
-    assert recalled(loaded, REQUEST, lambda: SAID) == SAID
-    assert recalled(loaded, REQUEST, never) == SAID
+    assert recalled(loaded, REPLIES, REQUEST, lambda: SAID) == SAID
+    assert recalled(loaded, REPLIES, REQUEST, never) == SAID
 
 
 def test_an_unwritable_cache_costs_nothing_but_time(loaded, tmp_path):
-    (tmp_path / "replies").write_text("a file where the folder should be")
-    assert recalled(loaded, REQUEST, lambda: SAID) == SAID
+    (tmp_path / "kept").write_text("a file where the folder should be")
+    assert recalled(loaded, REPLIES, REQUEST, lambda: SAID) == SAID
 
 
 def test_the_least_recently_used_go(loaded, tmp_path, monkeypatch):
@@ -79,11 +81,11 @@ def test_the_least_recently_used_go(loaded, tmp_path, monkeypatch):
     utime = cache.os.utime
     monkeypatch.setattr(cache.os, "utime", lambda path: utime(path, (next(ticks) + 1e9,) * 2))
     for seed in (0, 1, 2, 0, 3):
-        recalled(loaded, {"seed": seed}, lambda: [[1, 100]])
-        recalled(loaded, {"seed": seed}, never)
-    assert sum(path.stat().st_size for path in (tmp_path / "replies").glob("*")) <= 25
-    recalled(loaded, {"seed": 0}, never)
-    assert recalled(loaded, {"seed": 1}, lambda: [[9]]) == [[9]]
+        recalled(loaded, REPLIES, {"seed": seed}, lambda: [[1, 100]])
+        recalled(loaded, REPLIES, {"seed": seed}, never)
+    assert sum(path.stat().st_size for path in (tmp_path / "kept").glob("*/*")) <= 25
+    recalled(loaded, REPLIES, {"seed": 0}, never)
+    assert recalled(loaded, REPLIES, {"seed": 1}, lambda: [[9]]) == [[9]]
 
 
 def test_recalled_replies_are_those_that_were_sampled(loaded):
@@ -93,3 +95,48 @@ def test_recalled_replies_are_those_that_were_sampled(loaded):
     spent = loaded.meter.tokens
     assert sample_unsteered(loaded, prompts, settings) == first
     assert loaded.meter.tokens == spent
+
+
+def test_the_weights_are_hashed_once_where_they_stay_as_they_are(loaded, monkeypatch):
+    hashed = []
+    state = loaded.model.state_dict
+    monkeypatch.setattr(loaded.model, "state_dict", lambda: hashed.append(1) or state())
+    with unchanged(loaded):
+        for seed in range(3):
+            recalled(loaded, REPLIES, {"seed": seed}, lambda: SAID)
+    assert len(hashed) == 1
+    recalled(loaded, REPLIES, {"seed": 0}, never)
+    assert len(hashed) == 2
+
+
+@pytest.mark.parametrize("negatives", ["contrastive", "random"])
+def test_recalled_vectors_are_those_that_were_extracted(loaded, negatives):
+    settings, texts = Settings(negatives=negatives), tiny.concept().split()["vector"]
+    first = concept_vectors(loaded, texts, settings)
+    spent = loaded.meter.tokens
+    again = concept_vectors(loaded, texts, settings)
+    assert loaded.meter.tokens == spent
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(one.values, other.values)
+        assert (one.layer, one.residual_norm, one.n_sinks) == (
+            other.layer,
+            other.residual_norm,
+            other.n_sinks,
+        )
+    concept_vectors(loaded, texts, replace(settings, normalize=True))
+    assert loaded.meter.tokens > spent
+
+
+def test_another_budget_finds_the_vectors_and_the_probe(loaded, tiny_options):
+    model = replace(tiny.loaded("gpt2"), by_name=True)
+    results = [
+        calibrate(model, **{**tiny_options, "tokenizer": None, "ce_budget": budget})
+        for budget in (0.4, 0.45)
+    ]
+    for stage in ("unsteered replies", "steering vectors", "judges"):
+        first, second = (result.config.cost[stage].token_forwards for result in results)
+        assert first > 2 * second
+    one, other = (result.probe for result in results)
+    np.testing.assert_array_equal(one.weights, other.weights)
+    assert one.quality == other.quality
+    assert (one.layers, one.bias, one.threshold) == (other.layers, other.bias, other.threshold)
