@@ -3,8 +3,8 @@
     python scripts/measure_main_job.py [--concept-file FILE.jsonl]
 
 Takes four minutes a run on two cores, and nothing else should run meanwhile. Needs the `test`
-dependencies: VADER reads the completions independently of the probe. Unsteered replies that are
-kept in the user cache are removed first.
+dependencies: VADER reads the completions independently of the probe. What is kept in the user cache
+is removed first.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main(concept_file: Path | None) -> None:
     ]
     if concept_file:
         jobs.append(["--concept", str(concept_file)])
-    shutil.rmtree(cache_directory() / "replies", ignore_errors=True)
+    shutil.rmtree(cache_directory() / "kept", ignore_errors=True)
     with tempfile.TemporaryDirectory() as scratch:
         runs = [run(options, Path(scratch) / str(n)) for n, options in enumerate(jobs)]
         pictures = DOCS / "main-job"
@@ -91,8 +91,8 @@ Written by `scripts/measure_main_job.py`. Model: the embedded `smollm2` (SmolLM2
 float32); default settings, budget 0.1 nat per token; {cores} cores ({machine}), Python {python},
 torch {torch}. ΔCE and presence are measured on prompts nothing was tuned on; brackets are 95 %
 intervals, and "bound" is the one-sided 95 % bound that has to keep to the budget. The first run
-starts with an empty cache; the others find the model's unsteered replies there, but for the last,
-whose prompts call for joy.
+starts with an empty cache; the second finds its unsteered replies, vectors and probe there, the
+third its replies; the last, whose prompts call for joy, its vectors.
 """
 
 
@@ -175,7 +175,7 @@ def repeatability(first: Run, again: Run) -> str:
     rises = [remeasured(first.result, batch_tokens) for batch_tokens in BATCH_TOKENS]
     return (
         "## The same again\n\n"
-        f"Same seed, same machine, two runs, the second with kept replies: α = {strengths[0]!r} "
+        f"Same seed, same machine, two runs, the second with what the first kept: α = {strengths[0]!r} "
         f"and {strengths[1]!r}. "
         f"Mean ΔCE of the verified replies re-measured in batches of {BATCH_TOKENS[0]} and "
         f"{BATCH_TOKENS[1]} tokens: {rises[0]:.8f} and {rises[1]:.8f}, "
