@@ -1,8 +1,8 @@
 """What a calibration will cost, before it starts: token-forwards by stage, and minutes.
 
-Token-forwards are reckoned on the large side: every reply as long as it may be, every pilot as
-many passes as it may take. Pilots and trials are counted at a mean depth, since only the blocks
-after the steered one run. The time comes from the speed of one pass made to see.
+Token-forwards are reckoned on the large side: every reply as long as it may be, no trial cut short.
+Pilots and trials are counted at a mean depth, since only the blocks after the steered one run. The
+time comes from the speed of one pass made to see.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ from calibrate.cost import Limits
 from calibrate.errors import InputError
 from calibrate.judging import OVERSTEERED_PROMPTS, PURPOSE_PROMPTS, SHOTS
 from calibrate.model import borrowed
-from calibrate.pilot import MAX_PASSES
-from calibrate.ranking import CARRIED, DRAWS
+from calibrate.ranking import CARRIED, DRAWS, MOST_SEQUENCES
 from calibrate.replies import MAX_CORPUS_TOKENS, VERIFY_COMPLETIONS
 from calibrate.residual import final_hidden
+from calibrate.search import FIRST_PART
 from calibrate.settings import Settings
-from calibrate.tokens import batches, encode_prompt
+from calibrate.tokens import batches, common_prefix, encode_prompt
 from calibrate.vector import encode
 from calibrate.verify import LADDER
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
 
+PASSES = 2  # strengths a pilot tries, as a rule at most
+DERIVED = 3  # passes over the first sequences, for the derivative and for the test
 AFTER = 0.55  # share of the blocks that come after a steered one, on average
 PROBE_COPIES = 2  # written and replied texts come back as degenerate ones
 BACKWARD = 2  # what a backward pass costs, in forward passes
@@ -85,7 +87,9 @@ def _tokens(
 ) -> dict[str, int]:
     """Token-forwards of each stage, by its name."""
     counts = {split: len(texts) for split, texts in split_prompts(prompts).items()}
-    asked = sum(len(encode_prompt(loaded, prompt).ids) for prompt in prompts) / len(prompts)
+    encoded = [encode_prompt(loaded, prompt).ids for prompt in prompts]
+    shared = len(common_prefix(encoded, min(map(len, encoded)) - 1))
+    asked = sum(map(len, encoded)) / len(prompts) - shared
     said = settings.sampling.max_new_tokens
     texts = {
         name: sum(len(encode(loaded, text).ids) for text in part.positives + part.negatives)
@@ -105,13 +109,17 @@ def _tokens(
     on_purpose = 2 * min(PURPOSE_PROMPTS, counts["probe"]) * (2 * reply + SHOTS * reply)
     oversteered = 2 * min(OVERSTEERED_PROMPTS, counts["probe"]) * reply
     examples = PROBE_COPIES * (texts["probe"] + counts["probe"] * said)
-    ranked = corpus["search"] * (1 + DRAWS * BACKWARD) + texts["probe"] * (1 + BACKWARD)
+    searched = counts["search"]
+    differentiated = min(MOST_SEQUENCES, searched) * (shared + reply)
+    ranked = differentiated * (1 + DRAWS * BACKWARD) + texts["probe"] * (1 + BACKWARD)
+    first = corpus["search"] * min(FIRST_PART, searched) / searched
+    piloted = sites * AFTER * (PASSES * corpus["search"] + DERIVED * first)
     found = {
         "unsteered replies": reply * (sum(counts.values()) + counts["verify"]),
         "steering vectors": texts["vector"],
         "judges": on_purpose + oversteered + examples,
         "blocks": ranked if settings.layer is None else 0,
-        "pilot": corpus["search"] * (1 + sites * (2 + MAX_PASSES) * AFTER),
+        "pilot": corpus["search"] + piloted,
         "study": trials * trial,
         "verification": corpus["verify"] * (1 + len(LADDER) * AFTER) + verify,
     }
