@@ -118,12 +118,12 @@ def run_unsteered(
     corpus: Corpus,
     layers: Sequence[int],
     part_sizes: Sequence[int] = (),
-    share: bool = True,
+    lend_prefix: bool = True,
 ) -> UnsteeredRun:
     """Run a corpus unsteered, keeping the residuals after the blocks in `layers`.
 
     part_sizes: how many sequences each part has, together all of them; one part if empty.
-    share: whether what all sequences begin with may run once for all of them.
+    lend_prefix: whether what all sequences begin with may run once for all of them.
     """
     ends = list(itertools.accumulate(part_sizes or [len(corpus.sequences)]))
     groups = [
@@ -131,7 +131,7 @@ def run_unsteered(
         for first, last in itertools.pairwise([0, *ends])
     ]
     shelf = Shelf()
-    prefix = shared_prefix(loaded, corpus.sequences, layers) if share else None
+    prefix = shared_prefix(loaded, corpus.sequences, layers) if lend_prefix else None
     left_out = prefix.ids if prefix else ()
 
     def unsteered(batch: Batch) -> UnsteeredBatch:

@@ -82,26 +82,26 @@ def shared_prefix(
 ) -> Prefix | None:
     """Run what all sequences begin with, and keep its residuals after the blocks in `layers`.
 
-    Returns: None where that is next to nothing, or the model cannot share it.
+    Returns: None where that is next to nothing, or the model cannot lend it.
     """
     if not sequences:
         return None
     before_any_scored = min(sequence.start for sequence in sequences) - 1
     ids = common_prefix([sequence.ids for sequence in sequences], before_any_scored)
-    return _run(loaded, ids, layers) if ids and can_share(loaded) else None
+    return _run(loaded, ids, layers) if ids and can_lend(loaded) else None
 
 
-def can_share(loaded: LoadedModel) -> bool:
+def can_lend(loaded: LoadedModel) -> bool:
     """Whether the model says the same after a prefix that has run before; tried out once."""
-    if loaded.model not in _CAN_SHARE:
+    if loaded.model not in _CAN_LEND:
         try:
-            _CAN_SHARE[loaded.model] = _says_the_same(loaded)
+            _CAN_LEND[loaded.model] = _says_the_same(loaded)
         except (RuntimeError, AttributeError, TypeError, LookupError, ValueError):
-            _CAN_SHARE[loaded.model] = False
-    return _CAN_SHARE[loaded.model]
+            _CAN_LEND[loaded.model] = False
+    return _CAN_LEND[loaded.model]
 
 
-_CAN_SHARE: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+_CAN_LEND: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
 def _says_the_same(loaded: LoadedModel) -> bool:

@@ -90,11 +90,11 @@ class Task:
     vector: SteeringVector
     concept_tokens: tuple[int, ...]
 
-    def run(self, share: bool = True) -> UnsteeredRun:
+    def run(self, lend_prefix: bool = True) -> UnsteeredRun:
         """The unsteered pass, with what suffix-only passes need."""
         parts = rung_sizes(len(self.sequences), FIRST_PART)
         corpus = Corpus(self.sequences, self_sampled=True)
-        return run_unsteered(self.loaded, corpus, [self.vector.layer], parts, share)
+        return run_unsteered(self.loaded, corpus, [self.vector.layer], parts, lend_prefix)
 
     def rise(self, run: UnsteeredRun, strength: float) -> float:
         return delta_ce(self.loaded, run, self.vector.values, self.vector.layer, strength).value
@@ -194,7 +194,7 @@ def spent(task: Task, work: Callable[[], Result]) -> tuple[Result, Spent]:
 
 def full_passes(task: Task) -> tuple[Spent, Spent]:
     """What an unsteered and a steered pass take that run every block for every token."""
-    kept, unsteered = spent(task, lambda: task.run(share=False))
+    kept, unsteered = spent(task, lambda: task.run(lend_prefix=False))
     batches = tuple(one.without_residuals() for one in kept.batches)
     whole, strength = replace(kept, batches=batches), REACH[0] * task.unit
     timed = [spent(task, lambda: task.rise(whole, strength))[1] for _ in range(TIMED)]

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from calibrate import prefix
 from calibrate.cross_entropy import Corpus, measure_steered, run_unsteered, tangent_hidden
-from calibrate.prefix import can_share
+from calibrate.prefix import can_lend
 from calibrate.tokens import TokenSequence
 
 SHARED = tuple(range(5, 25))  # longer than the sliding windows of the tiny models
@@ -36,7 +36,7 @@ def test_a_shared_prefix_changes_no_measurement(architecture, positions, corpus,
     loaded = tiny.loaded(architecture, batch_tokens=40)
     layers = list(range(loaded.num_layers))
     ours = run_unsteered(loaded, corpus, layers)
-    whole = run_unsteered(loaded, corpus, [], share=False)
+    whole = run_unsteered(loaded, corpus, [], lend_prefix=False)
     assert all(one.prefix is not None and one.prefix.ids == SHARED for one in ours.batches)
     assert all(one.prefix is None for one in whole.batches)
     for layer in layers:
@@ -52,8 +52,8 @@ def test_a_shared_prefix_changes_no_measurement(architecture, positions, corpus,
 def test_derivatives_go_through_the_shared_prefix(positions, corpus, direction):
     loaded = tiny.loaded()
     tangents = []
-    for share in (True, False):
-        (one,) = run_unsteered(loaded, corpus, [1], (), share).batches
+    for lend in (True, False):
+        (one,) = run_unsteered(loaded, corpus, [1], (), lend).batches
         with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
             dual = tangent_hidden(loaded, one, direction, 1, positions)
             tangents.append(forward_ad.unpack_dual(dual).tangent)
@@ -63,11 +63,11 @@ def test_derivatives_go_through_the_shared_prefix(positions, corpus, direction):
 
 def test_it_is_run_once_and_not_row_by_row(corpus):
     loaded = tiny.loaded()
-    assert can_share(loaded)  # tried out before anything is counted
+    assert can_lend(loaded)  # tried out before anything is counted
     spent = []
-    for share in (True, False):
+    for lend in (True, False):
         before = loaded.meter.tokens
-        run = run_unsteered(loaded, corpus, [], (), share)
+        run = run_unsteered(loaded, corpus, [], (), lend)
         spent.append(loaded.meter.tokens - before)
     rest = sum(one.batch.n_tokens for one in run.batches) - len(SHARED) * len(corpus.sequences)
     assert spent[0] == len(SHARED) + rest
@@ -91,7 +91,7 @@ def test_a_text_scored_from_early_on_keeps_its_context(corpus):
 
 
 @pytest.mark.parametrize("failure", ["refuses", "differs"])
-def test_a_model_that_cannot_share_runs_whole(failure, corpus, direction, monkeypatch):
+def test_a_model_that_cannot_lend_runs_whole(failure, corpus, direction, monkeypatch):
     loaded = tiny.loaded()
     block = loaded.blocks[0]
     forward = block.forward
@@ -102,12 +102,12 @@ def test_a_model_that_cannot_share_runs_whole(failure, corpus, direction, monkey
         return forward(hidden, *args, past_key_values=None, **kwargs)
 
     monkeypatch.setattr(block, "forward", spoilt)
-    assert not can_share(loaded)
+    assert not can_lend(loaded)
     assert not any(one.prefix for one in run_unsteered(loaded, corpus, [1]).batches)
 
 
 def test_it_is_tried_out_once(corpus, monkeypatch):
     loaded = tiny.loaded()
-    can_share(loaded)
+    can_lend(loaded)
     monkeypatch.setattr(prefix, "_says_the_same", lambda _loaded: pytest.fail("tried out again"))
     assert run_unsteered(loaded, corpus, [1]).batches[0].prefix
