@@ -175,8 +175,8 @@ def repeatability(first: Run, again: Run) -> str:
     rises = [remeasured(first.result, batch_tokens) for batch_tokens in BATCH_TOKENS]
     return (
         "## The same again\n\n"
-        f"Same seed, same machine, two runs, the second with what the first kept: α = {strengths[0]!r} "
-        f"and {strengths[1]!r}. "
+        f"Same seed, same machine, two runs, the second with what the first kept: "
+        f"α = {strengths[0]!r} and {strengths[1]!r}. "
         f"Mean ΔCE of the verified replies re-measured in batches of {BATCH_TOKENS[0]} and "
         f"{BATCH_TOKENS[1]} tokens: {rises[0]:.8f} and {rises[1]:.8f}, "
         f"{abs(rises[0] - rises[1]):.1e} apart.\n"
