@@ -31,10 +31,10 @@ def nucleus(scores, sampling):
     return kept / kept.sum()
 
 
-@pytest.mark.parametrize("guess", [2, 1024])
+@pytest.mark.parametrize("guesses", [(2,), (2, 8), (128, 1024)])
 @pytest.mark.parametrize("sampling", [Sampling(1.0, 1.0), Sampling(0.7, 0.95), Sampling(1.3, 0.5)])
-def test_draws_follow_the_tempered_nucleus(sampling, guess, monkeypatch):
-    monkeypatch.setattr(drawing, "NUCLEUS_GUESS", guess)
+def test_draws_follow_the_tempered_nucleus(sampling, guesses, monkeypatch):
+    monkeypatch.setattr(drawing, "NUCLEUS_GUESSES", guesses)
     scores = 2 * torch.randn(30, generator=torch.Generator().manual_seed(0))
     n = 40_000
     drawn = draw(scores.repeat(n, 1), sampling, torch.arange(n) * 7919, step=3)
@@ -42,6 +42,18 @@ def test_draws_follow_the_tempered_nucleus(sampling, guess, monkeypatch):
     expected = nucleus(scores, sampling).numpy() * n
     assert counts[expected == 0].sum() == 0
     assert chisquare(counts[expected > 0], expected[expected > 0]).pvalue > 1e-3
+
+
+def test_how_many_tokens_are_looked_at_changes_no_draw(monkeypatch):
+    """Rows sharp and flat stand side by side: some fit the first guess, some none."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(200, 500, generator=generator) * torch.logspace(-2, 1.5, 200)[:, None]
+    sampling, keys = Sampling(1.0, 0.9), torch.arange(200) * 7919
+    drawn = []
+    for guesses in ((4, 64), (), (1,)):
+        monkeypatch.setattr(drawing, "NUCLEUS_GUESSES", guesses)
+        drawn.append(draw(scores, sampling, keys, step=2).tolist())
+    assert drawn[0] == drawn[1] == drawn[2]
 
 
 def test_noise_is_independent_across_steps_and_rows():
