@@ -174,32 +174,37 @@ def fit_pilot(
     while not settled and len(measured) < MAX_PASSES:
         _require_finite(strength, law, budget, vector)
         measured.append((strength, steered_at(strength, run)))
-        law, mass_law = _fitted(odds, _nearest(measured, budget), sign)
+        at, steered = _nearest(measured, budget)
+        law = _rise_law(odds, at, steered.rise, sign)
         named = law.invert(budget, sign)
         settled = abs(named / strength - 1) < CLOSE
         strength = named
     _require_finite(strength, law, budget, vector)
-    nearest = _nearest(measured, budget)
+    at, nearest = _nearest(measured, budget)
     test = TEST_SHARE * strength
-    goodness = _tested(odds, nearest, test, steered_at(test, run.first), sign)
-    laws = _resampled(odds, nearest, settings)
-    tail = _tail(len(run.corpus.sequences), settings.confidence)
-    low, high = np.quantile([one.invert(budget, sign) for one, _ in laws], [tail, 1 - tail])
+    goodness = _tested(odds, at, nearest, test, steered_at(test, run.first), sign)
+    laws = resampled_laws(odds, at, nearest.rise, settings)
+    low, high = strength_interval(laws, len(run.corpus.sequences), settings)
     return Pilot(
         vector=vector,
         positions=positions,
         law=law,
-        mass_law=mass_law,
-        errors=_standard_errors([one for one, _ in laws]),
-        mass_errors=_standard_errors([one for _, one in laws]),
+        mass_law=_mass_law(odds, at, nearest.mass),
+        errors=_standard_errors(laws),
+        mass_errors=_standard_errors(
+            [
+                _mass_law(odds, at, nearest.mass, weights)
+                for weights in _resamples(len(nearest.mass.counts), settings)
+            ]
+        ),
         rise_goodness=goodness[0],
         mass_goodness=goodness[1],
-        strength_at_budget=Interval(strength, float(low), float(high)),
+        strength_at_budget=Interval(strength, low, high),
         points=tuple(
-            PilotPoint(at, steered.rise.value, _first(steered.mass, odds).value)
-            for at, steered in measured
+            PilotPoint(tried, steered.rise.value, _first(steered.mass, odds).value)
+            for tried, steered in measured
         ),
-        nearest=nearest[1].rise,
+        nearest=nearest.rise,
         contexts=odds.tokens,
         concept_tokens=tuple(concept_tokens),
     )
@@ -255,36 +260,73 @@ def _require_finite(
         )
 
 
-def _fitted(
-    odds: LogOdds, nearest: tuple[float, Steered], sign: int, weights: np.ndarray | None = None
-) -> tuple[CrossEntropyLaw, MassLaw]:
-    """Both laws through one pass; the mass's through what it found in the first sequences.
+def resampled_laws(
+    odds: LogOdds, strength: float, rise: RatioEstimate, settings: Settings
+) -> list[CrossEntropyLaw]:
+    """The laws of RESAMPLES bootstrap resamples of the sequences of a pass.
+
+    rise: ΔCE at the strength; its first sequences are those of the log-odds.
+    """
+    return [
+        _rise_law(odds, strength, rise, settings.sign, weights)
+        for weights in _resamples(len(rise.counts), settings)
+    ]
+
+
+def strength_interval(
+    laws: Sequence[CrossEntropyLaw], n: int, settings: Settings
+) -> tuple[float, float]:
+    """The interval of α_B over the laws of resamples of n sequences."""
+    strengths = [law.invert(settings.ce_budget, settings.sign) for law in laws]
+    tail = _tail(n, settings.confidence)
+    low, high = np.quantile(strengths, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _resamples(n: int, settings: Settings) -> np.ndarray:
+    """How often each of n sequences counts in each resample, (RESAMPLES, n)."""
+    rng = np.random.default_rng(settings.seed)
+    return rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float)
+
+
+def _rise_law(
+    odds: LogOdds,
+    strength: float,
+    rise: RatioEstimate,
+    sign: int,
+    weights: np.ndarray | None = None,
+) -> CrossEntropyLaw:
+    """The law of ΔCE through one pass.
 
     weights: how often each sequence counts; once each if None.
     """
-    strength, steered = nearest
-    weights = np.ones(len(steered.rise.counts)) if weights is None else weights
+    weights = np.ones(len(rise.counts)) if weights is None else weights
+    value = float(weights @ rise.sums / (weights @ rise.counts))
+    return odds.law(sign, _of_first(weights, odds)).through(strength, value)
+
+
+def _mass_law(
+    odds: LogOdds, strength: float, mass: RatioEstimate, weights: np.ndarray | None = None
+) -> MassLaw:
+    """The law of the mass through what one pass found in the first sequences."""
+    weights = np.ones(len(mass.counts)) if weights is None else weights
+    first = _of_first(weights, odds)
+    value = float(first @ _first(mass, odds).sums / (first @ odds.counts))
+    return odds.mass_law(first).through(strength, value)
+
+
+def _of_first(weights: np.ndarray, odds: LogOdds) -> np.ndarray:
+    """Those of the first sequences; a resample without any of them knows no derivative."""
     first = weights[: len(odds.counts)]
-    if not first.any():  # a resample without any of the first sequences knows no derivative
-        first = np.ones_like(first)
-    rise = float(weights @ steered.rise.sums / (weights @ steered.rise.counts))
-    mass = float(first @ _first(steered.mass, odds).sums / (first @ odds.counts))
-    return (
-        odds.law(sign, first).through(strength, rise),
-        odds.mass_law(first).through(strength, mass),
-    )
+    return first if first.any() else np.ones_like(first)
 
 
 def _tested(
-    odds: LogOdds, nearest: tuple[float, Steered], test: float, found: Steered, sign: int
+    odds: LogOdds, at: float, nearest: Steered, test: float, found: Steered, sign: int
 ) -> tuple[Goodness, Goodness]:
     """Both laws, fitted to the first sequences alone, against what these do at the test."""
-    strength, steered = nearest
-    alone = (
-        strength,
-        Steered(_first(steered.rise, odds), _first(steered.mass, odds), steered.watched),
-    )
-    law, mass_law = _fitted(odds, alone, sign)
+    law = _rise_law(odds, at, _first(nearest.rise, odds), sign)
+    mass_law = _mass_law(odds, at, nearest.mass)
     return (
         judge_rise([test], [float(law.predict(test))], [found.rise.value]),
         judge_mass([test], [float(mass_law.predict(test))], [found.mass.value]),
@@ -295,16 +337,6 @@ def _first(estimate: RatioEstimate, odds: LogOdds) -> RatioEstimate:
     """An estimate over all sequences, reduced to those of the log-odds."""
     n = len(odds.counts)
     return RatioEstimate(estimate.sums[:n], estimate.counts[:n])
-
-
-def _resampled(
-    odds: LogOdds, nearest: tuple[float, Steered], settings: Settings
-) -> list[tuple[CrossEntropyLaw, MassLaw]]:
-    """The laws of RESAMPLES bootstrap resamples of the sequences."""
-    rng = np.random.default_rng(settings.seed)
-    n = len(nearest[1].rise.counts)
-    draws = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float)
-    return [_fitted(odds, nearest, settings.sign, weights) for weights in draws]
 
 
 def _tail(n: int, confidence: float) -> float:
