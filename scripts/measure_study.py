@@ -17,10 +17,12 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import click
 import numpy as np
@@ -33,13 +35,15 @@ from calibrate import calibrate, check_directory, load_model
 from calibrate.completions import Request
 from calibrate.concept import read_concept, read_prompts
 from calibrate.cross_entropy import delta_ce, run_unsteered
+from calibrate.errors import Infeasible
 from calibrate.estimate import RatioEstimate
 from calibrate.model import borrowed
 from calibrate.pilot import run_pilot
-from calibrate.presence import measure_presence, read
+from calibrate.presence import Presence, measure_presence, read
 from calibrate.replies import build_corpora, sample_unsteered
 from calibrate.settings import Settings
 from calibrate.vector import concept_vectors
+from calibrate.verify import require_effect
 from probes import Reader
 
 MODEL, OTHER_MODEL = "smollm2", "gemma3-270m"
@@ -96,7 +100,8 @@ class Cell:
 def grid(concept: str, scratch: Path) -> dict[str, Any]:
     """Calibrate, then measure a dense grid with the same judge, prompts and noise."""
     loaded = load_model(MODEL)
-    result = calibrate(loaded, concept, out=scratch / concept)
+    with graded_all_the_same() as refusals:
+        result = calibrate(loaded, concept, out=scratch / concept)
     reader = Reader(result.probe.on(loaded), concept, "probe")
     layers = sorted(
         {*range(loaded.num_layers // 6, loaded.num_layers - 3, GRID_STEP)}
@@ -145,6 +150,7 @@ def grid(concept: str, scratch: Path) -> dict[str, Any]:
         (shipped,) = measured(done.layer, [done.strength])
     cost = result.config.cost
     return {
+        "refused": "; ".join(refusals),
         "baseline": baseline.estimate.value,
         "cells": [asdict(one) for one in cells],
         "shipped": asdict(shipped),
@@ -153,6 +159,25 @@ def grid(concept: str, scratch: Path) -> dict[str, Any]:
         "grid_tokens": spent,
         "our_tokens": sum(cost[s].token_forwards for s in ("blocks", "pilot", "study")),
     }
+
+
+@contextmanager
+def graded_all_the_same() -> Iterator[list[str]]:
+    """What the study chose is wanted even where the verification would not ship it.
+
+    Yields: the reasons for which it would not.
+    """
+    refusals: list[str] = []
+
+    def noted(steered: Presence, baseline: Presence, settings: Settings) -> RatioEstimate:
+        try:
+            return require_effect(steered, baseline, settings)
+        except Infeasible as refusal:
+            refusals.extend(refusal.reasons)
+            return steered.estimate.difference(baseline.estimate)
+
+    with patch("calibrate.verify.require_effect", noted):
+        yield refusals
 
 
 def best_of(one: dict[str, Any]) -> dict[str, Any]:
@@ -321,7 +346,8 @@ def regret_table(grids: dict[str, Any]) -> str:
         regrets.append(best["presence"] - shipped["presence"])
         shares.append(one["our_tokens"] / one["grid_tokens"])
         rows.append(
-            [concept, f"{one['baseline']:.3f}", f"{shipped['presence']:.3f}",
+            [concept + (" *" if one["refused"] else ""), f"{one['baseline']:.3f}",
+             f"{shipped['presence']:.3f}",
              f"{shipped['layer']}", f"{shipped['strength']:.3g}", f"{best['presence']:.3f}",
              f"{best['layer']}", f"{best['strength']:.3g}", f"{regrets[-1]:+.3f}",
              f"{best['standard_error']:.3f}", f"{len(one['trials'])}",
@@ -331,6 +357,9 @@ def regret_table(grids: dict[str, Any]) -> str:
         ["mean", "", "", "", "", "", "", "", f"{np.mean(regrets):+.3f}", "", "",
          f"{np.mean(shares):.0%}"]
     )  # fmt: skip
+    refused = [
+        f"\\* {concept}: {one['refused']}.\n" for concept, one in grids.items() if one["refused"]
+    ]
     headings = ["concept", "unsteered", "shipped", "block", "α", "best of grid", "block", "α",
                 "shipped below best", "standard error", "trials", "token-forwards"]  # fmt: skip
     blocks = len({cell["layer"] for one in grids.values() for cell in one["cells"]})
@@ -339,7 +368,9 @@ def regret_table(grids: dict[str, Any]) -> str:
         f"of {len(GRID_SHARES)} strengths at up to {blocks} blocks, under the same budget, in "
         "replies to the same prompts with the same noise. The grid's best is the largest of many "
         "noisy values; the standard error is that of one of them. Token-forwards are those of "
-        "ranking, pilots and study against those of the grid.\n\n" + table(headings, rows)
+        "ranking, pilots and study against those of the grid. Where there is a star, the study's "
+        "choice is graded here though the verification, on other prompts, would not ship it.\n\n"
+        + "\n".join([table(headings, rows), *refused])
     )
 
 
