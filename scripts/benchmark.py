@@ -115,6 +115,7 @@ def main(concepts: tuple[str, ...], layers: tuple[int, ...]) -> None:
     loaded = load_model(MODEL)
     with borrowed(loaded):
         sequences = replies(loaded, max(SIZES))
+        run_unsteered(loaded, Corpus(sequences, self_sampled=True), [LAYERS[0]])  # warms up
         for concept in concepts:
             texts = read_concept(concept).split()["vector"]
             vectors = concept_vectors(loaded, texts, SETTINGS)
