@@ -362,7 +362,7 @@ def regret_table(grids: dict[str, Any]) -> str:
     ]
     headings = ["concept", "unsteered", "shipped", "block", "α", "best of grid", "block", "α",
                 "shipped below best", "standard error", "trials", "token-forwards"]  # fmt: skip
-    blocks = len({cell["layer"] for one in grids.values() for cell in one["cells"]})
+    blocks = max(len({cell["layer"] for cell in one["cells"]}) for one in grids.values())
     return (
         "## How close to the best\n\nPresence of the shipped strength against the best of a grid "
         f"of {len(GRID_SHARES)} strengths at up to {blocks} blocks, under the same budget, in "
