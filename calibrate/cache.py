@@ -60,16 +60,25 @@ def recalled(loaded: LoadedModel, form: Form[Kept], request: Any, make: Callable
         return make()
     folder = cache_directory() / "kept"
     entry = folder / _digest(loaded, [form.kind, request])
-    try:
-        kept = form.load(entry)
-        os.utime(entry)
+    kept = _load(form, entry)
+    if kept is not None:
         return kept
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError, ArtefactError):
-        made = make()
-    with suppress(ArtefactError):  # a cache that cannot be written costs time only
+    made = make()
+    # A cache that cannot be written, or that another process clears meanwhile, costs time only.
+    with suppress(ArtefactError, OSError):
         write_together(entry, form.files(made), last=form.last)
         _make_room(folder)
     return made
+
+
+def _load(form: Form[Kept], entry: Path) -> Kept | None:
+    """What an entry holds; None if it is missing or damaged."""
+    try:
+        kept = form.load(entry)
+        os.utime(entry)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, ArtefactError):
+        return None
+    return kept
 
 
 @contextmanager
@@ -79,7 +88,7 @@ def unchanged(loaded: LoadedModel) -> Iterator[None]:
     try:
         yield
     finally:
-        del _hashed[id(loaded)]
+        _hashed.pop(id(loaded), None)  # gone already where the same model is in use elsewhere
 
 
 _hashed: dict[int, str | None] = {}

@@ -140,3 +140,23 @@ def test_another_budget_finds_the_vectors_and_the_probe(loaded, tiny_options):
     np.testing.assert_array_equal(one.weights, other.weights)
     assert one.quality == other.quality
     assert (one.layers, one.bias, one.threshold) == (other.layers, other.bias, other.threshold)
+
+
+def test_a_cache_that_another_process_clears_meanwhile_costs_nothing_but_time(loaded, monkeypatch):
+    def vanished(_folder):
+        raise FileNotFoundError("an entry that was listed is gone")
+
+    monkeypatch.setattr(cache, "_make_room", vanished)
+    assert recalled(loaded, REPLIES, REQUEST, lambda: SAID) == SAID
+
+
+def test_a_model_may_be_in_use_twice(loaded):
+    with unchanged(loaded), unchanged(loaded):
+        recalled(loaded, REPLIES, REQUEST, lambda: SAID)
+    recalled(loaded, REPLIES, REQUEST, never)
+
+
+def test_an_error_on_the_way_is_not_blamed_on_the_empty_cache(loaded):
+    with pytest.raises(ZeroDivisionError) as raised:
+        recalled(loaded, REPLIES, REQUEST, lambda: 1 / 0)
+    assert raised.value.__context__ is None
