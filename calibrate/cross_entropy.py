@@ -18,7 +18,7 @@ import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -32,9 +32,9 @@ from calibrate.residual import (
     Positions,
     add_everywhere,
     add_where,
-    captured,
     edited_after,
     final_hidden,
+    keeping,
     with_tangent,
 )
 from calibrate.tokens import Batch, TokenSequence
@@ -131,7 +131,7 @@ def run_unsteered(
         for first, last in itertools.pairwise([0, *ends])
     ]
     shelf = Shelf()
-    prefix = shared_prefix(loaded, corpus.sequences, layers) if lend_prefix else None
+    prefix = shared_prefix(loaded, corpus.sequences, layers, shelf) if lend_prefix else None
     left_out = prefix.ids if prefix else ()
 
     def unsteered(batch: Batch) -> UnsteeredBatch:
@@ -296,13 +296,7 @@ def _unsteered(
     shelf: Shelf,
     prefix: Prefix | None,
 ) -> UnsteeredBatch:
-    residuals: dict[int, KeptResidual] = {}
-
-    def receive(layer: int, output: Any) -> None:
-        if layer in layers:
-            residuals[layer] = KeptResidual.of(output, shelf)
-
-    with captured(loaded.blocks, receive):
+    with keeping(loaded, layers, shelf) as residuals:
         hidden = final_hidden(loaded, batch, cache=prefix and prefix.cache)
     return UnsteeredBatch(batch, hidden, residuals, prefix)
 

@@ -185,7 +185,7 @@ class _Decoding:
 
     def _prefilled(self, pushes: Sequence[Push | None]) -> DynamicCache:
         """Keys and values of the shared prefix, run once for every push, repeated for its rows."""
-        cache = DynamicCache(config=self._loaded.model.config.get_text_config())
+        cache = self._loaded.empty_cache()
         cache.layers = [
             _RoomyLayer(self._sampling.max_new_tokens) if type(layer) is DynamicLayer else layer
             for layer in cache.layers

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 
 from calibrate.architecture import LogitRule, base_of, find_layout, uncompiled
 from calibrate.cost import Meter
@@ -147,6 +147,10 @@ class LoadedModel:
             return None
         at_hand = head.weight.dtype == torch.float32 and head.weight.device.type != "meta"
         return head.weight.detach() if at_hand else None
+
+    def empty_cache(self) -> DynamicCache:
+        """Room for the keys and values of every block."""
+        return DynamicCache(config=self.model.config.get_text_config())
 
     def check_layer(self, layer: int) -> int:
         """Return `layer` if it names a block, else raise ModelError with the range."""

@@ -174,13 +174,12 @@ def fit_pilot(
     while not settled and len(measured) < MAX_PASSES:
         _require_finite(strength, law, budget, vector)
         measured.append((strength, steered_at(strength, run)))
-        at, steered = _nearest(measured, budget)
-        law = _rise_law(odds, at, steered.rise, sign)
+        at, nearest = _nearest(measured, budget)
+        law = _rise_law(odds, at, nearest.rise, sign)
         named = law.invert(budget, sign)
         settled = abs(named / strength - 1) < CLOSE
         strength = named
     _require_finite(strength, law, budget, vector)
-    at, nearest = _nearest(measured, budget)
     test = TEST_SHARE * strength
     goodness = _tested(odds, at, nearest, test, steered_at(test, run.first), sign)
     laws = resampled_laws(odds, at, nearest.rise, settings)

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from calibrate.memory import Shelf
 from calibrate.residual import (
     Edit,
     KeptResidual,
-    captured,
     edited_after,
     final_hidden,
     forward,
+    keeping,
     last_logits_only,
 )
 from calibrate.tokens import WORTH_SHARING, Batch, TokenSequence, common_prefix
@@ -69,7 +69,7 @@ class Prefix:
 
     def edited(self, loaded: LoadedModel, layer: int, edit: Edit) -> LentCache:
         """Its keys and values with `edit` after a block; those up to the block do not change."""
-        filled = _empty_cache(loaded)
+        filled = loaded.empty_cache()
         kept = self.residuals.get(layer)
         with edited_after(loaded, layer, edit, kept) as share, last_logits_only(loaded):
             forward(loaded, _one_row(self.ids, loaded), share, cache=filled)
@@ -78,7 +78,10 @@ class Prefix:
 
 
 def shared_prefix(
-    loaded: LoadedModel, sequences: Sequence[TokenSequence], layers: Sequence[int]
+    loaded: LoadedModel,
+    sequences: Sequence[TokenSequence],
+    layers: Sequence[int],
+    shelf: Shelf,
 ) -> Prefix | None:
     """Run what all sequences begin with, and keep its residuals after the blocks in `layers`.
 
@@ -88,7 +91,7 @@ def shared_prefix(
         return None
     before_any_scored = min(sequence.start for sequence in sequences) - 1
     ids = common_prefix([sequence.ids for sequence in sequences], before_any_scored)
-    return _run(loaded, ids, layers) if ids and can_lend(loaded) else None
+    return _run(loaded, ids, layers, shelf) if ids and can_lend(loaded) else None
 
 
 def can_lend(loaded: LoadedModel) -> bool:
@@ -109,27 +112,17 @@ def _says_the_same(loaded: LoadedModel) -> bool:
     sequences = [TokenSequence((*ids, *rest), len(ids)) for rest in ((3, 1, 4, 1, 5), (2, 6))]
     whole = final_hidden(loaded, Batch.of(sequences, loaded.device))
     batch = Batch.of(sequences, loaded.device, ids[:-1])
-    shared = final_hidden(loaded, batch, cache=_run(loaded, ids[:-1], ()).cache)
+    shared = final_hidden(loaded, batch, cache=_run(loaded, ids[:-1], (), Shelf()).cache)
     off = float((shared - whole).norm() / whole.norm())
     return off < ROUNDING.get(loaded.dtype, HALF_ROUNDING)
 
 
-def _run(loaded: LoadedModel, ids: tuple[int, ...], layers: Sequence[int]) -> Prefix:
-    residuals: dict[int, KeptResidual] = {}
-    cache, shelf = _empty_cache(loaded), Shelf()
-
-    def receive(layer: int, output: Any) -> None:
-        if layer in layers:
-            residuals[layer] = KeptResidual.of(output, shelf)
-
-    with captured(loaded.blocks, receive), last_logits_only(loaded):
+def _run(loaded: LoadedModel, ids: tuple[int, ...], layers: Sequence[int], shelf: Shelf) -> Prefix:
+    cache = loaded.empty_cache()
+    with keeping(loaded, layers, shelf) as residuals, last_logits_only(loaded):
         forward(loaded, _one_row(ids, loaded), cache=cache)
     return Prefix(ids, LentCache(cache.layers), residuals)
 
 
 def _one_row(ids: tuple[int, ...], loaded: LoadedModel) -> Batch:
     return Batch.of([TokenSequence(ids, len(ids))], loaded.device)
-
-
-def _empty_cache(loaded: LoadedModel) -> DynamicCache:
-    return DynamicCache(config=loaded.model.config.get_text_config())

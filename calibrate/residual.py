@@ -249,6 +249,21 @@ class KeptResidual:
 
 
 @contextmanager
+def keeping(
+    loaded: LoadedModel, layers: Sequence[int], shelf: Shelf
+) -> Iterator[dict[int, KeptResidual]]:
+    """Keep the residuals after the blocks in `layers` that run inside the `with`, by block."""
+    kept: dict[int, KeptResidual] = {}
+
+    def receive(layer: int, output: Any) -> None:
+        if layer in layers:
+            kept[layer] = KeptResidual.of(output, shelf)
+
+    with captured(loaded.blocks, receive):
+        yield kept
+
+
+@contextmanager
 def suffix_only(blocks: nn.ModuleList, layer: int, kept: KeptResidual) -> Iterator[None]:
     """Let block `layer` return `kept` and the blocks before it hand their input through.
 
