@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.optimize import brentq
 from scipy.signal import find_peaks
-from scipy.special import logsumexp
+from scipy.special import logsumexp, softmax
 from scipy.stats import spearmanr
 
 from calibrate.dose import dose_of, saturation_of
@@ -47,13 +47,14 @@ class TokenLaw:
     def predict(self, strength: float) -> np.ndarray:
         """p_α(z|c), array (n_contexts, n_tokens)."""
         tilted = self.log_p + dose_of(strength, self.saturation) * self.log_odds
-        probabilities: np.ndarray = np.exp(tilted - logsumexp(tilted, axis=1, keepdims=True))
+        probabilities: np.ndarray = softmax(tilted, axis=1)
         return probabilities
 
     def mean_log_odds(self, strength: float) -> np.ndarray:
         """E_{p_α}[M], array (n_contexts,); it rises with the strength."""
-        means: np.ndarray = (self.predict(strength) * self.log_odds).sum(axis=1)
-        return means
+        dose = float(dose_of(strength, self.saturation))
+        contexts = zip(self.log_p, self.log_odds, strict=True)
+        return np.array([_tilted_mean(log_p, log_odds, dose) for log_p, log_odds in contexts])
 
     def peaks(self, reach: float) -> np.ndarray:
         """The strength at which each token peaks, array (n_contexts, n_tokens).
@@ -110,6 +111,13 @@ class TokenLaw:
             return self
         dose = brentq(lambda a: self.rise(a) - aim, 1e-3 * strength, far)
         return replace(self, saturation=saturation_of(strength, dose))
+
+
+def _tilted_mean(log_p: np.ndarray, log_odds: np.ndarray, dose: float) -> float:
+    """E_{p_a}[M] in one context; large vocabularies fit the processor's cache only one by one."""
+    tilted = log_p + dose * log_odds
+    weights = np.exp(tilted - tilted.max())
+    return float(weights @ log_odds / weights.sum())
 
 
 def judge_shapes(strengths: np.ndarray, curves: np.ndarray) -> Goodness:

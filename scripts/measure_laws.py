@@ -84,12 +84,19 @@ class Cell:
     def other_error(self) -> float:
         return abs(self.named / self.others - 1)
 
+    @property
+    def sampling_error(self) -> float:
+        """The median error on the others of a law without any fault, from the interval's width."""
+        deviation = np.log(self.high / self.low) / (2 * norm.ppf(0.975))
+        return float(norm.ppf(0.75) * deviation * np.sqrt(1 + N_OWN / (TEXTS * N_OTHERS)))
+
 
 @dataclass(frozen=True)
 class Far:
     """The far end at one block: the predicted plateau, and what is measured far out."""
 
     model: str
+    corpus: str
     concept: str
     layer: int
     strength: float
@@ -103,6 +110,7 @@ class Peaks:
     """Median over contexts of the rank correlation of predicted and measured peaks."""
 
     model: str
+    corpus: str
     concept: str
     layer: int
     correlation: float
@@ -111,11 +119,11 @@ class Peaks:
 
 @dataclass(frozen=True, eq=False)
 class Dealt:
-    """The pilot's own sequences; the others; and a few of the others, for what is costly."""
+    """The pilot's own sequences; the others; and one group of those, for what is costly."""
 
     own: UnsteeredRun
     others: UnsteeredRun
-    few: UnsteeredRun
+    group: Corpus
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +141,7 @@ class Pool:
         return Dealt(
             joined([rng.choice(self.groups[index]) for index in own]),
             joined([run for index in others for run in self.groups[index]]),
-            self.groups[others[0]][0],
+            self.groups[others[0]][0].corpus,
         )
 
 
@@ -219,12 +227,22 @@ def measure_block(
         measure_cell(loaded, corpus, concept, dealt, odds, pilot, budget)
         for budget, pilot in pilots.items()
     ]
-    unseen = measure_log_odds(loaded, dealt.few, vector, ())
+    few = run_unsteered(loaded, in_contexts(dealt.group), [vector.layer])
+    unseen = measure_log_odds(loaded, few, vector, ())
     return {
         "cells": [asdict(cell) for cell in cells],
-        "peaks": asdict(peaks(loaded, concept, dealt.few, unseen, pilots[0.1])),
-        "far": asdict(far(loaded, concept, dealt.few, unseen, vector)),
+        "peaks": asdict(peaks(loaded, corpus, concept, few, unseen, pilots[0.1])),
+        "far": asdict(far(loaded, corpus, concept, few, unseen, vector)),
     }
+
+
+def in_contexts(corpus: Corpus) -> Corpus:
+    """Cut every sequence where one of its tokens is scored, the first, the second, and so on."""
+    cut = []
+    for index, one in enumerate(corpus.sequences):
+        end = one.start + index * one.n_scored // len(corpus.sequences)
+        cut.append(replace(one, ids=one.ids[: end + 1], start=end))
+    return Corpus(tuple(cut), corpus.self_sampled)
 
 
 def measure_cell(
@@ -317,7 +335,12 @@ def steepness(law: CrossEntropyLaw, strength: float) -> float:
 
 
 def peaks(
-    loaded: LoadedModel, concept: str, run: UnsteeredRun, odds: LogOdds, pilot: Pilot
+    loaded: LoadedModel,
+    corpus: str,
+    concept: str,
+    run: UnsteeredRun,
+    odds: LogOdds,
+    pilot: Pilot,
 ) -> Peaks:
     """Predicted and measured peaks in contexts the pilot has not seen."""
     vector, unit = pilot.vector, pilot.strength_at_budget.value
@@ -340,11 +363,16 @@ def peaks(
         np.take_along_axis(law.peaks(6 * unit), likely, axis=1),
         inside,
     )
-    return Peaks(loaded.name, concept, vector.layer, 1 - found.error, len(found.points))
+    return Peaks(loaded.name, corpus, concept, vector.layer, 1 - found.error, len(found.points))
 
 
 def far(
-    loaded: LoadedModel, concept: str, run: UnsteeredRun, odds: LogOdds, vector: SteeringVector
+    loaded: LoadedModel,
+    corpus: str,
+    concept: str,
+    run: UnsteeredRun,
+    odds: LogOdds,
+    vector: SteeringVector,
 ) -> Far:
     """Push until the residual stream no longer matters, and compare with the plateau.
 
@@ -357,7 +385,7 @@ def far(
     limit = far_logits(loaded, vector, 1).softmax(dim=-1).cpu().numpy()
     left = 0.5 * np.abs(steered.watched - limit).sum(axis=1).max()
     return Far(
-        loaded.name, concept, vector.layer, strength, float(left), odds.law(1).plateau,
+        loaded.name, corpus, concept, vector.layer, strength, float(left), odds.law(1).plateau,
         steered.rise.value,
     )  # fmt: skip
 
@@ -388,7 +416,10 @@ Written by `scripts/measure_laws.py`; every point is in [laws.json](laws.json). 
 strength that spends a budget from {N_OWN} own replies of {SAMPLING.max_new_tokens} tokens, each to
 a prompt of its own, or from {N_OWN} texts of {TEXT_TOKENS} tokens of a file. "Own" is its error on
 those sequences; "others" on {REPLIES * N_OTHERS} replies to the {N_OTHERS} other prompts, or on
-{TEXTS * N_OTHERS} other texts. Prompts and texts are dealt anew for every concept and block.
+{TEXTS * N_OTHERS} other texts; "sampling alone" is the median error there of a law without any
+fault, since the pilot's sequences and the others are samples: it is larger on text that the model
+has not written, whose tokens are no draws from its predictions, so that ΔCE has a slope at 0 that
+only many tokens tell. Prompts and texts are dealt anew for every concept and block.
 "Covered" is how often the 95 % interval holds the strength that spends the budget on the others,
 over {DEALS} ways in every cell to deal what was measured into a pilot's {N_OWN} sequences and the
 others. That strength is itself known only up to the sampling of the others, so that a perfect
@@ -411,8 +442,8 @@ def accuracy(cells: list[Cell]) -> str:
     return "## The strength that spends the budget\n\n" + table(headings, rows)
 
 
-SUMMARY = ("cells", "own: median", "own: worst", "others: median", "others: worst", "covered",
-           "pilot strengths: mean", "most")  # fmt: skip
+SUMMARY = ("cells", "own: median", "own: worst", "others: median", "sampling alone",
+           "others: worst", "covered", "pilot strengths: mean", "most")  # fmt: skip
 
 
 def summary(cells: list[Cell]) -> list[str]:
@@ -424,6 +455,7 @@ def summary(cells: list[Cell]) -> list[str]:
         f"{np.median(own):.2%}",
         f"{max(own):.2%}",
         f"{np.median(others):.2%}",
+        f"{np.median([cell.sampling_error for cell in cells]):.2%}",
         f"{max(others):.2%}",
         f"{np.mean([cell.covered for cell in cells]):.0%}",
         f"{np.mean(passes):.1f}",
@@ -433,40 +465,51 @@ def summary(cells: list[Cell]) -> list[str]:
 
 def by_block(cells: list[Cell]) -> str:
     rows = []
-    for model, corpus, layer in sorted({(c.model, c.corpus, c.layer) for c in cells}):
-        chosen = [c for c in cells if (c.model, c.corpus, c.layer) == (model, corpus, layer)]
-        rows.append([model, corpus, str(layer), *summary(chosen)])
-    return "## By block\n\n" + table(["model", "corpus", "block", *SUMMARY], rows)
+    for place in places(cells):
+        chosen = [cell for cell in cells if placed(cell) == place]
+        rows.append([*map(str, place), *summary(chosen)])
+    return "## By block\n\n" + table([*PLACE, *SUMMARY], rows)
+
+
+PLACE = ("model", "corpus", "block")
+
+
+def placed(one: Cell | Peaks | Far) -> tuple[str, str, int]:
+    return one.model, one.corpus, one.layer
+
+
+def places(measured: Sequence[Cell | Peaks | Far]) -> list[tuple[str, str, int]]:
+    return sorted({placed(one) for one in measured})
 
 
 def peaks_table(ranks: list[Peaks]) -> str:
     rows = []
-    for model, layer in sorted({(one.model, one.layer) for one in ranks}):
+    for place in places(ranks):
         chosen = [
             one.correlation
             for one in ranks
-            if (one.model, one.layer) == (model, layer) and np.isfinite(one.correlation)
+            if placed(one) == place and np.isfinite(one.correlation)
         ]
-        rows.append([model, str(layer), f"{np.median(chosen):.3f}", f"{min(chosen):.3f}"])
+        rows.append([*map(str, place), f"{np.median(chosen):.3f}", f"{min(chosen):.3f}"])
     return (
         "## Where tokens peak\n\n"
         f"Rank correlation of predicted and measured peak strengths of the {LIKELY} likeliest "
         "tokens, over those that peak between ±α at a budget of 0.1 nat; the median over "
         "contexts the pilot has not seen, then over concepts.\n\n"
-        + table(["model", "block", "median", "worst concept"], rows)
+        + table([*PLACE, "median", "worst concept"], rows)
     )
 
 
 def far_table(ends: list[Far]) -> str:
     rows = []
-    for model, layer in sorted({(one.model, one.layer) for one in ends}):
-        chosen = [one for one in ends if (one.model, one.layer) == (model, layer)]
+    for place in places(ends):
+        chosen = [one for one in ends if placed(one) == place]
         errors = [abs(one.predicted / one.measured - 1) for one in chosen]
         left = max(one.residual_left for one in chosen)
         rows.append(
-            [model, str(layer), f"{np.median(errors):.2%}", f"{max(errors):.2%}", f"{left:.1e}"]
+            [*map(str, place), f"{np.median(errors):.2%}", f"{max(errors):.2%}", f"{left:.1e}"]
         )
-    headings = ["model", "block", "median error", "worst error", "total variation left"]
+    headings = [*PLACE, "median error", "worst error", "total variation left"]
     return (
         "## The plateau\n\n"
         "ΔCE measured where the steered residual is 3,000 times the unsteered, against the "
