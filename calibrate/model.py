@@ -132,7 +132,9 @@ class LoadedModel:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Turn what the unembedding reads, (..., hidden), into float32 logits (..., vocabulary)."""
-        raw = self.unembedding(hidden).float() * self.logit_scale
+        raw: torch.Tensor = self.unembedding(hidden).float()
+        if self.logit_scale != 1:
+            raw = raw * self.logit_scale
         return raw if self.softcap is None else self.softcap * torch.tanh(raw / self.softcap)
 
     @property

@@ -71,8 +71,8 @@ def test_batch_size_changes_delta_ce_by_less_than_a_ten_thousandth(
 ):
     corpus = Corpus(tuple(sequences), self_sampled)
     values = []
-    for batch_tokens, elements in ((1, 1), (30, 200), (4096, 1 << 24)):
-        monkeypatch.setattr(cross_entropy, "SLICE_ELEMENTS", elements)
+    for batch_tokens, rows in ((1, 1), (30, 7), (4096, 1 << 24)):
+        monkeypatch.setattr(cross_entropy, "SLICE_ROWS", rows)
         loaded = tiny.loaded(batch_tokens=batch_tokens)
         run = run_unsteered(loaded, corpus, [1])
         values.append(delta_ce(loaded, run, shift, 1, 1.0).sums)
