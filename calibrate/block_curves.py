@@ -156,7 +156,7 @@ def block_curves(
         found = {
             "cross_entropy": judge_rise(strengths[rest], law_rises[rest], rises[rest]),
             "concept": judge_mass(strengths[rest], law_masses[rest], masses[rest]),
-            "bumps": judge_shapes(strengths[near], flat),
+            "bumps": judge_shapes(flat),
             "peaks": judge_peaks(watched.peaks, watched.predicted, share * unit * (1 + 1e-9)),
         }
         return {name: GoodnessSection.of(goodness) for name, goodness in found.items()}

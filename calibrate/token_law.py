@@ -120,19 +120,18 @@ def _tilted_mean(log_p: np.ndarray, log_odds: np.ndarray, dose: float) -> float:
     return float(weights @ log_odds / weights.sum())
 
 
-def judge_shapes(strengths: np.ndarray, curves: np.ndarray) -> Goodness:
+def judge_shapes(curves: np.ndarray) -> Goodness:
     """Judge the law of tokens by the share of curves that bump more than once.
 
-    strengths: ascending, (n_strengths,). curves: (n_curves, n_strengths). Points are the curves
-    that break the law: where their highest bump is, the one predicted, and the number found.
+    curves: (n_curves, n_strengths), at ascending strengths. Points are (number of bumps, share of
+    the curves predicted to have as many, share that has).
     """
-    found = [bumps(curve) for curve in curves]
+    found, counts = np.unique([bumps(curve) for curve in curves], return_counts=True)
+    shares = counts / len(curves)
     points = tuple(
-        (float(strengths[int(np.argmax(curve))]), 1.0, float(n))
-        for curve, n in zip(curves, found, strict=True)
-        if n > 1
+        (float(n), float(n == 1), float(share)) for n, share in zip(found, shares, strict=True)
     )
-    return Goodness(points, float(np.mean([n > 1 for n in found])), GOOD_SHAPE)
+    return Goodness(points, float(shares[found > 1].sum()), GOOD_SHAPE)
 
 
 def judge_peaks(measured: np.ndarray, predicted: np.ndarray, reach: float) -> Goodness:

@@ -210,8 +210,10 @@ def test_two_bumps_break_the_law_of_tokens():
     grid = np.linspace(-3, 3, 61)
     once = np.exp(-((grid - np.linspace(-1, 1, 12)[:, None]) ** 2))
     twice = np.exp(-((grid - 2) ** 2) * 4) + np.exp(-((grid + 2) ** 2) * 4)
-    assert judge_shapes(grid, once).good
-    assert not judge_shapes(grid, np.vstack([once[:4], twice])).good
+    assert judge_shapes(once).good
+    broken = judge_shapes(np.vstack([once[:4], twice]))
+    assert not broken.good
+    assert broken.points == ((1.0, 1.0, 0.8), (2.0, 0.0, 0.2))
 
 
 def test_a_mass_is_judged_by_its_log_odds():
