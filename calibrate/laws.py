@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import minimize
+from scipy.optimize import brentq, minimize
 from scipy.special import expit, logit
 
 from calibrate.dose import dose_of, saturation_of, strength_of
@@ -125,6 +125,25 @@ class CrossEntropyLaw:
             return self
         dose = self._dose(min(rise, HIGHEST_SHARE * self.plateau), int(np.sign(strength)))
         return replace(self, saturation=saturation_of(strength, dose))
+
+    def through_both(
+        self, near: tuple[float, float], other: tuple[float, float]
+    ) -> CrossEntropyLaw:
+        """Return this law with the slope and saturation with which it passes through two points.
+
+        near, other: strength, and the ΔCE measured there, nats; of one sign. Where no slope up to
+            c·α explains both, the law has its own slope and passes through the near one.
+        """
+
+        def missed(slope: float) -> float:
+            bent = replace(self, slope=slope).through(*near)
+            return float(bent.predict(other[0])) - other[1]
+
+        steepest = self.curvature * abs(near[0])
+        if min(near[1], other[1]) <= 0 or missed(-steepest) * missed(steepest) >= 0:
+            return self.through(*near)
+        slope = float(brentq(missed, -steepest, steepest))
+        return replace(self, slope=slope).through(*near)
 
     def _dose(self, rise: float, sign: int) -> float:
         """The dose that costs `rise`, which is below the plateau.

@@ -7,7 +7,9 @@
    saturation, and the law names another strength. Where it lies CLOSE, the law's exponent is known
    well enough to go there unseen: an error of a twentieth of it moves the strength by CLOSE/20.
    Otherwise a pass there comes next, until MAX_PASSES have been spent. The laws go through the pass
-   nearest to the budget, so that what their form misses elsewhere does not matter there;
+   nearest to the budget, so that what their form misses elsewhere does not matter there. On text
+   that the model has not written, the slope is known badly from the first sequences: with a second
+   pass it is the one with which the law of ΔCE goes through both;
 3. one pass over the first sequences, at less of the strength, tests the form of the laws.
 """
 
@@ -64,7 +66,8 @@ class Pilot:
     A site is a block, and which positions are steered there.
 
     vector: the steering vector of that block. positions: those that are steered.
-    law: ΔCE as a function of strength, through the pass nearest to the budget.
+    law: ΔCE as a function of strength, through the pass nearest to the budget; on text that the
+        model has not written through the two nearest.
     mass_law: mass of the concept's tokens as a function of strength, through the same pass.
     errors, mass_errors: standard errors of the laws' parameters, by name.
     rise_goodness, mass_goodness: how the laws did at the test's strength, on the first sequences.
@@ -167,6 +170,8 @@ def fit_pilot(
             loaded, part, vector.values, vector.layer, strength, positions, concept_tokens
         )
 
+    sequences = run.corpus.sequences
+    slope_known = run.corpus.self_sampled or len(odds.counts) == len(sequences)
     law = odds.law(sign)
     strength = law.invert(budget, sign)
     measured: list[tuple[float, Steered]] = []
@@ -174,8 +179,11 @@ def fit_pilot(
     while not settled and len(measured) < MAX_PASSES:
         _require_finite(strength, law, budget, vector)
         measured.append((strength, steered_at(strength, run)))
-        at, nearest = _nearest(measured, budget)
+        (at, nearest), *others = _by_nearness(measured, budget)
         law = _rise_law(odds, at, nearest.rise, sign)
+        if others and not slope_known:
+            points = [(tried, steered.rise.value) for tried, steered in ((at, nearest), others[0])]
+            law = law.through_both(*points)
         named = law.invert(budget, sign)
         settled = abs(named / strength - 1) < CLOSE
         strength = named
@@ -183,7 +191,7 @@ def fit_pilot(
     test = TEST_SHARE * strength
     goodness = _tested(odds, at, nearest, test, steered_at(test, run.first), sign)
     laws = resampled_laws(odds, at, nearest.rise, settings)
-    low, high = strength_interval(laws, len(run.corpus.sequences), settings)
+    low, high = strength_interval(laws, len(sequences), settings)
     return Pilot(
         vector=vector,
         positions=positions,
@@ -240,10 +248,13 @@ def _word_ids(loaded: LoadedModel, text: str) -> list[int]:
     return ids
 
 
-def _nearest(measured: Sequence[tuple[float, Steered]], budget: float) -> tuple[float, Steered]:
-    """The pass that spent nearly the budget: the law goes through it, and interpolates least."""
+def _by_nearness(
+    measured: Sequence[tuple[float, Steered]], budget: float
+) -> list[tuple[float, Steered]]:
+    """Passes by how nearly they spent the budget; those that spent nothing, latest first, last."""
     spent = [(at, steered) for at, steered in measured if steered.rise.value > 0]
-    return min(spent or measured[-1:], key=lambda one: abs(np.log(one[1].rise.value / budget)))
+    idle = [(at, steered) for at, steered in measured if steered.rise.value <= 0]
+    return sorted(spent, key=lambda one: abs(np.log(one[1].rise.value / budget))) + idle[::-1]
 
 
 def _require_finite(

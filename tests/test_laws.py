@@ -198,6 +198,22 @@ def test_a_cubic_rise_breaks_the_law_of_cross_entropy():
     assert not judge_rise(tested, law.predict(tested), cubic(tested)).good
 
 
+@pytest.mark.parametrize("slope", [-0.02, 0.0, 0.03])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_two_points_tell_the_slope(slope, sign):
+    law = CrossEntropyLaw(slope, 0.05, 0.2, 6.0)
+    near, other = ((sign * a, float(law.predict(sign * a))) for a in (2.5, 2.0))
+    found = replace(law, slope=0.01, saturation=0.0).through_both(near, other)
+    assert found.slope == pytest.approx(slope, abs=1e-6)
+    assert found.saturation == pytest.approx(0.2, rel=1e-4)
+
+
+def test_two_points_that_no_slope_explains_leave_the_slope_alone():
+    law = CrossEntropyLaw(0.01, 0.05, 0.0, 6.0)
+    assert law.through_both((2.0, 0.1), (1.0, 5.0)) == law.through(2.0, 0.1)
+    assert law.through_both((2.0, 0.1), (1.0, -0.1)) == law.through(2.0, 0.1)
+
+
 def test_a_non_monotone_presence_breaks_the_law_of_presence():
     strengths = [0.0, 0.5, 1.0, 1.5]
     fit = fit_presence(strengths, [0.2, 0.4, 0.25, 0.42], [200] * 4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tiny
@@ -11,7 +13,15 @@ from scipy.optimize import brentq
 from calibrate.completions import sample
 from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered, steered_hidden
 from calibrate.errors import Infeasible
-from calibrate.pilot import MAX_PASSES, TEST_SHARE, concept_token_ids, run_pilot, run_pilots
+from calibrate.log_odds import measure_log_odds
+from calibrate.pilot import (
+    MAX_PASSES,
+    TEST_SHARE,
+    concept_token_ids,
+    fit_pilot,
+    run_pilot,
+    run_pilots,
+)
 from calibrate.settings import Sampling, Settings
 from calibrate.tokens import TokenSequence, encode_prompt
 from calibrate.vector import SteeringVector
@@ -78,6 +88,18 @@ def test_on_other_texts_the_slope_is_measured(sequences):
     plus, minus = (measured(loaded, run, vector, a) for a in (step, -step))
     assert pilot.law.slope == pytest.approx((plus - minus) / (2 * step), abs=2e-3)
     assert abs(pilot.law.slope) > 1e-3
+
+
+def test_on_other_texts_two_passes_make_up_for_a_slope_of_few_sequences():
+    loaded, whole, (vector,) = setting(self_sampled=False)
+    run = run_unsteered(loaded, whole.corpus, [1], (2, len(whole.corpus.sequences) - 2))
+    odds = measure_log_odds(loaded, run.first, vector, ())
+    wrong = replace(odds, slope=odds.slope - 0.05 * odds.counts)
+    pilot = fit_pilot(loaded, run, vector, wrong, (), Settings())
+    assert len(pilot.points) > 1
+    assert pilot.law.slope > wrong.law(1).slope
+    named = pilot.strength_at_budget.value
+    assert measured(loaded, run, vector, named) == pytest.approx(0.1, rel=0.005)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
