@@ -284,8 +284,8 @@ def tangent_hidden(
 
 def logit_slices(loaded: LoadedModel, hidden: torch.Tensor) -> Iterator[slice]:
     """Cut rows of hidden states so that a slice of their logits is quickly made, and is small."""
-    few = max(1, SLICE_ELEMENTS // loaded.vocabulary_size)
-    step = SLICE_ROWS if hidden.device.type == "cpu" else few
+    on_cpu = hidden.device.type == "cpu"
+    step = SLICE_ROWS if on_cpu else max(1, SLICE_ELEMENTS // loaded.vocabulary_size)
     for first in range(0, len(hidden), step):
         yield slice(first, first + step)
 

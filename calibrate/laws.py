@@ -44,8 +44,8 @@ ASYMPTOTE_POINTS = 6  # strengths needed before floor and ceiling are fitted too
 class Goodness:
     """How a law did at points it was not fitted on.
 
-    points: (strength, predicted, measured). error: the worst misfit, in the measure the law is
-    judged by; tolerance: the largest that will do.
+    points: (strength, predicted, measured), or what else the law is judged by. error: the worst
+    misfit, in that measure; tolerance: the largest that will do.
     """
 
     points: tuple[tuple[float, float, float], ...]

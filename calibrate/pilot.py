@@ -66,8 +66,8 @@ class Pilot:
     A site is a block, and which positions are steered there.
 
     vector: the steering vector of that block. positions: those that are steered.
-    law: ΔCE as a function of strength, through the pass nearest to the budget; on text that the
-        model has not written through the two nearest.
+    law: ΔCE as a function of strength, through the pass nearest to the budget; through the two
+        nearest where a part of a text that the model has not written gave the slope.
     mass_law: mass of the concept's tokens as a function of strength, through the same pass.
     errors, mass_errors: standard errors of the laws' parameters, by name.
     rise_goodness, mass_goodness: how the laws did at the test's strength, on the first sequences.
@@ -179,15 +179,13 @@ def fit_pilot(
     while not settled and len(measured) < MAX_PASSES:
         _require_finite(strength, law, budget, vector)
         measured.append((strength, steered_at(strength, run)))
-        (at, nearest), *others = _by_nearness(measured, budget)
-        law = _rise_law(odds, at, nearest.rise, sign)
-        if others and not slope_known:
-            points = [(tried, steered.rise.value) for tried, steered in ((at, nearest), others[0])]
-            law = law.through_both(*points)
+        passes = _by_nearness(measured, budget)
+        law = _fitted_law(odds, passes, sign, slope_known)
         named = law.invert(budget, sign)
         settled = abs(named / strength - 1) < CLOSE
         strength = named
     _require_finite(strength, law, budget, vector)
+    at, nearest = passes[0]
     test = TEST_SHARE * strength
     goodness = _tested(odds, at, nearest, test, steered_at(test, run.first), sign)
     laws = resampled_laws(odds, at, nearest.rise, settings)
@@ -313,6 +311,17 @@ def _rise_law(
     weights = np.ones(len(rise.counts)) if weights is None else weights
     value = float(weights @ rise.sums / (weights @ rise.counts))
     return odds.law(sign, _of_first(weights, odds)).through(strength, value)
+
+
+def _fitted_law(
+    odds: LogOdds, passes: Sequence[tuple[float, Steered]], sign: int, slope_known: bool
+) -> CrossEntropyLaw:
+    """The law of ΔCE through the first pass, or the first two where its slope is to be found."""
+    if slope_known or len(passes) == 1:
+        at, nearest = passes[0]
+        return _rise_law(odds, at, nearest.rise, sign)
+    near, other = ((at, steered.rise.value) for at, steered in passes[:2])
+    return odds.law(sign).through_both(near, other)
 
 
 def _mass_law(

@@ -80,6 +80,13 @@ def test_batch_size_changes_delta_ce_by_less_than_a_ten_thousandth(
         assert other == pytest.approx(values[0], abs=1e-5)
 
 
+def test_slices_off_the_cpu_are_bounded_by_their_elements(loaded, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "SLICE_ELEMENTS", 7 * loaded.vocabulary_size + 1)
+    hidden = torch.empty(20, loaded.hidden_size, device="meta")
+    slices = list(cross_entropy.logit_slices(loaded, hidden))
+    assert [len(hidden[part]) for part in slices] == [7, 7, 6]
+
+
 def test_the_kl_of_no_steering_is_zero_and_of_any_is_positive(loaded, sequences, shift):
     run = run_unsteered(loaded, Corpus(tuple(sequences), self_sampled=True), [1])
     assert delta_ce(loaded, run, shift, 1, 0.0).value == pytest.approx(0, abs=1e-6)
