@@ -84,8 +84,7 @@ class Bench:
 
     def log_odds(self, vector: SteeringVector) -> LogOdds:
         """The log-odds of one vector."""
-        first = self.run.first
-        return measure_log_odds(self.loaded, first, vector, self.concept_tokens, self.positions)
+        return measure_log_odds(self.loaded, self.run, vector, self.concept_tokens, self.positions)
 
     def pilot(self, vector: SteeringVector, odds: LogOdds, sign: int) -> Pilot:
         """The pilot of one vector, in one direction."""
@@ -136,7 +135,7 @@ def block_curves(
     pilots = {sign: bench.pilot(vector, odds, sign) for sign in (1, -1)}
     unit = abs(pilots[1].strength_at_budget.value)
     strengths = unit * np.array([*(-share for share in reversed(SHARES)), 0.0, *SHARES])
-    contexts = sampled_contexts(bench.run.first)  # the batches of all sequences begin with its own
+    contexts = sampled_contexts(bench.run)
     measured = [bench.steered(vector, float(strength), contexts) for strength in strengths]
     rises = np.array([one.rise.value for one in measured])
     masses = np.array([one.mass.value for one in measured])

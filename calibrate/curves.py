@@ -18,7 +18,6 @@ from calibrate.pilot import concept_token_ids
 from calibrate.progress import SILENT, Progress
 from calibrate.replies import build_corpora, sample_unsteered
 from calibrate.schema import ModelSection, Section
-from calibrate.search import FIRST_PART, rung_sizes
 from calibrate.settings import Settings
 from calibrate.vector import concept_vectors
 
@@ -79,8 +78,7 @@ def measure_laws(
         with ledger.stage("unsteered replies"):
             replies = sample_unsteered(loaded, prompt_texts, settings, splits=("search",))
             search = build_corpora(loaded, replies, corpus_texts)["search"]
-            parts = rung_sizes(len(search.sequences), FIRST_PART)
-            run = run_unsteered(loaded, search, chosen, parts)
+            run = run_unsteered(loaded, search, chosen)  # laws and curves of the same sequences
         with ledger.stage("steering vectors"):
             vectors = concept_vectors(loaded, texts, settings)
             again = [

@@ -15,6 +15,7 @@ from calibrate.curves import LawCurves, early_middle_late, measure_laws
 from calibrate.errors import ModelError
 from calibrate.replies import sample_unsteered
 from calibrate.report.curves import law_pictures
+from calibrate.search import FIRST_PART
 from calibrate.settings import Settings
 from calibrate.vector import concept_vectors
 
@@ -70,6 +71,14 @@ def test_tokens_are_those_that_move_and_start_where_the_law_starts(curves):
             assert token.peak == block.strengths[int(np.argmax(token.probability))]
         moves = [max(token.probability) - min(token.probability) for token in block.tokens]
         assert moves == sorted(moves, reverse=True)
+
+
+def test_laws_are_of_the_sequences_the_curves_are_of(curves):
+    """Of all, where a calibration's pilot takes derivatives on the first only."""
+    assert curves.n_sequences > FIRST_PART
+    for block in curves.blocks:
+        zero = block.strengths.index(0.0)
+        assert block.law_concept_mass[zero] == pytest.approx(block.concept_mass[zero], rel=1e-4)
 
 
 def test_every_law_has_a_verdict_and_the_points_behind_it(curves):
