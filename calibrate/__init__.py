@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from calibrate.errors import (
         ArtefactError,
         CalibrateError,
+        CalibrateWarning,
         ConceptError,
         ExportRefused,
         Infeasible,
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
         WrittenElsewhere,
     )
     from calibrate.gate import GateReport, check_directory
-    from calibrate.model import LoadedModel, load_model
+    from calibrate.loading import load_model
+    from calibrate.model import LoadedModel
     from calibrate.settings import Sampling, Settings
     from calibrate.vector import SteeringVector, extract_vectors
 
@@ -45,6 +47,7 @@ _HOMES = {
     "errors": (
         "ArtefactError",
         "CalibrateError",
+        "CalibrateWarning",
         "ConceptError",
         "ExportRefused",
         "Infeasible",
@@ -55,7 +58,8 @@ _HOMES = {
         "WrittenElsewhere",
     ),
     "gate": ("GateReport", "check_directory"),
-    "model": ("LoadedModel", "load_model"),
+    "loading": ("load_model",),
+    "model": ("LoadedModel",),
     "settings": ("Sampling", "Settings"),
     "vector": ("SteeringVector", "extract_vectors"),
 }
@@ -63,6 +67,7 @@ _HOMES = {
 __all__ = [
     "ArtefactError",
     "CalibrateError",
+    "CalibrateWarning",
     "Calibration",
     "Concept",
     "ConceptError",

@@ -26,7 +26,8 @@ from calibrate.export import Exported, export
 from calibrate.files import write_together
 from calibrate.forecast import Forecast, forecast
 from calibrate.judging import JudgeChoice, Material, appoint, check_judges, judge_name
-from calibrate.model import LoadedModel, borrowed, load_model
+from calibrate.loading import load_model
+from calibrate.model import LoadedModel, borrowed
 from calibrate.pilot import concept_token_ids, run_pilots
 from calibrate.presence import require_headroom
 from calibrate.progress import SILENT, Progress

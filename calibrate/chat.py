@@ -20,7 +20,7 @@ from calibrate.config import SteeringConfig, load
 from calibrate.errors import InputError
 from calibrate.export.adapter import adapted
 from calibrate.gate import open_model
-from calibrate.model import load_model
+from calibrate.loading import load_model
 from calibrate.progress import SILENT, Progress
 from calibrate.settings import Sampling
 from calibrate.tokens import encode_prompt

@@ -77,7 +77,7 @@ def _calibrate(
 
     from calibrate.calibration import calibrate
     from calibrate.judging import check_judges
-    from calibrate.model import load_model
+    from calibrate.loading import load_model
 
     directory = out or Path(f"{_stem(concept)}-{_stem(place['model'])}")
     check_judges(judge, audit)
@@ -347,7 +347,7 @@ def laws(
 
     from calibrate.curves import measure_laws
     from calibrate.files import write_together
-    from calibrate.model import load_model
+    from calibrate.loading import load_model
     from calibrate.report.curves import law_pictures
     from calibrate.report.summary import laws_summary
 

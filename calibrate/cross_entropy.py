@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from calibrate.errors import CalibrateWarning
 from calibrate.estimate import RatioEstimate
 from calibrate.memory import Shelf, over_batches
 from calibrate.prefix import Prefix, shared_prefix
@@ -146,6 +147,7 @@ def run_unsteered(
     if least is not None and layers and not _suffix_agrees(loaded, least, min(layers)):
         warnings.warn(
             f"{loaded.name} shares state across blocks, so every strength runs all of them",
+            CalibrateWarning,
             stacklevel=2,
         )
         passes = [[one.without_residuals() for one in group] for group in passes]

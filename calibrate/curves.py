@@ -13,7 +13,8 @@ from calibrate.cache import unchanged
 from calibrate.concept import Concept, Text, Texts, read_concept, read_corpus, read_prompts
 from calibrate.cost import Ledger
 from calibrate.cross_entropy import run_unsteered
-from calibrate.model import borrowed, load_model
+from calibrate.loading import load_model
+from calibrate.model import borrowed
 from calibrate.pilot import concept_token_ids
 from calibrate.progress import SILENT, Progress
 from calibrate.replies import build_corpora, sample_unsteered

@@ -26,6 +26,10 @@ class CalibrateError(Exception):
     """Base class of everything this project raises on purpose."""
 
 
+class CalibrateWarning(UserWarning):
+    """Something had to be done otherwise than one would expect; the message says what and why."""
+
+
 class InputError(CalibrateError):
     """Something the caller gave cannot be used; the message says what to change."""
 

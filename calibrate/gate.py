@@ -125,7 +125,7 @@ def open_model(config: SteeringConfig, model: str | None = None, **options: Any)
 
     model, options: another place to load it from, and other arguments of `load_model`.
     """
-    from calibrate.model import load_model
+    from calibrate.loading import load_model
 
     return load_model(model or config.model.id, **{"dtype": config.model.dtype, **options})
 

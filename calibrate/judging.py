@@ -21,7 +21,7 @@ from calibrate.completions import Request, sample_all
 from calibrate.concept import Text, Texts
 from calibrate.embedded import encoder_directory
 from calibrate.errors import Infeasible, InputError
-from calibrate.model import load_model
+from calibrate.loading import load_model
 from calibrate.replies import UnsteeredReplies
 from calibrate.settings import Settings
 from calibrate.tokens import Prompt, encode_prompt, encode_text

@@ -28,7 +28,8 @@ from calibrate.export.adapter import adapted
 from calibrate.export.control_vector import read_directions
 from calibrate.gate import Check, judged, own_replies
 from calibrate.llama_cpp import LlamaCpp
-from calibrate.model import borrowed, load_model
+from calibrate.loading import load_model
+from calibrate.model import borrowed
 from calibrate.progress import SILENT, Progress
 from calibrate.tokens import TokenSequence
 

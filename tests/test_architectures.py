@@ -10,7 +10,8 @@ from torch import nn
 
 from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
 from calibrate.errors import ModelError
-from calibrate.model import find_layout, load_model
+from calibrate.loading import load_model
+from calibrate.model import find_layout
 from calibrate.tokens import TokenSequence
 from calibrate.vector import SteeringVector
 

@@ -18,7 +18,7 @@ import calibrate
 from calibrate.calibration import Calibration
 from calibrate.completions import sample
 from calibrate.errors import ArtefactError, Infeasible, InputError, ModelError
-from calibrate.model import load_model
+from calibrate.loading import load_model
 from calibrate.presence import require_headroom
 from calibrate.progress import Progress
 from calibrate.replies import sample_unsteered

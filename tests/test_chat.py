@@ -10,7 +10,8 @@ import torch
 from calibrate.chat import Chat, open_steered
 from calibrate.errors import ArtefactError, InputError
 from calibrate.export import export
-from calibrate.model import borrowed, load_model
+from calibrate.loading import load_model
+from calibrate.model import borrowed
 from calibrate.settings import Sampling
 
 IDS = [7, 12, 20, 9, 30]

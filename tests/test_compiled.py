@@ -11,7 +11,8 @@ import tiny
 import torch
 
 from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
-from calibrate.model import borrowed, load_model
+from calibrate.loading import load_model
+from calibrate.model import borrowed
 from calibrate.tokens import TokenSequence
 from calibrate.vector import SteeringVector
 

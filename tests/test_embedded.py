@@ -21,7 +21,7 @@ from calibrate.embedded import (
     quiet_transformers,
 )
 from calibrate.errors import ModelError
-from calibrate.model import load_model
+from calibrate.loading import load_model
 from calibrate.progress import Progress
 
 

@@ -29,7 +29,7 @@ from calibrate.config import vector_file
 from calibrate.errors import ArtefactError, ExportRefused, InputError, VerificationFailed
 from calibrate.export import FORMATS, export
 from calibrate.export.control_vector import read_directions
-from calibrate.model import load_model
+from calibrate.loading import load_model
 from calibrate.schema import ModelSection, ReferenceSection
 
 LAYER, STRENGTH = 1, 0.7

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 import calibrate
 from calibrate.errors import ArtefactError, InputError
 from calibrate.gate import check_directory
-from calibrate.model import load_model
+from calibrate.loading import load_model
 
 
 @pytest.fixture(scope="module")

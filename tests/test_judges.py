@@ -14,7 +14,7 @@ import calibrate
 from calibrate.completions import Request
 from calibrate.errors import InputError
 from calibrate.judging import Material, appoint, judge_name
-from calibrate.model import load_model
+from calibrate.loading import load_model
 from calibrate.presence import measure_presence
 from calibrate.replies import sample_unsteered
 from calibrate.settings import Settings

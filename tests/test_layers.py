@@ -77,6 +77,7 @@ ORDER = (
     "calibrate.completions",
     "calibrate.decoding",
     "calibrate.drawing",
+    "calibrate.loading",
     "calibrate.model",
     "calibrate.embedded",
     "calibrate.architecture",

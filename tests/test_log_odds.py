@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from calibrate import log_odds
 from calibrate.cross_entropy import Corpus, run_unsteered
+from calibrate.loading import load_model
 from calibrate.log_odds import (
     central_difference,
     forward_derivative,
@@ -18,7 +19,6 @@ from calibrate.log_odds import (
     measure_log_odds,
     sampled_contexts,
 )
-from calibrate.model import load_model
 from calibrate.vector import SteeringVector
 
 EVERYTHING = slice(None)

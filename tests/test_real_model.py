@@ -19,7 +19,8 @@ import calibrate
 import probes
 from calibrate.concept import read_concept, read_prompts
 from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
-from calibrate.model import borrowed, load_model
+from calibrate.loading import load_model
+from calibrate.model import borrowed
 from calibrate.settings import Sampling
 from calibrate.tokens import encode_prompt
 

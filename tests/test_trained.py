@@ -16,8 +16,9 @@ import calibrate
 from calibrate.completions import sample
 from calibrate.concept import read_concept, read_prompts
 from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
+from calibrate.loading import load_model
 from calibrate.log_odds import measure_log_odds
-from calibrate.model import borrowed, load_model
+from calibrate.model import borrowed
 from calibrate.pilot import run_pilot
 from calibrate.settings import Sampling, Settings
 from calibrate.tokens import encode_prompt

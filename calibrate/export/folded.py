@@ -25,7 +25,7 @@ from calibrate.errors import ExportRefused
 from calibrate.export.adapter import residual_writer
 from calibrate.export.exporter import EveryPosition, Exported, NextLogProbs, baked, unsteered
 from calibrate.files import replacing
-from calibrate.model import load_model
+from calibrate.loading import load_model
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
