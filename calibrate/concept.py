@@ -287,5 +287,5 @@ def _joined(keys: Sequence[str], groups: Sequence[int]) -> list[str]:
 def _split(
     texts: Sequence[str], share: float, shares: dict[str, float]
 ) -> dict[str, tuple[str, ...]]:
-    parts = deal(_keys(texts, share), [None] * len(texts), shares)
+    parts = deal(_keys(texts, share), [True] * len(texts), shares)
     return {name: tuple(texts[place] for place in places) for name, places in parts.items()}
