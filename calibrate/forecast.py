@@ -17,6 +17,7 @@ from calibrate.cost import Limits
 from calibrate.errors import InputError
 from calibrate.judging import OVERSTEERED_PROMPTS, PURPOSE_PROMPTS, SHOTS
 from calibrate.long_run import PROMPTS as LONG_PROMPTS
+from calibrate.long_run import READ as LONG_READ
 from calibrate.model import borrowed
 from calibrate.ranking import CARRIED, DRAWS, MOST_SEQUENCES
 from calibrate.rendering import encode_prompt
@@ -119,7 +120,8 @@ def _tokens(
     first = corpus["search"] * min(FIRST_PART, searched) / searched
     piloted = sites * AFTER * (PASSES * corpus["search"] + DERIVED * first)
     long = max(settings.long_run, said) if settings.long_run else 0
-    at_length = min(LONG_PROMPTS, counts["verify"]) * long * KINDS * (1 + READINGS)
+    answered, read = (min(most, counts["verify"]) for most in (LONG_PROMPTS, LONG_READ))
+    at_length = KINDS * long * (answered + READINGS * read)
     found = {
         "unsteered replies": reply * (sum(counts.values()) + counts["verify"]),
         "steering vectors": texts["vector"],

@@ -33,7 +33,8 @@ from probes import Reader
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
 
-PROMPTS = 24  # answered at length, once each
+PROMPTS = 24  # answered at length, once each: loops are rare, and cost nothing to count
+READ = 12  # of these replies, read by the judge and the unsteered model
 WINDOW = 32  # tokens
 LEAST_READ = 8  # tokens of a window that a judge reads
 LOOP_MARGIN = 0.05  # share of the tokens by which steered replies may loop more than unsteered ones
@@ -106,8 +107,8 @@ class LongReplies:
             loops=_loop_share(steered),
             loops_baseline=_loop_share(self.unsteered),
             excess=self.excess(steered),
-            steered=read_along(self.loaded, reader, steered),
-            unsteered=read_along(self.loaded, reader, self.unsteered),
+            steered=read_along(self.loaded, reader, steered[:READ]),
+            unsteered=read_along(self.loaded, reader, self.unsteered[:READ]),
         )
 
 
