@@ -202,8 +202,8 @@ def generate(
     from calibrate.chat import open_steered
     from calibrate.completions import sample
     from calibrate.model import borrowed
+    from calibrate.rendering import encode_prompt
     from calibrate.settings import Sampling
-    from calibrate.tokens import encode_prompt
 
     with (
         _working(as_json) as progress,
@@ -489,10 +489,11 @@ def _checked(
     Returns: the file of negatives, if one was given; the arguments of `load_model`; the settings.
     """
     from calibrate.concept import read_prompts
-    from calibrate.settings import Settings
+    from calibrate.settings import Sampling, Settings
 
     place, settings = apart(rest, MODEL)
     settings["negatives"], file = _negatives(negatives)
+    settings["sampling"] = Sampling(max_new_tokens=settings.pop("reply_tokens"))
     Settings(**settings)
     read_prompts(prompts)
     return file, place, settings

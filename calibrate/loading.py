@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from calibrate.embedded import EMBEDDED, converted_gguf, embedded_directory, qui
 from calibrate.errors import ModelError, did_you_mean
 from calibrate.model import DEFAULT_BATCH_TOKENS, LoadedModel, borrowed
 from calibrate.progress import SILENT, Progress
+from calibrate.rendering import settle
 from calibrate.residual import captured, hidden_of
 
 HUB_TIMEOUT = 10  # seconds
@@ -31,6 +33,8 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    template_date: str | None = None,
     progress: Progress = SILENT,
 ) -> LoadedModel:
     """Load what `--model` accepts, or take an in-memory model as it is.
@@ -43,16 +47,20 @@ def load_model(
         "float16".
     blocks: dotted path of the decoder blocks, for an architecture not found by itself.
     batch_tokens: how many positions one forward pass may hold; trades memory for speed.
-    Raises: ModelError naming the model, the reason and the way out.
+    chat_template_kwargs: variables for the chat template, such as {"enable_thinking": False};
+        template_date: what it takes for today, YYYY-MM-DD (default: today).
+    Raises: ModelError naming the model, the reason and the way out; InputError for variables the
+        template cannot be given.
     """
     if isinstance(model, LoadedModel):
-        return model
+        return rendered_with(model, chat_template_kwargs, template_date)
     model = uncompiled(model)
     if isinstance(model, PreTrainedModel) or hasattr(model, "get_base_model"):
         if tokenizer is None:
             raise ModelError("an in-memory model needs its tokenizer; pass tokenizer=…")
         name = str(model.config._name_or_path or type(model).__name__)
-        return _with_parts(model, tokenizer, blocks, name, _commit(model), batch_tokens)
+        parts = _with_parts(model, tokenizer, blocks, name, _commit(model), batch_tokens)
+        return _settled(parts, chat_template_kwargs, template_date)
     _check_choice("dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
     where = None if device == BALANCED else _resolve_device(device)
     source, name, known_revision = _resolve_source(str(model), progress)
@@ -62,7 +70,25 @@ def load_model(
     parts = _with_parts(
         loaded, own_tokenizer, blocks, name, known_revision or _commit(loaded), batch_tokens
     )
-    return replace(parts, by_name=tokenizer is None)
+    parts = replace(parts, by_name=tokenizer is None)
+    return _settled(parts, chat_template_kwargs, template_date)
+
+
+def rendered_with(
+    loaded: LoadedModel, kwargs: Mapping[str, Any] | None, date: str | None
+) -> LoadedModel:
+    """The same model, its prompts rendered with these variables and this date; None: as it is."""
+    before = loaded.rendering
+    if (kwargs is None or kwargs == before.kwargs) and (date is None or date == before.date):
+        return loaded
+    chosen = before.kwargs if kwargs is None else kwargs
+    return _settled(loaded, chosen, date or before.date)
+
+
+def _settled(
+    loaded: LoadedModel, kwargs: Mapping[str, Any] | None, date: str | None
+) -> LoadedModel:
+    return replace(loaded, rendering=settle(loaded.tokenizer, kwargs, date))
 
 
 def _with_parts(

@@ -8,6 +8,8 @@ from typing import Literal
 
 from calibrate.errors import InputError
 
+SHORTEST_LONG_RUN = 64  # tokens; two windows, of which the second can differ from the first
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -43,6 +45,8 @@ class Settings:
     min_gain: change of presence towards the goal that is wanted at least, in [0, 1); less is
         infeasible.
     confidence: of every interval and bound, in (0.5, 1).
+    long_run: tokens of the replies that verification reads at the length they are served, 0 for
+        none; fewer where the model's context is shorter.
     max_fluency_drop: how much less likely steered replies may be to the unsteered model than its
         own, nats per token, above 0; None for no limit.
     """
@@ -59,6 +63,7 @@ class Settings:
     min_gain: float = 0.0
     seed: int = 0
     confidence: float = 0.95
+    long_run: int = 192
     max_fluency_drop: float | None = None
     sampling: Sampling = field(default_factory=Sampling)
 
@@ -77,6 +82,11 @@ class Settings:
             raise InputError(f"precision must be between 0 and 1, got {self.precision:g}")
         if not 0 <= self.min_gain < 1:
             raise InputError(f"the wished gain must be from 0 up to 1, got {self.min_gain:g}")
+        if self.long_run != 0 and self.long_run < SHORTEST_LONG_RUN:
+            raise InputError(
+                f"the long run must have {SHORTEST_LONG_RUN} tokens or more, or 0 for none, got "
+                f"{self.long_run}"
+            )
         if self.seed < 0:
             raise InputError(f"the seed must be 0 or more, got {self.seed}")
         for name, choices in (

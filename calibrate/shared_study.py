@@ -242,6 +242,19 @@ def shared_study(
                 (directory / WORKERS_FOLDER).rmdir()
 
 
+def agreed(store: StudyStore, what: str, mine: str) -> str:
+    """What all workers of a study take for something: what the first of them took it for."""
+    if store.url is None and store.directory is None:
+        return mine
+    with _quiet():
+        study = optuna.create_study(
+            storage=_storage(store), study_name=f"{store.name}: {what}", load_if_exists=True
+        )
+    if what not in study.user_attrs:
+        study.set_user_attr(what, mine)
+    return str(study.user_attrs[what])
+
+
 def act_once(store: StudyStore, place: str, act: Callable[[], None]) -> str:
     """Let exactly one worker of a study act, and return where that was.
 
