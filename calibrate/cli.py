@@ -335,13 +335,13 @@ def laws(
 ) -> None:
     """Measure the paper's curves at some blocks, and draw them with the laws over them."""
     from calibrate.concept import read_concept
-    from calibrate.workspace import LAWS_FILE, require_free
+    from calibrate.workspace import LAWS_FILE, LAWS_PICTURES, require_free, wrote
 
     concept = _named(concept)
     file, place, settings = _checked(negatives, prompts, rest)
     texts = read_concept(concept, positives, file)
     directory = out or Path(f"{_stem(concept)}-{_stem(place['model'])}-laws")
-    require_free(directory, LAWS_FILE)
+    require_free(directory, LAWS_FILE, LAWS_PICTURES)
 
     from rich.console import Console
 
@@ -363,7 +363,7 @@ def laws(
             progress=progress,
             **settings,
         )
-    write_together(directory, law_pictures(curves), last=LAWS_FILE)
+    write_together(directory, law_pictures(curves), last=LAWS_FILE, ours=wrote)
     if as_json:
         click.echo(curves.to_bytes().decode())
     else:

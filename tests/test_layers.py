@@ -91,6 +91,7 @@ ORDER = (
     "calibrate.estimate",
     "calibrate.settings",
     "calibrate.files",
+    "calibrate.marks",
     "calibrate.errors",
 )
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from calibrate.config import SteeringConfig
 from calibrate.evidence import Evidence, PilotRecord
 from calibrate.laws import CrossEntropyLaw
+from calibrate.marks import TOOL
 from calibrate.settings import site_name
 
 COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#8172b3", "#937860", "#da8bc3")
@@ -32,7 +33,7 @@ def _png(draw, config: SteeringConfig, evidence: Evidence) -> bytes:  # type: ig
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": TOOL})
     return buffer.getvalue()
 
 
