@@ -283,13 +283,14 @@ def export_config(
 ) -> None:
     """Write the config in DIR for a consumer, and check that it does there what it does here."""
     from calibrate.config import load
-    from calibrate.export import export
+    from calibrate.export import check_request, export
     from calibrate.gate import open_model
 
     config = load(directory)
+    check_request(config, format_name, to, directory)
     with _working() as progress:
         loaded = open_model(config, model, progress=progress, **place)
-        written = export(config, format_name, to, loaded, check=not no_check)
+        written = export(config, format_name, to, loaded, check=not no_check, source=directory)
     if written.gap is None:
         click.echo(f"wrote {written.path}, unchecked")
     else:
