@@ -39,7 +39,7 @@ from calibrate.shared_study import StudyStore, act_once, agreed
 from calibrate.study import run_study
 from calibrate.vector import SteeringVector, concept_vectors
 from calibrate.verify import verify
-from calibrate.workspace import open_workspace, writing
+from calibrate.workspace import open_workspace, writing, wrote
 from probes import Probe
 from probes import load as load_probe
 
@@ -61,7 +61,9 @@ class Calibration:
     def save(self, directory: str | Path) -> None:
         """Write the config, the vector, the probe, the evidence and the report; all or nothing.
 
-        Raises: ArtefactError if the directory cannot be written.
+        What an earlier calibration wrote there is replaced, and nothing else.
+        Raises: ArtefactError if the directory cannot be written, or if a file of another origin
+            has a name that is needed.
         """
         probe = {} if self.probe is None else self.probe.files()
         files = {
@@ -70,7 +72,7 @@ class Calibration:
             **{f"{PROBE_FOLDER}/{name}": content for name, content in probe.items()},
             **report.render(self.config, self.evidence),
         }
-        write_together(directory, files, last=CONFIG_FILE)
+        write_together(directory, files, last=CONFIG_FILE, ours=wrote)
 
     def export(
         self, format_name: str, to: str | Path, model: Any = None, tokenizer: Any = None
@@ -289,5 +291,5 @@ def _explained(directory: Path | None, loaded: LoadedModel, concept: Concept) ->
     except Infeasible as infeasible:
         if directory is not None:
             files = report.render_infeasible(loaded.name, concept.name, infeasible)
-            write_together(directory, files, last=report.REPORT_FILE)
+            write_together(directory, files, last=report.REPORT_FILE, ours=wrote)
         raise

@@ -283,13 +283,14 @@ def export_config(
 ) -> None:
     """Write the config in DIR for a consumer, and check that it does there what it does here."""
     from calibrate.config import load
-    from calibrate.export import export
+    from calibrate.export import check_request, export
     from calibrate.gate import open_model
 
     config = load(directory)
+    check_request(config, format_name, to, directory)
     with _working() as progress:
         loaded = open_model(config, model, progress=progress, **place)
-        written = export(config, format_name, to, loaded, check=not no_check)
+        written = export(config, format_name, to, loaded, check=not no_check, source=directory)
     if written.gap is None:
         click.echo(f"wrote {written.path}, unchecked")
     else:
@@ -335,13 +336,13 @@ def laws(
 ) -> None:
     """Measure the paper's curves at some blocks, and draw them with the laws over them."""
     from calibrate.concept import read_concept
-    from calibrate.workspace import LAWS_FILE, require_free
+    from calibrate.workspace import LAWS_FILE, LAWS_PICTURES, require_free, wrote
 
     concept = _named(concept)
     file, place, settings = _checked(negatives, prompts, rest)
     texts = read_concept(concept, positives, file)
     directory = out or Path(f"{_stem(concept)}-{_stem(place['model'])}-laws")
-    require_free(directory, LAWS_FILE)
+    require_free(directory, LAWS_FILE, LAWS_PICTURES)
 
     from rich.console import Console
 
@@ -363,7 +364,7 @@ def laws(
             progress=progress,
             **settings,
         )
-    write_together(directory, law_pictures(curves), last=LAWS_FILE)
+    write_together(directory, law_pictures(curves), last=LAWS_FILE, ours=wrote)
     if as_json:
         click.echo(curves.to_bytes().decode())
     else:

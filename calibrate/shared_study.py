@@ -33,12 +33,18 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from calibrate.errors import ArtefactError
-from calibrate.workspace import JOURNAL_FILE, WORKERS_FOLDER
+from calibrate.files import require_ours
+from calibrate.workspace import (
+    FINGERPRINT,
+    JOURNAL_FILE,
+    WORKER_LOCK,
+    WORKERS_FOLDER,
+    is_journal,
+)
 
 HEARTBEAT = 30  # seconds between two signs of life in a database; silent for twice as long is dead
 OPENINGS = 3  # attempts at opening a database
 POLL = 0.5  # seconds between two looks at what other workers do
-FINGERPRINT = "fingerprint"  # study attribute: hash of everything the trials depend on
 ORIGIN = "origin"  # trial attribute: what it was started for; trials of one origin are one
 WORKER = "worker"  # trial attribute: who runs it
 SURPLUS = "surplus"  # trial attribute: it was started beside another, and dropped
@@ -352,6 +358,7 @@ def _mend(journal: Path) -> None:
     """Cut off a last line that a power loss left incomplete, as anything after it would be lost."""
     if not journal.exists():
         return
+    require_ours(journal, is_journal)
     lock = JournalFileSymlinkLock(str(journal))  # Optuna's own: nobody writes meanwhile
     lock.acquire()
     try:
@@ -378,7 +385,8 @@ def _lock_file(directory: Path, worker: str) -> Path:
 
 def _others(directory: Path, worker: str) -> list[Path]:
     """The locks that other workers hold."""
-    locks = (directory / WORKERS_FOLDER).glob("*.lock")
+    found = (directory / WORKERS_FOLDER).glob("*.lock")
+    locks = [lock for lock in found if WORKER_LOCK.fullmatch(lock.name)]
     return [lock for lock in locks if lock.stem != worker and _holds_lock(lock)]
 
 

@@ -38,7 +38,11 @@ ORDER = (
     "calibrate.export.control_vector",
     "calibrate.export.lm_eval",
     "calibrate.export.svec",
+    "calibrate.export.target",
     "calibrate.export.exporter",
+    "calibrate.export.place",
+    "calibrate.export.adapters",
+    "calibrate.export.restored",
     "calibrate.gate",
     "calibrate.explain",
     "calibrate.forecast",
@@ -99,6 +103,7 @@ ORDER = (
     "calibrate.estimate",
     "calibrate.settings",
     "calibrate.files",
+    "calibrate.marks",
     "calibrate.errors",
 )
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from calibrate.config import SteeringConfig
 from calibrate.evidence import Evidence, PilotRecord
 from calibrate.laws import CrossEntropyLaw
+from calibrate.marks import TOOL
 from calibrate.schema import LongRunSection
 from calibrate.settings import site_name
 
@@ -40,7 +41,7 @@ def _png(draw, config: SteeringConfig, evidence: Evidence) -> bytes:  # type: ig
 
 def _rendered(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": TOOL})
     return buffer.getvalue()
 
 
