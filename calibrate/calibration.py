@@ -137,7 +137,7 @@ def calibrate(
         asked, with reasons and advice; WrittenElsewhere if another worker on the same storage
         wrote the artefact into a directory that is not `out`.
     """
-    settings = Settings(**options)
+    settings, limits = Settings(**options), Limits(max_tokens, max_minutes)
     check_judges(judge, audit)
     concept = read_concept(concept)
     prompt_texts = read_prompts(prompts)
@@ -152,7 +152,6 @@ def calibrate(
         return Calibration.load(directory)
 
     splits = concept.split()
-    limits = Limits(max_tokens, max_minutes)
     ahead = forecast(limits, loaded, concept, prompt_texts, settings, corpus is not None)
     progress.forecast(ahead.tokens, ahead.seconds)
     ledger = Ledger(loaded.meter, progress, ahead.tokens)

@@ -22,7 +22,7 @@ from calibrate.export.adapter import adapted
 from calibrate.gate import open_model
 from calibrate.loading import load_model
 from calibrate.progress import SILENT, Progress
-from calibrate.settings import Sampling
+from calibrate.settings import Sampling, finite_strength
 from calibrate.tokens import encode_prompt
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Chat:
         concept = self.steered.config.concept
         if word == "/strength":
             try:
-                self.strength = float(rest)
+                self.strength = finite_strength(float(rest))
             except ValueError as error:
                 raise InputError(f"/strength takes a number, got {rest!r}") from error
         elif word == "/off":
