@@ -19,7 +19,6 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 
-from calibrate.architecture import find_layout
 from calibrate.errors import CalibrateWarning, ModelError
 
 WRAPPERS = {
@@ -34,6 +33,7 @@ NO_WEIGHTS = re.compile(
     r"rotary_emb\.inv_freq$|(^|\.)(attn|attention|self_attention)\.(masked_)?bias$"
     r"|_scale$|(^|\.)position_ids$"
 )
+BLOCK = re.compile(r"\.(\d+)\.")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 INDEX = "model.safetensors.index.json"
 SHOWN = 3  # names of weights in a message
@@ -47,7 +47,8 @@ def require_whole(name: str, model: Any, info: Mapping[str, Any]) -> None:
     """
     missing, misshapen = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
     left = sorted(info["unexpected_keys"])
-    foreign = [key for key in left if not _matters(model, key)]
+    wanted = _TextParts(model).want if left else None
+    foreign = [key for key in left if wanted is not None and not wanted(key)]
     if missing or misshapen or len(foreign) < len(left):
         over = left if missing else [key for key in left if key not in foreign]
         raise ModelError(
@@ -64,20 +65,30 @@ def require_whole(name: str, model: Any, info: Mapping[str, Any]) -> None:
         )
 
 
-def _matters(model: Any, key: str) -> bool:
-    """Whether a weight that is left over belongs to decoder blocks, embeddings, norm or head."""
-    if NO_WEIGHTS.search(key):
-        return False
-    blocks, norm = find_layout(model)
-    paths = {id(module): path for path, module in model.named_modules()}
-    parts = (norm, model.get_input_embeddings(), model.get_output_embeddings())
-    where = [paths[id(part)] for part in parts if id(part) in paths]
-    if any(key.startswith(f"{path}.") for path in where):
-        return True
-    inside = re.match(rf"{re.escape(paths[id(blocks)])}\.(\d+)\.", key)
-    ahead = int(getattr(model.config, "num_nextn_predict_layers", None) or 0)
-    later = range(len(blocks), len(blocks) + ahead)  # they predict tokens after the next
-    return inside is not None and int(inside[1]) not in later
+class _TextParts:
+    """Which of a model's modules text runs through: those beside its embeddings, and the head."""
+
+    def __init__(self, model: Any) -> None:
+        self._paths = {path for path, _ in model.named_modules()}
+        self._text = _path_of(model, model.get_input_embeddings()).rpartition(".")[0]
+        self._head = _path_of(model, model.get_output_embeddings())
+        config = model.config.get_text_config()
+        first = getattr(config, "num_hidden_layers", 0)
+        self._ahead = range(first, first + (getattr(config, "num_nextn_predict_layers", 0) or 0))
+
+    def want(self, key: str) -> bool:
+        """Whether a weight that is left over belongs into one of them."""
+        if NO_WEIGHTS.search(key) or any(int(i) in self._ahead for i in BLOCK.findall(key)):
+            return False
+        place = key
+        while place not in self._paths:  # the whole model's path is ""
+            place = place.rpartition(".")[0]
+        beside = place.startswith(f"{self._text}.") if self._text else place != ""
+        return beside or place == self._head != ""
+
+
+def _path_of(model: Any, part: Any) -> str:
+    return next((path for path, module in model.named_modules() if module is part), "")
 
 
 def _listed(
@@ -105,8 +116,7 @@ def _cause(
         return f"the names in the file begin with {prefix!r}, which is {whose}"
     if any(ADAPTER.search(key) for key in left):
         return "an adapter's weights are among the model's; save model.merge_and_unload() instead"
-    head = [f"{path}.weight" for path, part in model.named_modules() if _is_head(model, part)]
-    if missing and set(missing) <= set(head):
+    if missing == [f"{_path_of(model, model.get_output_embeddings())}.weight"]:
         return (
             "it was saved without its unembedding, as AutoModel or a classifier is; save the "
             "AutoModelForCausalLM it belongs to"
@@ -114,10 +124,6 @@ def _cause(
     if misshapen or left:
         return "correct its config.json, or fetch or save the checkpoint again"
     return "transformers would start them at random; fetch or save the checkpoint again"
-
-
-def _is_head(model: Any, part: Any) -> bool:
-    return part is model.get_output_embeddings()
 
 
 def _wrapper_prefix(missing: Sequence[str], left: Sequence[str]) -> str | None:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
-from calibrate.architecture import base_of, find_layout
+from calibrate.architecture import base_of, find_layout, unwrapped
 from calibrate.cost import Meter
 from calibrate.errors import ModelError
 
@@ -190,7 +190,7 @@ def blocks_of(model: Any) -> tuple[nn.ModuleList, int]:
     """Return the decoder blocks and the hidden size of a LoadedModel or a transformers model."""
     if isinstance(model, LoadedModel):
         return model.blocks, model.hidden_size
-    return find_layout(model)[0], int(model.config.get_text_config().hidden_size)
+    return find_layout(model)[0], int(unwrapped(model).config.get_text_config().hidden_size)
 
 
 def _sha256(text: str) -> str:
