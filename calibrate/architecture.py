@@ -81,14 +81,19 @@ def find_layout(model: nn.Module, blocks: str | None = None) -> tuple[nn.ModuleL
     return _checked_blocks(base, path), _norm_beside(base, path)
 
 
-def uncompiled(model: Any) -> Any:
-    """The model that torch.compile has wrapped, or the model itself."""
-    return getattr(model, "_orig_mod", model)
+def unwrapped(model: Any) -> Any:
+    """The model inside torch.compile's wrapper, DataParallel's, DDP's or an engine's."""
+    while not hasattr(type(model), "get_input_embeddings"):
+        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+        if not isinstance(inner, nn.Module):
+            break
+        model = inner
+    return model
 
 
 def base_of(model: Any) -> nn.Module:
-    """Look inside wrappers: torch.compile's, and PEFT's, whose adapters live in the base model."""
-    model = uncompiled(model)
+    """Look inside wrappers: those of `unwrapped`, and PEFT's, whose base model has the adapters."""
+    model = unwrapped(model)
     base: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model
     return base
 

@@ -145,7 +145,7 @@ def calibrate(
         asked, with reasons and advice; WrittenElsewhere if another worker on the same storage
         wrote the artefact into a directory that is not `out`.
     """
-    settings = Settings(**options)
+    settings, limits = Settings(**options), Limits(max_tokens, max_minutes)
     if reply_tokens is not None:
         sampling = replace(settings.sampling, max_new_tokens=reply_tokens)
         settings = replace(settings, sampling=sampling)
@@ -168,7 +168,6 @@ def calibrate(
     if loaded.rendering.date is not None:
         loaded = rendered_with(loaded, None, agreed(store, "date", loaded.rendering.date))
     splits = concept.split()
-    limits = Limits(max_tokens, max_minutes)
     ahead = forecast(limits, loaded, concept, prompt_texts, settings, corpus is not None)
     progress.forecast(ahead.tokens, ahead.seconds)
     ledger = Ledger(loaded.meter, progress, ahead.tokens)

@@ -24,7 +24,7 @@ from calibrate.gate import as_calibrated, open_model
 from calibrate.loading import load_model
 from calibrate.progress import SILENT, Progress
 from calibrate.rendering import encode_prompt
-from calibrate.settings import Sampling
+from calibrate.settings import Sampling, finite_strength
 from calibrate.tokens import Prompt
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Chat:
         concept = self.steered.config.concept
         if word == "/strength":
             try:
-                self.strength = float(rest)
+                self.strength = finite_strength(float(rest))
             except ValueError as error:
                 raise InputError(f"/strength takes a number, got {rest!r}") from error
         elif word == "/off":

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from calibrate.options import LAWS, MAIN_JOB, MODEL, apart, options
+from calibrate.console import Readable, printing, say, say_json, warnings_as_notes
+from calibrate.options import FILE, LAWS, MAIN_JOB, MODEL, PROMPT, TEXT, apart, options, utf8
 
 if TYPE_CHECKING:
     from calibrate.concept import Concept
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from calibrate.model import LoadedModel
     from calibrate.progress import Progress
     from calibrate.terminal import TerminalProgress
+    from calibrate.tokens import Prompt
 
 EXIT_INPUT, EXIT_INFEASIBLE, EXIT_VERIFICATION = 2, 3, 4
 EXIT_INTERRUPTED = 130
@@ -30,7 +32,15 @@ NEGATIVE_KINDS = ("contrastive", "random")
 EXPORT_FORMATS = "gguf, peft, folded, easysteer, lm-eval, svec or snippet."
 
 
-@click.group(invoke_without_command=True, context_settings={"max_content_width": 100})
+class _Command(Readable, click.Command):
+    pass
+
+
+class _Group(Readable, click.Group):
+    command_class = _Command
+
+
+@click.group(cls=_Group, invoke_without_command=True, context_settings={"max_content_width": 100})
 @click.version_option(package_name="steering-calibrate")
 @options(*MAIN_JOB)
 @click.pass_context
@@ -70,9 +80,11 @@ def _calibrate(
 ) -> None:
     """Run the main job and print its result."""
     from calibrate.concept import read_concept
+    from calibrate.cost import Limits
 
     concept = _named(concept)
     file, place, settings = _checked(negatives, prompts, rest)
+    Limits(max_tokens, max_minutes)
     texts = None if describe else read_concept(concept, positives, file)
 
     from calibrate.calibration import calibrate
@@ -103,7 +115,7 @@ def _calibrate(
 
 
 @cli.command()
-@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("directory", type=FILE, metavar="DIR")
 @click.option("--json", "as_json", is_flag=True, help="Print the config as JSON.")
 def show(directory: Path, as_json: bool) -> None:
     """Print the summary of the calibration in DIR again."""
@@ -114,23 +126,24 @@ def show(directory: Path, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--model", metavar="MODEL", help="Another place to load the model from.")
+@click.argument("directory", type=FILE, metavar="DIR")
+@click.option("--model", type=TEXT, metavar="MODEL", help="Another place to load the model from.")
 @click.option(
     "--corpus",
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="FILE",
     help="Texts to measure cross-entropy on.  [default: the replies it was verified on]",
 )
 @click.option("--quick", is_flag=True, help="Check identity and reference only: seconds.")
 @click.option(
     "--against",
+    type=TEXT,
     metavar="STACK",
     help="Export to llama.cpp, peft or folded, and measure ΔCE in that stack as well.",
 )
 @click.option(
     "--gguf",
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="FILE",
     help="The model for llama.cpp.  [default: the file the model came from]",
 )
@@ -150,16 +163,17 @@ def verify(
 
     Exit status 0 if everything holds, 4 if anything does not: meant for deployment pipelines.
     """
-    from rich.console import Console
-
     from calibrate.config import load
     from calibrate.errors import AlteredError, VerificationFailed
     from calibrate.gate import check_directory, open_model
     from calibrate.report.summary import gate_summary
-    from calibrate.stacks import check_stack
+    from calibrate.stacks import check_stack, require_stack
+    from calibrate.terminal import PatientConsole
 
     if dtype != "auto":
         place["dtype"] = dtype
+    if against is not None:
+        require_stack(against, gguf)
     with _working(as_json) as progress:
         try:
             loaded = open_model(load(directory), model, progress=progress, **place)
@@ -169,18 +183,18 @@ def verify(
         if against is not None and loaded is not None and report.passed:
             report = report.with_check(check_stack(directory, loaded, against, gguf, progress))
     if as_json:
-        click.echo(json.dumps(report.facts(), ensure_ascii=False, indent=2))
+        say_json(_json(report.facts()))
     else:
-        Console().print(gate_summary(report))
+        PatientConsole().print(gate_summary(report))
     if not report.passed:
         raise VerificationFailed("; ".join(report.failures))
 
 
 @cli.command()
-@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--prompt", required=True, metavar="TEXT", help="What to reply to.")
+@click.argument("directory", type=FILE, metavar="DIR")
+@click.option("--prompt", required=True, type=PROMPT, metavar="TEXT", help="What to reply to.")
 @click.option("--strength", type=float, metavar="X", help="Another strength than the calibrated.")
-@click.option("--model", metavar="MODEL", help="Another place to load the model from.")
+@click.option("--model", type=TEXT, metavar="MODEL", help="Another place to load the model from.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print both replies as JSON.")
@@ -203,8 +217,11 @@ def generate(
     from calibrate.completions import sample
     from calibrate.model import borrowed
     from calibrate.rendering import encode_prompt
-    from calibrate.settings import Sampling
+    from calibrate.settings import Sampling, check_seed, finite_strength
 
+    check_seed(seed)
+    if strength is not None:
+        finite_strength(strength)
     with (
         _working(as_json) as progress,
         open_steered(directory, model, progress) as opened,
@@ -212,6 +229,7 @@ def generate(
     ):
         sampling = replace(Sampling(), max_new_tokens=max_tokens)
         encoded = [encode_prompt(opened.loaded, prompt)]
+        _require_reply(opened.loaded, encoded[0], max_tokens)
         unsteered, steered = (
             sample(opened.loaded, encoded, sampling, seed, steering=opened.at(at))[0].text
             for at in (0.0, strength)
@@ -221,8 +239,8 @@ def generate(
 
 
 @cli.command()
-@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--model", metavar="MODEL", help="Another place to load the model from.")
+@click.argument("directory", type=FILE, metavar="DIR")
+@click.option("--model", type=TEXT, metavar="MODEL", help="Another place to load the model from.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True)
 def chat(directory: Path, model: str | None, max_tokens: int) -> None:
     """Talk to the steered model; /strength X steers otherwise, /off not at all.
@@ -241,36 +259,37 @@ def chat(directory: Path, model: str | None, max_tokens: int) -> None:
         open_steered(directory, model, progress) as opened,
         borrowed(opened.loaded),
     ):
+        _require_reply(opened.loaded, None, max_tokens)
         progress.close()
         talk = Chat(
             opened,
             replace(Sampling(), max_new_tokens=max_tokens),
             opened.config.intervention.strength,
         )
-        click.echo(f"{talk.command('/concept')}\n{HELP}")
+        say(f"{talk.command('/concept')}\n{HELP}")
         while (line := _line(f"[{talk.strength:+.4g}] ")) not in (None, "/quit"):
             assert line is not None
-            if line.startswith("/"):
-                try:
-                    click.echo(talk.command(line))
-                except InputError as error:
-                    click.echo(error)
-            elif line:
-                talk.reply(line, lambda piece: click.echo(piece, nl=False))
-                click.echo()
+            try:
+                if line.startswith("/"):
+                    say(talk.command(line))
+                elif line:
+                    talk.reply(utf8("what you type", line), lambda piece: say(piece, nl=False))
+                    say()
+            except InputError as error:
+                say(error)
 
 
 @cli.command(name="export")
-@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("directory", type=FILE, metavar="DIR")
 @click.option("--format", "format_name", required=True, metavar="NAME", help=EXPORT_FORMATS)
 @click.option(
     "--to",
     required=True,
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="PATH",
     help="File or directory.",
 )
-@click.option("--model", metavar="MODEL", help="Another place to load the model from.")
+@click.option("--model", type=TEXT, metavar="MODEL", help="Another place to load the model from.")
 @click.option("--no-check", is_flag=True, help="Do not load it back and compare.")
 @options("device", "revision", "trust-remote-code")
 def export_config(
@@ -292,14 +311,14 @@ def export_config(
         loaded = open_model(config, model, progress=progress, **place)
         written = export(config, format_name, to, loaded, check=not no_check, source=directory)
     if written.gap is None:
-        click.echo(f"wrote {written.path}, unchecked")
+        say(f"wrote {written.path}, unchecked")
     else:
-        click.echo(
+        say(
             f"wrote {written.path}; log-probabilities as in the calibration within "
             f"{written.gap:.1e} (at most {written.tolerance:g} will do)"
         )
     for line in written.serve:
-        click.echo(f"  {line}")
+        say(f"  {line}")
 
 
 @cli.command()
@@ -344,13 +363,12 @@ def laws(
     directory = out or Path(f"{_stem(concept)}-{_stem(place['model'])}-laws")
     require_free(directory, LAWS_FILE, LAWS_PICTURES)
 
-    from rich.console import Console
-
     from calibrate.curves import measure_laws
     from calibrate.files import write_together
     from calibrate.loading import load_model
     from calibrate.report.curves import law_pictures
     from calibrate.report.summary import laws_summary
+    from calibrate.terminal import PatientConsole
 
     with _working(quiet) as progress:
         loaded = load_model(**place, progress=progress)
@@ -366,19 +384,19 @@ def laws(
         )
     write_together(directory, law_pictures(curves), last=LAWS_FILE, ours=wrote)
     if as_json:
-        click.echo(curves.to_bytes().decode())
+        say_json(curves.to_bytes().decode())
     else:
-        Console().print(laws_summary(curves, directory))
+        PatientConsole().print(laws_summary(curves, directory))
 
 
 @cli.command()
 def concepts() -> None:
     """List the built-in concepts."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from calibrate.concept import built_in_concepts, read_concept
+    from calibrate.terminal import PatientConsole
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("concept", "texts", "expresses it", "does not"):
@@ -391,12 +409,14 @@ def concepts() -> None:
             key=lambda pair: len(pair[0].text) + len(pair[1].text),
         )
         table.add_row(f"[bold]{name}[/]", count, *(escape(text.text) for text in shortest))
-    Console().print(table)
+    PatientConsole().print(table)
 
 
 def main() -> None:
     """Run the command line and exit with the status the contract names."""
-    sys.exit(_status())
+    with printing(), warnings_as_notes():
+        status = _status()
+    sys.exit(status)
 
 
 def _status() -> int:
@@ -414,7 +434,7 @@ def _status() -> int:
         status = _status_of(error)
         if status is None:
             raise
-        return _complain(str(error), status)
+        return _complain(_in_words(error), status)
     return 0
 
 
@@ -426,27 +446,41 @@ def _status_of(error: Exception) -> int | None:
         return 0
     if isinstance(error, Infeasible):
         for advice in error.advice:
-            click.echo(f"could be tried: {advice}", err=True)
+            say(f"could be tried: {advice}", err=True)
         return EXIT_INFEASIBLE
     if isinstance(error, InputError):
         return EXIT_INPUT
     if isinstance(error, VerificationFailed):
         return EXIT_VERIFICATION
-    if isinstance(error, OSError):
+    if isinstance(error, OSError | MemoryError) or _out_of_memory(error):
         return EXIT_INPUT
     return None
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether torch ran out of memory, without importing it to ask."""
+    return any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, MemoryError) or _out_of_memory(error):
+        return (
+            "memory must suffice for the model and one text, and it does not; give --dtype "
+            "bfloat16, a smaller --batch-tokens, or another --device"
+        )
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"cannot use {error.filename}: {error.strerror}"
+    return str(error)
 
 
 @contextmanager
 def _working(quiet: bool = False) -> Iterator[TerminalProgress]:
     """Show progress on stderr, and leave to others the cores that are theirs."""
-    from rich.console import Console
-
-    from calibrate.terminal import TerminalProgress
+    from calibrate.terminal import PatientConsole, TerminalProgress
     from calibrate.threads import use_idle_cores
 
     use_idle_cores()
-    with TerminalProgress(Console(stderr=True, quiet=quiet)) as progress:
+    with TerminalProgress(PatientConsole(stderr=True, quiet=quiet)) as progress:
         yield progress
 
 
@@ -466,7 +500,7 @@ def _resumable(directory: Path) -> Iterator[None]:
 
 
 def _complain(message: str, status: int) -> int:
-    click.echo(f"calibrate: {' '.join(message.split())}", err=True)
+    say(f"calibrate: {' '.join(message.split())}", err=True)
     return status
 
 
@@ -498,6 +532,26 @@ def _checked(
     Settings(**settings)
     read_prompts(prompts)
     return file, place, settings
+
+
+def _json(facts: Any) -> str:
+    return json.dumps(facts, ensure_ascii=False, indent=2, allow_nan=False)
+
+
+def _require_reply(loaded: LoadedModel, prompt: Prompt | None, max_tokens: int) -> None:
+    """Refuse a prompt that nothing follows, and a reply that the context has no room for."""
+    from calibrate.errors import InputError
+
+    if prompt is not None and not (loaded.is_chat or (prompt.text.strip() and prompt.ids)):
+        raise InputError(
+            f"--prompt must be a text that a base model can go on from, got {prompt.text!r}"
+        )
+    used = 1 if prompt is None else len(prompt.ids)
+    if used + max_tokens > loaded.context_length:
+        raise InputError(
+            f"--max-tokens must leave room in the context of {loaded.context_length} tokens for "
+            f"the prompt's {used}, got {max_tokens}; give at most {loaded.context_length - used}"
+        )
 
 
 def _line(prompt: str) -> str | None:
@@ -538,13 +592,12 @@ def _print_result(
     config: SteeringConfig, evidence: Evidence, directory: Path, as_json: bool, quiet: bool
 ) -> None:
     if as_json:
-        click.echo(config.model_dump_json(indent=2))
+        say_json(config.model_dump_json(indent=2))
         return
-    from rich.console import Console
-
     from calibrate.report.summary import headline, summary
+    from calibrate.terminal import PatientConsole
 
-    console = Console()
+    console = PatientConsole()
     console.print(headline(config), soft_wrap=True)
     if not quiet:
         console.print(summary(config, evidence, directory))
@@ -555,15 +608,16 @@ def _print_replies(
 ) -> None:
     if as_json:
         replies = {"strength": strength, "unsteered": unsteered, "steered": steered}
-        click.echo(json.dumps({"prompt": prompt, **replies}, ensure_ascii=False, indent=2))
+        say_json(_json({"prompt": prompt, **replies}))
         return
     from rich.columns import Columns
-    from rich.console import Console
     from rich.panel import Panel
     from rich.text import Text
+
+    from calibrate.terminal import PatientConsole
 
     panels = [
         Panel(Text(unsteered), title="unsteered", width=48),
         Panel(Text(steered), title=f"α = {strength:+.4g}", width=48),
     ]
-    Console().print(Columns(panels))
+    PatientConsole().print(Columns(panels))

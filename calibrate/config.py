@@ -36,6 +36,7 @@ from calibrate.schema import (
     Section,
     VectorSection,
 )
+from calibrate.settings import finite_strength
 
 if TYPE_CHECKING:
     from calibrate.vector import SteeringVector
@@ -93,7 +94,8 @@ class SteeringConfig(Section):
 
         model: a LoadedModel, or a transformers model of the calibrated shape. Nests, and
             leaves no hook behind. Positions "last" need batches padded on the left.
-        Raises: ArtefactError if the model has another number of blocks or hidden size.
+        Raises: ArtefactError if the model has another number of blocks or hidden size; InputError
+            for a strength that is not finite.
         """
         from calibrate.model import blocks_of
 
@@ -103,7 +105,7 @@ class SteeringConfig(Section):
                 f"this config is for {self.model.id} ({self.model.num_layers} blocks of size "
                 f"{self.model.hidden_size}), got {len(blocks)} blocks of size {hidden_size}"
             )
-        chosen = self.intervention.strength if strength is None else strength
+        chosen = self.intervention.strength if strength is None else finite_strength(strength)
         with self.steering_vector.apply(blocks, chosen, self.intervention.positions):
             yield
 

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from calibrate.errors import InputError
 from calibrate.progress import SILENT, Progress
+from calibrate.settings import check_number, check_whole
+
+MOST_SPENT = 10**18  # beyond any machine; what is reckoned with it stays finite
 
 
 class Meter:
@@ -48,9 +50,11 @@ class Limits:
 
     def __post_init__(self) -> None:
         """Raise InputError for a limit that allows nothing."""
-        for name, limit in (("--max-tokens", self.tokens), ("--max-minutes", self.minutes)):
-            if limit is not None and not limit > 0:
-                raise InputError(f"{name} must be above 0, got {limit:g}")
+        if self.tokens is not None:
+            check_whole("--max-tokens must be above 0", self.tokens, 1, MOST_SPENT)
+        if self.minutes is not None:
+            rule = "--max-minutes must be above 0"
+            check_number(rule, self.minutes, lambda minutes: 0 < minutes <= MOST_SPENT)
 
     def allow(self, tokens: int, seconds: float) -> bool:
         """Whether so much may be spent in all."""

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partialmethod
+from logging import Handler, LogRecord
 from pathlib import Path
 from typing import IO
 
@@ -27,6 +28,7 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from calibrate.checkpoint import require_whole, why_unreadable
 from calibrate.errors import ModelError
 from calibrate.progress import SILENT, Progress
 
@@ -177,7 +179,7 @@ def converted_gguf(gguf: Path, progress: Progress = SILENT) -> tuple[Path, str]:
     def build(_staging: Path, target: Path) -> None:
         _convert(gguf, target, progress)
 
-    return _cached(f"gguf-{digest[:16]}-{CONVERSION_VERSION}", build), digest
+    return _cached(f"gguf-{digest[:16]}-{CONVERSION_VERSION}-whole", build), digest
 
 
 def _cached(entry: str, build: Callable[[Path, Path], None]) -> Path:
@@ -214,10 +216,17 @@ def _convert(gguf: Path, target: Path, progress: Progress) -> None:
     folder, file = str(gguf.parent), gguf.name
     with _stage(progress, f"converting {gguf.name} to safetensors"), quiet_transformers():
         try:
-            read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+            read, info = AutoModelForCausalLM.from_pretrained(
+                folder,
+                gguf_file=file,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-        except (ValueError, KeyError, ImportError, RuntimeError) as error:
-            raise ModelError(f"transformers cannot read {gguf}: {error}") from error
+        except Exception as error:  # any kind, since the file can be wrong in any way
+            raise ModelError(why_unreadable(gguf, error)) from error
+        require_whole(str(gguf), read, info)
         # transformers refuses to save what it read from a GGUF, as if it were still quantised;
         # the same weights in a fresh model of the same config are free of that mark.
         config = read.config.to_dict()
@@ -309,6 +318,32 @@ def _stage(progress: Progress, name: str, size: int | None = None) -> Iterator[N
         yield
     finally:
         progress.ended(name)
+
+
+@contextmanager
+def load_report() -> Iterator[list[str]]:
+    """Keep what transformers logs while it loads weights, instead of showing it."""
+    logger, kept = logging.get_logger("transformers.modeling_utils"), list[str]()
+    level, propagates = logger.level, logger.propagate
+    handler = _Keeper(kept)
+    logger.addHandler(handler)
+    logger.setLevel("WARNING")
+    logger.propagate = False
+    try:
+        yield kept
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagates
+
+
+class _Keeper(Handler):
+    def __init__(self, kept: list[str]) -> None:
+        super().__init__()
+        self._kept = kept
+
+    def emit(self, record: LogRecord) -> None:
+        self._kept.append(record.getMessage())
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
-from calibrate.architecture import base_of, find_layout
+from calibrate.architecture import base_of, find_layout, unwrapped
 from calibrate.cost import Meter
 from calibrate.errors import ModelError
 from calibrate.rendering import Rendering, template_of
@@ -162,17 +162,26 @@ class LoadedModel:
 
 @contextmanager
 def borrowed(loaded: LoadedModel) -> Iterator[None]:
-    """Use a model in eval mode without gradients, and give it back exactly as it was.
+    """Use a model in eval mode without gradients, and give it back exactly as it was."""
+    with at_rest(loaded.model, loaded.device):
+        yield
+
+
+@contextmanager
+def at_rest(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Use a module in eval mode without gradients, and give it back exactly as it was.
 
     Restored are every module's train/eval flag and the random states of torch, its devices
     and NumPy. What torch.compile has made of it rests meanwhile: it would take no notice of hooks.
+    Inference mode is left, since what is made in it can never have gradients.
     """
-    training = [module for module in loaded.model.modules() if module.training]
+    training = [module for module in model.modules() if module.training]
     numpy_state = np.random.get_state()
-    devices = [loaded.device] if loaded.device.type == "cuda" else []
+    devices = [device] if device.type == "cuda" else []
     eager = torch.compiler.set_stance("force_eager")
-    with eager, torch.random.fork_rng(devices=devices), torch.no_grad():
-        loaded.model.eval()
+    outside = torch.inference_mode(False)
+    with outside, eager, torch.random.fork_rng(devices=devices), torch.no_grad():
+        model.eval()
         try:
             yield
         finally:
@@ -185,7 +194,7 @@ def blocks_of(model: Any) -> tuple[nn.ModuleList, int]:
     """Return the decoder blocks and the hidden size of a LoadedModel or a transformers model."""
     if isinstance(model, LoadedModel):
         return model.blocks, model.hidden_size
-    return find_layout(model)[0], int(model.config.get_text_config().hidden_size)
+    return find_layout(model)[0], int(unwrapped(model).config.get_text_config().hidden_size)
 
 
 def _sha256(text: str) -> str:

@@ -9,7 +9,54 @@ from typing import Any, TypeVar
 
 import click
 
+from calibrate.errors import InputError
+
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class TextType(click.ParamType):  # type: ignore[type-arg]
+    """A text that UTF-8 can hold, and that is not empty unless that is allowed."""
+
+    name = "text"
+
+    def __init__(self, *, may_be_empty: bool = False) -> None:
+        self._may_be_empty = may_be_empty
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        """Return the text."""
+        if not (value or self._may_be_empty):
+            self.fail("must not be empty", param, ctx)
+        try:
+            return utf8("it", value)
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+
+
+class FileType(click.Path):
+    """A path, which an empty text is not."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the path."""
+        if not value:
+            self.fail("must not be empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def utf8(what: str, text: str) -> str:
+    """Return a text that was typed, if it arrived whole.
+
+    Raises: InputError if the console's encoding could not be read.
+    """
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InputError(
+            f"{what} must be text in the encoding of the console, got bytes that are not "
+            f"({ascii(text)[:60]}); set PYTHONUTF8=1, or a locale that has these characters"
+        )
+    return text
+
+
+TEXT, PROMPT = TextType(), TextType(may_be_empty=True)
+FILE = FileType(path_type=Path)
 
 
 class LayerType(click.ParamType):  # type: ignore[type-arg]
@@ -46,6 +93,7 @@ class JsonType(click.ParamType):  # type: ignore[type-arg]
 OPTIONS = {
     "model": click.option(
         "--model",
+        type=TEXT,
         default="smollm2",
         show_default=True,
         metavar="MODEL",
@@ -53,12 +101,13 @@ OPTIONS = {
     ),
     "concept": click.option(
         "--concept",
+        type=TEXT,
         metavar="CONCEPT",
         help="A built-in concept, a JSONL file, or a name for your own texts.",
     ),
     "out": click.option(
         "--out",
-        type=click.Path(path_type=Path),
+        type=FILE,
         metavar="DIR",
         help="Where the result goes.  [default: CONCEPT-MODEL]",
     ),
@@ -82,18 +131,22 @@ OPTIONS = {
     ),
     "positives": click.option(
         "--positives",
-        type=click.Path(path_type=Path),
+        type=FILE,
         metavar="FILE",
         help="Texts that express the concept, one a line (or .jsonl).",
     ),
     "negatives": click.option(
         "--negatives",
+        type=TEXT,
         multiple=True,
         metavar="contrastive|random|FILE",
         help="What v is measured against; or a file of texts that do not express it.",
     ),
     "describe": click.option(
-        "--describe", metavar="TEXT", help="Have the model write the texts from this description."
+        "--describe",
+        type=TEXT,
+        metavar="TEXT",
+        help="Have the model write the texts from this description.",
     ),
     "positions": click.option(
         "--positions",
@@ -112,13 +165,13 @@ OPTIONS = {
     "normalize": click.option("--normalize", is_flag=True, help="Scale v to length 1."),
     "corpus": click.option(
         "--corpus",
-        type=click.Path(path_type=Path),
+        type=FILE,
         metavar="FILE",
         help="Texts to measure cross-entropy on.  [default: the model's own replies]",
     ),
     "prompts": click.option(
         "--prompts",
-        type=click.Path(path_type=Path),
+        type=FILE,
         metavar="FILE",
         help="Neutral prompts, one a line.  [default: built in]",
     ),
@@ -146,6 +199,7 @@ OPTIONS = {
     ),
     "judge": click.option(
         "--judge",
+        type=TEXT,
         default="probe",
         show_default=True,
         metavar="NAME",
@@ -153,7 +207,7 @@ OPTIONS = {
         "module:function.",
     ),
     "audit": click.option(
-        "--audit", metavar="NAME", help="A second judge, to read the final replies."
+        "--audit", type=TEXT, metavar="NAME", help="A second judge, to read the final replies."
     ),
     "max-fluency-drop": click.option(
         "--max-fluency-drop",
@@ -201,15 +255,26 @@ OPTIONS = {
     ),
     "storage": click.option(
         "--storage",
+        type=TEXT,
         metavar="URL",
         help="Database or grpc://HOST:PORT that workers share.  [default: a journal in DIR]",
     ),
-    "study": click.option("--study", metavar="NAME", help="Name of the study in the storage."),
+    "study": click.option(
+        "--study", type=TEXT, metavar="NAME", help="Name of the study in the storage."
+    ),
     "device": click.option(
-        "--device", default="auto", show_default=True, metavar="auto|cpu|cuda|mps|balanced"
+        "--device",
+        type=TEXT,
+        default="auto",
+        show_default=True,
+        metavar="auto|cpu|cuda|mps|balanced",
     ),
     "dtype": click.option(
-        "--dtype", default="auto", show_default=True, metavar="auto|float32|bfloat16|float16"
+        "--dtype",
+        type=TEXT,
+        default="auto",
+        show_default=True,
+        metavar="auto|float32|bfloat16|float16",
     ),
     "batch-tokens": click.option(
         "--batch-tokens",
@@ -219,8 +284,12 @@ OPTIONS = {
         metavar="N",
         help="Positions in one forward pass.",
     ),
-    "blocks": click.option("--blocks", metavar="PATH", help="Dotted path of the decoder blocks."),
-    "revision": click.option("--revision", metavar="REV", help="Revision of a hub model."),
+    "blocks": click.option(
+        "--blocks", type=TEXT, metavar="PATH", help="Dotted path of the decoder blocks."
+    ),
+    "revision": click.option(
+        "--revision", type=TEXT, metavar="REV", help="Revision of a hub model."
+    ),
     "trust-remote-code": click.option(
         "--trust-remote-code", is_flag=True, help="Let a hub model run its own code."
     ),

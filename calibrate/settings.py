@@ -3,12 +3,70 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
+from typing import Any, Literal
 
 from calibrate.errors import InputError
 
 SHORTEST_LONG_RUN = 64  # tokens; two windows, of which the second can differ from the first
+SEEDS = 2**32  # seeds below this suit NumPy as well as torch
+MOST_TRIALS = 10_000
+MOST_NATS = 100.0  # no text is less likely than that, token by token
+MOST_TOKENS = 2**31  # more positions than any tensor here may have
+
+
+def check_whole(rule: str, value: Any, low: int, high: int) -> int:
+    """Return a whole number from `low` to `high`, both included, else raise InputError."""
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not (is_whole and low <= int(value) <= high):
+        raise InputError(f"{rule}, got {_shown(value)}")
+    return int(value)
+
+
+def check_number(rule: str, value: Any, fits: Callable[[float], bool]) -> float:
+    """Return a finite number that fits, else raise InputError."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not (is_number and math.isfinite(value) and fits(float(value))):
+        raise InputError(f"{rule}, got {_shown(value)}")
+    return float(value)
+
+
+def check_seed(seed: Any) -> int:
+    """Return a seed that NumPy and torch take, or raise InputError."""
+    return check_whole("the seed must be 0 or more and below 2**32", seed, 0, SEEDS - 1)
+
+
+def check_batch_tokens(batch_tokens: Any) -> int:
+    """Return how many positions one forward pass may hold, or raise InputError."""
+    rule = "--batch-tokens must be a whole number of 1 or more"
+    return check_whole(rule, batch_tokens, 1, MOST_TOKENS)
+
+
+def finite_strength(strength: Any) -> float:
+    """Return a strength that can be steered by, or raise InputError."""
+    return check_number("the strength must be a finite number", strength, lambda _: True)
+
+
+def _nats(what: str, value: Any) -> float:
+    rule = f"{what} must be a number of at most {MOST_NATS:g} and above 0 nat"
+    return check_number(rule, value, lambda nats: 0 < nats <= MOST_NATS)
+
+
+def _make_plain(settings: Any) -> None:
+    for entry in fields(settings):
+        value = getattr(settings, entry.name)
+        if isinstance(value, Real) and not isinstance(value, bool | int | float):
+            plain = int(value) if isinstance(value, Integral) else float(value)
+            object.__setattr__(settings, entry.name, plain)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 @dataclass(frozen=True)
@@ -21,6 +79,15 @@ class Sampling:
     temperature: float = 0.7
     top_p: float = 0.95
     max_new_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a value outside its range; NumPy's numbers become plain ones."""
+        _make_plain(self)
+        rule = "the temperature must be above 0 and at most 100"
+        check_number(rule, self.temperature, lambda value: 0 < value <= 100)
+        check_number("top_p must be above 0 and at most 1", self.top_p, lambda p: 0 < p <= 1)
+        rule = "max_new_tokens must be a whole number of 1 or more"
+        check_whole(rule, self.max_new_tokens, 1, MOST_TOKENS)
 
 
 def site_name(layer: int, positions: str) -> str:
@@ -68,27 +135,27 @@ class Settings:
     sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value outside its range."""
-        if not (math.isfinite(self.ce_budget) and self.ce_budget > 0):
-            raise InputError(f"the budget must be a number above 0 nat, got {self.ce_budget:g}")
-        if not 0.5 < self.confidence < 1:
-            raise InputError(f"confidence must be between 0.5 and 1, got {self.confidence:g}")
-        drop = self.max_fluency_drop
-        if drop is not None and not (math.isfinite(drop) and drop > 0):
-            raise InputError(f"the drop of fluency must be a number above 0 nat, got {drop:g}")
-        if self.trials < 1:
-            raise InputError(f"there must be at least 1 trial, got {self.trials}")
-        if not 0 < self.precision < 1:
-            raise InputError(f"precision must be between 0 and 1, got {self.precision:g}")
-        if not 0 <= self.min_gain < 1:
-            raise InputError(f"the wished gain must be from 0 up to 1, got {self.min_gain:g}")
-        if self.long_run != 0 and self.long_run < SHORTEST_LONG_RUN:
-            raise InputError(
-                f"the long run must have {SHORTEST_LONG_RUN} tokens or more, or 0 for none, got "
-                f"{self.long_run}"
-            )
-        if self.seed < 0:
-            raise InputError(f"the seed must be 0 or more, got {self.seed}")
+        """Raise InputError for a value outside its range; NumPy's numbers become plain ones."""
+        _make_plain(self)
+        _nats("the budget", self.ce_budget)
+        if self.max_fluency_drop is not None:
+            _nats("the drop of fluency", self.max_fluency_drop)
+        rule = "confidence must be between 0.5 and 1"
+        check_number(rule, self.confidence, lambda share: 0.5 < share < 1)
+        rule = f"there must be at most {MOST_TRIALS:,} and at least 1 trial"
+        check_whole(rule, self.trials, 1, MOST_TRIALS)
+        rule = "precision must be between 0 and 1"
+        check_number(rule, self.precision, lambda width: 0 < width < 1)
+        rule = "the wished gain must be from 0 up to 1"
+        check_number(rule, self.min_gain, lambda gain: 0 <= gain < 1)
+        if self.long_run != 0:
+            rule = f"the long run must have {SHORTEST_LONG_RUN} tokens or more, or 0 for none"
+            check_whole(rule, self.long_run, SHORTEST_LONG_RUN, MOST_TOKENS)
+        check_seed(self.seed)
+        if self.layer is not None and not isinstance(self.layer, Integral):
+            raise InputError(f"layer must be a block's number or None, got {self.layer!r}")
+        if not isinstance(self.sampling, Sampling):
+            raise InputError(f"sampling must be a Sampling, got {self.sampling!r}")
         for name, choices in (
             ("goal", ("increase", "decrease")),
             ("negatives", ("contrastive", "random")),

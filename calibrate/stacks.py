@@ -50,6 +50,17 @@ class Stack:
     steered: Logits
 
 
+def require_stack(name: str, gguf: str | Path | None = None) -> None:
+    """Raise InputError for a stack there is not, or a GGUF that is missing."""
+    if name not in STACKS:
+        raise InputError(
+            f"--against must be one of {', '.join(STACKS)}, got {name!r}"
+            f"{did_you_mean(name, STACKS)}"
+        )
+    if gguf is not None and not Path(gguf).is_file():
+        raise InputError(f"--gguf must be an existing file, got {str(gguf)!r}")
+
+
 @contextmanager
 def serving(
     name: str, config: SteeringConfig, loaded: LoadedModel, gguf: str | Path | None = None
@@ -60,11 +71,7 @@ def serving(
     Raises: InputError for a stack there is not, or a GGUF that is missing; ExportRefused as the
         export does.
     """
-    if name not in STACKS:
-        raise InputError(
-            f"--against must be one of {', '.join(STACKS)}, got {name!r}"
-            f"{did_you_mean(name, STACKS)}"
-        )
+    require_stack(name, gguf)
     with tempfile.TemporaryDirectory() as folder, borrowed(loaded):
         target = Path(folder) / "export"
         if name == "llama.cpp":

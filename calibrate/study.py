@@ -30,7 +30,7 @@ from calibrate.evidence import Trial
 from calibrate.laws import PresenceFit, fit_presence
 from calibrate.pilot import Pilot
 from calibrate.progress import SILENT, Progress
-from calibrate.settings import Settings
+from calibrate.settings import SEEDS, Settings
 from calibrate.shared_study import (
     FINISHED,
     ORIGIN,
@@ -222,7 +222,7 @@ class _Search:
 
     def sampler(self, n_finished: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.TPESampler(
-            seed=self.settings.seed + n_finished,
+            seed=(self.settings.seed + n_finished) % SEEDS,
             n_startup_trials=len(self.pilots),
             multivariate=True,
             constant_liar=True,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -19,8 +21,19 @@ from rich.progress import (
     Progress as Bars,
 )
 
-from calibrate.evidence import Trial
+from calibrate.console import is_utf, silence
 from calibrate.progress import Progress, Unit
+
+if TYPE_CHECKING:
+    from calibrate.evidence import Trial
+
+
+class PatientConsole(Console):
+    """A console whose reader may leave before everything is said."""
+
+    def on_broken_pipe(self) -> None:
+        """Drop what is still to come, instead of ending the program."""
+        silence(sys.stderr if self.stderr else sys.stdout)
 
 
 class TerminalProgress(Progress):
@@ -32,7 +45,7 @@ class TerminalProgress(Progress):
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bars = Bars(
-            SpinnerColumn(),
+            SpinnerColumn("dots" if is_utf(sys.stderr) else "line"),
             TextColumn("{task.description}"),
             BarColumn(bar_width=28),
             TaskProgressColumn(),
