@@ -219,21 +219,8 @@ def shared_study(
     Raises: ArtefactError if the store holds a study of this name made with other settings, or
         cannot be opened.
     """
-    storage, directory = _storage(store), store.directory if store.url is None else None
-    with _quiet():
-        study = optuna.create_study(
-            storage=storage,
-            study_name=store.name,
-            direction=direction,
-            pruner=pruner,
-            load_if_exists=True,
-        )
-    if study.user_attrs.get(FINGERPRINT, store.fingerprint) != store.fingerprint:
-        raise ArtefactError(
-            f"study {store.name!r} was made with other settings, data or another model; choose "
-            "another --out (or --study), or remove the old one"
-        )
-    study.set_user_attr(FINGERPRINT, store.fingerprint)
+    directory = store.directory if store.url is None else None
+    study = _opened(store, direction, pruner)
     worker = uuid.uuid4().hex
     if directory is None:
         yield SharedStudy(study, worker, None)
@@ -248,14 +235,33 @@ def shared_study(
                 (directory / WORKERS_FOLDER).rmdir()
 
 
-def agreed(store: StudyStore, what: str, mine: str) -> str:
-    """What all workers of a study take for something: what the first of them took it for."""
-    if store.url is None and store.directory is None:
-        return mine
+def _opened(
+    store: StudyStore, direction: Direction, pruner: optuna.pruners.BasePruner | None = None
+) -> optuna.Study:
+    """Make a study, or open the one of this name that was made with the same settings."""
     with _quiet():
         study = optuna.create_study(
-            storage=_storage(store), study_name=f"{store.name}: {what}", load_if_exists=True
+            storage=_storage(store),
+            study_name=store.name,
+            direction=direction,
+            pruner=pruner,
+            load_if_exists=True,
         )
+    if study.user_attrs.get(FINGERPRINT, store.fingerprint) != store.fingerprint:
+        raise ArtefactError(
+            f"study {store.name!r} was made with other settings, data or another model; choose "
+            "another --out (or --study), or remove the old one"
+        )
+    study.set_user_attr(FINGERPRINT, store.fingerprint)
+    return study
+
+
+def agreed(store: StudyStore, what: str, mine: str) -> str:
+    """What all workers of a study take for something: what the first of them took it for.
+
+    Raises: ArtefactError as `shared_study` does.
+    """
+    study = _opened(replace(store, name=f"{store.name}: {what}"), "maximize")
     if what not in study.user_attrs:
         study.set_user_attr(what, mine)
     return str(study.user_attrs[what])

@@ -35,6 +35,7 @@ LAWS_KEYS = {"model", "concept", "budget", "n_sequences", "settings", "blocks"}
 ARTEFACT_FILES = (
     CONFIG_FILE, VECTOR_FILE, EVIDENCE_FILE, "probe/probe.json", "probe/probe.safetensors",
     "report.html", "delta_ce.png", "presence.png", "blocks.png",
+    "long_run.png",
 )  # fmt: skip
 # And `calibrate laws`, beside `laws.json`.
 LAWS_PICTURES = tuple(
