@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from calibrate.completions import Completion
 from calibrate.concept import Concept, Texts
 from calibrate.config import VECTOR_FILE, VECTOR_KEY, SteeringConfig, vector_file
 from calibrate.cost import Cost
@@ -24,10 +25,12 @@ from calibrate.evidence import (
     TestedRecord,
 )
 from calibrate.laws import GOOD_RISE, Goodness, judge_presence, judge_rise
+from calibrate.long_run import LOOP_MARGIN, WINDOW, Along, LongRun
 from calibrate.pilot import Pilot
 from calibrate.ranking import BlockRank
 from calibrate.replies import VERIFY_COMPLETIONS, UnsteeredReplies
 from calibrate.schema import (
+    AlongSection,
     AuditSection,
     BudgetSection,
     ConceptLawSection,
@@ -41,6 +44,7 @@ from calibrate.schema import (
     IntervalSection,
     InterventionSection,
     LawsSection,
+    LongRunSection,
     MeasuredSection,
     ModelSection,
     PresenceLawSection,
@@ -48,6 +52,7 @@ from calibrate.schema import (
     ProvenanceSection,
     RangeSection,
     ReferenceSection,
+    RenderingSection,
     TokenLawSection,
     VectorSection,
 )
@@ -79,6 +84,7 @@ def build_config(
     file = vector_file(vector.values.numpy())
     config = SteeringConfig(
         model=ModelSection(**asdict(loaded.identity)),
+        rendering=_rendering_section(loaded) if loaded.is_chat else None,
         concept=ConceptSection(
             name=concept.name,
             goal=settings.goal,
@@ -163,6 +169,7 @@ def build_evidence(
                 delta_ce=rung.delta_ce.value,
                 upper=rung.upper,
                 within=rung.within,
+                loop_excess=None if rung.loop_excess is None else rung.loop_excess.value,
             )
             for rung in verified.budget.tested
         ],
@@ -182,6 +189,11 @@ def build_evidence(
 
 def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}}
+
+
+def _rendering_section(loaded: LoadedModel) -> RenderingSection:
+    facts = asdict(loaded.rendering)
+    return RenderingSection(strips_end=any(facts.pop("trailing")), **facts)
 
 
 def _measured(verified: Verified, judges: Sequence[str], settings: Settings) -> MeasuredSection:
@@ -205,6 +217,8 @@ def _measured(verified: Verified, judges: Sequence[str], settings: Settings) -> 
             explained_by_length=verified.explained_by_length,
             n_prompts=len(presence.counts),
             n_completions=int(presence.counts.sum()),
+            unanswered=_unanswered(verified.presence.completions),
+            unanswered_baseline=_unanswered(verified.baseline.completions),
         ),
         controls=ControlsSection(
             random_vector=IntervalSection(**_interval(verified.random_vector, confidence)),
@@ -212,6 +226,7 @@ def _measured(verified: Verified, judges: Sequence[str], settings: Settings) -> 
         ),
         audit=_audit_section(verified, confidence),
         fluency=_fluency_section(verified, confidence),
+        long_run=_long_run_section(verified.long_run, confidence),
     )
 
 
@@ -242,6 +257,36 @@ def _fluency_section(verified: Verified, confidence: float) -> FluencySection:
         n_tokens=steered.n_tokens,
         n_tokens_baseline=plain.n_tokens,
     )
+
+
+def _long_run_section(found: LongRun | None, confidence: float) -> LongRunSection | None:
+    if found is None:
+        return None
+    return LongRunSection(
+        n_tokens=found.n_tokens,
+        n_prompts=len(found.loops.counts),
+        window=WINDOW,
+        loops=found.loops.value,
+        loops_baseline=found.loops_baseline.value,
+        loop_excess=IntervalSection(**_interval(found.excess, confidence)),
+        margin=LOOP_MARGIN,
+        steered=_along_section(found.steered),
+        unsteered=_along_section(found.unsteered),
+    )
+
+
+def _along_section(along: Along) -> AlongSection:
+    return AlongSection(
+        loops=along.loops.tolist(),
+        presence=[None if np.isnan(one) else float(one) for one in along.presence],
+        log_prob=along.log_prob.tolist(),
+        n_replies=along.n_replies.tolist(),
+    )
+
+
+def _unanswered(completions: Sequence[Completion]) -> float:
+    """Share of the replies that end within the thought."""
+    return sum(not one.answered for one in completions) / len(completions)
 
 
 def _interval(estimate: RatioEstimate, confidence: float) -> dict[str, Any]:

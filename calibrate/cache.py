@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,13 +26,15 @@ from safetensors import SafetensorError
 
 from calibrate.embedded import cache_directory
 from calibrate.errors import ArtefactError
-from calibrate.files import write_together
+from calibrate.files import STAGING, is_plain_file, write_together
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
 
 VERSION = 2  # part of every entry's name; raise it when a request gets another answer
 MOST_BYTES = 256 << 20
+ENTRY = re.compile(r"[0-9a-f]{64}")
+KEPT = (".json", ".safetensors")
 
 Kept = TypeVar("Kept")
 
@@ -66,7 +69,7 @@ def recalled(loaded: LoadedModel, form: Form[Kept], request: Any, make: Callable
     made = make()
     # A cache that cannot be written, or that another process clears meanwhile, costs time only.
     with suppress(ArtefactError, OSError):
-        write_together(entry, form.files(made), last=form.last)
+        write_together(entry, form.files(made), last=form.last, ours=_is_kept)
         _make_room(folder)
     return made
 
@@ -97,14 +100,32 @@ _hashed: dict[int, str | None] = {}
 def _make_room(folder: Path) -> None:
     """Remove the least recently used entries until the others fit."""
     sizes = {
-        entry: sum(path.stat().st_size for path in entry.iterdir()) for entry in folder.iterdir()
+        entry: sum(path.stat().st_size for path in entry.iterdir() if _is_kept(path))
+        for entry in folder.iterdir()
+        if ENTRY.fullmatch(entry.name) and entry.is_dir() and not entry.is_symlink()
     }
     excess = sum(sizes.values()) - MOST_BYTES
     for entry in sorted(sizes, key=lambda entry: entry.stat().st_mtime):
         if excess <= 0:
             break
-        shutil.rmtree(entry, ignore_errors=True)
+        _remove(entry)
         excess -= sizes[entry]
+
+
+def _remove(entry: Path) -> None:
+    """Remove what is kept in an entry, and its folder if that is all there is in it."""
+    for path in entry.iterdir():
+        if _is_kept(path):
+            path.unlink(missing_ok=True)
+        elif path.name.startswith(STAGING):  # of a process that was killed
+            shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        entry.rmdir()
+
+
+def _is_kept(path: Path) -> bool:
+    """Whether a file in an entry is what entries hold; their names, hashes, are nobody else's."""
+    return is_plain_file(path) and path.suffix in KEPT
 
 
 def _digest(loaded: LoadedModel, request: Any) -> str:

@@ -7,7 +7,7 @@ import json
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from calibrate.export import Exported, export
 from calibrate.files import write_together
 from calibrate.forecast import Forecast, forecast
 from calibrate.judging import JudgeChoice, Material, appoint, check_judges, judge_name
-from calibrate.loading import load_model
+from calibrate.loading import load_model, rendered_with
 from calibrate.model import LoadedModel, borrowed
 from calibrate.pilot import concept_token_ids, run_pilots
 from calibrate.presence import require_headroom
@@ -35,11 +35,11 @@ from calibrate.ranking import BlockRank, carried_blocks, rank_blocks
 from calibrate.replies import UnsteeredReplies, build_corpora, sample_unsteered
 from calibrate.search import FIRST_PART, SearchObjective, rung_sizes
 from calibrate.settings import Settings
-from calibrate.shared_study import StudyStore, act_once
+from calibrate.shared_study import StudyStore, act_once, agreed
 from calibrate.study import run_study
 from calibrate.vector import SteeringVector, concept_vectors
 from calibrate.verify import verify
-from calibrate.workspace import open_workspace, writing
+from calibrate.workspace import open_workspace, writing, wrote
 from probes import Probe
 from probes import load as load_probe
 
@@ -61,7 +61,9 @@ class Calibration:
     def save(self, directory: str | Path) -> None:
         """Write the config, the vector, the probe, the evidence and the report; all or nothing.
 
-        Raises: ArtefactError if the directory cannot be written.
+        What an earlier calibration wrote there is replaced, and nothing else.
+        Raises: ArtefactError if the directory cannot be written, or if a file of another origin
+            has a name that is needed.
         """
         probe = {} if self.probe is None else self.probe.files()
         files = {
@@ -70,7 +72,7 @@ class Calibration:
             **{f"{PROBE_FOLDER}/{name}": content for name, content in probe.items()},
             **report.render(self.config, self.evidence),
         }
-        write_together(directory, files, last=CONFIG_FILE)
+        write_together(directory, files, last=CONFIG_FILE, ours=wrote)
 
     def export(
         self, format_name: str, to: str | Path, model: Any = None, tokenizer: Any = None
@@ -102,6 +104,8 @@ def calibrate(
     concept: str | Path | Concept = "joy",
     *,
     tokenizer: Any = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    reply_tokens: int | None = None,
     out: str | Path | None = None,
     prompts: str | Path | None = None,
     corpus: str | Path | None = None,
@@ -119,6 +123,9 @@ def calibrate(
     model: a LoadedModel, what `load_model` takes, or a transformers model with its
         `tokenizer`; an in-memory model comes back as it was.
     concept: a built-in name, a JSONL file, or a `Concept`.
+    chat_template_kwargs: variables for the model's chat template, such as
+        {"enable_thinking": False}; recorded in the config, and used wherever it is.
+    reply_tokens: tokens of a reply in the search (default: those of `sampling`).
     out: directory for the artefact; the same call then resumes an interrupted study, and
         returns a finished calibration at once.
     prompts: file of neutral prompts, one a line; corpus: file of texts to measure ΔCE on
@@ -131,18 +138,24 @@ def calibrate(
     max_tokens, max_minutes: token-forwards and minutes that may be spent; fewer blocks and
         trials are tried then, and what is found is verified all the same.
     options: fields of `Settings`: ce_budget, goal, layer, negatives, positions, pooling,
-        normalize, trials, precision, min_gain, seed, confidence, max_fluency_drop, sampling.
+        normalize, trials, precision, min_gain, seed, confidence, long_run, max_fluency_drop,
+        sampling.
 
     Raises: InputError for input that cannot be used; Infeasible if no strength does what was
         asked, with reasons and advice; WrittenElsewhere if another worker on the same storage
         wrote the artefact into a directory that is not `out`.
     """
     settings, limits = Settings(**options), Limits(max_tokens, max_minutes)
+    if reply_tokens is not None:
+        sampling = replace(settings.sampling, max_new_tokens=reply_tokens)
+        settings = replace(settings, sampling=sampling)
     check_judges(judge, audit)
     concept = read_concept(concept)
     prompt_texts = read_prompts(prompts)
     corpus_texts = None if corpus is None else read_corpus(corpus)
-    loaded = load_model(model, tokenizer, progress=progress)
+    loaded = load_model(
+        model, tokenizer, chat_template_kwargs=chat_template_kwargs, progress=progress
+    )
     if settings.layer is not None:
         loaded.check_layer(settings.layer)
     judges = [judge_name(one) for one in (judge, audit) if one is not None]
@@ -151,12 +164,14 @@ def calibrate(
     if directory is not None and finished:
         return Calibration.load(directory)
 
+    store = StudyStore(study or f"{concept.name} on {loaded.name}", fingerprint, directory, storage)
+    if loaded.rendering.date is not None:
+        loaded = rendered_with(loaded, None, agreed(store, "date", loaded.rendering.date))
     splits = concept.split()
     ahead = forecast(limits, loaded, concept, prompt_texts, settings, corpus is not None)
     progress.forecast(ahead.tokens, ahead.seconds)
     ledger = Ledger(loaded.meter, progress, ahead.tokens)
     allowance = Allowance(loaded.meter, limits, reserve=ahead.tokens["verification"])
-    store = StudyStore(study or f"{concept.name} on {loaded.name}", fingerprint, directory, storage)
 
     with borrowed(loaded), unchanged(loaded), _explained(directory, loaded, concept):
         with ledger.stage("unsteered replies"):
@@ -257,6 +272,7 @@ def _fingerprint(
     """Hash of everything the result depends on."""
     parts = [
         asdict(loaded.identity),
+        dict(loaded.rendering.kwargs),
         [concept.name, concept.data_sha256],
         list(prompts),
         corpus,
@@ -274,5 +290,5 @@ def _explained(directory: Path | None, loaded: LoadedModel, concept: Concept) ->
     except Infeasible as infeasible:
         if directory is not None:
             files = report.render_infeasible(loaded.name, concept.name, infeasible)
-            write_together(directory, files, last=report.REPORT_FILE)
+            write_together(directory, files, last=report.REPORT_FILE, ours=wrote)
         raise

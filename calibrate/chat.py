@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig, TextStreamer
 
+from calibrate.completions import completed
 from calibrate.config import SteeringConfig, load
 from calibrate.errors import InputError
 from calibrate.export.adapter import adapted
-from calibrate.gate import open_model
+from calibrate.gate import as_calibrated, open_model
 from calibrate.loading import load_model
 from calibrate.progress import SILENT, Progress
+from calibrate.rendering import encode_prompt
 from calibrate.settings import Sampling, finite_strength
-from calibrate.tokens import encode_prompt
+from calibrate.tokens import Prompt
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
@@ -60,9 +62,8 @@ def open_steered(
     strength = config.intervention.strength
     if _is_folded(folder):
         dtype = config.model.dtype
-        yield SteeredModel(
-            load_model(str(folder), dtype=dtype, progress=progress), config, strength
-        )
+        folded = load_model(str(folder), dtype=dtype, progress=progress)
+        yield SteeredModel(as_calibrated(config, folded), config, strength)
         return
     loaded = open_model(config, model, progress=progress)
     if (folder / "adapter_config.json").is_file():
@@ -106,20 +107,14 @@ class Chat:
         return f"α = {self.strength:+.4g}"
 
     def reply(self, text: str, write: Callable[[str], None]) -> str:
-        """Reply to a text, writing the words as they come; return the whole reply."""
-        loaded, ids = self.steered.loaded, self._ids(text)
-        said: list[str] = []
-
-        def keep(piece: str) -> None:
-            said.append(piece)
-            write(piece)
-
-        tokens = torch.tensor([ids], device=loaded.device)
+        """Reply to a text, writing the words as they come, thought included; return the answer."""
+        loaded, prompt = self.steered.loaded, self._prompt(text)
+        tokens = torch.tensor([prompt.ids], device=loaded.device)
         with self.steered.at(self.strength):
-            loaded.model.generate(
+            out = loaded.model.generate(
                 input_ids=tokens,
                 attention_mask=torch.ones_like(tokens),
-                streamer=_Writer(loaded.tokenizer, keep),
+                streamer=_Writer(loaded.tokenizer, write),
                 generation_config=GenerationConfig(
                     do_sample=True,
                     temperature=self.sampling.temperature,
@@ -129,21 +124,21 @@ class Chat:
                     pad_token_id=loaded.tokenizer.eos_token_id,
                 ),
             )
-        reply = "".join(said).strip()
+        reply = completed(loaded, prompt, 0, out[0, len(prompt.ids) :].tolist()).text
         self.history.append((text, reply))
         return reply
 
-    def _ids(self, text: str) -> tuple[int, ...]:
-        """The conversation as token ids, its oldest turns forgotten where it would not fit."""
+    def _prompt(self, text: str) -> Prompt:
+        """The conversation so far, its oldest turns forgotten where it would not fit."""
         loaded = self.steered.loaded
         room = loaded.context_length - self.sampling.max_new_tokens
         while self.history:
             with suppress(InputError):  # a conversation longer than the context
-                ids = encode_prompt(loaded, text, history=self.history).ids
-                if len(ids) <= room:
-                    return ids
+                prompt = encode_prompt(loaded, text, history=self.history)
+                if len(prompt.ids) <= room:
+                    return prompt
             self.history.pop(0)
-        return encode_prompt(loaded, text).ids
+        return encode_prompt(loaded, text)
 
 
 class _Writer(TextStreamer):  # type: ignore[misc]

@@ -219,8 +219,8 @@ def generate(
     from calibrate.chat import open_steered
     from calibrate.completions import sample
     from calibrate.model import borrowed
+    from calibrate.rendering import encode_prompt
     from calibrate.settings import Sampling, check_seed, finite_strength
-    from calibrate.tokens import encode_prompt
 
     check_seed(seed)
     if strength is not None:
@@ -305,13 +305,14 @@ def export_config(
 ) -> None:
     """Write the config in DIR for a consumer, and check that it does there what it does here."""
     from calibrate.config import load
-    from calibrate.export import export
+    from calibrate.export import check_request, export
     from calibrate.gate import open_model
 
     config = load(directory)
+    check_request(config, format_name, to, directory)
     with _working() as progress:
         loaded = open_model(config, model, progress=progress, **place)
-        written = export(config, format_name, to, loaded, check=not no_check)
+        written = export(config, format_name, to, loaded, check=not no_check, source=directory)
     if written.gap is None:
         say(f"wrote {written.path}, unchecked")
     else:
@@ -357,13 +358,13 @@ def laws(
 ) -> None:
     """Measure the paper's curves at some blocks, and draw them with the laws over them."""
     from calibrate.concept import read_concept
-    from calibrate.workspace import LAWS_FILE, require_free
+    from calibrate.workspace import LAWS_FILE, LAWS_PICTURES, require_free, wrote
 
     concept = _named(concept)
     file, place, settings = _checked(negatives, prompts, rest)
     texts = read_concept(concept, positives, file)
     directory = out or Path(f"{_stem(concept)}-{_stem(place['model'])}-laws")
-    require_free(directory, LAWS_FILE)
+    require_free(directory, LAWS_FILE, LAWS_PICTURES)
 
     from calibrate.curves import measure_laws
     from calibrate.files import write_together
@@ -384,7 +385,7 @@ def laws(
             progress=progress,
             **settings,
         )
-    write_together(directory, law_pictures(curves), last=LAWS_FILE)
+    write_together(directory, law_pictures(curves), last=LAWS_FILE, ours=wrote)
     if as_json:
         say_json(curves.to_bytes().decode())
     else:
@@ -526,10 +527,11 @@ def _checked(
     Returns: the file of negatives, if one was given; the arguments of `load_model`; the settings.
     """
     from calibrate.concept import read_prompts
-    from calibrate.settings import Settings
+    from calibrate.settings import Sampling, Settings
 
     place, settings = apart(rest, MODEL)
     settings["negatives"], file = _negatives(negatives)
+    settings["sampling"] = Sampling(max_new_tokens=settings.pop("reply_tokens"))
     Settings(**settings)
     read_prompts(prompts)
     return file, place, settings

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from calibrate.decoding import Row, decode
 from calibrate.drawing import noise_key
+from calibrate.errors import InputError
 from calibrate.memory import in_parts_that_fit
 from calibrate.residual import Push
 from calibrate.settings import Sampling
+from calibrate.thought import thought_length
 from calibrate.tokens import WORTH_SHARING, Prompt, TokenSequence
 
 if TYPE_CHECKING:
@@ -31,13 +33,25 @@ class Completion:
 
     prompt: the prompt's text; prompt_index: its place in the list it came from.
     sequence: the token ids of prompt and reply, the reply scored, its end token included.
-    text: the reply, special tokens removed.
+    text: the answer, special tokens removed: what follows the thought, if the model thinks first.
+    thought: how many of the reply's tokens are thought; None if it never gets to the answer.
     """
 
     prompt: str
     prompt_index: int
     sequence: TokenSequence
     text: str
+    thought: int | None = 0
+
+    @property
+    def answered(self) -> bool:
+        """Whether the reply gets as far as the answer."""
+        return self.thought is not None
+
+    @property
+    def spoken(self) -> bool:
+        """Whether it says anything, be it only thought."""
+        return bool(self.text) or not self.answered
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,12 +100,15 @@ def sample_all(
 
     Replies to one prompt share their noise across requests.
     Returns: for every request its replies, in the order of its prompts.
+    Raises: InputError if a prompt and its longest reply do not fit the context together.
     """
     jobs = [
         _Job(place, index, k, request.prompts[index], request.push)
         for place, request in enumerate(requests)
         for index, k in request.jobs
     ]
+    for job in jobs:
+        _require_room(loaded, job.prompt, sampling)
     done: dict[tuple[int, int, int], Completion] = {}
 
     def said(part: Sequence[_Job]) -> list[list[int]]:
@@ -107,6 +124,17 @@ def sample_all(
         tuple(done[place, index, k] for index, k in request.jobs)
         for place, request in enumerate(requests)
     ]
+
+
+def _require_room(loaded: LoadedModel, prompt: Prompt, sampling: Sampling) -> None:
+    """Raise InputError where a prompt and its longest reply do not fit the context together."""
+    longest = len(prompt.ids) + sampling.max_new_tokens
+    if longest > loaded.context_length:
+        raise InputError(
+            f"a prompt and its reply must fit the model's context of {loaded.context_length} "
+            f"tokens together, got {len(prompt.ids)} and {sampling.max_new_tokens}: "
+            f"{prompt.text[:60]!r}; shorten the prompt, or ask for fewer tokens"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,5 +170,7 @@ def _batched(loaded: LoadedModel, jobs: Sequence[_Job], sampling: Sampling) -> I
 
 def completed(loaded: LoadedModel, prompt: Prompt, index: int, ids: Sequence[int]) -> Completion:
     """A reply of these token ids to the prompt at this place of its list."""
-    text = loaded.tokenizer.decode(ids, skip_special_tokens=True).strip()
-    return Completion(prompt.text, index, prompt.followed_by(ids), text)
+    thought = thought_length(loaded.tokenizer, ids, prompt.opened)
+    answer = [] if thought is None else ids[thought:]
+    text = loaded.tokenizer.decode(answer, skip_special_tokens=True).strip()
+    return Completion(prompt.text, index, prompt.followed_by(ids), text, thought)

@@ -1,6 +1,6 @@
 """Concepts: texts that express something and texts that do not, and the prompts to try it on.
 
-A concept comes from a built-in pack, a JSONL file, a pair of files, or lists in memory. Its
+A concept comes from a built-in pack, a file, a pair of files, or lists in memory. Its
 texts are split once and for all into three disjoint parts, by the hash of what they say, so
 that neither the seed nor the order of a file moves a text from one part to another:
 
@@ -8,32 +8,37 @@ that neither the seed nor the order of a file moves a text from one part to anot
     probe      trains the probe that measures presence
     held_out   tests the probe
 
+Matched pairs, texts of one group, and near copies (`calibrate.alike`) are never torn apart.
+
 Prompts are split the same way: the unsteered replies to `probe` prompts train the probe,
 `search` prompts serve the pilot and the study, `verify` prompts only the final verification.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from calibrate.alike import NEAR_COPY, near_copies
+from calibrate.dealing import deal, sha256
 from calibrate.errors import ConceptError, did_you_mean
+from calibrate.rows import brief, shown
+from calibrate.text_files import Entry, read_asked, read_labelled, read_unlabelled
 
 TEXT_SHARES = {"vector": 0.4, "probe": 0.4, "held_out": 0.2}
 PROMPT_SHARES = {"probe": 0.3, "search": 0.3, "verify": 0.4}
 CORPUS_SHARES = {"search": 0.5, "verify": 0.5}
 MIN_CORPUS = 16  # so that each half keeps at least eight sequences
+MOST_CORPUS = 4096  # texts of a corpus that are looked at; far fewer fit into what is measured
 MIN_TEXTS = 12  # of each label, so that every split keeps at least two
 MIN_PROMPTS = 24  # so that verification keeps about ten
+SAME_PROMPT = 0.9  # of its words and pairs: one other word in a short prompt asks something else
 
 PACKS = Path(__file__).parent / "concepts"
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -76,13 +81,21 @@ class Concept:
             for label, texts in (("+", self.texts.positives), ("-", self.texts.negatives))
             for text in texts
         ]
-        return _sha256("\n".join(sorted(lines)))
+        return sha256("\n".join(sorted(lines)))
 
     def split(self) -> dict[str, Texts]:
         """Return the texts of each split: vector, probe and held_out."""
-        positives = _split_by_group(self.texts.positives)
-        negatives = _split_by_group(self.texts.negatives)
-        return {name: Texts(positives[name], negatives[name]) for name in TEXT_SHARES}
+        texts = [*self.texts.positives, *self.texts.negatives]
+        n_positive = len(self.texts.positives)
+        positive = [place < n_positive for place in range(len(texts))]
+        parts = deal([_key(text) for text in texts], positive, TEXT_SHARES)
+        return {
+            name: Texts(
+                tuple(texts[place] for place in places if positive[place]),
+                tuple(texts[place] for place in places if not positive[place]),
+            )
+            for name, places in parts.items()
+        }
 
     @classmethod
     def from_texts(
@@ -90,12 +103,18 @@ class Concept:
     ) -> Concept:
         """Make a concept from texts in memory.
 
-        Raises: ConceptError if a label has fewer than MIN_TEXTS texts, or a text is empty,
-            repeated, or stands under both labels.
+        Near copies of a text, and theirs, are put into its group.
+        Raises: ConceptError if a label has fewer than MIN_TEXTS different texts, or a text is
+            empty, repeated, or stands under both labels.
         """
-        concept = cls(name, Texts(_as_texts(positives), _as_texts(negatives)))
-        _check(concept)
-        return concept
+        texts = _as_texts(name, "positive", positives), _as_texts(name, "negative", negatives)
+        _check(name, *texts)
+        grouped = _grouped([*texts[0], *texts[1]])
+        sides = grouped[: len(texts[0])], grouped[len(texts[0]) :]
+        for label, side in zip(("positive", "negative"), sides, strict=True):
+            keys = [_key(text) for text in side]
+            _check_count(f"concept {name!r} needs", f"{label} texts", keys, MIN_TEXTS)
+        return cls(name, Texts(*sides))
 
 
 def built_in_concepts() -> tuple[str, ...]:
@@ -110,10 +129,9 @@ def read_concept(
 ) -> Concept:
     """Return a concept from what `--concept` accepts.
 
-    concept: a built-in name; a JSONL file whose lines have `text` and `label` (`positive` or
-        `negative`), or `positive` and `negative` for a matched pair, and perhaps `prompt`;
-        with `positives` and `negatives`, any name.
-    positives, negatives: files with one text a line (.txt) or one object with `text` (.jsonl).
+    concept: a built-in name; a .jsonl, .json, .csv or .tsv file of labelled texts or matched pairs
+        (`calibrate.text_files` says which fields); with `positives` and `negatives`, any name.
+    positives, negatives: such files without labels, or files with one text a line.
     Raises: ConceptError naming the file, the line and the rule it breaks.
     """
     if isinstance(concept, Concept):
@@ -121,167 +139,153 @@ def read_concept(
     if positives or negatives:
         if not (positives and negatives):
             raise ConceptError("--positives and --negatives go together, got only one of them")
-        return Concept.from_texts(str(concept), read_lines(positives), read_lines(negatives))
+        sides = read_unlabelled(positives, True), read_unlabelled(negatives, False)
+        return Concept.from_texts(str(concept), *(map(_as_text, side) for side in sides))
     name = str(concept)
     if name in built_in_concepts():
         return _read_labelled(name, PACKS / f"{name}.jsonl")
     path = Path(concept)
-    if not path.is_file():
+    if not _is_file(path):
+        kind = "a directory" if _is_directory(path) else brief(name)
         raise ConceptError(
-            f"concept must be a built-in name ({', '.join(built_in_concepts())}) or a JSONL "
-            f"file, got {name!r}{did_you_mean(name, built_in_concepts())}"
+            f"concept must be a built-in name ({', '.join(built_in_concepts())}) or a .jsonl, "
+            f".json, .csv or .tsv file, got {kind}{did_you_mean(name, built_in_concepts())}"
         )
     return _read_labelled(path.stem, path)
 
 
 def read_prompts(path: str | Path | None = None) -> tuple[str, ...]:
-    """Return the neutral prompts: the built-in ones, or one a line from a file.
+    """Return the neutral prompts: the built-in ones, or those of a file.
 
-    Raises: ConceptError if there are fewer than MIN_PROMPTS, or one is repeated.
+    Raises: ConceptError if fewer than MIN_PROMPTS differ, or one is repeated.
     """
     path = path or PACKS / "prompts.txt"
-    prompts = read_lines(path)
-    if len(prompts) < MIN_PROMPTS:
-        raise ConceptError(f"{path} must hold at least {MIN_PROMPTS} prompts, got {len(prompts)}")
-    _check_repeats(prompts, f"the prompts in {path}")
-    return prompts
+    prompts = read_asked(path)
+    _check_repeats(prompts, f"the prompts in {shown(path)}")
+    keys = _keys(prompts, SAME_PROMPT)
+    _check_count(f"{shown(path)} must hold", "prompts", keys, MIN_PROMPTS)
+    return tuple(prompts)
 
 
 def split_prompts(prompts: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Return the prompts of each split: probe, search and verify."""
-    return _split([(prompt, prompt) for prompt in prompts], PROMPT_SHARES)
+    return _split(prompts, SAME_PROMPT, PROMPT_SHARES)
 
 
 def read_corpus(path: str | Path) -> dict[str, tuple[str, ...]]:
     """Return a corpus file's texts for the search and for the verification.
 
+    Of a large file, those MOST_CORPUS texts are taken whose hashes come first.
     Raises: ConceptError if there are fewer than MIN_CORPUS different ones.
     """
-    distinct = list(dict.fromkeys(read_lines(path)))
-    if len(distinct) < MIN_CORPUS:
-        raise ConceptError(
-            f"{path} must hold at least {MIN_CORPUS} different texts, got {len(distinct)}"
-        )
-    return _split([(text, text) for text in distinct], CORPUS_SHARES)
+    texts = sorted(set(read_lines(path)), key=sha256)[:MOST_CORPUS]
+    _check_count(f"{shown(path)} must hold", "texts", _keys(texts, NEAR_COPY), MIN_CORPUS)
+    return _split(texts, NEAR_COPY, CORPUS_SHARES)
 
 
 def read_lines(path: str | Path) -> tuple[str, ...]:
-    """Return the texts of a file: one a line, or in .jsonl the `text` (or `prompt`) of each."""
-    lines = [line for line in _decoded(Path(path)).splitlines() if line.strip()]
-    if Path(path).suffix != ".jsonl":
-        texts = tuple(line.strip() for line in lines)
-    else:
-        rows = _json_rows(Path(path))
-        texts = tuple(str(row.get("text") or row.get("prompt") or "") for _, row in rows)
-    if not texts:
-        raise ConceptError(f"{path} must hold at least one text, got an empty file")
-    return texts
+    """Return the texts of a file, whatever their labels: one a line, or those of its rows."""
+    return tuple(entry.text for entry in read_unlabelled(path))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for one
+        return False
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def _read_labelled(name: str, path: Path) -> Concept:
-    positives: list[Text] = []
-    negatives: list[Text] = []
-    for number, row in _json_rows(path):
-        prompt = row.get("prompt")
-        if "positive" in row and "negative" in row:
-            group = _sha256(f"{row['positive']}\n{row['negative']}")
-            positives.append(Text(str(row["positive"]).strip(), prompt, group))
-            negatives.append(Text(str(row["negative"]).strip(), prompt, group))
-        elif row.get("label") in ("positive", "negative") and "text" in row:
-            into = positives if row["label"] == "positive" else negatives
-            into.append(Text(str(row["text"]).strip(), prompt))
-        else:
+    entries = read_labelled(path)
+    sides = ([_as_text(one) for one in entries if one.positive is label] for label in (True, False))
+    return Concept.from_texts(name, *sides)
+
+
+def _as_text(entry: Entry) -> Text:
+    return Text(entry.text, entry.prompt, entry.group or (sha256(entry.pair) if entry.pair else ""))
+
+
+def _as_texts(name: str, label: str, texts: Iterable[str | Text]) -> tuple[Text, ...]:
+    if isinstance(texts, str):
+        raise ConceptError(f"concept {name!r} must have a list of {label} texts, got one text")
+    found = tuple(text if isinstance(text, Text) else Text(text) for text in texts)
+    for text in found:
+        if not isinstance(text.text, str):
             raise ConceptError(
-                f"{path} line {number} must have text and label (positive or negative), or "
-                f"positive and negative, got {json.dumps(row)[:80]}"
+                f"concept {name!r} must have {label} texts that are strings, got "
+                f"{type(text.text).__name__}"
             )
-    if not positives and not negatives:
-        raise ConceptError(f"{path} must hold at least one text, got an empty file")
-    return Concept.from_texts(name, positives, negatives)
+        if not text.text.strip():
+            raise ConceptError(f"concept {name!r} has an empty {label} text; remove it")
+    return found
 
 
-def _json_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    rows = []
-    for number, line in enumerate(_decoded(path).splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConceptError(
-                f"{path} line {number} must be JSON, got {line[:60]!r} ({error.msg})"
-            ) from error
-        if not isinstance(row, dict):
-            raise ConceptError(f"{path} line {number} must be a JSON object, got {line[:60]!r}")
-        rows.append((number, row))
-    return rows
-
-
-def _decoded(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise ConceptError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
+def _check(name: str, positives: Sequence[Text], negatives: Sequence[Text]) -> None:
+    if {text.text for text in positives} == {text.text for text in negatives} != set():
         raise ConceptError(
-            f"{path} must be UTF-8, got byte 0x{error.object[error.start]:02x} at offset "
-            f"{error.start}; convert it (iconv -t UTF-8)"
-        ) from error
-
-
-def _as_texts(texts: Iterable[str | Text]) -> tuple[Text, ...]:
-    return tuple(text if isinstance(text, Text) else Text(text) for text in texts)
-
-
-def _check(concept: Concept) -> None:
-    positives = [text.text for text in concept.texts.positives]
-    negatives = [text.text for text in concept.texts.negatives]
-    for label, texts in (("positive", positives), ("negative", negatives)):
-        if len(texts) < MIN_TEXTS:
-            raise ConceptError(
-                f"concept {concept.name!r} needs at least {MIN_TEXTS} {label} texts, "
-                f"got {len(texts)}"
-            )
-        if any(not text.strip() for text in texts):
-            raise ConceptError(f"concept {concept.name!r} has an empty {label} text; remove it")
-    if set(positives) == set(negatives):
-        raise ConceptError(
-            f"concept {concept.name!r} must have negatives that differ from its positives, got "
+            f"concept {name!r} must have negatives that differ from its positives, got "
             "the same texts (their steering vector would be zero)"
         )
     _check_repeats(
-        [(text.prompt, text.text) for text in concept.texts.positives + concept.texts.negatives],
-        f"the texts of concept {concept.name!r}",
+        [(text.prompt, text.text) for text in (*positives, *negatives)],
+        f"the texts of concept {name!r}",
     )
+
+
+def _check_count(rule: str, what: str, keys: Sequence[str], least: int) -> None:
+    """Count near copies, which share a key, once."""
+    different, total = len(set(keys)), len(keys)
+    if different < least:
+        copies = f" ({total} in all: near copies count once)" if different < total else ""
+        raise ConceptError(f"{rule} at least {least} different {what}, got {different}{copies}")
 
 
 def _check_repeats(items: Iterable[Any], what: str) -> None:
     repeated = [item for item, count in Counter(items).items() if count > 1]
     if repeated:
-        shown = repeated[0] if isinstance(repeated[0], str) else repeated[0][-1]
+        shown_one = repeated[0] if isinstance(repeated[0], str) else repeated[0][-1]
         raise ConceptError(
             f"{what} must differ from each other, got {len(repeated)} more than once, for "
-            f"example {shown[:60]!r}; remove the copies"
+            f"example {shown_one[:60]!r}; remove the copies"
         )
 
 
-def _split_by_group(texts: Sequence[Text]) -> dict[str, tuple[Text, ...]]:
-    keyed = [(text.group or f"{text.prompt}\n{text.text}", text) for text in texts]
-    return _split(keyed, TEXT_SHARES)
+def _key(text: Text) -> str:
+    """What a text is dealt by: its group, or itself."""
+    return text.group or f"{text.prompt}\n{text.text}"
 
 
-def _split(keyed: Sequence[tuple[str, T]], shares: dict[str, float]) -> dict[str, tuple[T, ...]]:
-    """Deal items out by the rank of their key's hash, in proportion to `shares`."""
-    ranked = [item for _, item in sorted(keyed, key=lambda pair: _sha256(pair[0]))]
-    parts: dict[str, tuple[T, ...]] = {}
-    first, cumulative = 0, 0.0
-    for name, share in shares.items():
-        cumulative += share
-        last = round(cumulative * len(ranked))
-        parts[name] = tuple(ranked[first:last])
-        first = last
-    return parts
+def _grouped(texts: Sequence[Text]) -> tuple[Text, ...]:
+    """Give near copies, and all that share a group with one of them, one group."""
+    old = [_key(text) for text in texts]
+    new = _joined(old, near_copies([text.text for text in texts], old))
+    return tuple(
+        text if was == now else replace(text, group=now)
+        for text, was, now in zip(texts, old, new, strict=True)
+    )
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _keys(texts: Sequence[str], share: float) -> list[str]:
+    return _joined(texts, near_copies(texts, share=share))
+
+
+def _joined(keys: Sequence[str], groups: Sequence[int]) -> list[str]:
+    """One key a group, whatever the order: its own, or the first of several."""
+    first: dict[int, str] = {}
+    for key, group in zip(keys, groups, strict=True):
+        first[group] = min(key, first.get(group, key))
+    return [first[group] for group in groups]
+
+
+def _split(
+    texts: Sequence[str], share: float, shares: dict[str, float]
+) -> dict[str, tuple[str, ...]]:
+    parts = deal(_keys(texts, share), [True] * len(texts), shares)
+    return {name: tuple(texts[place] for place in places) for name, places in parts.items()}

@@ -32,6 +32,7 @@ from calibrate.schema import (
     ProvenanceSection,
     RangeSection,
     ReferenceSection,
+    RenderingSection,
     Section,
     VectorSection,
 )
@@ -43,15 +44,17 @@ if TYPE_CHECKING:
 CONFIG_FILE = "steering.json"
 VECTOR_FILE = "steering.safetensors"
 VECTOR_KEY = "vector"
-FORMAT, VERSION = "steering-config", 1
+FORMAT, VERSION = "steering-config", 2
+READABLE = (1, 2)  # version 1 knew neither rendering nor the long run
 
 
 class SteeringConfig(Section):
     """A calibrated steering config (see the module's docstring)."""
 
     format: Literal["steering-config"] = "steering-config"
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 2
     model: ModelSection
+    rendering: RenderingSection | None = None
     concept: ConceptSection
     vector: VectorSection
     intervention: InterventionSection
@@ -134,9 +137,9 @@ def load(directory: str | Path) -> SteeringConfig:
     except json.JSONDecodeError as error:
         raise ArtefactError(f"{folder / CONFIG_FILE} must be JSON: {error}") from error
     found = (facts.get("format"), facts.get("version")) if isinstance(facts, dict) else (None, None)
-    if found != (FORMAT, VERSION):
+    if found[0] != FORMAT or found[1] not in READABLE:
         raise ArtefactError(
-            f"{folder / CONFIG_FILE} must be a {FORMAT} of version {VERSION}, got {found[0]} "
+            f"{folder / CONFIG_FILE} must be a {FORMAT} of version 1 or {VERSION}, got {found[0]} "
             f"of version {found[1]}; use the release that wrote it"
         )
     try:

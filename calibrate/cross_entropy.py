@@ -238,16 +238,29 @@ def delta_ce(
 
 def log_probs(loaded: LoadedModel, run: UnsteeredRun) -> RatioEstimate:
     """Log-probability of the scored tokens under the unsteered model, nats, over sequences."""
-    sums = np.zeros(len(run.corpus.sequences))
+    per_token = token_log_probs(loaded, run)
+    return RatioEstimate(
+        np.array([values.sum() for values in per_token]),
+        np.array([len(values) for values in per_token], dtype=float),
+    )
+
+
+def token_log_probs(loaded: LoadedModel, run: UnsteeredRun) -> list[np.ndarray]:
+    """Log-probability of every scored token under the unsteered model, nats.
+
+    Returns: for every sequence an array of shape (n_scored,).
+    """
+    found = [np.empty(0)] * len(run.corpus.sequences)
     for one in run.batches:
         labels = one.batch.labels()
         chosen = torch.empty(len(labels), dtype=torch.float64)
         for part in logit_slices(loaded, one.hidden):
             predicted = torch.log_softmax(loaded.logits(one.hidden[part]), dim=-1)
             chosen[part] = predicted.gather(1, labels[part, None])[:, 0].double().cpu()
-        sums[list(one.batch.rows)] = one.batch.sums(chosen)
-    counts = np.array([sequence.n_scored for sequence in run.corpus.sequences], dtype=float)
-    return RatioEstimate(sums, counts)
+        lengths = [sequence.n_scored for sequence in one.batch.sequences]
+        for row, values in zip(one.batch.rows, torch.split(chosen, lengths), strict=True):
+            found[row] = values.numpy()
+    return found
 
 
 def steered_hidden(

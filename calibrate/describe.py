@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from calibrate.completions import sample
 from calibrate.concept import MIN_TEXTS, Concept, Text, built_in_concepts, read_concept
 from calibrate.errors import ConceptError
+from calibrate.rendering import encode_prompt
 from calibrate.settings import Sampling
-from calibrate.tokens import encode_prompt
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel

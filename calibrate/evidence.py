@@ -63,12 +63,16 @@ class PilotRecord(Section):
 
 
 class TestedRecord(Section):
-    """One strength tested on held-out text: its ΔCE, the upper bound, and whether it held."""
+    """One strength tested on held-out text: its ΔCE, the upper bound, and whether it held.
+
+    loop_excess: by how much its long replies loop more than unsteered ones, where that was tried.
+    """
 
     strength: float
     delta_ce: float
     upper: float
     within: bool
+    loop_excess: float | None = None
 
 
 class CompletionRecord(Section):

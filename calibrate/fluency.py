@@ -16,6 +16,7 @@ import numpy as np
 from calibrate.completions import Completion
 from calibrate.cross_entropy import Corpus, UnsteeredRun, log_probs, run_unsteered
 from calibrate.estimate import RatioEstimate
+from calibrate.loops import longest_loop
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
@@ -26,9 +27,9 @@ class Fluency:
     """The fluency of some replies, those that are not empty.
 
     prompts: index of each reply's prompt, ascending. log_prob: per token under the unsteered
-    model, over replies, nats. distinct_2: mean share of a reply's word pairs that are distinct,
-    in [0, 1]. longest_loop: mean share of a reply's words that lie in its longest loop, a group
-    of words said again at once, in [0, 1]. n_tokens: mean length.
+    model, over replies, nats. distinct_2: mean share of a reply's token pairs that are distinct,
+    in [0, 1]. longest_loop: mean share of a reply's tokens that lie in its longest loop
+    (`calibrate.loops`), in [0, 1]. n_tokens: mean length.
     """
 
     prompts: tuple[int, ...]
@@ -53,33 +54,23 @@ def measure_fluency(
 ) -> Fluency:
     """Read finished replies, one to a prompt.
 
-    run: the unsteered pass over those that are not empty, if one was made.
+    run: the unsteered pass over those that say anything, if one was made.
     """
-    spoken = [completion for completion in completions if completion.text]
+    spoken = [completion for completion in completions if completion.spoken]
     if run is None:
         sequences = tuple(completion.sequence for completion in spoken)
         run = run_unsteered(loaded, Corpus(sequences, self_sampled=False), [])
-    words = [completion.text.lower().split() for completion in spoken]
+    said = [one.sequence.ids[one.sequence.start :] for one in spoken]
     log_prob = log_probs(loaded, run)
     return Fluency(
         prompts=tuple(completion.prompt_index for completion in spoken),
         log_prob=log_prob,
-        distinct_2=float(np.mean([_distinct_pairs(one) for one in words])),
-        longest_loop=float(np.mean([longest_loop(one) for one in words])),
+        distinct_2=float(np.mean([_distinct_pairs(one) for one in said])),
+        longest_loop=float(np.mean([longest_loop(one) for one in said])),
         n_tokens=float(log_prob.counts.mean()),
     )
 
 
-def longest_loop(words: Sequence[str]) -> float:
-    """Share of the words in the longest stretch that repeats one group of them at once."""
-    longest = 0
-    for period in range(1, len(words) // 2 + 1):
-        same = [a == b for a, b in zip(words, words[period:], strict=False)]
-        runs = [sum(1 for _ in run) for equal, run in itertools.groupby(same) if equal]
-        longest = max([longest, *(run + period for run in runs if run >= period)])
-    return longest / max(len(words), 1)
-
-
-def _distinct_pairs(words: Sequence[str]) -> float:
-    pairs = list(itertools.pairwise(words))
+def _distinct_pairs(ids: Sequence[int]) -> float:
+    pairs = list(itertools.pairwise(ids))
     return len(set(pairs)) / len(pairs) if pairs else 1.0

@@ -16,13 +16,16 @@ from calibrate.concept import Concept, split_prompts
 from calibrate.cost import Limits
 from calibrate.errors import InputError
 from calibrate.judging import OVERSTEERED_PROMPTS, PURPOSE_PROMPTS, SHOTS
+from calibrate.long_run import PROMPTS as LONG_PROMPTS
+from calibrate.long_run import READ as LONG_READ
 from calibrate.model import borrowed
 from calibrate.ranking import CARRIED, DRAWS, MOST_SEQUENCES
+from calibrate.rendering import encode_prompt
 from calibrate.replies import MAX_CORPUS_TOKENS, VERIFY_COMPLETIONS
 from calibrate.residual import final_hidden
 from calibrate.search import FIRST_PART
 from calibrate.settings import Settings
-from calibrate.tokens import batches, common_prefix, encode_prompt
+from calibrate.tokens import batches, common_prefix
 from calibrate.vector import encode
 from calibrate.verify import LADDER
 
@@ -34,6 +37,8 @@ DERIVED = 3  # passes over the first sequences, for the derivative and for the t
 AFTER = 0.55  # share of the blocks that come after a steered one, on average
 PROBE_COPIES = 2  # written and replied texts come back as degenerate ones
 BACKWARD = 2  # what a backward pass costs, in forward passes
+KINDS = 2  # of long replies, unsteered and steered
+READINGS = 2  # of a long reply, by the judge and for its log-probability
 LAST_TRIALS = 1  # trials beyond one a site, as a rule
 SLOWER = 1.4  # how much slower a token-forward is on average than in one large batch
 
@@ -114,6 +119,9 @@ def _tokens(
     ranked = differentiated * (1 + DRAWS * BACKWARD) + texts["probe"] * (1 + BACKWARD)
     first = corpus["search"] * min(FIRST_PART, searched) / searched
     piloted = sites * AFTER * (PASSES * corpus["search"] + DERIVED * first)
+    long = max(settings.long_run, said) if settings.long_run else 0
+    answered, read = (min(most, counts["verify"]) for most in (LONG_PROMPTS, LONG_READ))
+    at_length = KINDS * long * (answered + READINGS * read)
     found = {
         "unsteered replies": reply * (sum(counts.values()) + counts["verify"]),
         "steering vectors": texts["vector"],
@@ -121,7 +129,7 @@ def _tokens(
         "blocks": ranked if settings.layer is None else 0,
         "pilot": corpus["search"] + piloted,
         "study": trials * trial,
-        "verification": corpus["verify"] * (1 + len(LADDER) * AFTER) + verify,
+        "verification": corpus["verify"] * (1 + len(LADDER) * AFTER) + verify + at_length,
     }
     return {stage: round(tokens) for stage, tokens in found.items()}
 

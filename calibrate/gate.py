@@ -4,6 +4,7 @@
     reference   one input's steered log-probabilities come out as they were recorded
     budget      ΔCE keeps to the budget, with its one-sided bound
     presence    the concept moves as it did
+    long run    replies as long as they are served hardly loop more than unsteered ones
 
 Replies are drawn again with the recorded seed from the prompts it was verified on, so that the
 gate opens every time for what it once was opened for. A corpus takes the place of those replies.
@@ -13,7 +14,7 @@ Where the reference is missed, the gate looks for the mistake that explains it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -29,13 +30,16 @@ from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
 from calibrate.errors import AlteredError, InputError
 from calibrate.estimate import RatioEstimate
 from calibrate.evidence import Evidence
+from calibrate.loading import load_model, rendered_with
+from calibrate.long_run import unsteered_at_length
 from calibrate.model import borrowed
 from calibrate.presence import measure_presence
 from calibrate.progress import SILENT, Progress
+from calibrate.rendering import encode_prompt
 from calibrate.replies import VERIFY_COMPLETIONS, corpus_texts
 from calibrate.residual import Positions
 from calibrate.settings import Sampling
-from calibrate.tokens import TokenSequence, encode_prompt
+from calibrate.tokens import TokenSequence
 from calibrate.vector import SteeringVector
 from calibrate.verify import next_log_probs
 from probes import Probe, Reader
@@ -103,7 +107,7 @@ def check_directory(
         config = load(folder)
     except AlteredError as error:
         return GateReport((Check("artefact", False, str(error)),))
-    model = open_model(config) if loaded is None else loaded
+    model = open_model(config) if loaded is None else as_calibrated(config, loaded)
     ledger = Ledger(model.meter, progress)
     checks = list(check_identity(config, model))
     if not all(check.passed for check in checks):
@@ -117,17 +121,28 @@ def check_directory(
                 checks.append(check_budget(config, evidence, model, corpus))
             with ledger.stage("presence"):
                 checks += check_presence(config, evidence, model, folder)
+            with ledger.stage("long run"):
+                checks += check_long_run(config, evidence, model)
     return GateReport(tuple(checks))
 
 
 def open_model(config: SteeringConfig, model: str | None = None, **options: Any) -> LoadedModel:
-    """Load the model a config is for, in the precision it was calibrated in.
+    """Load the model a config is for, in the precision and with the prompts of its calibration.
 
     model, options: another place to load it from, and other arguments of `load_model`.
     """
-    from calibrate.loading import load_model
+    how: dict[str, Any] = {"dtype": config.model.dtype, **options}
+    if config.rendering is not None:
+        how["chat_template_kwargs"] = config.rendering.kwargs
+        how["template_date"] = config.rendering.date
+    return load_model(model or config.model.id, **how)
 
-    return load_model(model or config.model.id, **{"dtype": config.model.dtype, **options})
+
+def as_calibrated(config: SteeringConfig, loaded: LoadedModel) -> LoadedModel:
+    """The same model, with prompts rendered as they were for the config."""
+    if config.rendering is None:
+        return loaded
+    return rendered_with(loaded, config.rendering.kwargs, config.rendering.date)
 
 
 def check_identity(config: SteeringConfig, loaded: LoadedModel) -> Iterator[Check]:
@@ -321,6 +336,29 @@ def check_presence(
     requests = [Request(prompts, VERIFY_COMPLETIONS, by) for by in (None, push)]
     plain, steered = measure_presence(loaded, reader, requests, sampling, seed)
     yield _moved(config, steered.estimate.difference(plain.estimate))
+
+
+def check_long_run(
+    config: SteeringConfig, evidence: Evidence, loaded: LoadedModel
+) -> Iterator[Check]:
+    """Have the same prompts answered at length again; none where the config has no long run."""
+    recorded = config.measured.long_run
+    if recorded is None:
+        return
+    texts = evidence.splits.prompts["verify"][: recorded.n_prompts]
+    prompts = tuple(encode_prompt(loaded, text) for text in texts)
+    sampling, seed = _sampling(config)
+    sampling = replace(sampling, max_new_tokens=recorded.n_tokens)
+    long_replies = unsteered_at_length(loaded, prompts, sampling, seed)
+    done = config.intervention
+    steered = long_replies.steered(config.steering_vector.push(done.strength, done.positions))
+    excess = long_replies.excess(steered).value
+    yield Check(
+        "long run",
+        excess <= recorded.margin,
+        f"in {recorded.n_prompts} replies of up to {recorded.n_tokens} tokens {excess:+.1%} of the "
+        f"tokens lie in loops beside unsteered replies, and {recorded.margin:+.0%} will do",
+    )
 
 
 def _moved(config: SteeringConfig, change: RatioEstimate) -> Check:

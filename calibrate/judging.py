@@ -22,9 +22,10 @@ from calibrate.concept import Text, Texts
 from calibrate.embedded import encoder_directory
 from calibrate.errors import Infeasible, InputError
 from calibrate.loading import load_model
+from calibrate.rendering import encode_prompt, encode_text
 from calibrate.replies import UnsteeredReplies
 from calibrate.settings import Settings
-from calibrate.tokens import Prompt, encode_prompt, encode_text
+from calibrate.tokens import Prompt
 from calibrate.vector import SteeringVector
 from probes import Example, Kind, Probe, Reader, degenerate_examples, fit_probe
 from probes.classifier import fit_embedding, fit_lexicon
@@ -209,6 +210,7 @@ def _plain_examples(
     own = [
         Example(completion.text, False, "own", completion.prompt)
         for completion in material.replies.first_replies("probe")
+        if completion.text
     ]
     positives = [example for example in written if example.positive]
     broken = degenerate_examples([*positives, *own], loaded.tokenizer, settings.seed)

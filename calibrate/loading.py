@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from calibrate.errors import CalibrateError, ModelError, did_you_mean
 from calibrate.given import given_model, given_tokenizer, require_next_token_model
 from calibrate.model import DEFAULT_BATCH_TOKENS, LoadedModel, borrowed
 from calibrate.progress import SILENT, Progress
+from calibrate.rendering import settle
 from calibrate.residual import captured, hidden_of
 from calibrate.settings import check_batch_tokens
 
@@ -51,6 +52,8 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    template_date: str | None = None,
     progress: Progress = SILENT,
 ) -> LoadedModel:
     """Load what `--model` accepts, or take an in-memory model as it is.
@@ -64,13 +67,17 @@ def load_model(
         "float16".
     blocks: dotted path of the decoder blocks, for an architecture not found by itself.
     batch_tokens: how many positions one forward pass may hold; trades memory for speed.
-    Raises: ModelError naming the model, the reason and the way out.
+    chat_template_kwargs: variables for the chat template, such as {"enable_thinking": False};
+        template_date: what it takes for today, YYYY-MM-DD (default: today).
+    Raises: ModelError naming the model, the reason and the way out; InputError for variables the
+        template cannot be given.
     """
     check_batch_tokens(batch_tokens)
     if isinstance(model, LoadedModel):
-        return model
+        return rendered_with(model, chat_template_kwargs, template_date)
     if not isinstance(model, str | Path):
-        return _from_memory(model, tokenizer, blocks, batch_tokens, progress)
+        parts = _from_memory(model, tokenizer, blocks, batch_tokens, progress)
+        return _settled(parts, chat_template_kwargs, template_date)
     _check_choice("dtype", str(dtype).removeprefix("torch."), DTYPES)
     where = None if device == BALANCED else _resolve_device(str(device))
     source, name, known_revision = _resolve_source(str(model), progress)
@@ -82,7 +89,25 @@ def load_model(
     parts = _with_parts(
         loaded, own_tokenizer, blocks, name, known_revision or _commit(loaded), batch_tokens
     )
-    return replace(parts, by_name=tokenizer is None)
+    parts = replace(parts, by_name=tokenizer is None)
+    return _settled(parts, chat_template_kwargs, template_date)
+
+
+def rendered_with(
+    loaded: LoadedModel, kwargs: Mapping[str, Any] | None, date: str | None
+) -> LoadedModel:
+    """The same model, its prompts rendered with these variables and this date; None: as it is."""
+    before = loaded.rendering
+    if (kwargs is None or kwargs == before.kwargs) and (date is None or date == before.date):
+        return loaded
+    chosen = before.kwargs if kwargs is None else kwargs
+    return _settled(loaded, chosen, date or before.date)
+
+
+def _settled(
+    loaded: LoadedModel, kwargs: Mapping[str, Any] | None, date: str | None
+) -> LoadedModel:
+    return replace(loaded, rendering=settle(loaded.tokenizer, kwargs, date))
 
 
 def _from_memory(

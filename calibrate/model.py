@@ -18,6 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 from calibrate.architecture import base_of, find_layout, unwrapped
 from calibrate.cost import Meter
 from calibrate.errors import ModelError
+from calibrate.rendering import Rendering, template_of
 
 DEFAULT_BATCH_TOKENS = 2048
 
@@ -45,6 +46,7 @@ class LoadedModel:
     blocks: the decoder blocks; block ℓ's output is the residual stream after it.
     final_norm, unembedding: modules; logits = unembedding(final_norm(residual)), then
         `logit_scale` and `softcap`.
+    rendering: how conversations become prompts.
     by_name: whether it was loaded here, so that its weights are all there is to it.
     batch_tokens: how many positions one forward pass may hold.
     meter: counts the tokens pushed through.
@@ -59,6 +61,7 @@ class LoadedModel:
     softcap: float | None
     name: str
     revision: str | None
+    rendering: Rendering = field(default_factory=Rendering)
     by_name: bool = False
     batch_tokens: int = DEFAULT_BATCH_TOKENS
     meter: Meter = field(default_factory=Meter)
@@ -100,11 +103,12 @@ class LoadedModel:
     @property
     def is_chat(self) -> bool:
         """Whether the tokenizer brings a chat template."""
-        return self.tokenizer.chat_template is not None
+        return template_of(self.tokenizer) is not None
 
     @cached_property
     def identity(self) -> ModelIdentity:
         """Identity recorded in the artefact."""
+        template = template_of(self.tokenizer)
         return ModelIdentity(
             id=self.name,
             revision=self.revision,
@@ -113,7 +117,7 @@ class LoadedModel:
             hidden_size=self.hidden_size,
             dtype=str(self.dtype).removeprefix("torch."),
             tokenizer_sha256=_tokenizer_sha256(self.tokenizer),
-            chat_template_sha256=_sha256(self.tokenizer.chat_template) if self.is_chat else None,
+            chat_template_sha256=template and _sha256(template),
             adds_bos=self.adds_bos,
         )
 

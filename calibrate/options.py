@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,6 +72,22 @@ class LayerType(click.ParamType):  # type: ignore[type-arg]
             return int(value)
         except ValueError:
             self.fail(f"must be auto or a block's number, got {value!r}", param, ctx)
+
+
+class JsonType(click.ParamType):  # type: ignore[type-arg]
+    """A JSON object."""
+
+    name = "JSON"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> dict[str, Any]:
+        """Return the object."""
+        try:
+            found = json.loads(value)
+        except ValueError as error:
+            self.fail(f"must be a JSON object, got {value!r} ({error})", param, ctx)
+        if not isinstance(found, dict):
+            self.fail(f"must be a JSON object, got {value!r}", param, ctx)
+        return found
 
 
 OPTIONS = {
@@ -157,6 +174,28 @@ OPTIONS = {
         type=FILE,
         metavar="FILE",
         help="Neutral prompts, one a line.  [default: built in]",
+    ),
+    "reply-tokens": click.option(
+        "--reply-tokens",
+        type=int,
+        default=32,
+        show_default=True,
+        metavar="N",
+        help="Tokens of a reply in the search; more for a model that thinks before it answers.",
+    ),
+    "long-run": click.option(
+        "--long-run",
+        type=int,
+        default=192,
+        show_default=True,
+        metavar="N",
+        help="Tokens of the replies that verification reads as they are served; 0 for none.",
+    ),
+    "chat-template-kwargs": click.option(
+        "--chat-template-kwargs",
+        type=JsonType(),
+        metavar="JSON",
+        help="Variables for the chat template, such as '{\"enable_thinking\": false}'.",
     ),
     "judge": click.option(
         "--judge",
@@ -273,6 +312,8 @@ LAWS = (
     "normalize",
     "corpus",
     "prompts",
+    "reply-tokens",
+    "chat-template-kwargs",
     "seed",
     "confidence",
     "device",
@@ -287,7 +328,16 @@ LAWS = (
 
 
 # Parameters that say which model, and how to load it: those of `load_model`.
-MODEL = ("model", "device", "dtype", "batch_tokens", "blocks", "revision", "trust_remote_code")
+MODEL = (
+    "model",
+    "device",
+    "dtype",
+    "batch_tokens",
+    "blocks",
+    "revision",
+    "trust_remote_code",
+    "chat_template_kwargs",
+)
 
 
 def options(*names: str) -> Callable[[Command], Command]:

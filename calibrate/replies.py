@@ -18,14 +18,16 @@ from calibrate.cache import Form, recalled
 from calibrate.completions import Completion, Request, completed, sample, sample_all
 from calibrate.concept import split_prompts
 from calibrate.cross_entropy import Corpus
-from calibrate.errors import ConceptError
+from calibrate.errors import ConceptError, InputError
+from calibrate.rendering import encode_empty, encode_prompt, encode_text
 from calibrate.settings import Settings
-from calibrate.tokens import Prompt, TokenSequence, encode_empty, encode_prompt, encode_text
+from calibrate.tokens import Prompt, TokenSequence
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
 
 VERIFY_COMPLETIONS = 2  # replies to each verify prompt; the baseline and the final presence
+MOST_UNANSWERED = 0.5  # of the replies that may end before the answer
 MAX_CORPUS_TOKENS = 8192  # of a corpus file, taken for search and again for verification
 
 
@@ -56,9 +58,9 @@ class UnsteeredReplies:
     completions: dict[str, tuple[Completion, ...]]
 
     def first_replies(self, split: str) -> tuple[Completion, ...]:
-        """The first reply to each prompt that is not empty."""
+        """The first reply to each prompt that says anything."""
         first = {reply.prompt_index: reply for reply in reversed(self.completions[split])}
-        return tuple(reply for _, reply in sorted(first.items()) if reply.text)
+        return tuple(reply for _, reply in sorted(first.items()) if reply.spoken)
 
 
 def sample_unsteered(
@@ -69,7 +71,8 @@ def sample_unsteered(
 ) -> UnsteeredReplies:
     """Sample the model's plain replies to every prompt of some splits.
 
-    Raises: ConceptError if the model has nothing to say to most prompts.
+    Raises: ConceptError if the model has nothing to say to most prompts; InputError if most
+        replies end before the model has finished thinking.
     """
     encoded = {
         split: tuple(encode_prompt(loaded, text) for text in texts)
@@ -78,13 +81,26 @@ def sample_unsteered(
     }
     replies = UnsteeredReplies(encoded, _sampled_together(loaded, encoded, settings))
     for split, texts in encoded.items():
-        answered = len(replies.first_replies(split))
-        if answered < len(texts) / 2:
+        spoken = len(replies.first_replies(split))
+        if spoken < len(texts) / 2:
             raise ConceptError(
                 f"the model must reply to the {split} prompts, but it had nothing to say to "
-                f"{len(texts) - answered} of {len(texts)}; give others with --prompts"
+                f"{len(texts) - spoken} of {len(texts)}; give others with --prompts"
             )
+    require_answers([one for part in replies.completions.values() for one in part], settings)
     return replies
+
+
+def require_answers(completions: Sequence[Completion], settings: Settings) -> None:
+    """Raise InputError if most replies end before the model has finished thinking."""
+    unanswered = sum(not one.answered for one in completions)
+    if unanswered > MOST_UNANSWERED * len(completions):
+        raise InputError(
+            f"most replies must get from the thought to the answer, but {unanswered} of "
+            f"{len(completions)} think for all of their {settings.sampling.max_new_tokens} tokens; "
+            "allow more with --reply-tokens, or try --chat-template-kwargs "
+            "'{\"enable_thinking\": false}'"
+        )
 
 
 def _sampled_together(

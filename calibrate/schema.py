@@ -30,6 +30,24 @@ class ModelSection(Section):
     adds_bos: bool
 
 
+class RenderingSection(Section):
+    """How conversations become prompts; whatever uses the config renders them the same way.
+
+    kwargs: variables of the chat template. date: what it takes for today, None if it does not ask.
+    content: whether a message's content is text or a list of parts. system: whether there is a
+    system role, or its message leads the first prompt. history: whether earlier turns are turns,
+    or stand in the prompt's text. strips_end: whether end tokens that the tokenizer puts after a
+    text are left out.
+    """
+
+    kwargs: dict[str, Any]
+    date: str | None
+    content: Literal["text", "parts"]
+    system: Literal["role", "folded"]
+    history: Literal["turns", "folded"]
+    strips_end: bool
+
+
 class ConceptSection(Section):
     """The concept, the direction steered in, and the texts used."""
 
@@ -98,6 +116,7 @@ class PresenceSection(IntervalSection):
 
     change: the paired difference from the baseline. explained_by_length: how much of it longer or
     shorter replies alone would make, from how presence goes with length among unsteered replies.
+    unanswered, unanswered_baseline: share of the replies that end within the thought.
     """
 
     baseline: float
@@ -106,6 +125,8 @@ class PresenceSection(IntervalSection):
     explained_by_length: float
     n_prompts: int
     n_completions: int
+    unanswered: float = 0.0
+    unanswered_baseline: float = 0.0
 
 
 class AuditSection(IntervalSection):
@@ -136,7 +157,7 @@ class FluencySection(Section):
 
     log_prob: mean log-probability per token under the unsteered model, nats. drop: how much lower
     it is than the baseline's, prompt by prompt; upper: its one-sided bound. distinct_2: distinct
-    word pairs per word pair, in [0, 1]. longest_loop: share of a reply's words in its longest
+    token pairs per token pair, in [0, 1]. longest_loop: share of a reply's tokens in its longest
     loop, in [0, 1]. n_tokens: mean length of a reply.
     """
 
@@ -152,10 +173,44 @@ class FluencySection(Section):
     n_tokens_baseline: float
 
 
+class AlongSection(Section):
+    """Replies along their length, a value a window.
+
+    loops: share of the tokens in loops, in [0, 1]. presence: of the windows' texts, None where
+    there was none to read. log_prob: mean over tokens under the unsteered model, nats.
+    n_replies: how many replies reach the window.
+    """
+
+    loops: list[float]
+    presence: list[float | None]
+    log_prob: list[float]
+    n_replies: list[int]
+
+
+class LongRunSection(Section):
+    """What replies are like that are as long as they are served.
+
+    n_tokens: how long they may be. window: tokens of one. loops, loops_baseline: mean share of a
+    reply's tokens in loops, steered and unsteered. loop_excess: the paired difference, of which
+    the value may be no larger than margin.
+    """
+
+    n_tokens: int
+    n_prompts: int
+    window: int
+    loops: float
+    loops_baseline: float
+    loop_excess: IntervalSection
+    margin: float
+    steered: AlongSection
+    unsteered: AlongSection
+
+
 class MeasuredSection(Section):
     """Everything measured, all of it on held-out data.
 
-    judges: who read presence, and the auditor if there was one, by name.
+    judges: who read presence, and the auditor if there was one, by name. long_run: None where
+    none was asked for, or the model's context has no room for one.
     """
 
     judges: list[str]
@@ -164,6 +219,7 @@ class MeasuredSection(Section):
     audit: AuditSection | None
     controls: ControlsSection
     fluency: FluencySection
+    long_run: LongRunSection | None = None
 
 
 class GoodnessSection(Section):

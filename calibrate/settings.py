@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from calibrate.errors import InputError
 
+SHORTEST_LONG_RUN = 64  # tokens; two windows, of which the second can differ from the first
 SEEDS = 2**32  # seeds below this suit NumPy as well as torch
 MOST_TRIALS = 10_000
 MOST_NATS = 100.0  # no text is less likely than that, token by token
@@ -111,6 +112,8 @@ class Settings:
     min_gain: change of presence towards the goal that is wanted at least, in [0, 1); less is
         infeasible.
     confidence: of every interval and bound, in (0.5, 1).
+    long_run: tokens of the replies that verification reads at the length they are served, 0 for
+        none; fewer where the model's context is shorter.
     max_fluency_drop: how much less likely steered replies may be to the unsteered model than its
         own, nats per token, above 0; None for no limit.
     """
@@ -127,6 +130,7 @@ class Settings:
     min_gain: float = 0.0
     seed: int = 0
     confidence: float = 0.95
+    long_run: int = 192
     max_fluency_drop: float | None = None
     sampling: Sampling = field(default_factory=Sampling)
 
@@ -144,6 +148,9 @@ class Settings:
         check_number(rule, self.precision, lambda width: 0 < width < 1)
         rule = "the wished gain must be from 0 up to 1"
         check_number(rule, self.min_gain, lambda gain: 0 <= gain < 1)
+        if self.long_run != 0:
+            rule = f"the long run must have {SHORTEST_LONG_RUN} tokens or more, or 0 for none"
+            check_whole(rule, self.long_run, SHORTEST_LONG_RUN, MOST_TOKENS)
         check_seed(self.seed)
         if self.layer is not None and not isinstance(self.layer, Integral):
             raise InputError(f"layer must be a block's number or None, got {self.layer!r}")

@@ -33,12 +33,18 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from calibrate.errors import ArtefactError
-from calibrate.workspace import JOURNAL_FILE, WORKERS_FOLDER
+from calibrate.files import require_ours
+from calibrate.workspace import (
+    FINGERPRINT,
+    JOURNAL_FILE,
+    WORKER_LOCK,
+    WORKERS_FOLDER,
+    is_journal,
+)
 
 HEARTBEAT = 30  # seconds between two signs of life in a database; silent for twice as long is dead
 OPENINGS = 3  # attempts at opening a database
 POLL = 0.5  # seconds between two looks at what other workers do
-FINGERPRINT = "fingerprint"  # study attribute: hash of everything the trials depend on
 ORIGIN = "origin"  # trial attribute: what it was started for; trials of one origin are one
 WORKER = "worker"  # trial attribute: who runs it
 SURPLUS = "surplus"  # trial attribute: it was started beside another, and dropped
@@ -213,21 +219,8 @@ def shared_study(
     Raises: ArtefactError if the store holds a study of this name made with other settings, or
         cannot be opened.
     """
-    storage, directory = _storage(store), store.directory if store.url is None else None
-    with _quiet():
-        study = optuna.create_study(
-            storage=storage,
-            study_name=store.name,
-            direction=direction,
-            pruner=pruner,
-            load_if_exists=True,
-        )
-    if study.user_attrs.get(FINGERPRINT, store.fingerprint) != store.fingerprint:
-        raise ArtefactError(
-            f"study {store.name!r} was made with other settings, data or another model; choose "
-            "another --out (or --study), or remove the old one"
-        )
-    study.set_user_attr(FINGERPRINT, store.fingerprint)
+    directory = store.directory if store.url is None else None
+    study = _opened(store, direction, pruner)
     worker = uuid.uuid4().hex
     if directory is None:
         yield SharedStudy(study, worker, None)
@@ -240,6 +233,38 @@ def shared_study(
             _lock_file(directory, worker).unlink(missing_ok=True)
             with suppress(OSError):  # others are at work
                 (directory / WORKERS_FOLDER).rmdir()
+
+
+def _opened(
+    store: StudyStore, direction: Direction, pruner: optuna.pruners.BasePruner | None = None
+) -> optuna.Study:
+    """Make a study, or open the one of this name that was made with the same settings."""
+    with _quiet():
+        study = optuna.create_study(
+            storage=_storage(store),
+            study_name=store.name,
+            direction=direction,
+            pruner=pruner,
+            load_if_exists=True,
+        )
+    if study.user_attrs.get(FINGERPRINT, store.fingerprint) != store.fingerprint:
+        raise ArtefactError(
+            f"study {store.name!r} was made with other settings, data or another model; choose "
+            "another --out (or --study), or remove the old one"
+        )
+    study.set_user_attr(FINGERPRINT, store.fingerprint)
+    return study
+
+
+def agreed(store: StudyStore, what: str, mine: str) -> str:
+    """What all workers of a study take for something: what the first of them took it for.
+
+    Raises: ArtefactError as `shared_study` does.
+    """
+    study = _opened(replace(store, name=f"{store.name}: {what}"), "maximize")
+    if what not in study.user_attrs:
+        study.set_user_attr(what, mine)
+    return str(study.user_attrs[what])
 
 
 def act_once(store: StudyStore, place: str, act: Callable[[], None]) -> str:
@@ -339,6 +364,7 @@ def _mend(journal: Path) -> None:
     """Cut off a last line that a power loss left incomplete, as anything after it would be lost."""
     if not journal.exists():
         return
+    require_ours(journal, is_journal)
     lock = JournalFileSymlinkLock(str(journal))  # Optuna's own: nobody writes meanwhile
     lock.acquire()
     try:
@@ -365,7 +391,8 @@ def _lock_file(directory: Path, worker: str) -> Path:
 
 def _others(directory: Path, worker: str) -> list[Path]:
     """The locks that other workers hold."""
-    locks = (directory / WORKERS_FOLDER).glob("*.lock")
+    found = (directory / WORKERS_FOLDER).glob("*.lock")
+    locks = [lock for lock in found if WORKER_LOCK.fullmatch(lock.name)]
     return [lock for lock in locks if lock.stem != worker and _holds_lock(lock)]
 
 

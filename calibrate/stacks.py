@@ -26,7 +26,7 @@ from calibrate.evidence import Evidence
 from calibrate.export import export
 from calibrate.export.adapter import adapted
 from calibrate.export.control_vector import read_directions
-from calibrate.gate import Check, judged, own_replies
+from calibrate.gate import Check, as_calibrated, judged, own_replies
 from calibrate.llama_cpp import LlamaCpp
 from calibrate.loading import load_model
 from calibrate.model import borrowed
@@ -99,6 +99,7 @@ def check_stack(
     Raises: InputError as `serving` does; ArtefactError if the directory holds no config.
     """
     config, evidence = load(directory), Evidence.load(Path(directory))
+    loaded = as_calibrated(config, loaded)
     with Ledger(loaded.meter, progress).stage(f"ΔCE in {name}"):
         with borrowed(loaded):
             sequences = own_replies(config, evidence, loaded)

@@ -8,15 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-import jinja2
 import torch
-
-from calibrate.errors import InputError
-
-if TYPE_CHECKING:
-    from calibrate.model import LoadedModel
 
 PAD = 0  # the id under the attention mask's zeros; any valid id does, since nothing attends to it
 WORTH_SHARING = 8  # tokens a common prefix must have to be run on its own
@@ -158,105 +151,18 @@ def common_prefix(all_ids: Sequence[tuple[int, ...]], most: int) -> tuple[int, .
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt's text and the token ids after which the model's reply begins."""
+    """A prompt's text and the token ids after which the model's reply begins.
+
+    opened: the mark that ends a thought which the prompt has begun (`calibrate.thought`), if any.
+    """
 
     text: str
     ids: tuple[int, ...]
+    opened: str = ""
 
     def followed_by(self, ids: Sequence[int]) -> TokenSequence:
         """Return the sequence of this prompt and a reply's token ids."""
         return TokenSequence((*self.ids, *ids), start=len(self.ids))
-
-
-def encode_text(loaded: LoadedModel, text: str) -> TokenSequence:
-    """Encode a plain text with the special tokens the tokenizer adds by itself (a BOS, say).
-
-    Raises: InputError if it does not fit the model's context.
-    """
-    return _checked(
-        loaded, TokenSequence(tuple(loaded.tokenizer(text)["input_ids"]), start=1), text
-    )
-
-
-def encode_prompt(
-    loaded: LoadedModel,
-    prompt: str,
-    *,
-    system: str | None = None,
-    history: Sequence[tuple[str, str]] = (),
-) -> Prompt:
-    """Encode a prompt so that the model's next token begins its reply.
-
-    Chat models see their own template; base models one turn a line. `history` holds earlier
-    (prompt, reply) turns. A system message leads the first prompt where the template has no
-    place for it.
-    """
-    turns = [*history, (prompt, "")]
-    if loaded.is_chat:
-        ids = _templated(loaded.tokenizer, turns, system)
-    else:
-        lead = f"{system}\n" if system else ""
-        text = lead + "".join(
-            f"{asked}\n{said}\n" if said else f"{asked}\n" for asked, said in turns
-        )
-        ids = tuple(loaded.tokenizer(text)["input_ids"])
-    encoded = Prompt(prompt, ids)
-    _checked(loaded, encoded.followed_by(()), prompt)
-    return encoded
-
-
-def encode_reply(loaded: LoadedModel, prompt: str, reply: str) -> TokenSequence:
-    """Encode a reply after its prompt; only the reply is scored."""
-    ids = loaded.tokenizer(reply, add_special_tokens=False)["input_ids"]
-    return _checked(loaded, encode_prompt(loaded, prompt).followed_by(ids), reply)
-
-
-def encode_empty(loaded: LoadedModel) -> Prompt:
-    """Encode the empty prompt: an empty chat turn, or a base model's BOS (or end) token.
-
-    Raises: InputError if the tokenizer has neither.
-    """
-    if loaded.is_chat:
-        return encode_prompt(loaded, "")
-    tokenizer = loaded.tokenizer
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if start is None:
-        raise InputError(
-            "sampling from an empty prompt needs a tokenizer with a BOS or EOS token, got "
-            "neither; use --negatives contrastive"
-        )
-    return Prompt("", (int(start),))
-
-
-def _templated(
-    tokenizer: Any, turns: Sequence[tuple[str, str]], system: str | None
-) -> tuple[int, ...]:
-    messages = []
-    for asked, said in turns:
-        messages.append({"role": "user", "content": asked})
-        if said:
-            messages.append({"role": "assistant", "content": said})
-    if system:
-        with_role = [{"role": "system", "content": system}, *messages]
-        try:
-            return _rendered(tokenizer, with_role)
-        except jinja2.TemplateError:  # Gemma's template, for one, refuses the system role
-            messages[0]["content"] = f"{system}\n\n{messages[0]['content']}"
-    return _rendered(tokenizer, messages)
-
-
-def _rendered(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[int, ...]:
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _checked(loaded: LoadedModel, sequence: TokenSequence, text: str) -> TokenSequence:
-    if len(sequence.ids) > loaded.context_length:
-        raise InputError(
-            f"a text must fit the model's context of {loaded.context_length} tokens, got "
-            f"{len(sequence.ids)}: {text[:60]!r}…; shorten it or split it"
-        )
-    return sequence
 
 
 def _pad(

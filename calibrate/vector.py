@@ -22,6 +22,7 @@ from calibrate.cache import Form, recalled
 from calibrate.concept import Text, Texts
 from calibrate.errors import ConceptError
 from calibrate.model import borrowed
+from calibrate.rendering import encode_reply, encode_text
 from calibrate.replies import random_negatives
 from calibrate.residual import (
     Pooling,
@@ -34,7 +35,7 @@ from calibrate.residual import (
     retraced,
 )
 from calibrate.settings import Settings
-from calibrate.tokens import TokenSequence, encode_reply, encode_text
+from calibrate.tokens import TokenSequence
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel

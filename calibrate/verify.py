@@ -9,23 +9,24 @@ made at most once, at the first strength that truly breaks the budget.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from calibrate.completions import Request
+from calibrate.completions import Completion, Request
 from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
 from calibrate.errors import Infeasible
 from calibrate.estimate import RatioEstimate
 from calibrate.fluency import Fluency, measure_fluency
 from calibrate.judging import Panel, asked_prompts
+from calibrate.long_run import LOOP_MARGIN, LongReplies, LongRun, answer_at_length
 from calibrate.pilot import Pilot
 from calibrate.presence import Presence, measure_presence, read
-from calibrate.replies import VERIFY_COMPLETIONS, UnsteeredReplies
-from calibrate.residual import Positions
+from calibrate.replies import VERIFY_COMPLETIONS, UnsteeredReplies, require_answers
+from calibrate.residual import Positions, Push
 from calibrate.settings import Settings
 from calibrate.vector import SteeringVector
 from probes import Reader
@@ -44,12 +45,16 @@ CONTROL_PROMPTS = 32  # replied to once under a random vector, and once when ask
 
 @dataclass(frozen=True, eq=False)
 class TestedStrength:
-    """One rung: a strength, its ΔCE on held-out text, and the upper bound that was tested."""
+    """One rung: a strength, its ΔCE on held-out text, and the upper bound that was tested.
+
+    loop_excess: by how much its long replies loop more than unsteered ones, where that was tried.
+    """
 
     strength: float
     delta_ce: RatioEstimate
     upper: float
     within: bool
+    loop_excess: RatioEstimate | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +96,32 @@ def verify_budget(
             ["allow more with --ce-budget", "give more prompts or a larger --corpus"],
         )
     return VerifiedBudget(passed[-1].strength, passed[-1].delta_ce, tuple(tested))
+
+
+def verify_long_run(
+    long_replies: LongReplies, budget: VerifiedBudget, push: Callable[[float], Push]
+) -> tuple[VerifiedBudget, tuple[Completion, ...]]:
+    """Return the largest strength within the budget whose long replies hardly loop, and those.
+
+    push: what steers by a strength.
+    Raises: Infeasible if those of the smallest loop too.
+    """
+    tested = list(budget.tested)
+    for place in reversed([place for place, rung in enumerate(tested) if rung.within]):
+        rung = tested[place]
+        steered = long_replies.steered(push(rung.strength))
+        excess = long_replies.excess(steered)
+        tested[place] = replace(rung, loop_excess=excess)
+        if excess.value <= LOOP_MARGIN:
+            return VerifiedBudget(rung.strength, rung.delta_ce, tuple(tested)), steered
+    raise Infeasible(
+        [
+            f"replies of {long_replies.n_tokens} tokens loop too much: even at strength "
+            f"{rung.strength:.3g}, the smallest tried, {excess.value:.0%} more of their tokens "
+            f"lie in loops than in unsteered ones, and {LOOP_MARGIN:.0%} more are allowed"
+        ],
+        ["allow less with --ce-budget", "try another --layer"],
+    )
 
 
 def require_effect(steered: Presence, baseline: Presence, settings: Settings) -> RatioEstimate:
@@ -200,7 +231,8 @@ class Verified:
     random_vector: presence under a random vector of the same norm at the same strength.
     prompt_only: presence of the unsteered model asked in plain words.
     fluency_drop: how much less likely the steered replies are to the unsteered model.
-    audit: what a second judge says, if there is one.
+    audit: what a second judge says, if there is one. long_run: replies as long as they are
+        served, if there was room for them.
     """
 
     corpus_kind: Literal["own_replies", "file"]
@@ -214,6 +246,7 @@ class Verified:
     fluency_baseline: Fluency
     fluency_drop: RatioEstimate
     audit: Audit | None
+    long_run: LongRun | None
     reference: Reference
 
     @property
@@ -245,8 +278,8 @@ def verify(
 
     Of `corpora` and `replies` only the "verify" split is touched, which nothing before has seen.
     pilot: of the site that is steered.
-    Raises: Infeasible if no share keeps to the budget, presence does not move, replies are empty
-        or less fluent than allowed, or the auditor sees the opposite.
+    Raises: Infeasible if no share keeps to the budget, long replies loop, presence does not move,
+        replies are empty or less fluent than allowed, or the auditor sees the opposite.
     """
     reader, corpus = panel.reader, corpora["verify"]
     vector, positions = pilot.vector, pilot.positions
@@ -257,9 +290,14 @@ def verify(
         settings.ce_budget,
         settings.confidence,
     )
-    baseline = read(reader, replies.completions["verify"])
-
     prompts = replies.prompts["verify"]
+    long_replies, long_run = answer_at_length(loaded, prompts, settings), None
+    if long_replies is not None:
+        budget, steered = verify_long_run(
+            long_replies, budget, lambda tried: vector.push(tried, positions)
+        )
+        long_run = long_replies.read(reader, steered)
+    baseline = read(reader, replies.completions["verify"])
     other = vector.random_like(settings.seed)
     presence, random_vector, asked = measure_presence(
         loaded,
@@ -280,6 +318,7 @@ def verify(
         settings.seed,
     )
     require_replies(presence)
+    require_answers(presence.completions, settings)
     change = require_effect(presence, baseline, settings)
     fluency = measure_fluency(loaded, presence.completions[::VERIFY_COMPLETIONS])
     fluency_baseline = measure_fluency(
@@ -301,6 +340,7 @@ def verify(
         fluency_baseline=fluency_baseline,
         fluency_drop=drop,
         audit=audited,
+        long_run=long_run,
         reference=_reference(loaded, vector, budget.strength, positions, replies),
     )
 

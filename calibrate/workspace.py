@@ -1,22 +1,65 @@
-"""The output directory: may it be used, does it hold a finished or an interrupted calibration."""
+"""The output directory: may it be used, does it hold a finished or an interrupted calibration.
+
+Nothing in it is replaced that does not show by its contents that we wrote it (`wrote`), and that is
+seen to before anything is measured.
+"""
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock
 
-from calibrate.config import CONFIG_FILE
+from calibrate.config import CONFIG_FILE, FORMAT, VECTOR_FILE
 from calibrate.errors import ArtefactError
+from calibrate.evidence import EVIDENCE_FILE
+from calibrate.files import is_plain_file, nobodys, require_ours
+from calibrate.marks import facts_in, names_us, sha256_of
 
 JOURNAL_FILE = "study.journal"
+JOURNAL_LOCK = f"{JOURNAL_FILE}.lock"  # a link that Optuna makes while it writes
 LAWS_FILE = "laws.json"
 WORKERS_FOLDER = ".workers"  # locks of those who work here; gone when the result is written
 WRITING_LOCK = "writing.lock"
+WORKER_LOCK = re.compile(r"[0-9a-f]{32}\.lock")
+
+FINGERPRINT = "fingerprint"  # study attribute: hash of everything the trials depend on
+JOURNAL_START, NEW_STUDY = b'{"op_code":', 0  # as Optuna begins an entry; an entry's kind
+LAWS_KEYS = {"model", "concept", "budget", "n_sequences", "settings", "blocks"}
+# What a calibration writes beside its journal.
+ARTEFACT_FILES = (
+    CONFIG_FILE, VECTOR_FILE, EVIDENCE_FILE, "probe/probe.json", "probe/probe.safetensors",
+    "report.html", "delta_ce.png", "presence.png", "blocks.png",
+    "long_run.png",
+)  # fmt: skip
+# And `calibrate laws`, beside `laws.json`.
+LAWS_PICTURES = tuple(
+    f"{name}.{form}" for name in ("tokens", "concept", "delta_ce") for form in ("png", "svg")
+)
+
+
+def wrote(path: Path) -> bool:
+    """Whether a file in an output directory shows by its contents that we wrote it."""
+    facts = facts_in(path) if path.suffix == ".json" else {}
+    if path.name == CONFIG_FILE:
+        return facts.get("format") == FORMAT
+    if path.name == EVIDENCE_FILE:
+        return facts.keys() >= {"pilots", "trials", "completions", "splits"}
+    if path.name == LAWS_FILE:
+        return facts.keys() >= LAWS_KEYS
+    if path.name == VECTOR_FILE:
+        beside = facts_in(path.with_name(CONFIG_FILE)).get("vector")
+        return isinstance(beside, dict) and beside.get("sha256") == sha256_of(path)
+    if path.name.startswith("probe."):
+        from probes.probe import is_probe  # brings torch along, which takes seconds
+
+        return is_probe(path)
+    return names_us(path)
 
 
 def open_workspace(out: str | Path | None, fingerprint: str) -> tuple[Path | None, bool]:
@@ -31,11 +74,12 @@ def open_workspace(out: str | Path | None, fingerprint: str) -> tuple[Path | Non
     if finished.is_file():
         if _fingerprint_of(finished) == fingerprint:
             return directory, True
+        require_ours(finished, wrote)
         raise ArtefactError(
             f"{directory} holds a calibration made with other settings, data or another model; "
             "choose another --out, or remove it"
         )
-    require_free(directory, JOURNAL_FILE)
+    require_free(directory, JOURNAL_FILE, ARTEFACT_FILES)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -57,19 +101,62 @@ def writing(directory: Path | None, fingerprint: str) -> Iterator[bool]:
     with FileLock(locks / WRITING_LOCK):
         yield finished.is_file() and _fingerprint_of(finished) == fingerprint
         if finished.is_file():
-            shutil.rmtree(locks, ignore_errors=True)
+            _clear(locks)
 
 
-def require_free(directory: Path, ours: str) -> None:
-    """Raise ArtefactError unless a directory is new, empty, or holds our own file `ours`."""
+def require_free(directory: Path, ours: str, files: Iterable[str] = ()) -> None:
+    """Raise ArtefactError unless a directory is new, empty, or of an earlier run of ours.
+
+    ours: the file by which an earlier run is known. files: what will be written beside it.
+    """
     if directory.exists() and not directory.is_dir():
         raise ArtefactError(f"--out must be a directory, got the file {directory}")
-    if directory.is_dir() and any(directory.iterdir()) and not (directory / ours).exists():
+    if not directory.is_dir() or not any(directory.iterdir()):
+        return
+    if not (directory / ours).exists():
         example = sorted(path.name for path in directory.iterdir())[0]
         raise ArtefactError(
             f"--out must be new, empty or of an earlier run, but {directory} holds {example!r}; "
             "choose another --out"
         )
+    require_ours(directory / ours, is_journal if ours == JOURNAL_FILE else wrote)
+    for name in files:
+        require_ours(directory / name, wrote)
+    _require_locks(directory)
+
+
+def is_journal(path: Path) -> bool:
+    """Whether a file is the journal of a study of ours, or the beginning of one."""
+    *lines, torn = path.read_bytes().split(b"\n")
+    if not (torn.startswith(JOURNAL_START) or JOURNAL_START.startswith(torn)):
+        return False
+    try:
+        entries = [json.loads(line) for line in lines]
+        attributes = [entry["user_attr"] for entry in entries if "user_attr" in entry]
+        begun = all(entry["op_code"] == NEW_STUDY for entry in entries)
+    except (ValueError, KeyError, TypeError):
+        return False
+    return begun or any(FINGERPRINT in attribute for attribute in attributes)
+
+
+def _require_locks(directory: Path) -> None:
+    """Raise ArtefactError if something else stands where the locks of those at work will be."""
+    lock, locks = directory / JOURNAL_LOCK, directory / WORKERS_FOLDER
+    linked = lock.is_symlink() and Path(os.readlink(lock)).name == JOURNAL_FILE
+    if os.path.lexists(lock) and not linked:
+        require_ours(lock, nobodys)
+    if os.path.lexists(locks) and (locks.is_symlink() or not locks.is_dir()):
+        require_ours(locks, nobodys)
+
+
+def _clear(locks: Path) -> None:
+    """Remove the workers' locks, and their folder if that is all there was in it."""
+    for lock in locks.iterdir():
+        if is_plain_file(lock) and (lock.name == WRITING_LOCK or WORKER_LOCK.fullmatch(lock.name)):
+            with suppress(OSError):
+                lock.unlink()
+    with suppress(OSError):
+        locks.rmdir()
 
 
 def _fingerprint_of(config: Path) -> str | None:

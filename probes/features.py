@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from calibrate.rendering import encode_text
 from calibrate.residual import pooled_residuals
-from calibrate.tokens import encode_text
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel

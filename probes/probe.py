@@ -22,6 +22,7 @@ from scipy.special import expit
 from calibrate.errors import ArtefactError
 from calibrate.estimate import Interval
 from calibrate.files import write_together
+from calibrate.marks import facts_in
 from calibrate.model import borrowed
 from probes.features import text_features
 from probes.quality import Quality
@@ -101,7 +102,12 @@ class Probe:
 
         Raises: ArtefactError if it cannot be written.
         """
-        write_together(directory, self.files(), last=FACTS_FILE)
+        write_together(directory, self.files(), last=FACTS_FILE, ours=is_probe)
+
+
+def is_probe(path: Path) -> bool:
+    """Whether a file is one of a probe's two, as the facts in its directory show."""
+    return facts_in(path.with_name(FACTS_FILE)).get("format") == FORMAT
 
 
 def load(directory: str | Path) -> Probe:

@@ -14,8 +14,9 @@ import numpy as np
 
 from calibrate.errors import InputError
 from calibrate.model import borrowed
+from calibrate.rendering import encode_prompt
 from calibrate.residual import final_hidden
-from calibrate.tokens import batches, encode_prompt
+from calibrate.tokens import batches
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel

@@ -35,9 +35,10 @@ from calibrate.concept import read_concept, read_prompts
 from calibrate.cross_entropy import Corpus, UnsteeredRun, delta_ce, run_unsteered
 from calibrate.model import LoadedModel, borrowed
 from calibrate.pilot import concept_token_ids, run_pilot
+from calibrate.rendering import encode_prompt
 from calibrate.search import FIRST_PART, rung_sizes
 from calibrate.settings import Sampling, Settings
-from calibrate.tokens import TokenSequence, encode_prompt
+from calibrate.tokens import TokenSequence
 from calibrate.vector import SteeringVector, concept_vectors
 
 MODEL = "smollm2"

@@ -35,9 +35,9 @@ from calibrate.export.control_vector import read_directions
 from calibrate.gate import own_replies
 from calibrate.llama_cpp import LlamaCpp
 from calibrate.model import LoadedModel, borrowed
+from calibrate.rendering import encode_prompt
 from calibrate.settings import Sampling
 from calibrate.stacks import Stack, config_length, rise_in, serving
-from calibrate.tokens import encode_prompt
 from probes import Reader
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

@@ -38,9 +38,10 @@ from calibrate.laws import CrossEntropyLaw
 from calibrate.log_odds import LogOdds, far_logits, measure_log_odds, sampled_contexts
 from calibrate.model import LoadedModel, borrowed
 from calibrate.pilot import Pilot, fit_pilot, resampled_laws, strength_interval
+from calibrate.rendering import encode_prompt, encode_text
 from calibrate.settings import Sampling, Settings
 from calibrate.token_law import judge_peaks
-from calibrate.tokens import TokenSequence, encode_prompt, encode_text
+from calibrate.tokens import TokenSequence
 from calibrate.vector import SteeringVector, concept_vectors
 
 BUDGETS = (0.05, 0.1, 0.3)

@@ -32,7 +32,7 @@ from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
 from calibrate.embedded import cache_directory
 from calibrate.estimate import Interval
 from calibrate.model import borrowed
-from calibrate.tokens import encode_prompt
+from calibrate.rendering import encode_prompt
 
 BATCH_TOKENS = (128, 4096)
 JOYFUL = Path("scripts/joyful_prompts.txt")  # plain prompts leave joy no room to fall

@@ -21,9 +21,9 @@ from calibrate.errors import ArtefactError, Infeasible, InputError, ModelError
 from calibrate.loading import load_model
 from calibrate.presence import require_headroom
 from calibrate.progress import Progress
+from calibrate.rendering import encode_prompt
 from calibrate.replies import sample_unsteered
 from calibrate.settings import Sampling
-from calibrate.tokens import encode_prompt
 from probes import Reader
 
 
@@ -57,6 +57,7 @@ def test_everything_is_written_and_can_be_loaded_again(finished):
         "delta_ce.png",
         "presence.png",
         "blocks.png",
+        "long_run.png",
         "study.journal",
     }
     again = Calibration.load(finished.directory)

@@ -12,9 +12,9 @@ from calibrate import completions, decoding, drawing, tokens
 from calibrate.completions import Request, sample, sample_all
 from calibrate.drawing import draw
 from calibrate.model import borrowed
+from calibrate.rendering import encode_prompt
 from calibrate.residual import Push
 from calibrate.settings import Sampling
-from calibrate.tokens import encode_prompt
 
 SAMPLING = Sampling(max_new_tokens=8)
 

@@ -1,12 +1,18 @@
-"""Reading concepts and prompts: what is accepted, and how the rest is refused."""
+"""Concepts, prompts and corpora: what they are made of, and how they are split."""
 
 from __future__ import annotations
 
 import json
+import random
+import time
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 import tiny
+from refused import Refused, each
 
+from calibrate.alike import near_copies
 from calibrate.concept import (
     MIN_CORPUS,
     MIN_PROMPTS,
@@ -18,10 +24,26 @@ from calibrate.concept import (
     read_prompts,
     split_prompts,
 )
+from calibrate.dealing import deal
 from calibrate.errors import ConceptError
 
 GOOD = [{"text": t, "label": "positive"} for t in tiny.texts(tiny.BRIGHT, 20)] + [
     {"text": t, "label": "negative"} for t in tiny.texts(tiny.DULL, 20)
+]
+
+LONG = [
+    "The ferry left the harbour an hour late because the captain could not find the papers that "
+    "the customs officer had asked for on the evening before we sailed.",
+    "My grandmother kept a jar of buttons on the highest shelf of her pantry, and every winter she "
+    "let us sort them by colour until the lamps were lit.",
+    "Nobody in the village remembers who built the stone bridge, but each spring a mason comes by "
+    "and looks at its arches for a long while without a word.",
+    "Before the exam she had read seven books about beetles, two about the history of glass, and "
+    "a thin one in which somebody argued that numbers do not exist.",
+    "Our new printer hums at night, prints pages that nobody has sent, and then waits for someone "
+    "to come downstairs in slippers and pull the plug from the wall.",
+    "If you follow the dry canal past three locks and a mill without a roof, you reach an orchard "
+    "whose owner sells pears for less than you would pay in town.",
 ]
 
 
@@ -88,87 +110,333 @@ def test_a_corpus_is_halved_and_its_copies_dropped(tmp_path):
     assert sorted((*parts["search"], *parts["verify"])) == sorted(texts)
 
 
-BROKEN = {
-    "empty": ("", "must hold at least one text, got an empty file"),
-    "one-sided": (
-        "\n".join(json.dumps(row) for row in GOOD[:20]),
-        f"needs at least {MIN_TEXTS} negative texts, got 0",
+def concept_file(rows):
+    return lambda folder: read_concept(jsonl(folder / "mine.jsonl", rows))
+
+
+def many(n):
+    return [Text(text) for text in tiny.texts(tiny.BRIGHT, n)]
+
+
+def truncated(texts, n):
+    """Every text cut off at n places."""
+    return [" ".join(text.split()[: 3 + k]) for text in texts for k in range(n)]
+
+
+def by_coin(texts):
+    rng = random.Random(0)
+    heads = [rng.random() < 0.5 for _ in texts]
+    return (
+        [text for text, up in zip(texts, heads, strict=True) if up is side]
+        for side in (True, False)
+    )
+
+
+REFUSED = [
+    Refused(
+        "a concept file with texts of one label only",
+        f"concept 'mine' needs at least {MIN_TEXTS} different negative texts, got 0",
+        concept_file(GOOD[:20]),
+        ConceptError,
     ),
-    "too few": (
-        "\n".join(json.dumps(row) for row in GOOD[15:]),
-        f"needs at least {MIN_TEXTS} positive texts, got 5",
+    Refused(
+        "too few texts of one label",
+        f"concept 'mine' needs at least {MIN_TEXTS} different positive texts, got 5",
+        concept_file(GOOD[15:]),
+        ConceptError,
     ),
-    "duplicate": (
-        "\n".join(json.dumps(row) for row in [*GOOD, GOOD[3]]),
-        "must differ from each other, got 1 more than once",
+    Refused(
+        "texts that are truncations of a few",
+        f"concept 'mine' needs at least {MIN_TEXTS} different positive texts, got 4 "
+        "(60 in all: near copies count once)",
+        lambda _: Concept.from_texts("mine", truncated(LONG[:4], 15), tiny.texts(tiny.DULL, 20)),
+        ConceptError,
     ),
-    "not JSON": (
-        json.dumps(GOOD[0]) + "\n{'text': oops}\n",
-        r"line 2 must be JSON, got .\{'text': oops\}",
+    Refused(
+        "truncations of six sentences, labelled by a coin",
+        f"concept 'coin' needs at least {MIN_TEXTS} different positive texts, got 6 "
+        "(… in all: near copies count once)",
+        lambda _: Concept.from_texts("coin", *by_coin(truncated(LONG, 20))),
+        ConceptError,
     ),
-    "not an object": ("[1, 2]", "line 1 must be a JSON object"),
-    "no label": ('{"text": "a"}', r"line 1 must have text and label \(positive or negative\)"),
-    "wrong label": ('{"text": "a", "label": "joyful"}', 'line 1 must have .*"joyful"'),
-    "empty text": (
-        "\n".join(json.dumps(row) for row in [*GOOD, {"text": " ", "label": "positive"}]),
-        "has an empty positive text",
+    Refused(
+        "a text that stands in the file twice",
+        "the texts of concept 'mine' must differ from each other, got 1 more than once, for "
+        "example …; remove the copies",
+        concept_file([*GOOD, GOOD[3]]),
+        ConceptError,
     ),
-    "the same on both sides": (
-        "\n".join(
-            json.dumps({"text": row["text"], "label": label})
-            for row in GOOD[:20]
-            for label in ("positive", "negative")
+    Refused(
+        "the same texts under both labels",
+        "concept 'mine' must have negatives that differ from its positives, got the same texts "
+        "(their steering vector would be zero)",
+        lambda _: Concept.from_texts("mine", many(20), many(20)),
+        ConceptError,
+    ),
+    Refused(
+        "one string where a list of texts is wanted",
+        "concept 'mine' must have a list of positive texts, got one text",
+        lambda _: Concept.from_texts("mine", "I am happy", many(20)),
+        ConceptError,
+    ),
+    Refused(
+        "a number among the texts in memory",
+        "concept 'mine' must have negative texts that are strings, got int",
+        lambda _: Concept.from_texts("mine", many(20), [1, *many(20)]),
+        ConceptError,
+    ),
+    Refused(
+        "an empty text in memory",
+        "concept 'mine' has an empty positive text; remove it",
+        lambda _: Concept.from_texts("mine", ["  ", *many(20)], many(20)),
+        ConceptError,
+    ),
+    Refused(
+        "a concept that is misspelt",
+        "concept must be a built-in name (…) or a .jsonl, .json, .csv or .tsv file, got "
+        "'optimstic'; did you mean optimistic?",
+        lambda _: read_concept("optimstic"),
+        ConceptError,
+    ),
+    Refused(
+        "a directory as the concept",
+        "concept must be a built-in name (…) or a .jsonl, .json, .csv or .tsv file, got a "
+        "directory",
+        read_concept,
+        ConceptError,
+    ),
+    Refused(
+        "a concept whose name is too long for a file",
+        "concept must be a built-in name (…) or a .jsonl, .json, .csv or .tsv file, got 'xxx…",
+        lambda _: read_concept("x" * 5000),
+        ConceptError,
+    ),
+    Refused(
+        "--positives without --negatives",
+        "--positives and --negatives go together, got only one of them",
+        lambda folder: read_concept("mine", lines(folder / "up.txt", ["sun"])),
+        ConceptError,
+    ),
+    Refused(
+        "too few prompts",
+        f"…few.txt must hold at least {MIN_PROMPTS} different prompts, got 5",
+        lambda folder: read_prompts(lines(folder / "few.txt", tiny.prompts(5))),
+        ConceptError,
+    ),
+    Refused(
+        "prompts that differ in their punctuation and case alone",
+        f"…same.txt must hold at least {MIN_PROMPTS} different prompts, got 10 (30 in all: near "
+        "copies count once)",
+        lambda folder: read_prompts(
+            lines(
+                folder / "same.txt",
+                [
+                    mark.format(text)
+                    for text in tiny.prompts(10)
+                    for mark in ("{}", "{}?", "{} ...")
+                ],
+            )
         ),
-        "negatives that differ from its positives",
+        ConceptError,
     ),
-}
+    Refused(
+        "a prompt that stands in the file twice",
+        "the prompts in …twice.txt must differ from each other, got 1 more than once, for example "
+        "…; remove the copies",
+        lambda folder: read_prompts(
+            lines(folder / "twice.txt", tiny.prompts(30) + tiny.prompts(1))
+        ),
+        ConceptError,
+    ),
+    Refused(
+        "too few texts in a corpus",
+        f"…few.txt must hold at least {MIN_CORPUS} different texts, got 5",
+        lambda folder: read_corpus(lines(folder / "few.txt", tiny.prompts(5))),
+        ConceptError,
+    ),
+    Refused(
+        "a corpus of near copies",
+        f"…logs.txt must hold at least {MIN_CORPUS} different texts, got 1 (50 in all: near copies "
+        "count once)",
+        lambda folder: read_corpus(
+            lines(
+                folder / "logs.txt", [f"the stone table sits by river {n} now" for n in range(50)]
+            )
+        ),
+        ConceptError,
+    ),
+]
 
 
-@pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_file_is_refused_with_the_rule_and_the_value(tmp_path, case):
-    content, said = BROKEN[case]
-    path = tmp_path / "broken.jsonl"
-    path.write_text(content, encoding="utf-8")
-    with pytest.raises(ConceptError, match=said):
-        read_concept(path)
+@each(REFUSED)
+def test_what_cannot_be_a_concept_or_its_prompts_is_refused(row, tmp_path):
+    row.check(tmp_path)
 
 
-def test_a_file_that_is_not_utf8_is_refused_with_the_byte(tmp_path):
-    path = tmp_path / "latin.jsonl"
-    path.write_bytes('{"text": "caf\xe9", "label": "positive"}'.encode("latin-1"))
-    with pytest.raises(ConceptError, match=r"must be UTF-8, got byte 0xe9 at offset 13; convert"):
-        read_concept(path)
-
-
-def test_an_unknown_concept_suggests_near_names():
-    with pytest.raises(ConceptError, match="got 'optimstic'; did you mean optimistic"):
-        read_concept("optimstic")
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ConceptError, match=r"cannot read .*gone\.txt: No such file"):
-        read_prompts(tmp_path / "gone.txt")
-
-
-def test_positives_need_negatives(tmp_path):
-    up = lines(tmp_path / "up.txt", tiny.texts(tiny.BRIGHT, 15))
-    with pytest.raises(ConceptError, match="go together"):
-        read_concept("mine", up)
-
-
-def test_too_few_prompts_or_corpus_texts_are_refused(tmp_path):
-    few = lines(tmp_path / "few.txt", tiny.prompts(5))
-    with pytest.raises(ConceptError, match=f"at least {MIN_PROMPTS} prompts, got 5"):
-        read_prompts(few)
-    with pytest.raises(ConceptError, match=f"at least {MIN_CORPUS} different texts, got 5"):
-        read_corpus(few)
-    twice = lines(tmp_path / "twice.txt", tiny.prompts(30) + tiny.prompts(1))
-    with pytest.raises(ConceptError, match="must differ"):
-        read_prompts(twice)
-
-
-def test_texts_in_memory_are_checked_like_files():
-    with pytest.raises(ConceptError, match="needs at least"):
-        Concept.from_texts("x", ["one"], ["two"])
+def test_texts_in_memory_make_a_concept():
     concept = Concept.from_texts("x", tiny.texts(tiny.BRIGHT, 12), tiny.texts(tiny.DULL, 12))
     assert isinstance(concept.texts.positives[0], Text)
+
+
+def invented(n, length, seed=0):
+    """Sentences of words nobody has used before, so that no two are alike."""
+    rng = random.Random(seed)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    return [" ".join("".join(rng.choices(letters, k=5)) for _ in range(length)) for _ in range(n)]
+
+
+def n_groups(texts):
+    return len(set(near_copies(texts)))
+
+
+def test_truncations_of_a_text_are_one_group():
+    assert n_groups(truncated(LONG, 20)) == len(LONG)
+    ends = [" ".join(text.split()[k:]) for text in LONG for k in range(20)]
+    assert n_groups(ends) == len(LONG)
+
+
+def test_filled_in_templates_are_one_group():
+    things = ["cheese", "rain", "Paris", "my dog", "old films", "football", "the sea", "maths"]
+    assert n_groups([f"I love {one} because it makes me happy" for one in things]) == 1
+    assert (
+        n_groups([f"The best thing about {one} is that I never get tired" for one in things]) == 1
+    )
+
+
+def test_light_paraphrases_are_one_group():
+    for text in LONG:
+        words = text.split()
+        one_changed = [" ".join([*words[:k], "zebra", *words[k + 1 :]]) for k in range(len(words))]
+        turned_round = f"{' '.join(words[12:])} {' '.join(words[:12])}"
+        louder = text.upper().replace(",", " --") + "!!!"
+        longer = f"As I said, {text} And that is that."
+        assert n_groups([text, *one_changed, turned_round, louder, longer]) == 1
+
+
+def test_texts_that_only_begin_alike_or_share_a_frame_of_few_words_are_different():
+    begun = [f"I think that {' '.join(text.split()[4:16])}" for text in LONG]
+    assert n_groups(begun) == len(LONG)
+    assert n_groups(["Yes", "No", "Yes, I saw him", "No, I did not see it", "I see"]) == 5
+    assert n_groups(["so good", "that cake was so good indeed", "it rained so good a rain"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("texts", "groups"),
+    [
+        (
+            [
+                "今天天气很好我们去公园散步吧",
+                "今天天气很好我们去公园",
+                "他昨天丢了工作心里非常难过",
+            ],
+            2,
+        ),
+        (["私は毎朝コーヒーを飲みます", "私は毎朝コーヒーを飲む", "電車がまた遅れてしまった"], 2),
+        (["วันนี้อากาศดีมากเราไปเดินเล่นกัน", "วันนี้อากาศดีมากเราไปเดินเล่น", "เขาตกงานเมื่อวานนี้"], 2),
+        (["😀🎉🥳🎂🎈", "😀🎉🥳🎂", "😢💔🌧️☔"], 2),
+        (["나는 오늘 정말 행복하다", "나는 오늘 정말", "비가 와서 우울한 하루였다"], 2),
+    ],
+)
+def test_where_words_are_not_set_apart_characters_count(texts, groups):
+    assert n_groups(texts) == groups
+
+
+def test_a_group_is_joined_by_name_as_well():
+    names = ["a", "b", "a", "c", "b"]
+    assert near_copies([*LONG[:5]], names) == (0, 1, 0, 2, 1)
+    copies = [LONG[0], LONG[1], LONG[2], LONG[0].upper(), LONG[4]]
+    assert len(set(near_copies(copies, ["a", "b", "a", "b", "c"]))) == 2
+
+
+def test_five_thousand_texts_are_grouped_quickly():
+    rng = random.Random(0)
+    vocabulary = [word for text in invented(40, 50) for word in text.split()]
+    natural = [" ".join(rng.choices(vocabulary, k=60)) for _ in range(4000)]
+    framed = [f"I think it is most important to {one}" for one in invented(1000, 4, seed=1)]
+    started = time.process_time()
+    groups = near_copies([*natural, *framed])
+    assert time.process_time() - started < 4  # about one second on a quiet machine
+    assert len(set(groups[:4000])) == 4000
+
+
+def test_no_split_separates_near_copies_whatever_their_labels():
+    texts = [cut for text in invented(40, 24) for cut in truncated([text], 8)]
+    concept = Concept.from_texts("coin", *by_coin(texts))
+    parts = concept.split()
+    beginnings = {
+        name: {text.text[:17] for text in (*part.positives, *part.negatives)}
+        for name, part in parts.items()
+    }
+    assert sum(map(len, beginnings.values())) == len(set().union(*beginnings.values())) == 40
+    assert {name: len(found) for name, found in beginnings.items()} == {
+        "vector": 16,
+        "probe": 16,
+        "held_out": 8,
+    }
+    again = Concept.from_texts("coin", *(side[::-1] for side in by_coin(texts)))
+    assert {name: set(part.positives) for name, part in again.split().items()} == {
+        name: set(part.positives) for name, part in parts.items()
+    }
+
+
+def test_a_group_column_keeps_texts_together(tmp_path):
+    rows = [{**row, "group": number % 15} for number, row in enumerate(GOOD)]
+    parts = read_concept(jsonl(tmp_path / "grouped.jsonl", rows)).split()
+    groups = [
+        {text.group for text in (*part.positives, *part.negatives)} for part in parts.values()
+    ]
+    assert sum(map(len, groups)) == len(set().union(*groups)) == 15
+
+
+def test_prompts_and_corpus_texts_that_are_near_copies_share_a_split(tmp_path):
+    prompts = tiny.prompts(40)
+    parts = split_prompts([*prompts, *(f"{prompt.title()}?!" for prompt in prompts)])
+    for part in parts.values():
+        assert {text.lower().rstrip("?!") for text in part} == {
+            text for text in part if text in prompts
+        }
+    texts = invented(30, 24)
+    halves = read_corpus(lines(tmp_path / "c.txt", truncated(texts, 5)))
+    begun = [{text[:17] for text in half} for half in halves.values()]
+    assert not begun[0] & begun[1]
+    assert {len(half) for half in begun} == {15}
+
+
+@st.composite
+def groups_of_both_labels(draw):
+    """How many positives and negatives each of some groups has; twelve or more have either."""
+    sizes = st.sampled_from([0, 1, 1, 1, 2, 5, 20])
+    groups = draw(st.lists(st.tuples(sizes, sizes).filter(any), min_size=12, max_size=30))
+    for label in (0, 1):
+        missing = 12 - sum(group[label] > 0 for group in groups)
+        groups += [(1 - label, label)] * max(missing, 0)
+    return groups
+
+
+@hypothesis.settings(max_examples=50)
+@hypothesis.given(groups_of_both_labels(), st.randoms(use_true_random=False))
+def test_whole_groups_are_dealt_in_proportion_and_every_split_gets_both_labels(groups, rng):
+    things = [
+        (f"group {number}", bool(label))
+        for number, counts in enumerate(groups)
+        for label in (0, 1)
+        for _ in range(counts[label])
+    ]
+    rng.shuffle(things)
+    keys, labels = zip(*things, strict=True)
+    shares = {"vector": 0.4, "probe": 0.4, "held_out": 0.2}
+    parts = deal(keys, labels, shares)
+    assert sorted(place for part in parts.values() for place in part) == list(range(len(keys)))
+    where = {keys[place]: name for name, part in parts.items() for place in part}
+    assert all(where[keys[place]] == name for name, part in parts.items() for place in part)
+    for label in (0, 1):
+        total = sum(group[label] > 0 for group in groups)
+        for name, part in parts.items():
+            n = len({keys[place] for place in part if labels[place] == label})
+            assert n >= 2
+            assert abs(n - shares[name] * total) <= 1
+    in_order = deal(*zip(*sorted(things), strict=True), shares)
+    places = sorted(range(len(things)), key=lambda place: things[place])
+    assert {keys[places[place]] for place in in_order["probe"]} == {
+        keys[place] for place in parts["probe"]
+    }

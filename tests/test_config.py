@@ -38,7 +38,7 @@ def test_the_json_follows_the_published_schema(finished):
     facts = json.loads((finished.directory / "steering.json").read_text())
     jsonschema.validate(facts, json.loads(SCHEMA.read_text()))
     assert facts["format"] == "steering-config"
-    assert facts["version"] == 1
+    assert facts["version"] == 2
     assert facts["intervention"]["operation"] == "add"
     assert facts["intervention"]["site"] == "block_output"
     assert facts["budget"]["unit"] == "nats/token"
@@ -86,7 +86,7 @@ def test_a_config_cannot_be_changed(finished):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"version": 2}, "of version 1, got steering-config of version 2; use the release"),
+        ({"version": 3}, "of version 1 or 2, got steering-config of version 3; use the release"),
         ({"format": "something"}, "must be a steering-config"),
         ({"intervention": {"layer": "two"}}, "is damaged: intervention"),
         ({"budget": None}, "is damaged: budget"),

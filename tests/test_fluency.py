@@ -9,9 +9,10 @@ import torch
 
 from calibrate.completions import Completion, sample
 from calibrate.estimate import RatioEstimate
-from calibrate.fluency import Fluency, longest_loop, measure_fluency
+from calibrate.fluency import Fluency, measure_fluency
+from calibrate.loops import longest_loop
+from calibrate.rendering import encode_prompt
 from calibrate.settings import Sampling
-from calibrate.tokens import encode_prompt
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from calibrate.errors import InputError
 from calibrate.judging import Material, appoint, judge_name
 from calibrate.loading import load_model
 from calibrate.presence import measure_presence
+from calibrate.rendering import encode_prompt
 from calibrate.replies import sample_unsteered
 from calibrate.settings import Settings
-from calibrate.tokens import encode_prompt
 from calibrate.vector import concept_vectors
 from probes import Example, Reader, degenerate_examples
 from probes.classifier import fit_embedding, fit_lexicon

@@ -12,9 +12,10 @@ from calibrate.completions import sample
 from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
 from calibrate.errors import ModelError
 from calibrate.memory import Shelf, in_parts_that_fit
+from calibrate.rendering import encode_prompt
 from calibrate.residual import pooled_residuals
 from calibrate.settings import Sampling
-from calibrate.tokens import TokenSequence, encode_prompt
+from calibrate.tokens import TokenSequence
 
 LAYER = 1
 

@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from calibrate.concept import built_in_concepts, read_concept, read_prompts
+from calibrate.alike import near_copies
+from calibrate.concept import SAME_PROMPT, built_in_concepts, read_concept, read_prompts
 
 PAPERS_EIGHT = (
     "apathetic",
@@ -62,6 +63,27 @@ def test_concepts_do_not_share_texts_and_no_reply_answers_a_neutral_prompt():
     assert max(seen.values()) == 1
     asked = {t.prompt for name in PAPERS_EIGHT for t in read_concept(name).texts.positives}
     assert not asked & set(read_prompts())
+
+
+@pytest.mark.parametrize("name", PAPERS_EIGHT)
+def test_no_text_of_a_pack_is_a_near_copy_of_another_pair(name):
+    texts = read_concept(name).texts
+    assert len({text.group for text in (*texts.positives, *texts.negatives)}) == 72
+    assert len(texts.positives) == len(texts.negatives) == 72
+
+
+def test_the_neutral_prompts_are_no_near_copies_of_each_other():
+    prompts = read_prompts()
+    assert len(set(near_copies(prompts, share=SAME_PROMPT))) == len(prompts)
+
+
+def test_statements_of_one_persona_do_not_collapse_into_few_groups(shared_data):
+    for name, least, most in (("happiness_vs_sadness", 420, 5), ("persona_agreeableness", 280, 50)):
+        texts = read_concept(shared_data / "concepts" / f"{name}.jsonl").texts
+        everything = (*texts.positives, *texts.negatives)
+        sizes = Counter(near_copies([text.text for text in everything]))
+        assert len(sizes) >= least
+        assert max(sizes.values()) <= most
 
 
 def test_there_are_enough_neutral_prompts():

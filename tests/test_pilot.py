@@ -22,8 +22,9 @@ from calibrate.pilot import (
     run_pilot,
     run_pilots,
 )
+from calibrate.rendering import encode_prompt
 from calibrate.settings import Sampling, Settings
-from calibrate.tokens import TokenSequence, encode_prompt
+from calibrate.tokens import TokenSequence
 from calibrate.vector import SteeringVector
 
 

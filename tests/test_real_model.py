@@ -21,8 +21,8 @@ from calibrate.concept import read_concept, read_prompts
 from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
 from calibrate.loading import load_model
 from calibrate.model import borrowed
+from calibrate.rendering import encode_prompt
 from calibrate.settings import Sampling
-from calibrate.tokens import encode_prompt
 
 pytestmark = pytest.mark.slow
 

@@ -20,8 +20,8 @@ from calibrate.loading import load_model
 from calibrate.log_odds import measure_log_odds
 from calibrate.model import borrowed
 from calibrate.pilot import run_pilot
+from calibrate.rendering import encode_prompt
 from calibrate.settings import Sampling, Settings
-from calibrate.tokens import encode_prompt
 from calibrate.vector import concept_vectors
 
 MODELS = Path(__file__).parent / "models"

@@ -8,8 +8,8 @@ import torch
 
 from calibrate.concept import Text, Texts
 from calibrate.errors import ConceptError
+from calibrate.rendering import encode_text
 from calibrate.settings import Settings
-from calibrate.tokens import encode_text
 from calibrate.vector import concept_vectors, extract_vectors
 
 ROUNDING = 2e-5  # float32, on residuals of size 1 to 10

@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
+from transformers.pytorch_utils import Conv1D
 
 from calibrate.config import SteeringConfig
 from calibrate.errors import ExportRefused, InputError
-from calibrate.export.exporter import EveryPosition, Exported, NextLogProbs, baked, unsteered
-from calibrate.files import replacing
+from calibrate.export.adapters import carries_adapter, is_quantised
+from calibrate.export.exporter import EveryPosition, NextLogProbs, baked, unsteered
+from calibrate.export.place import place_of
+from calibrate.export.restored import restored
 from calibrate.residual import residual_writers
 
 if TYPE_CHECKING:
@@ -29,33 +32,38 @@ class Adapter(EveryPosition):
     """Writes an adapter directory, with the config beside it."""
 
     name = "peft"
+    directory = True
     needs_model = True
 
     def check_model(self, config: SteeringConfig, loaded: LoadedModel) -> None:
         """Refuse a block without such a projection."""
         residual_writer(loaded, config.intervention.layer, self.name)
 
-    def write(self, config: SteeringConfig, loaded: LoadedModel | None, target: Path) -> Exported:
+    def write(
+        self, config: SteeringConfig, loaded: LoadedModel | None, path: Path, target: Path
+    ) -> None:
         """Write adapter_config.json, adapter_model.safetensors and the config."""
         assert loaded is not None
-        path, factor = residual_writer(loaded, config.intervention.layer, self.name)
-        module = loaded.model.get_submodule(path)
-        transposed = not isinstance(module, torch.nn.Linear)  # GPT-2's Conv1D
-        n_in = module.weight.shape[0 if transposed else 1]
+        name, factor = residual_writer(loaded, config.intervention.layer, self.name)
+        module: Any = loaded.model.get_submodule(name)
+        transposed = isinstance(module, Conv1D)
         bias = torch.from_numpy(baked(config)) / factor
-        key = f"base_model.model.{path}"
+        key = f"base_model.model.{name}"
         tensors = {
-            f"{key}.lora_A.weight": torch.zeros(1, n_in),
+            f"{key}.lora_A.weight": torch.zeros(1, module.nx if transposed else module.in_features),
             f"{key}.lora_B.weight": torch.zeros(len(bias), 1),
             f"{key}.lora_B.bias": bias.contiguous(),
         }
-        with replacing(target) as folder:
-            folder.mkdir()
-            _lora_config(loaded.name, path, transposed).save_pretrained(folder)
-            save_file(tensors, folder / "adapter_model.safetensors")
-            for name, content in config.files().items():
-                (folder / name).write_bytes(content)
-        return Exported(target, (f"PeftModel.from_pretrained(model, '{target}')",))
+        _lora_config(place_of(loaded), name, transposed).save_pretrained(path)
+        save_file(tensors, path / "adapter_model.safetensors")
+        for file, content in config.files().items():
+            (path / file).write_bytes(content)
+
+    def serve(
+        self, config: SteeringConfig, loaded: LoadedModel | None, target: Path
+    ) -> tuple[str, ...]:
+        """By PEFT."""
+        return (f"PeftModel.from_pretrained(model, '{target}')",)
 
     @contextmanager
     def loaded_back(
@@ -68,33 +76,37 @@ class Adapter(EveryPosition):
 
 @contextmanager
 def adapted(loaded: LoadedModel, path: Path) -> Iterator[None]:
-    """Let PEFT put an adapter on a model inside the `with`."""
-    wrapped = _peft().PeftModel.from_pretrained(loaded.model, path)
-    try:
+    """Let PEFT put an adapter on a model inside the `with`; whatever happens, it comes off again.
+
+    Raises: ExportRefused with PEFT's reason if it cannot.
+    """
+    peft = _peft()
+    with restored(loaded.model):
+        try:
+            peft.PeftModel.from_pretrained(loaded.model, path)
+        except Exception as error:  # PEFT's own, torch's, and those of quantisation libraries
+            reason = " ".join(str(error).split()) or type(error).__name__
+            way_out = "load it in full precision, or " if is_quantised(loaded.model) else ""
+            raise ExportRefused(
+                f"PEFT cannot put the adapter on {loaded.name} ({reason[:300]}); {way_out}export "
+                "gguf or a snippet"
+            ) from error
         yield
-    finally:
-        wrapped.unload()
-        loaded.model.__dict__.pop("peft_config", None)
 
 
 def residual_writer(loaded: LoadedModel, layer: int, format_name: str) -> tuple[str, float]:
     """The path of a block's last projection into the residual stream, and its factor.
 
-    Raises: ExportRefused if there is none, or the model is wrapped by PEFT already.
+    Raises: ExportRefused if there is none, or the model carries an adapter already.
     """
-    if hasattr(loaded.model, "get_base_model"):
+    if carries_adapter(loaded.model):
         raise ExportRefused(
-            f"{loaded.name} carries an adapter already; merge it (merge_and_unload) and calibrate "
-            "the result"
+            f"{loaded.name} carries an adapter already; merge it (merge_and_unload), save the "
+            "result and calibrate that, or export folded, which merges both"
         )
     writers = residual_writers(loaded, layer)
     if not writers:
-        experts = any("expert" in name for name, _ in loaded.blocks[layer].named_modules())
-        reason = (
-            "its experts are chosen token by token, and none of them writes for all"
-            if experts
-            else "a norm stands between its projections and the residual stream"
-        )
+        reason = _why_none(loaded, layer)
         raise ExportRefused(
             f"the {format_name} format needs a projection that writes into the residual stream, "
             f"but block {layer} of {loaded.name} has none: {reason}; export gguf or a snippet"
@@ -104,7 +116,15 @@ def residual_writer(loaded: LoadedModel, layer: int, format_name: str) -> tuple[
     return f"{names[id(loaded.blocks[layer])]}.{inside}", writers[inside]
 
 
-def _lora_config(model: str, path: str, transposed: bool) -> Any:
+def _why_none(loaded: LoadedModel, layer: int) -> str:
+    if is_quantised(loaded.model):
+        return "it is quantised, and its projections are of a kind that takes no bias"
+    if any("expert" in name for name, _ in loaded.blocks[layer].named_modules()):
+        return "its experts are chosen token by token, and none of them writes for all"
+    return "a norm stands between its projections and the residual stream"
+
+
+def _lora_config(model: str | None, path: str, transposed: bool) -> Any:
     return _peft().LoraConfig(
         task_type="CAUSAL_LM",
         base_model_name_or_path=model,

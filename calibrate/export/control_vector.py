@@ -18,13 +18,14 @@ import numpy as np
 
 from calibrate.config import SteeringConfig
 from calibrate.errors import ArtefactError, ExportRefused
-from calibrate.export.exporter import EveryPosition, Exported, NextLogProbs, baked, with_vector
-from calibrate.files import replacing
+from calibrate.export.exporter import EveryPosition, NextLogProbs, baked, with_vector
+from calibrate.marks import signature
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
 
 ARCHITECTURE = "controlvector"
+SIGNATURE = "glp.written_by"
 
 
 class ControlVector(EveryPosition):
@@ -41,15 +42,31 @@ class ControlVector(EveryPosition):
                 "it; calibrate another --layer, or export peft or folded"
             )
 
-    def write(self, config: SteeringConfig, loaded: LoadedModel | None, target: Path) -> Exported:
+    def wrote(self, path: Path) -> bool:
+        """Whether the key that signs the direction is there, and right."""
+        try:
+            reader = gguf.GGUFReader(path)
+            (tensor,) = reader.tensors
+            return bool(reader.fields[SIGNATURE].contents() == signature(tensor.data.tobytes()))
+        except (OSError, ValueError, KeyError, IndexError):
+            return False
+
+    def write(
+        self, config: SteeringConfig, loaded: LoadedModel | None, path: Path, target: Path
+    ) -> None:
         """Write the GGUF file."""
-        with replacing(target) as path:
-            write_directions(path, config)
-        return Exported(
-            target,
-            (f"llama-cli -m MODEL.gguf --control-vector {target}",
-             f"repeng: ControlVector.import_gguf('{target}'), coefficient 1.0"),
-        )  # fmt: skip
+        write_directions(path, config)
+
+    def serve(
+        self, config: SteeringConfig, loaded: LoadedModel | None, target: Path
+    ) -> tuple[str, ...]:
+        """By llama.cpp, with the GGUF file it came from if there was one, and repeng."""
+        model = config.model.id
+        file = Path(model).resolve() if model.endswith(".gguf") else "MODEL.gguf"
+        return (
+            f"llama-cli -m {file} --control-vector {target}",
+            f"repeng: ControlVector.import_gguf('{target}'), coefficient 1.0",
+        )
 
     @contextmanager
     def loaded_back(
@@ -78,7 +95,9 @@ def write_directions(path: Path, config: SteeringConfig) -> None:
         writer.add_string(f"glp.{key}", fact)
     writer.add_float32("glp.baked_strength", done.strength)
     writer.add_uint32("glp.layer", done.layer)
-    writer.add_tensor(f"direction.{done.layer}", baked(config))
+    direction = baked(config)
+    writer.add_string(SIGNATURE, signature(direction.tobytes()))
+    writer.add_tensor(f"direction.{done.layer}", direction)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from calibrate.config import SteeringConfig
 from calibrate.export.control_vector import read_directions, write_directions
-from calibrate.export.exporter import EveryPosition, Exported, NextLogProbs, with_vector
-from calibrate.files import replacing
+from calibrate.export.exporter import EveryPosition, NextLogProbs, with_vector
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
@@ -24,15 +23,21 @@ class EasySteer(EveryPosition):
 
     name = "easysteer"
 
-    def write(self, config: SteeringConfig, loaded: LoadedModel | None, target: Path) -> Exported:
-        """Write the vector and the spec."""
-        with replacing(target) as path:
-            path.mkdir()
-            write_directions(path / VECTOR_NAME, config)
-            spec = steering_spec(str(target.resolve() / VECTOR_NAME), config.intervention.layer)
-            (path / SPEC_NAME).write_text(f"{json.dumps(spec, indent=2)}\n", encoding="utf-8")
-        serve = f"vllm serve MODEL --enable-steer-vector --steering-config {target / SPEC_NAME}"
-        return Exported(target, (serve,))
+    directory = True
+
+    def write(
+        self, config: SteeringConfig, loaded: LoadedModel | None, path: Path, target: Path
+    ) -> None:
+        """Write the vector and the spec, which names the vector by its full path."""
+        write_directions(path / VECTOR_NAME, config)
+        spec = steering_spec(str(target.resolve() / VECTOR_NAME), config.intervention.layer)
+        (path / SPEC_NAME).write_text(f"{json.dumps(spec, indent=2)}\n", encoding="utf-8")
+
+    def serve(
+        self, config: SteeringConfig, loaded: LoadedModel | None, target: Path
+    ) -> tuple[str, ...]:
+        """By the fork of vLLM."""
+        return (f"vllm serve MODEL --enable-steer-vector --steering-config {target / SPEC_NAME}",)
 
     @contextmanager
     def loaded_back(
@@ -41,7 +46,7 @@ class EasySteer(EveryPosition):
         """Follow the spec: the file it names, at the block it names, at its scale."""
         (one,) = json.loads((path / SPEC_NAME).read_text(encoding="utf-8"))["vectors"]
         (layer,) = one["layers"]
-        values = read_directions(Path(one["source"]))[layer]
+        values = read_directions(path / Path(one["source"]).name)[layer]
         yield with_vector(loaded, one["scale"] * values, layer)
 
 

@@ -37,21 +37,46 @@ class Exported:
 
 
 class Exporter(Protocol):
-    """Writes a config in one format, and loads it back as the consumer does."""
+    """Writes a config in one format, and loads it back as the consumer does.
+
+    directory: whether it writes a directory. suffix: how the file's name has to end.
+    """
 
     name: str
+    directory: bool
+    suffix: str | None
     needs_model: bool
 
     def check_config(self, config: SteeringConfig) -> None:
         """Raise ExportRefused if the format cannot express the config."""
         ...
 
+    def subject(self, loaded: LoadedModel) -> LoadedModel:
+        """The model that is exported: this one, or a copy where the format needs it plainer."""
+        ...
+
     def check_model(self, config: SteeringConfig, loaded: LoadedModel) -> None:
         """Raise ExportRefused if the format cannot express it for this model."""
         ...
 
-    def write(self, config: SteeringConfig, loaded: LoadedModel | None, target: Path) -> Exported:
-        """Write it, all or nothing. `loaded` is there if `needs_model`."""
+    def wrote(self, path: Path) -> bool:
+        """Whether a file is an export of this format; of no interest for directories."""
+        ...
+
+    def write(
+        self, config: SteeringConfig, loaded: LoadedModel | None, path: Path, target: Path
+    ) -> None:
+        """Write it to a path, from where it will be moved to `target`.
+
+        path: of a file that is not there, or of an empty directory. `loaded` is there if
+        `needs_model`.
+        """
+        ...
+
+    def serve(
+        self, config: SteeringConfig, loaded: LoadedModel | None, target: Path
+    ) -> tuple[str, ...]:
+        """What to do with it, a line each."""
         ...
 
     def loaded_back(
@@ -61,11 +86,28 @@ class Exporter(Protocol):
         ...
 
 
-class EveryPosition:
-    """Refuses what steers only some positions; asks nothing of the model."""
+class AnyModel:
+    """What most exporters are: one file, for any model."""
 
     name: str
+    directory = False
+    suffix: str | None = None
     needs_model = False
+
+    def subject(self, loaded: LoadedModel) -> LoadedModel:
+        """The model as it is."""
+        return loaded
+
+    def check_model(self, config: SteeringConfig, loaded: LoadedModel) -> None:
+        """Accept any model."""
+
+    def wrote(self, path: Path) -> bool:
+        """Know no file."""
+        return False
+
+
+class EveryPosition(AnyModel):
+    """Refuses what steers only some positions."""
 
     def check_config(self, config: SteeringConfig) -> None:
         """Raise ExportRefused if not all positions are steered."""
@@ -75,9 +117,6 @@ class EveryPosition:
                 "for the last one and would over-steer; calibrate with --positions all, or export "
                 "a snippet"
             )
-
-    def check_model(self, config: SteeringConfig, loaded: LoadedModel) -> None:
-        """Accept any model."""
 
 
 def baked(config: SteeringConfig) -> np.ndarray:

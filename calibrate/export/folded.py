@@ -23,16 +23,16 @@ from calibrate.config import SteeringConfig
 from calibrate.embedded import quiet_transformers
 from calibrate.errors import ExportRefused
 from calibrate.export.adapter import residual_writer
-from calibrate.export.exporter import EveryPosition, Exported, NextLogProbs, baked, unsteered
-from calibrate.files import replacing
+from calibrate.export.adapters import is_quantised, merged
+from calibrate.export.exporter import EveryPosition, NextLogProbs, baked, unsteered
+from calibrate.export.place import place_of
 from calibrate.loading import load_model
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
 
 CARD = """---
-base_model: {model}
-tags: [steering]
+{base}tags: [steering]
 ---
 
 # {model}, steered {verb} {concept}
@@ -49,40 +49,53 @@ class Folded(EveryPosition):
     """Writes a checkpoint directory, with the config and a model card."""
 
     name = "folded"
+    directory = True
     needs_model = True
+
+    def subject(self, loaded: LoadedModel) -> LoadedModel:
+        """The model, with the adapters that it carries merged into its weights.
+
+        Raises: ExportRefused for weights that are not at hand as they are.
+        """
+        if is_quantised(loaded.model) or any(one.is_meta for one in loaded.model.parameters()):
+            raise ExportRefused(
+                f"{loaded.name} is quantised or offloaded, so that its weights cannot be copied "
+                "exactly; load it in full precision, or export gguf or a snippet"
+            )
+        return merged(loaded)
 
     def check_model(self, config: SteeringConfig, loaded: LoadedModel) -> None:
         """Refuse a block without a projection that writes, or an architecture without its bias."""
         path, _ = residual_writer(loaded, config.intervention.layer, self.name)
-        if getattr(loaded.model, "is_quantized", False) or loaded.model.device.type == "meta":
-            raise ExportRefused(
-                f"{loaded.name} is quantised or offloaded, so that its weights cannot be copied "
-                "exactly; load it in full precision, or export peft"
-            )
         biased_config(loaded.model, path, self.name)
 
-    def write(self, config: SteeringConfig, loaded: LoadedModel | None, target: Path) -> Exported:
+    def write(
+        self, config: SteeringConfig, loaded: LoadedModel | None, path: Path, target: Path
+    ) -> None:
         """Write the weights, the tokenizer, the config and the card."""
         assert loaded is not None
-        path, factor = residual_writer(loaded, config.intervention.layer, self.name)
-        folded = _with_bias(loaded.model, path, torch.from_numpy(baked(config)) / factor)
+        module, factor = residual_writer(loaded, config.intervention.layer, self.name)
+        folded = _with_bias(loaded.model, module, torch.from_numpy(baked(config)) / factor)
         folded.config.steering = {
             "tool": "steering-calibrate",
-            "module": path,
+            "module": module,
             "strength": config.intervention.strength,
             "layer": config.intervention.layer,
             "concept": config.concept.name,
-            "base_model": config.model.id,
+            "base_model": place_of(loaded) or config.model.id,
         }
-        with replacing(target) as folder, quiet_transformers():
-            folded.save_pretrained(folder)
-            loaded.tokenizer.save_pretrained(folder)
-            (folder / "README.md").write_text(_card(config), encoding="utf-8")
-            for name, content in config.files().items():
-                (folder / name).write_bytes(content)
-        return Exported(
-            target, (f"AutoModelForCausalLM.from_pretrained('{target}')", f"vllm serve {target}")
-        )
+        with quiet_transformers():
+            folded.save_pretrained(path)
+            loaded.tokenizer.save_pretrained(path)
+        (path / "README.md").write_text(_card(config, place_of(loaded)), encoding="utf-8")
+        for name, content in config.files().items():
+            (path / name).write_bytes(content)
+
+    def serve(
+        self, config: SteeringConfig, loaded: LoadedModel | None, target: Path
+    ) -> tuple[str, ...]:
+        """As any checkpoint."""
+        return (f"AutoModelForCausalLM.from_pretrained('{target}')", f"vllm serve {target}")
 
     @contextmanager
     def loaded_back(
@@ -155,9 +168,10 @@ def _with_bias(model: Any, path: str, bias: torch.Tensor) -> Any:
     return fresh.eval()
 
 
-def _card(config: SteeringConfig) -> str:
+def _card(config: SteeringConfig, place: str | None) -> str:
     measured = config.measured
     return CARD.format(
+        base=f"base_model: {place}\n" if place else "",
         model=config.model.id,
         verb="towards" if config.concept.goal == "increase" else "away from",
         concept=config.concept.name,

@@ -6,17 +6,20 @@ The file holds tensors and plain values only, so that `torch.load(weights_only=T
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from calibrate.architecture import base_of
 from calibrate.config import SteeringConfig
-from calibrate.errors import ArtefactError
-from calibrate.export.exporter import EveryPosition, Exported, NextLogProbs, with_vector
-from calibrate.files import replacing
+from calibrate.export.exporter import EveryPosition, NextLogProbs, with_vector
+from calibrate.export.place import place_of, to_be_named
+from calibrate.marks import signature
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
@@ -28,14 +31,21 @@ class LmEval(EveryPosition):
     name = "lm-eval"
     needs_model = True
 
-    def write(self, config: SteeringConfig, loaded: LoadedModel | None, target: Path) -> Exported:
-        """Write the file; its name has to end in .pt for the harness to take it."""
+    suffix = ".pt"  # by which the harness tells the format
+
+    def wrote(self, path: Path) -> bool:
+        """Whether the archive's comment signs what is in it."""
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return archive.comment.decode() == _signature(archive)
+        except (OSError, ValueError, zipfile.BadZipFile):
+            return False
+
+    def write(
+        self, config: SteeringConfig, loaded: LoadedModel | None, path: Path, target: Path
+    ) -> None:
+        """Write the file, an archive of torch's, and sign it in the archive's comment."""
         assert loaded is not None
-        if target.suffix != ".pt":
-            raise ArtefactError(
-                f"lm-evaluation-harness tells the format by the name: --to must end in .pt, got "
-                f"{str(target)!r}"
-            )
         steering = {
             "steering_vector": config.steering_vector.values.clone(),
             "steering_coefficient": config.intervention.strength,
@@ -43,10 +53,20 @@ class LmEval(EveryPosition):
             "bias": None,
             "head_index": None,
         }
-        with replacing(target) as path:
-            torch.save({hookpoint(loaded, config.intervention.layer): steering}, path)
-        serve = f"lm_eval --model steered --model_args pretrained={loaded.name},steer_path={target}"
-        return Exported(target, (serve,))
+        content = io.BytesIO()
+        torch.save({hookpoint(loaded, config.intervention.layer): steering}, content)
+        with zipfile.ZipFile(content, "a") as archive:
+            archive.comment = _signature(archive).encode()
+        path.write_bytes(content.getvalue())
+
+    def serve(
+        self, config: SteeringConfig, loaded: LoadedModel | None, target: Path
+    ) -> tuple[str, ...]:
+        """By the harness, from any folder."""
+        assert loaded is not None
+        model = place_of(loaded) or "MODEL"
+        steering = f"pretrained={model},steer_path={target.resolve()}"
+        return (f"lm_eval --model steered --model_args {steering}", *to_be_named(loaded, "MODEL"))
 
     @contextmanager
     def loaded_back(
@@ -54,7 +74,7 @@ class LmEval(EveryPosition):
     ) -> Iterator[NextLogProbs]:
         """Find the named module as the harness does, and add what the file says."""
         ((name, one),) = torch.load(path, weights_only=True).items()
-        module = dict(loaded.model.base_model.named_modules())[name]
+        module = dict(_base(loaded).named_modules())[name]
         layer = next(i for i, block in enumerate(loaded.blocks) if block is module)
         values = (one["steering_vector"] * one["steering_coefficient"]).numpy()
         yield with_vector(loaded, values, layer)
@@ -62,5 +82,14 @@ class LmEval(EveryPosition):
 
 def hookpoint(loaded: LoadedModel, layer: int) -> str:
     """The name of a block relative to the model's `base_model`."""
-    named = loaded.model.base_model.named_modules()
+    named = _base(loaded).named_modules()
     return str(next(name for name, module in named if module is loaded.blocks[layer]))
+
+
+def _base(loaded: LoadedModel) -> Any:
+    """What transformers calls the base model: the model without its head, or PEFT around it."""
+    return base_of(loaded.model).base_model
+
+
+def _signature(archive: zipfile.ZipFile) -> str:
+    return signature(repr([(file.filename, file.CRC) for file in archive.infolist()]).encode())

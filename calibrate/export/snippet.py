@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from calibrate.architecture import base_of
 from calibrate.config import VECTOR_FILE, SteeringConfig
-from calibrate.export.exporter import Exported, NextLogProbs
-from calibrate.files import replacing
+from calibrate.export.exporter import AnyModel, NextLogProbs
+from calibrate.export.place import place_of, to_be_named
 from calibrate.verify import next_log_probs
 
 if TYPE_CHECKING:
@@ -26,25 +27,25 @@ CODE_FILE = "steer.py"
 TEMPLATE = "templates/steer.py.txt"
 
 
-class Snippet:
+class Snippet(AnyModel):
     """Writes a directory with the code and the vector."""
 
     name = "snippet"
+    directory = True
     needs_model = True
 
     def check_config(self, config: SteeringConfig) -> None:
         """Accept any config."""
 
-    def check_model(self, config: SteeringConfig, loaded: LoadedModel) -> None:
-        """Accept any model."""
-
-    def write(self, config: SteeringConfig, loaded: LoadedModel | None, target: Path) -> Exported:
+    def write(
+        self, config: SteeringConfig, loaded: LoadedModel | None, path: Path, target: Path
+    ) -> None:
         """Write both files."""
         assert loaded is not None
         done = config.intervention
-        names = {id(module): name for name, module in loaded.model.named_modules()}
+        names = {id(module): name for name, module in base_of(loaded.model).named_modules()}
         code = _template().format(
-            model=loaded.name,
+            model=place_of(loaded) or loaded.name,
             verb="towards" if config.concept.goal == "increase" else "away from",
             concept=config.concept.name,
             strength=done.strength,
@@ -56,11 +57,16 @@ class Snippet:
             vector=VECTOR_FILE,
             key=config.vector.key,
         )
-        with replacing(target) as folder:
-            folder.mkdir()
-            (folder / CODE_FILE).write_text(code, encoding="utf-8")
-            (folder / VECTOR_FILE).write_bytes(config.files()[config.vector.file])
-        return Exported(target, (f"python {target / CODE_FILE} 'A prompt'",))
+        (path / CODE_FILE).write_text(code, encoding="utf-8")
+        (path / VECTOR_FILE).write_bytes(config.files()[config.vector.file])
+
+    def serve(
+        self, config: SteeringConfig, loaded: LoadedModel | None, target: Path
+    ) -> tuple[str, ...]:
+        """By itself, from any folder, or imported."""
+        assert loaded is not None
+        where = f"MODEL in {target / CODE_FILE}"
+        return (f"python {target / CODE_FILE} 'A prompt'", *to_be_named(loaded, where))
 
     @contextmanager
     def loaded_back(
@@ -70,7 +76,7 @@ class Snippet:
         steered = runpy.run_path(str(path / CODE_FILE))["steered"]
 
         def log_probs(ids: Sequence[int]) -> torch.Tensor:
-            with steered(loaded.model):
+            with steered(base_of(loaded.model)):
                 return next_log_probs(loaded, ids)
 
         yield log_probs

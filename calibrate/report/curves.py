@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from calibrate.block_curves import BEYOND, BlockCurves
 from calibrate.curves import LawCurves
+from calibrate.marks import TOOL
 from calibrate.workspace import LAWS_FILE
 
 FORMATS = ("png", "svg")
@@ -117,5 +118,6 @@ def _verdict(block: BlockCurves, law: str, error: str) -> str:
 
 def _rendered(figure: Figure, form: str) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=form, dpi=130)
+    maker = {"png": "Software", "svg": "Creator"}[form]
+    figure.savefig(buffer, format=form, dpi=130, metadata={maker: TOOL})
     return buffer.getvalue()

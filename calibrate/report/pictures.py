@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from calibrate.config import SteeringConfig
 from calibrate.evidence import Evidence, PilotRecord
 from calibrate.laws import CrossEntropyLaw
+from calibrate.marks import TOOL
+from calibrate.schema import LongRunSection
 from calibrate.settings import site_name
 
 COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#8172b3", "#937860", "#da8bc3")
@@ -22,7 +24,10 @@ def pictures(config: SteeringConfig, evidence: Evidence) -> dict[str, bytes]:
     drawn = {"delta_ce.png": _draw_cost, "presence.png": _draw_presence}
     if evidence.ranks:
         drawn["blocks.png"] = _draw_blocks
-    return {name: _png(draw, config, evidence) for name, draw in drawn.items()}
+    found = {name: _png(draw, config, evidence) for name, draw in drawn.items()}
+    if config.measured.long_run is not None:
+        found["long_run.png"] = _rendered(_long_run(config.measured.long_run, config.concept.name))
+    return found
 
 
 def _png(draw, config: SteeringConfig, evidence: Evidence) -> bytes:  # type: ignore[no-untyped-def]
@@ -31,8 +36,12 @@ def _png(draw, config: SteeringConfig, evidence: Evidence) -> bytes:  # type: ig
     draw(axes, config, evidence)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
+    return _rendered(figure)
+
+
+def _rendered(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": TOOL})
     return buffer.getvalue()
 
 
@@ -124,6 +133,30 @@ def _draw_blocks(axes: Axes, config: SteeringConfig, evidence: Evidence) -> None
         ylabel="gain at the budget (nats per token)",
         title=f"How far the budget moves {config.concept.name} ahead of its opposite",
     )
+
+
+def _long_run(found: LongRunSection, concept: str) -> Figure:
+    """Loops, presence and log-probability along replies as long as they are served."""
+    figure = Figure(figsize=(10.8, 3.6), layout="constrained")
+    starts = [index * found.window for index in range(found.n_tokens // found.window + 1)]
+    for axes, name, label in zip(
+        figure.subplots(1, 3),
+        ("loops", "presence", "log_prob"),
+        ("share of tokens in loops", f"presence of {concept}", "log-probability (nats per token)"),
+        strict=True,
+    ):
+        for along, colour, who in (
+            (found.unsteered, MUTED, "unsteered"),
+            (found.steered, SHIPPED, "steered"),
+        ):
+            values = [np.nan if one is None else one for one in getattr(along, name)]
+            middles = [start + found.window / 2 for start in starts[: len(values)]]
+            axes.plot(middles, values, "o-", ms=3.5, color=colour, label=who)
+        axes.set(xlabel="tokens into the reply", ylabel=label, xlim=(0, found.n_tokens))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=9)
+    figure.suptitle("Along replies as long as they are served, read by the unsteered model")
+    return figure
 
 
 def _law(pilot: PilotRecord) -> CrossEntropyLaw:

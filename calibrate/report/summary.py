@@ -118,7 +118,9 @@ def _facts(config: SteeringConfig, evidence: Evidence) -> Table:
         ("random vector", _control(measured.controls.random_vector, presence)),
         ("asked in words", _control(measured.controls.prompt_only, presence)),
         *_audit(measured),
+        *_thought(presence),
         ("fluency", _fluency(measured.fluency)),
+        *_long_run(measured),
         (
             "law's α at budget",
             f"{at_budget.value:.4g} ({at_budget.low:.4g} to {at_budget.high:.4g}), "
@@ -174,9 +176,37 @@ def _audit(measured: MeasuredSection) -> Iterator[tuple[str, str]]:
 def _fluency(fluency: FluencySection) -> str:
     return (
         f"replies are {fluency.drop.value:.3f} nat/token less likely to the unsteered model "
-        f"({fluency.drop.low:.3f} to {fluency.drop.high:.3f}); {fluency.longest_loop:.0%} of their "
-        f"words in loops, unsteered {fluency.longest_loop_baseline:.0%}"
+        f"({fluency.drop.low:.3f} to {fluency.drop.high:.3f})"
     )
+
+
+def _long_run(measured: MeasuredSection) -> Iterator[tuple[str, str]]:
+    """What becomes of replies as long as they are served."""
+    found = measured.long_run
+    if found is None:
+        return
+    first, last = (
+        f"{steered:.2f} against {plain:.2f}" if None not in (steered, plain) else "nothing to read"
+        for steered, plain in (
+            (found.steered.presence[at], found.unsteered.presence[at]) for at in (0, -1)
+        )
+    )
+    yield (
+        "long replies",
+        f"{found.loops:.1%} of the tokens of {found.n_prompts} replies of {found.n_tokens} tokens "
+        f"in loops, unsteered {found.loops_baseline:.1%}; presence {first} at the beginning, "
+        f"{last} at the end",
+    )
+
+
+def _thought(presence: PresenceSection) -> Iterator[tuple[str, str]]:
+    """How many replies never get to the answer, where any does not."""
+    if presence.unanswered or presence.unanswered_baseline:
+        yield (
+            "still thinking",
+            f"{presence.unanswered:.0%} of the replies end before the answer, unsteered "
+            f"{presence.unanswered_baseline:.0%}; --reply-tokens allows more",
+        )
 
 
 def _examples(evidence: Evidence) -> Table:

@@ -1,0 +1,149 @@
+"""Near copies: texts that share most of their words and word pairs, and so say the same.
+
+A truncation, a filled-in template or a text with a word changed is no new evidence: where one of
+two near copies is learned from and the other tested on, the test is of memory. Near copies
+therefore form a group, and so do the near copies of near copies.
+
+    likeness = shared words and pairs / words and pairs of the shorter text
+
+Where words are not set apart by spaces, as in Chinese or Thai, and for emoji, every character
+counts as a word. The share was chosen by measurement (`docs/architecture.md`).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+NEAR_COPY = 0.75  # of the shorter text's words and pairs that a near copy shares
+FEW_WORDS = 3  # shorter texts are found by chance in longer ones, and must begin them
+
+# Scripts that set no spaces between words: Thai, Lao, Tibetan, Burmese, Khmer, kana, Chinese.
+UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005\u3040-\u30ff\u3400-\u4dbf"
+    "\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+VARIANTS = frozenset(map(chr, range(0xFE00, 0xFE10)))  # say in which style an emoji is drawn
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, in lower case, without punctuation; characters where there are none.
+
+    A text of punctuation alone has its characters for words.
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return folded.translate(_APART).split() or [one for one in folded if not one.isspace()]
+
+
+def unspaced(text: str) -> bool:
+    """Whether most of a text's letters and symbols stand in no words."""
+    parts = [_APART[ord(character)] for character in text if not character.isspace()]
+    alone, within = (sum(len(part) == n for part in parts) for n in (3, 1))
+    return alone > within
+
+
+def near_copies(
+    texts: Sequence[str], joined: Sequence[Hashable] | None = None, share: float = NEAR_COPY
+) -> tuple[int, ...]:
+    """The group of each text, as a number: near copies have the same, whatever else differs.
+
+    joined: texts with the same value here share a group too; None for no such texts.
+    share: of the shorter text's words and pairs that two of a group have in common.
+    """
+    if not texts:
+        return ()
+    read = [words(text) for text in texts]
+    ids = _numbered(word for found in read for word in found)
+    coded = np.split(ids, np.cumsum([len(found) for found in read])[:-1])
+    single = _Index.of(coded)
+    pairs = _Index.of([one[:-1] * (len(ids) + 1) + one[1:] for one in coded])
+    sizes = single.sizes + pairs.sizes
+    groups = _numbered(range(len(texts)) if joined is None else joined)
+    first: dict[tuple[str, ...], int] = {}
+    for row, found in enumerate(read):
+        _join(groups, row, first.setdefault(tuple(found), row))
+        needed = share * np.minimum(sizes, sizes[row])
+        common = pairs.shared(row)
+        # Common pairs are few and quickly counted: most texts lack enough of them, even if all
+        # words were shared.
+        most = common + np.minimum(single.sizes, single.sizes[row])
+        near = (common > 0) & (most >= needed) & (groups != groups[row])
+        if near.any():
+            near &= common + single.shared(row) >= needed
+        for other in np.flatnonzero(near):
+            if _comparable(found, read[other]):
+                _join(groups, row, int(other))
+    return tuple(int(group) for group in groups)
+
+
+def _comparable(one: Sequence[str], other: Sequence[str]) -> bool:
+    short, long = sorted((one, other), key=len)
+    return len(short) >= FEW_WORDS or long[: len(short)] == short
+
+
+def _join(groups: np.ndarray, one: int, other: int) -> None:
+    if groups[one] != groups[other]:
+        groups[groups == groups[other]] = groups[one]
+
+
+@dataclass(frozen=True, eq=False)
+class _Index:
+    """Which texts have which features.
+
+    of_text: each text's different features, as numbers. having: the texts of all features, one
+        after the other; starts: where each feature's begin, and the end. sizes: of the texts.
+    """
+
+    of_text: list[np.ndarray]
+    having: np.ndarray
+    starts: np.ndarray
+    sizes: np.ndarray
+
+    @classmethod
+    def of(cls, coded: Sequence[np.ndarray]) -> _Index:
+        different = [np.unique(one) for one in coded]
+        sizes = np.array([len(one) for one in different], dtype=int)
+        _, features = np.unique(np.concatenate(different), return_inverse=True)
+        texts = np.repeat(np.arange(len(coded)), sizes)
+        starts = np.concatenate([[0], np.cumsum(np.bincount(features))])
+        return cls(
+            np.split(features, np.cumsum(sizes)[:-1]),
+            texts[np.argsort(features, kind="stable")],
+            starts,
+            sizes,
+        )
+
+    def shared(self, text: int) -> np.ndarray:
+        """How many of a text's features every text has, (n_texts,)."""
+        begin, end = self.starts[self.of_text[text]], self.starts[self.of_text[text] + 1]
+        parts = [self.having[first:last] for first, last in zip(begin, end, strict=True)]
+        if not parts:
+            return np.zeros(len(self.sizes), dtype=int)
+        return np.bincount(np.concatenate(parts), minlength=len(self.sizes))
+
+
+def _numbered(values: Iterable[Hashable]) -> np.ndarray:
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=int)
+
+
+class _Apart(dict[int, str]):
+    """For `str.translate`: sets apart what is no part of a word, and drops punctuation."""
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        category = unicodedata.category(character)
+        if character in VARIANTS:
+            self[code] = ""
+        elif UNSPACED.match(character) or category in ("So", "Sk"):
+            self[code] = f" {character} "
+        else:
+            self[code] = character if category[0] in "LNM" else " "
+        return self[code]
+
+
+_APART = _Apart()

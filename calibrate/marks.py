@@ -1,0 +1,43 @@
+"""How a file shows that this tool wrote it, so that nothing else is ever replaced."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+TOOL = "steering-calibrate"
+HEAD = 4096  # bytes of a page or picture within which it says who made it
+
+
+def facts_in(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if there is none."""
+    try:
+        facts = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def signature(content: bytes) -> str:
+    """What a file says about the rest of its contents: that we wrote them, just so."""
+    return f"{TOOL} {hashlib.sha256(content).hexdigest()}"
+
+
+def names_us(path: Path) -> bool:
+    """Whether a page or a picture says that it was made by us."""
+    try:
+        with path.open("rb") as opened:
+            return TOOL.encode() in opened.read(HEAD)
+    except OSError:
+        return False
+
+
+def sha256_of(path: Path) -> str:
+    """The digest of a file's contents."""
+    digest = hashlib.sha256()
+    with path.open("rb") as opened:
+        while chunk := opened.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

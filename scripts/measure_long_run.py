@@ -1,0 +1,221 @@
+"""Measure what long replies are like before and after steering; write docs/long-run.md.
+
+    python scripts/measure_long_run.py [--concept joy --concept depression]
+
+Every concept is calibrated twice, with the long run and without, in turns, for what it costs. Then
+the strength that the budget alone would ship and the one that ships are put to prompts on which
+neither was chosen. Takes about 20 minutes on two cores, and nothing else should run meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+from markdown_tables import DOCS, table
+from matplotlib.figure import Figure
+
+from calibrate import Calibration, LoadedModel, calibrate, load_model
+from calibrate.completions import Completion, Request, sample_all
+from calibrate.estimate import RatioEstimate
+from calibrate.long_run import LOOP_MARGIN, PROMPTS, WINDOW, Along, read_along
+from calibrate.loops import looped
+from calibrate.model import borrowed
+from calibrate.rendering import encode_prompt
+from calibrate.settings import Sampling
+from probes import Reader
+
+LENGTH = 192  # tokens of a reply
+SEED = 1  # not the calibrations' own
+KINDS = ("unsteered", "budget alone", "shipped")
+COLOURS = ("#999999", "#dd8452", "#111111")
+
+HEADER = f"""# Replies as long as they are served
+
+Written by `scripts/measure_long_run.py`. Model: the embedded `smollm2`, float32, two cores, default
+settings. The verification has {PROMPTS} prompts answered in up to {LENGTH} tokens, unsteered and
+steered, and does not ship a strength with which more than {LOOP_MARGIN:.0%} more of the tokens lie
+in loops (stretches of eight tokens or more that say one group again at once).
+"""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One concept: what was shipped, what it cost, and what fresh long replies are like.
+
+    minutes: of the main job, without and with the long run. strengths: by kind. loops, replies,
+    excess: by kind, on fresh prompts: share of the tokens in loops, share of replies of which a
+    quarter is loops, and the paired difference from unsteered with its standard error.
+    along: by kind, loops, presence and log-probability a window.
+    """
+
+    concept: str
+    minutes: tuple[float, float]
+    tested: list[tuple[float, float | None]]
+    strengths: dict[str, float]
+    n_prompts: int
+    loops: dict[str, float]
+    replies: dict[str, float]
+    excess: dict[str, tuple[float, float]]
+    along: dict[str, dict[str, list[float]]]
+
+
+@click.command()
+@click.option("--concept", "concepts", multiple=True, default=("joy", "depression"))
+def main(concepts: tuple[str, ...]) -> None:
+    loaded = load_model("smollm2")
+    calibrate(loaded, "joy")  # so that the cache knows the unsteered replies
+    found = [measure(loaded, concept) for concept in concepts]
+    facts = [asdict(one) for one in found]
+    (DOCS / "long-run.json").write_text(f"{json.dumps(facts, indent=1)}\n", encoding="utf-8")
+    (DOCS / "long-run").mkdir(exist_ok=True)
+    for one in found:
+        draw(one, DOCS / "long-run" / f"{one.concept}.png")
+    page = "\n".join([HEADER, strengths(found), loops(found), along(found), minutes(found)])
+    (DOCS / "long-run.md").write_text(page, encoding="utf-8")
+
+
+def measure(loaded: LoadedModel, concept: str) -> Measured:
+    spent: dict[int, list[float]] = {0: [], LENGTH: []}
+    calibrate(
+        loaded, concept, long_run=0
+    )  # so that vectors and probe are there for all that follow
+    for length in (0, LENGTH, LENGTH, 0):
+        with tempfile.TemporaryDirectory() as scratch:
+            started = time.perf_counter()
+            done = calibrate(loaded, concept, out=Path(scratch) / "out", long_run=length)
+            spent[length].append((time.perf_counter() - started) / 60)
+        if length:
+            result = done
+    within = [one for one in result.evidence.tested if one.within]
+    chosen = {
+        "unsteered": 0.0,
+        "budget alone": within[-1].strength,
+        "shipped": result.config.intervention.strength,
+    }
+    print(concept, chosen, spent, flush=True)
+    with borrowed(loaded):
+        replies = answered(loaded, result, chosen)
+        reader = Reader(result.probe.on(loaded), concept, "probe")
+        read = {kind: read_along(loaded, reader, said) for kind, said in replies.items()}
+    shares = {kind: share(said) for kind, said in replies.items()}
+    apart = {kind: one.difference(shares["unsteered"]) for kind, one in shares.items()}
+    return Measured(
+        concept=concept,
+        minutes=(min(spent[0]), min(spent[LENGTH])),
+        tested=[(one.strength, one.loop_excess) for one in within],
+        strengths=chosen,
+        n_prompts=len(replies["unsteered"]),
+        loops={kind: one.value for kind, one in shares.items()},
+        replies={kind: float(np.mean(one.sums > 0.25)) for kind, one in shares.items()},
+        excess={kind: (one.value, one.standard_error) for kind, one in apart.items()},
+        along={kind: listed(one) for kind, one in read.items()},
+    )
+
+
+def answered(
+    loaded: LoadedModel, result: Calibration, strengths: dict[str, float]
+) -> dict[str, tuple[Completion, ...]]:
+    """Long replies to verification prompts that did not decide on the strength."""
+    texts = result.evidence.splits.prompts["verify"][PROMPTS:]
+    prompts = [encode_prompt(loaded, text) for text in texts]
+    vector, positions = result.config.steering_vector, result.config.intervention.positions
+    requests = [Request(prompts, push=vector.push(at, positions)) for at in strengths.values()]
+    drawn = sample_all(loaded, requests, Sampling(max_new_tokens=LENGTH), SEED)
+    return dict(zip(strengths, drawn, strict=True))
+
+
+def share(replies: Sequence[Completion]) -> RatioEstimate:
+    """Share of each reply's tokens in loops."""
+    said = [one.sequence.ids[one.sequence.start :] for one in replies]
+    shares = [float(looped(ids).sum()) / max(len(ids), 1) for ids in said]
+    return RatioEstimate(np.array(shares), np.ones(len(shares)))
+
+
+def listed(one: Along) -> dict[str, list[float]]:
+    return {name: np.round(getattr(one, name), 4).tolist() for name in vars(one)}
+
+
+def strengths(found: Sequence[Measured]) -> str:
+    rows = []
+    for one in found:
+        tried = "; ".join(
+            f"{strength:.4g}: {excess:+.3f}"
+            for strength, excess in one.tested
+            if excess is not None
+        )
+        rows.append(
+            [one.concept, f"{one.strengths['budget alone']:.4g}", tried,
+             f"{one.strengths['shipped']:.4g}"]
+        )  # fmt: skip
+    headings = ["concept", "α by the budget alone", "α tried at length: share of tokens in loops "
+                "above unsteered", "α shipped"]  # fmt: skip
+    return "## What ships\n\n" + table(headings, rows)
+
+
+def loops(found: Sequence[Measured]) -> str:
+    rows = [
+        [one.concept, kind, f"{one.strengths[kind]:.4g}", f"{one.loops[kind]:.3f}",
+         "{:+.3f} ± {:.3f}".format(*one.excess[kind]), f"{one.replies[kind]:.2f}"]
+        for one in found for kind in KINDS
+    ]  # fmt: skip
+    headings = ["concept", "replies", "α", "tokens in loops", "above unsteered ± standard error",
+                "replies of which a quarter is loops"]  # fmt: skip
+    return (
+        f"## On other prompts\n\n{found[0].n_prompts} verification prompts that did not decide on "
+        f"the strength, one reply each, other noise.\n\n" + table(headings, rows)
+    )
+
+
+def along(found: Sequence[Measured]) -> str:
+    parts = ["## Along the reply\n\nThe same replies, read by the unsteered model and the probe.\n"]
+    starts = range(0, LENGTH, WINDOW)
+    for name, label in (("loops", "tokens in loops"), ("presence", "presence"),
+                        ("log_prob", "log-probability, nats per token")):  # fmt: skip
+        rows = [
+            [one.concept, kind, *(f"{value:.3f}" for value in one.along[kind][name])]
+            for one in found for kind in KINDS
+        ]  # fmt: skip
+        headings = ["concept", "replies", *(f"{first} to {first + WINDOW}" for first in starts)]
+        parts.append(f"### {label.capitalize()}\n\n{table(headings, rows)}")
+    parts += [f"![{one.concept} along the reply](long-run/{one.concept}.png)\n" for one in found]
+    return "\n".join(parts)
+
+
+def minutes(found: Sequence[Measured]) -> str:
+    rows = [
+        [one.concept, f"{one.minutes[0]:.2f}", f"{one.minutes[1]:.2f}",
+         f"{one.minutes[1] / one.minutes[0]:.2f}"]
+        for one in found
+    ]  # fmt: skip
+    return (
+        "## What it costs\n\nMinutes of the main job, the faster of two runs each, in turns; "
+        "unsteered replies, vectors and probe were in the cache.\n\n"
+        + table(["concept", "without", "with the long run", "ratio"], rows)
+    )
+
+
+def draw(one: Measured, path: Path) -> None:
+    figure = Figure(figsize=(10.8, 3.6), layout="constrained")
+    names = {"loops": "share of tokens in loops", "presence": f"presence of {one.concept}",
+             "log_prob": "log-probability (nats per token)"}  # fmt: skip
+    for axes, (name, label) in zip(figure.subplots(1, 3), names.items(), strict=True):
+        for kind, colour in zip(KINDS, COLOURS, strict=True):
+            values = one.along[kind][name]
+            middles = [WINDOW * (place + 0.5) for place in range(len(values))]
+            axes.plot(middles, values, "o-", ms=3.5, color=colour,
+                      label=f"{kind}, α = {one.strengths[kind]:.3g}")  # fmt: skip
+        axes.set(xlabel="tokens into the reply", ylabel=label)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    main()
