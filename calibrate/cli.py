@@ -164,6 +164,7 @@ def verify(
 
     Exit status 0 if everything holds, 4 if anything does not: meant for deployment pipelines.
     """
+    from calibrate.concept import read_lines
     from calibrate.config import load
     from calibrate.errors import AlteredError, VerificationFailed
     from calibrate.gate import check_directory, open_model
@@ -175,6 +176,8 @@ def verify(
         place["dtype"] = dtype
     if against is not None:
         require_stack(against, gguf)
+    if corpus is not None:
+        read_lines(corpus)
     with _working(as_json) as progress:
         try:
             loaded = open_model(load(directory), model, progress=progress, **place)

@@ -72,6 +72,19 @@ class Readable:
         text: str = super().get_help(ctx)  # type: ignore[misc]
         return text if is_utf(sys.stdout) else readable(text)
 
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        """Return the option --help, which prints by `say`."""
+        option: click.Option | None = super().get_help_option(ctx)  # type: ignore[misc]
+        if option is not None:
+            option.callback = _show_help
+        return option
+
+
+def _show_help(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        say(ctx.get_help())
+        ctx.exit()
+
 
 def say(text: object = "", *, err: bool = False, nl: bool = True) -> None:
     """Print a text to stdout or stderr at once."""

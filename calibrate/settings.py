@@ -17,10 +17,10 @@ MOST_NATS = 100.0  # no text is less likely than that, token by token
 MOST_TOKENS = 2**31  # more positions than any tensor here may have
 
 
-def check_whole(rule: str, value: Any, low: int, high: int) -> int:
+def check_whole(rule: str, value: Any, low: int, high: int | None = None) -> int:
     """Return a whole number from `low` to `high`, both included, else raise InputError."""
     is_whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if not (is_whole and low <= int(value) <= high):
+    if not (is_whole and low <= int(value) and (high is None or int(value) <= high)):
         raise InputError(f"{rule}, got {_shown(value)}")
     return int(value)
 
@@ -40,7 +40,7 @@ def check_seed(seed: Any) -> int:
 
 def check_batch_tokens(batch_tokens: Any) -> int:
     """Return how many positions one forward pass may hold, or raise InputError."""
-    rule = "--batch-tokens must be a whole number of 1 or more"
+    rule = "--batch-tokens must be a whole number from 1 to 2**31"
     return check_whole(rule, batch_tokens, 1, MOST_TOKENS)
 
 
@@ -86,7 +86,7 @@ class Sampling:
         rule = "the temperature must be above 0 and at most 100"
         check_number(rule, self.temperature, lambda value: 0 < value <= 100)
         check_number("top_p must be above 0 and at most 1", self.top_p, lambda p: 0 < p <= 1)
-        rule = "max_new_tokens must be a whole number of 1 or more"
+        rule = "max_new_tokens must be a whole number from 1 to 2**31"
         check_whole(rule, self.max_new_tokens, 1, MOST_TOKENS)
 
 

@@ -626,7 +626,7 @@ REFUSED = [
     *(
         Refused(
             f"{size!r} positions in a batch",
-            f"--batch-tokens must be a whole number of 1 or more, got {size!r}",
+            f"--batch-tokens must be a whole number from 1 to 2**31, got {size!r}",
             lambda _, size=size: load_model(tiny.model(), tiny.tokenizer(), batch_tokens=size),
         )
         for size in (0, -5, 2.5)
