@@ -306,7 +306,9 @@ def test_stand_ins_can_be_read(character, stand_in):
 ENVIRONMENTS = {
     "cp1252 by PYTHONIOENCODING": {"PYTHONIOENCODING": "cp1252"},
     "the C locale without UTF-8 mode": {
-        "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
     },
 }
 
