@@ -41,8 +41,8 @@ WRITES = 0.01  # how far, relatively, what a projection adds may be off after th
 
 
 def hidden_of(output: Any) -> torch.Tensor:
-    """Return the residual stream in a block's output: a tensor, or a tuple's first element."""
-    hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    """Return the residual stream in a block's output: a tensor, or the first of several things."""
+    hidden: torch.Tensor = output[0] if isinstance(output, tuple | list) else output
     return hidden
 
 
@@ -117,7 +117,7 @@ def edited(block: nn.Module, edit: Edit) -> Iterator[None]:
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
         hidden = edit(hidden_of(output))
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+        return (hidden, *output[1:]) if isinstance(output, tuple | list) else hidden
 
     handle = block.register_forward_hook(hook)
     try:
@@ -240,7 +240,7 @@ class KeptResidual:
     @classmethod
     def of(cls, output: Any, shelf: Shelf) -> KeptResidual:
         """Keep a block's raw output."""
-        arity = len(output) if isinstance(output, tuple) else 0
+        arity = len(output) if isinstance(output, tuple | list) else 0
         return cls(shelf.keep(hidden_of(output)), arity)
 
     def as_output(self, hidden: torch.Tensor) -> Any:
@@ -432,7 +432,7 @@ def pooled_residuals(
     def pooled(batch: Batch) -> Pooled:
         return _pooled(loaded, batch, layers, pooling)
 
-    return over_batches(pooled, sequences, loaded.batch_tokens, loaded.device)
+    return over_batches(pooled, sequences, loaded.scoring_tokens, loaded.device)
 
 
 class _Enough(Exception):
