@@ -30,6 +30,7 @@ from calibrate.replies import VERIFY_COMPLETIONS, UnsteeredReplies
 from calibrate.schema import (
     AuditSection,
     BudgetSection,
+    CapabilitiesSection,
     ConceptLawSection,
     ConceptSection,
     ControlsSection,
@@ -107,6 +108,7 @@ def build_config(
             sweet_spot=_sweet_spot(pilot),
         ),
         reference=ReferenceSection(**{k: list(v) for k, v in asdict(verified.reference).items()}),
+        capabilities=CapabilitiesSection(**asdict(loaded.capabilities.report())),
         cost={stage: _cost_section(spent, loaded.num_layers) for stage, spent in cost.items()},
         provenance=ProvenanceSection(
             versions=_versions(),

@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
@@ -37,9 +37,11 @@ from calibrate.residual import (
     Positions,
     Push,
     add_everywhere,
+    captured,
     edited_after,
     final_hidden,
     forward,
+    hidden_of,
     keeping,
     last_logits_only,
 )
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 # How far, relatively, what a shortcut says may be off.
 ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-4}
 HALF_ROUNDING = 0.05
+FEWER_BLOCKS = 0.1  # of that for suffix passes, which do the very same sums
 
 BEGINNING = WORTH_SHARING  # tokens that all texts of a try begin with
 REST = (2, 5)  # tokens after it, by text
@@ -106,11 +109,14 @@ class Capabilities:
         self._loaded = replace(loaded, meter=Meter())
         self._after: dict[int, Capability] = {}
         self._warned: set[str] = set()
+        self._keeps_cache = True  # until `generate` was seen to read a whole reply again
 
     def suffix_after(self, layer: int) -> Capability:
         """Whether the blocks after `layer` can run alone, on residuals that were kept."""
         if layer not in self._after:
-            self._after[layer] = self._tried("suffix passes", lambda: self._suffix_gap(layer))
+            self._after[layer] = self._tried(
+                "suffix passes", lambda: self._suffix_gap(layer), FEWER_BLOCKS
+            )
         return self._after[layer]
 
     @property
@@ -152,13 +158,19 @@ class Capabilities:
         """Whether `generate` says to several prompts at once what it says to each alone."""
         return self._tried("batched generation", lambda: self._reply_gap(by_generate))
 
-    def require_generation(self) -> None:
-        """Raise ModelError if transformers' `generate` fails even for one prompt alone."""
+    def check_replies(self, rows: Sequence[Row]) -> None:
+        """Raise ModelError where `generate` cannot make these replies as they are to be steered."""
         if isinstance(self._alone, Exception):
             raise ModelError(
                 f"{self._loaded.name} must be able to reply, and transformers' generate fails for "
                 f"it: {_said(self._alone)}"
             ) from self._alone
+        if not self._keeps_cache and any(row.push and row.push.positions == "last" for row in rows):
+            raise ModelError(
+                "positions must be all for a model that reads its whole reply again for every "
+                f"token, as {self._loaded.name} does, got last: the last position moves on, and "
+                "what was steered no longer is; use --positions all"
+            )
 
     def report(self) -> CapabilityReport:
         """Try what has not been tried, and say it all."""
@@ -175,13 +187,15 @@ class Capabilities:
             token_forwards=self._loaded.meter.tokens,
         )
 
-    def _tried(self, name: str, gap: Callable[[], float]) -> Capability:
+    def _tried(self, name: str, gap: Callable[[], float], strict: float = 1.0) -> Capability:
         """Try a shortcut once; warn where it is not taken."""
+        with borrowed(self._loaded):
+            _ = self._plain  # what fails here is no matter of a shortcut
         try:
             with borrowed(self._loaded):
                 off = gap()
-            allowed = ROUNDING.get(self._loaded.dtype, HALF_ROUNDING)
-            reason = None if off <= allowed else f"it is off by {off:.2g} of what it should say"
+            allowed = strict * ROUNDING.get(self._loaded.dtype, HALF_ROUNDING)
+            reason = None if off <= allowed else f"what it says is off by {off:.2g} of its size"
         except Exception as error:  # whatever goes wrong in a try is a "no"
             reason = _said(error)
         if reason is None:
@@ -206,16 +220,16 @@ class Capabilities:
         return [TokenSequence((*start, *rest), BEGINNING) for rest in (first, second)]
 
     @cached_property
-    def _batch(self) -> Batch:
-        return Batch.of(self._texts, self._loaded.device)
+    def _plain(self) -> tuple[torch.Tensor, dict[int, KeptResidual]]:
+        """What the unembedding reads for each text alone, and the second's residuals by block.
 
-    @cached_property
-    def _together(self) -> tuple[torch.Tensor, dict[int, KeptResidual]]:
-        """What both texts' unembedding reads in one pass, and the residuals after every block."""
-        everywhere = range(self._loaded.num_layers)
-        with keeping(self._loaded, everywhere, Shelf()) as residuals:
-            hidden = final_hidden(self._loaded, self._batch)
-        return hidden, residuals
+        Raises: NumericalError if these are not finite, which is no matter of a shortcut.
+        """
+        loaded, read = self._loaded, []
+        for text in self._texts:
+            with keeping(loaded, range(loaded.num_layers), Shelf()) as residuals:
+                read.append(final_hidden(loaded, Batch.of([text], loaded.device)))
+        return torch.cat(read), residuals
 
     @property
     def _middle(self) -> int:
@@ -224,7 +238,7 @@ class Capabilities:
     @cached_property
     def _shift(self) -> torch.Tensor:
         """A push of a size that matters at the middle block, (hidden,)."""
-        _, residuals = self._together
+        _, residuals = self._plain
         norm = residuals[self._middle].hidden.float().norm(dim=-1).median()
         drawn = torch.randn(self._loaded.hidden_size, generator=torch.Generator().manual_seed(0))
         shift: torch.Tensor = (PUSH * drawn / drawn.norm()).to(norm) * norm
@@ -232,32 +246,29 @@ class Capabilities:
 
     def _suffix_gap(self, layer: int) -> float:
         """After a pass over other tokens, which overwrites what a block may have left behind."""
-        whole, residuals = self._together
-        other = [TokenSequence(text.ids[::-1], text.start) for text in self._texts]
-        with last_logits_only(self._loaded):
-            forward(self._loaded, Batch.of(other, self._loaded.device))
+        loaded, text = self._loaded, self._texts[-1]
+        read, residuals = self._plain
+        with last_logits_only(loaded):
+            forward(loaded, Batch.of([TokenSequence(text.ids[::-1], 1)], loaded.device))
         still = add_everywhere(torch.zeros_like(self._shift))
-        with edited_after(self._loaded, layer, still, residuals[layer]) as share:
-            return _gap(final_hidden(self._loaded, self._batch, share), whole)
+        with edited_after(loaded, layer, still, residuals[layer]) as share:
+            again = final_hidden(loaded, Batch.of([text], loaded.device), share)
+        return _gap(again, read[-text.n_scored :])
 
     def _batch_gap(self) -> float:
-        whole, _ = self._together
-        alone = [
-            final_hidden(self._loaded, Batch.of([text], self._loaded.device))
-            for text in self._texts
-        ]
-        return _gap(whole, torch.cat(alone))
+        batch = Batch.of(self._texts, self._loaded.device)
+        return _gap(final_hidden(self._loaded, batch), self._plain[0])
 
     def _prefix_gap(self) -> float:
         """Unsteered, and with steering at a block, where the prefix runs again."""
-        loaded, layer, whole = self._loaded, self._middle, self._together[0]
+        loaded, layer = self._loaded, self._middle
         ids = self._texts[0].ids[: BEGINNING - 1]
         prefix = run_prefix(loaded, ids, (), Shelf())
         batch = Batch.of(self._texts, loaded.device, ids)
-        plain = _gap(final_hidden(loaded, batch, cache=prefix.cache), whole)
+        plain = _gap(final_hidden(loaded, batch, cache=prefix.cache), self._plain[0])
         push = add_everywhere(self._shift)
         with edited_after(loaded, layer, push, None):
-            steered = final_hidden(loaded, self._batch)
+            steered = final_hidden(loaded, Batch.of(self._texts, loaded.device))
         cache = prefix.edited(loaded, layer, push)
         with edited_after(loaded, layer, push, None):
             return max(plain, _gap(final_hidden(loaded, batch, cache=cache), steered))
@@ -275,10 +286,19 @@ class Capabilities:
     @cached_property
     def _alone(self) -> torch.Tensor | Exception:
         """Logits of each step of each reply, (steps, vocabulary), by `generate` row by row."""
+        widths: list[int] = []
+
+        def receive(layer: int, output: Any) -> None:
+            if layer == 0:
+                widths.append(hidden_of(output).shape[1])
+
         try:
-            return torch.cat([self._logits([row], by_generate) for row in self._rows])
+            with captured(self._loaded.blocks, receive):
+                found = torch.cat([self._logits([row], by_generate) for row in self._rows])
         except Exception as error:  # kept, to be told where replies are wanted
             return error
+        self._keeps_cache = widths[-1] == 1
+        return found
 
     def _reply_gap(self, way: Callable[..., list[list[int]]], *options: bool) -> float:
         alone = self._alone

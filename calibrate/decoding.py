@@ -65,7 +65,7 @@ def decode(loaded: LoadedModel, rows: Sequence[Row], sampling: Sampling) -> list
     loop, can = Loop(choose, end_ids(loaded), sampling.max_new_tokens), loaded.capabilities
     if can.fast_decoding.works:
         return by_own_loop(loaded, rows, loop, can.decoding_prefix.works)
-    can.require_generation()
+    can.check_replies(rows)
     if can.batched_generation.works:
         return by_generate(loaded, rows, loop)
     return [said for row in rows for said in by_generate(loaded, [row], loop)]
