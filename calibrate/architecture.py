@@ -36,7 +36,7 @@ WINDOWS = (
 # Config entries that say how long a sequence may be, whatever the architecture calls it.
 CONTEXT = re.compile(
     r"(max|n)_(position|positions|position_embeddings|seq_len|seq_length|sequence_length|ctx"
-    r"|context_len|context_length|target_positions|model_len)|(seq|sequence|context)_len(gth)?"
+    r"|context_len|context_length|target_positions|model_len)|(seq|sequence|context)_len(gth)?|model_max_length"
 )
 ENDLESS = 1_000_000  # for models that name no length, as those without positions
 

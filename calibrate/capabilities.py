@@ -56,8 +56,9 @@ HALF_ROUNDING = 0.05
 FEWER_BLOCKS = 0.1  # of that for suffix passes, which do the very same sums
 
 BEGINNING = WORTH_SHARING  # tokens that all texts of a try begin with
-REST = (2, 5)  # tokens after it, by text
-REPLIES = (2, 3)  # tokens of the two replies of a try; the first ends and leaves
+REST = (1, 3)  # tokens after it, by text
+STEPS = 2  # tokens of the replies of a try, but for one that ends at once and leaves
+LEAVING = -1  # the key of that one
 PUSH = 0.5  # size of the push in a try, in median residual norms
 
 WAYS = {  # each shortcut, and what is done without it
@@ -109,6 +110,7 @@ class Capabilities:
         self._loaded = replace(loaded, meter=Meter())
         self._after: dict[int, Capability] = {}
         self._warned: set[str] = set()
+        self._untouched = 0  # blocks from the first on that last ran on other tokens than the try's
         self._keeps_cache = True  # until `generate` was seen to read a whole reply again
 
     def suffix_after(self, layer: int) -> Capability:
@@ -121,9 +123,9 @@ class Capabilities:
 
     @property
     def suffix_passes(self) -> Capability:
-        """Whether suffix passes work after the first, the middle and the last block."""
+        """Whether suffix passes work after the blocks that were wanted, or else after three."""
         last = self._loaded.num_layers - 1
-        for layer in (0, last // 2, max(last - 1, 0)):
+        for layer in () if self._after else (max(last - 1, 0), last // 2, 0):
             self.suffix_after(layer)
         failed = [layer for layer, found in sorted(self._after.items()) if not found.works]
         if not failed:
@@ -209,7 +211,7 @@ class Capabilities:
             warnings.warn(
                 f"{self._loaded.name} goes without {name}, so {WAYS[name]} ({reason})",
                 CalibrateWarning,
-                stacklevel=4,
+                stacklevel=2,
             )
 
     @cached_property
@@ -245,11 +247,13 @@ class Capabilities:
         return shift
 
     def _suffix_gap(self, layer: int) -> float:
-        """After a pass over other tokens, which overwrites what a block may have left behind."""
+        """After other tokens went through the blocks left out, lest these left behind the right."""
         loaded, text = self._loaded, self._texts[-1]
         read, residuals = self._plain
-        with last_logits_only(loaded):
-            forward(loaded, Batch.of([TokenSequence(text.ids[::-1], 1)], loaded.device))
+        if layer >= self._untouched:
+            with last_logits_only(loaded):
+                forward(loaded, Batch.of([TokenSequence(text.ids[::-1], 1)], loaded.device))
+        self._untouched = layer + 1
         still = add_everywhere(torch.zeros_like(self._shift))
         with edited_after(loaded, layer, still, residuals[layer]) as share:
             again = final_hidden(loaded, Batch.of([text], loaded.device), share)
@@ -260,18 +264,20 @@ class Capabilities:
         return _gap(final_hidden(self._loaded, batch), self._plain[0])
 
     def _prefix_gap(self) -> float:
-        """Unsteered, and with steering at a block, where the prefix runs again."""
+        """With steering at a block, up to which the unsteered prefix serves, and no further."""
         loaded, layer = self._loaded, self._middle
-        ids = self._texts[0].ids[: BEGINNING - 1]
-        prefix = run_prefix(loaded, ids, (), Shelf())
-        batch = Batch.of(self._texts, loaded.device, ids)
-        plain = _gap(final_hidden(loaded, batch, cache=prefix.cache), self._plain[0])
         push = add_everywhere(self._shift)
         with edited_after(loaded, layer, push, None):
-            steered = final_hidden(loaded, Batch.of(self._texts, loaded.device))
+            whole = final_hidden(loaded, Batch.of(self._texts, loaded.device))
+        ids = self._texts[0].ids[: BEGINNING - 1]
+        kept = [layer] if self.suffix_after(layer).works else []
+        prefix = run_prefix(loaded, ids, kept, Shelf())
+        self._untouched = 0
         cache = prefix.edited(loaded, layer, push)
         with edited_after(loaded, layer, push, None):
-            return max(plain, _gap(final_hidden(loaded, batch, cache=cache), steered))
+            return _gap(
+                final_hidden(loaded, Batch.of(self._texts, loaded.device, ids), cache=cache), whole
+            )
 
     @cached_property
     def _rows(self) -> list[Row]:
@@ -304,24 +310,26 @@ class Capabilities:
         alone = self._alone
         if isinstance(alone, Exception):
             raise alone
-        return _gap(self._logits(self._rows, way, *options), alone)
+        leaving = Row(self._rows[0].prompt, LEAVING)
+        return _gap(self._logits([leaving, *self._rows], way, *options), alone)
 
     def _logits(
         self, rows: Sequence[Row], way: Callable[..., list[list[int]]], *options: bool
     ) -> torch.Tensor:
         """Logits of each step of each reply as they go on with tokens set beforehand."""
-        ids = self._texts[1].ids
-        said = [ids[:2], (ids[2], ids[3], ids[1])]
+        end, *ids = self._texts[1].ids
+        said = [ids[:STEPS], ids[STEPS : 2 * STEPS]]
         seen: dict[tuple[int, int], torch.Tensor] = {}
 
         def choose(scores: torch.Tensor, keys: torch.Tensor, step: int) -> torch.Tensor:
             for key, row in zip(keys.tolist(), scores, strict=True):
                 seen[key, step] = row.float().cpu().clone()  # generate's are overwritten
-            chosen = [said[key][min(step, len(said[key]) - 1)] for key in keys.tolist()]
+            chosen = [end if key == LEAVING else said[key][step] for key in keys.tolist()]
             return torch.tensor(chosen, device=scores.device)
 
-        way(self._loaded, rows, Loop(choose, frozenset({said[0][-1]}), REPLIES[-1]), *options)
-        return torch.stack([seen[r.key, step] for r in rows for step in range(REPLIES[r.key])])
+        way(self._loaded, rows, Loop(choose, frozenset({end}), STEPS), *options)
+        staying = [row.key for row in rows if row.key != LEAVING]
+        return torch.stack([seen[key, step] for key in staying for step in range(STEPS)])
 
 
 def _gap(found: torch.Tensor, expected: torch.Tensor) -> float:

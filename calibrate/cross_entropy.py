@@ -127,7 +127,8 @@ def run_unsteered(
         for first, last in itertools.pairwise([0, *ends])
     ]
     shelf, most, compared = Shelf(), loaded.scoring_tokens, bool(layers)
-    layers = [layer for layer in layers if loaded.capabilities.suffix_after(layer).works]
+    can = loaded.capabilities
+    layers = [one for one in sorted(layers, reverse=True) if can.suffix_after(one).works]
     prefix = shared_prefix(loaded, corpus.sequences, layers, shelf) if lend_prefix else None
     left_out = prefix.ids if prefix else ()
 
