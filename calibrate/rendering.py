@@ -357,6 +357,7 @@ def _fitting(loaded: LoadedModel, sequence: TokenSequence, text: str) -> TokenSe
             f"a text must fit the model's context of {loaded.context_length} tokens, got "
             f"{len(sequence.ids)}: {text[:60]!r}…; shorten it or split it"
         )
+    loaded.check_ids(sequence.ids, text)
     return sequence
 
 
