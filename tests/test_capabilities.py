@@ -22,9 +22,10 @@ from calibrate.completions import Request, sample_all
 from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
 from calibrate.errors import CalibrateWarning, InputError, ModelError, NumericalError
 from calibrate.loading import load_model
+from calibrate.rendering import encode_prompt, encode_text
 from calibrate.residual import Push
 from calibrate.settings import Sampling
-from calibrate.tokens import Prompt, encode_prompt, encode_text
+from calibrate.tokens import Prompt
 
 SHORTCUTS = "suffix_passes prefix_sharing batching fast_decoding decoding_prefix".split()
 
