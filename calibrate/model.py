@@ -83,6 +83,11 @@ class LoadedModel:
         return len(weight)
 
     @property
+    def embedded_tokens(self) -> int:
+        """Number of token ids that have an embedding."""
+        return len(self.model.get_input_embeddings().weight)
+
+    @property
     def device(self) -> torch.device:
         """Where token ids go: the device of the input embedding."""
         device: torch.device = self.model.get_input_embeddings().weight.device

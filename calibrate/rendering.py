@@ -140,7 +140,7 @@ def render(
 def encode_text(loaded: LoadedModel, text: str) -> TokenSequence:
     """Encode a plain text with the special tokens the tokenizer puts before it (a BOS, say).
 
-    Raises: InputError if it does not fit the model's context.
+    Raises: InputError if it does not fit the model's context, or has tokens the model lacks.
     """
     return _fitting(loaded, TokenSequence(_with_bos(loaded, text), start=1), text)
 
@@ -356,6 +356,13 @@ def _fitting(loaded: LoadedModel, sequence: TokenSequence, text: str) -> TokenSe
         raise InputError(
             f"a text must fit the model's context of {loaded.context_length} tokens, got "
             f"{len(sequence.ids)}: {text[:60]!r}…; shorten it or split it"
+        )
+    if sequence.ids and max(sequence.ids) >= loaded.embedded_tokens:
+        strange = loaded.tokenizer.convert_ids_to_tokens(max(sequence.ids))
+        raise InputError(
+            f"a token's id must be below {loaded.embedded_tokens}, the rows of {loaded.name}'s "
+            f"embeddings, got {max(sequence.ids)} ({strange!r}) in {text[:60]!r}; use the model's "
+            "own tokenizer, or resize_token_embeddings and train the new rows"
         )
     return sequence
 
