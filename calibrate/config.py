@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from calibrate.errors import AlteredError, ArtefactError
+from calibrate.errors import AlteredError, ArtefactError, InputError
 from calibrate.schema import (
     BudgetSection,
     CapabilitiesSection,
@@ -37,7 +38,7 @@ from calibrate.schema import (
     Section,
     VectorSection,
 )
-from calibrate.settings import finite_strength
+from calibrate.settings import Sampling, check_seed, finite_strength
 
 if TYPE_CHECKING:
     from calibrate.vector import SteeringVector
@@ -152,7 +153,27 @@ def load(directory: str | Path) -> SteeringConfig:
         raise ArtefactError(
             f"{folder / CONFIG_FILE} is damaged: {where}: {first['msg']}"
         ) from error
+    _require_meaning(folder / CONFIG_FILE, config)
     return config.with_vector(_checked_vector(folder, config))
+
+
+def _require_meaning(path: Path, config: SteeringConfig) -> None:
+    """Raise ArtefactError for values that no calibration writes, whatever their types."""
+    done, settings = config.intervention, config.provenance.settings
+    try:
+        Sampling(**settings["sampling"])
+        check_seed(settings["seed"])
+    except (KeyError, TypeError, InputError) as error:
+        raise ArtefactError(f"{path} is damaged: provenance.settings: {error}") from error
+    wrong = {
+        "intervention.layer": not 0 <= done.layer < config.model.num_layers,
+        "intervention.strength": not math.isfinite(done.strength),
+        "intervention.relative_strength": not done.relative_strength,
+        "reference.input_ids": not config.reference.input_ids
+        or min(config.reference.input_ids) < 0,
+    }
+    for where in (name for name, is_wrong in wrong.items() if is_wrong):
+        raise ArtefactError(f"{path} is damaged: {where} is out of range; calibrate again")
 
 
 def _checked_vector(folder: Path, config: SteeringConfig) -> bytes:

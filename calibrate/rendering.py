@@ -140,7 +140,7 @@ def render(
 def encode_text(loaded: LoadedModel, text: str) -> TokenSequence:
     """Encode a plain text with the special tokens the tokenizer puts before it (a BOS, say).
 
-    Raises: InputError if it does not fit the model's context.
+    Raises: InputError if it does not fit the model's context, or has tokens the model lacks.
     """
     return _fitting(loaded, TokenSequence(_with_bos(loaded, text), start=1), text)
 

@@ -336,6 +336,8 @@ def _storage(store: StudyStore) -> BaseStorage:
 
 def _database(url: str, heartbeat: int) -> BaseStorage:
     """Open a database; workers that make its tables at the same moment trip over each other."""
+    if url.rstrip("/") == "sqlite:" or ":memory:" in url:
+        raise ValueError("a database in memory is another one in every thread; name a file")
     attempt = 0
     while True:
         try:

@@ -119,7 +119,8 @@ def load(directory: str | Path) -> Probe:
     try:
         facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
         weights = load_file(folder / WEIGHTS_FILE)["weights"]
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        facts = dict(facts)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ArtefactError(
             f"{folder} must hold a probe, but it cannot be read: {error}"
         ) from error

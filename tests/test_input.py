@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -20,12 +21,16 @@ import tiny
 from refused import Refused, each
 
 import calibrate
+import probes
 from calibrate import cli
 from calibrate.chat import Chat, SteeredModel
 from calibrate.console import readable
 from calibrate.cost import Limits
-from calibrate.errors import CalibrateWarning, InputError
+from calibrate.errors import ArtefactError, CalibrateWarning, InputError
+from calibrate.loading import load_model
+from calibrate.rendering import encode_prompt
 from calibrate.settings import Sampling, Settings
+from calibrate.tokens import Prompt
 
 NAN, INFINITE = float("nan"), float("inf")
 
@@ -212,6 +217,10 @@ def artefact(tmp_path_factory, tiny_options):
     folder = tmp_path_factory.mktemp("artefact")
     tiny.model("gpt2").save_pretrained(folder / "tiny")
     tiny.tokenizer().save_pretrained(folder / "tiny")
+    texts = tiny_options["concept"].texts
+    rows = [{"text": t.text, "label": "positive"} for t in texts.positives]
+    rows += [{"text": t.text, "label": "negative"} for t in texts.negatives]
+    (folder / "bright.jsonl").write_text("\n".join(map(json.dumps, rows)))
     calibrate.calibrate(
         str(folder / "tiny"), out=folder / "bright", **{**tiny_options, "tokenizer": None}
     )
@@ -274,14 +283,16 @@ def test_every_console_sees_the_same_status_and_readable_words(monkeypatch, arte
 def test_progress_and_the_headline_need_no_more_than_ascii(
     monkeypatch, tmp_path, artefact, tiny_options
 ):
-    texts = tiny_options["concept"].texts
-    rows = [{"text": t.text, "label": "positive"} for t in texts.positives]
-    rows += [{"text": t.text, "label": "negative"} for t in texts.negatives]
-    file = tmp_path / "bright.jsonl"
-    file.write_text("\n".join(map(json.dumps, rows)))
     status, out, err = run(
         monkeypatch,
-        *("--model", artefact.parent / "tiny", "--concept", file, "--out", tmp_path / "out"),
+        *(
+            "--model",
+            artefact.parent / "tiny",
+            "--concept",
+            artefact.parent / "bright.jsonl",
+            "--out",
+            tmp_path / "out",
+        ),
         *("--prompts", tiny_options["prompts"], "--ce-budget", "1.0", "--trials", "2"),
         encoding="ascii",
     )
@@ -382,8 +393,13 @@ WRONG = [
     (["--concept", "joy", "--batch-tokens", "0", "--model", "TINY"], "--batch-tokens must be a wh"),
     (["--concept", "joy", "--model", LONG], "model must be smollm2, "),
     (["--concept", "joy", "--model", "TINY", "--out", LONG], "File name too long"),
-    (["--concept", LONG], "File name too long"),
+    (["--concept", LONG], "concept must be a built-in name"),
     (["--concept", "joy", "--prompts", LONG], "File name too long"),
+    (
+        ["--concept", "FILE", "--model", "TINY", "--prompts", "PROMPTS"]
+        + ["--storage", "sqlite://", "--quiet"],
+        "got 'sqlite://' (a database in memory is another one in every thread; name a file)",
+    ),
     (["show", ""], "must not be empty"),
     (["show", LONG], "must hold a steering.json, but it cannot be read"),
     (["show", __file__], "must hold a steering.json, but it cannot be read"),
@@ -396,8 +412,8 @@ WRONG = [
     (["verify", "DIR", "--corpus", "gone"], "cannot read gone"),
     (["verify", "DIR", "--model", "/gone/away"], "model must be smollm2"),
     (["verify", "DIR", "--dtype", "float7"], "dtype must be one of auto"),
-    (["generate", "DIR", "--prompt", ""], "--prompt must be a text that a base model can go on f"),
-    (["generate", "DIR", "--prompt", " \n"], "--prompt must be a text that a base model can go"),
+    (["generate", "DIR", "--prompt", ""], "a prompt must have at least one token, got ''"),
+    (["generate", "DIR", "--prompt", " \n"], "a prompt must have at least one token, got"),
     (["generate", "DIR", "--prompt", "a\udce9"], "must be text in the encoding of the console"),
     (["generate", "DIR", "--prompt", "a", "--strength", "nan"], "a finite number, got nan"),
     (["generate", "DIR", "--prompt", "a", "--strength", "inf"], "a finite number, got inf"),
@@ -417,15 +433,20 @@ WRONG = [
 
 @pytest.mark.parametrize(("arguments", "said"), WRONG, ids=[" ".join(a)[:60] for a, _ in WRONG])
 def test_wrong_arguments_end_in_one_line_and_status_2(
-    monkeypatch, tmp_path, artefact, arguments, said
+    monkeypatch, tmp_path, artefact, tiny_options, arguments, said
 ):
     monkeypatch.chdir(tmp_path)
-    places = {"DIR": artefact, "TINY": artefact.parent / "tiny"}
+    places = {
+        "DIR": artefact,
+        "TINY": artefact.parent / "tiny",
+        "FILE": artefact.parent / "bright.jsonl",
+        "PROMPTS": tiny_options["prompts"],
+    }
     status, out, err = run(monkeypatch, *(places.get(part, part) for part in arguments))
     assert (status, out) == (2, "")
     assert said in err
     assert err.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_each_of_our_warnings_is_one_note_on_stderr_and_others_stay_away(monkeypatch):
@@ -471,3 +492,66 @@ def test_what_is_typed_into_a_chat_has_to_be_text(monkeypatch, artefact):
     assert (status, err.count("Traceback")) == (0, 0)
     for said in ("a finite number, got nan", "what you type must be text in", "context of 128"):
         assert said in out
+
+
+def test_a_blank_prompt_that_has_tokens_is_none_for_a_base_model_either():
+    with pytest.raises(InputError, match="a text that a base model can go on from, got ' '"):
+        cli._require_reply(tiny.loaded(), Prompt(" ", (5,)), 4)
+    cli._require_reply(tiny.loaded(chat=True), Prompt("", (5,)), 4)
+
+
+def test_a_token_without_an_embedding_is_named():
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens(["zebra"])
+    loaded = load_model(tiny.model(), tokenizer)
+    assert encode_prompt(loaded, "the river").ids
+    rows = len(tiny.VOCABULARY)
+    with pytest.raises(
+        InputError, match=rf"below {rows}, .*got {rows} \('zebra'\) in 'the zebra'; use the model's"
+    ):
+        encode_prompt(loaded, "the zebra")
+
+
+def _put(facts: dict, path: str, value: object) -> None:
+    *parents, last = path.split(".")
+    for parent in parents:
+        facts = facts[parent]
+    facts[last] = value
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        *(("intervention.layer", 99), ("intervention.layer", -1)),
+        *(("intervention.strength", NAN), ("intervention.relative_strength", 0.0)),
+        *(("reference.input_ids", []), ("reference.input_ids", [-3])),
+        *(("provenance.settings", {}), ("provenance.settings.seed", "x")),
+        ("provenance.settings.sampling", {"temperature": 0.0}),
+    ],
+)
+def test_a_config_that_no_calibration_writes_is_damaged(finished, tmp_path, where, value):
+    folder = shutil.copytree(finished.directory, tmp_path / "copy")
+    facts = json.loads((folder / "steering.json").read_text())
+    _put(facts, where, value)
+    (folder / "steering.json").write_text(json.dumps(facts))
+    name = where.removesuffix(".seed").removesuffix(".sampling")
+    with pytest.raises(ArtefactError, match=rf"steering\.json is damaged: {name}"):
+        calibrate.load(folder)
+
+
+def test_a_reference_of_another_vocabulary_fails_verification(monkeypatch, artefact, tmp_path):
+    folder = shutil.copytree(artefact, tmp_path / "copy")
+    facts = json.loads((folder / "steering.json").read_text())
+    facts["reference"]["input_ids"] = [99_999]
+    (folder / "steering.json").write_text(json.dumps(facts))
+    status, _, err = run(monkeypatch, "verify", folder, "--quick")
+    assert status == 4
+    assert "the reference's token ids must be the model's" in err
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "7", "null", "{}"])
+def test_a_probe_of_any_other_shape_is_damaged(finished, tmp_path, content):
+    folder = shutil.copytree(finished.directory / "probe", tmp_path / "probe")
+    (folder / "probe.json").write_text(content)
+    with pytest.raises(ArtefactError, match="must hold a"):
+        probes.load(folder)
