@@ -205,6 +205,8 @@ def _measured(verified: Verified, judges: Sequence[str], settings: Settings) -> 
             explained_by_length=verified.explained_by_length,
             n_prompts=len(presence.counts),
             n_completions=int(presence.counts.sum()),
+            empty=verified.presence.empty,
+            empty_baseline=verified.baseline.empty,
         ),
         controls=ControlsSection(
             random_vector=IntervalSection(**_interval(verified.random_vector, confidence)),
