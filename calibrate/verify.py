@@ -322,8 +322,8 @@ def verify(
         settings.sampling,
         settings.seed,
     )
-    require_replies(presence)
     require_answers(presence.completions, settings)
+    require_replies(presence)
     change = require_effect(presence, baseline, settings)
     fluency = measure_fluency(loaded, presence.completions[::VERIFY_COMPLETIONS])
     fluency_baseline = measure_fluency(

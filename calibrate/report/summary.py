@@ -118,7 +118,7 @@ def _facts(config: SteeringConfig, evidence: Evidence) -> Table:
         ("random vector", _control(measured.controls.random_vector, presence)),
         ("asked in words", _control(measured.controls.prompt_only, presence)),
         *_audit(measured),
-        *_thought(presence),
+        *_silence(presence),
         ("fluency", _fluency(measured.fluency)),
         *_long_run(measured),
         (
@@ -199,8 +199,14 @@ def _long_run(measured: MeasuredSection) -> Iterator[tuple[str, str]]:
     )
 
 
-def _thought(presence: PresenceSection) -> Iterator[tuple[str, str]]:
-    """How many replies never get to the answer, where any does not."""
+def _silence(presence: PresenceSection) -> Iterator[tuple[str, str]]:
+    """How many replies are empty, and how many of these since they never get to the answer."""
+    if presence.empty or presence.empty_baseline:
+        yield (
+            "empty replies",
+            f"{presence.empty:.0%}, unsteered {presence.empty_baseline:.0%}; presence is over the "
+            "others",
+        )
     if presence.unanswered or presence.unanswered_baseline:
         yield (
             "still thinking",
