@@ -396,8 +396,10 @@ WRONG = [
     (["--concept", LONG], "concept must be a built-in name"),
     (["--concept", "joy", "--prompts", LONG], "File name too long"),
     (
-        ["--concept", "FILE", "--model", "TINY", "--prompts", "PROMPTS"]
-        + ["--storage", "sqlite://", "--quiet"],
+        [
+            *("--concept", "FILE", "--model", "TINY", "--prompts", "PROMPTS", "--quiet"),
+            *("--storage", "sqlite://"),
+        ],
         "got 'sqlite://' (a database in memory is another one in every thread; name a file)",
     ),
     (["show", ""], "must not be empty"),
