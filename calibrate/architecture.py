@@ -1,42 +1,44 @@
-"""Where architectures keep their parts. The only file that knows them.
+"""Where architectures keep their parts, and what their configs call things. The only such file.
 
-The parts are four: the decoder blocks, whose outputs are the residual stream; the final norm;
-the unembedding; and what a model does to its logits afterwards (a scale, a soft-cap). Exports need
-a fifth: a bias of a block's last projection, into which steering can be folded.
+The decoder blocks, whose outputs are the residual stream, are all that has to be found: what a
+model does to its logits, and what else it can do, is tried on the model (`parts`, `capabilities`).
+Exports need a bias of a block's last projection, into which steering can be folded.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
 from typing import Any
 
 from torch import nn
 
 from calibrate.errors import ModelError
 
-
-@dataclass(frozen=True)
-class Layout:
-    """Where a transformers class keeps its blocks and final norm, as dotted paths."""
-
-    blocks: str
-    final_norm: str
-
-
-LAYOUTS = (
-    Layout("model.layers", "model.norm"),  # Llama, Mistral, Qwen 2 and 3, Gemma 1 to 3 (text)
-    Layout("model.language_model.layers", "model.language_model.norm"),  # Gemma 3 4B, Mistral 3
-    Layout("transformer.h", "transformer.ln_f"),  # GPT-2, GPT-J, Falcon, BLOOM
-    Layout("gpt_neox.layers", "gpt_neox.final_layer_norm"),  # GPT-NeoX, Pythia
-    Layout("model.decoder.layers", "model.decoder.final_layer_norm"),  # OPT
-    Layout("model.layers", "model.final_layernorm"),  # Phi 1 and 2
-    Layout("transformer.blocks", "transformer.norm_f"),  # MPT
+# Where transformers classes keep their decoder blocks, as dotted paths.
+BLOCKS = (
+    "model.layers",  # Llama, Mistral, Qwen, Gemma, Phi
+    "model.language_model.layers",  # Gemma 3 4B, Mistral 3
+    "transformer.h",  # GPT-2, GPT-J, Falcon, BLOOM
+    "gpt_neox.layers",  # GPT-NeoX, Pythia
+    "model.decoder.layers",  # OPT
+    "transformer.blocks",  # MPT
 )
 
-# Config entries that say what is done to the logits after the unembedding.
-LOGIT_FACTOR = "logit_scale"  # Cohere
-LOGIT_DIVISOR = "logits_scaling"  # Granite
-SOFTCAP = "final_logit_softcapping"  # Gemma 2: cap · tanh(logits / cap)
+# Config entries that say how far back attention sees, counting padding.
+WINDOWS = (
+    "sliding_window",
+    "attention_chunk_size",  # Llama 4
+    "attention_window_size",  # RecurrentGemma
+    "local_attention",  # ModernBERT
+    "window_size",  # GPT-Neo
+)
+
+# Config entries that say how long a sequence may be, whatever the architecture calls it.
+CONTEXT = re.compile(
+    r"(max|n)_(position|positions|position_embeddings|seq_len|seq_length|sequence_length|ctx"
+    r"|context_len|context_length|target_positions|model_len)|(seq|sequence|context)_len(gth)?|model_max_length"
+)
+ENDLESS = 1_000_000  # for models that name no length, as those without positions
 
 # Config entries that give the projections of a block biases they do not have.
 BIAS_FLAGS = ("mlp_bias", "bias", "use_bias")
@@ -46,39 +48,34 @@ BIAS_FLAGS = ("mlp_bias", "bias", "use_bias")
 LIKE_LLAMA = ("qwen2", "mistral")
 
 
-@dataclass(frozen=True)
-class LogitRule:
-    """What is done to the logits after the unembedding: times `scale`, then soft-capped."""
+def find_blocks(model: nn.Module, blocks: str | None = None) -> nn.ModuleList:
+    """Return a model's decoder blocks.
 
-    scale: float
-    softcap: float | None
+    Known paths are tried first, then the one ModuleList as long as `num_hidden_layers`.
 
-    @classmethod
-    def of(cls, config: Any) -> LogitRule:
-        """Read the rule off a text config."""
-        factor = getattr(config, LOGIT_FACTOR, None) or 1.0
-        divisor = getattr(config, LOGIT_DIVISOR, None) or 1.0
-        return cls(factor / divisor, getattr(config, SOFTCAP, None))
-
-
-def find_layout(model: nn.Module, blocks: str | None = None) -> tuple[nn.ModuleList, nn.Module]:
-    """Return a model's decoder blocks and final norm.
-
-    Known layouts are tried first, then the one ModuleList as long as `num_hidden_layers`.
-
+    blocks: their dotted path, where it is known.
     Raises: ModelError listing the module lists that were found.
     """
     base = base_of(model)
     if blocks is not None:
-        return _checked_blocks(base, blocks), _norm_beside(base, blocks)
-    for layout in LAYOUTS:
-        found, norm = _at(base, layout.blocks), _at(base, layout.final_norm)
-        if isinstance(found, nn.ModuleList) and isinstance(norm, nn.Module):
-            return found, norm
-        if isinstance(found, nn.ModuleList) and _has(base, layout.final_norm):
-            return found, nn.Identity()  # OPT with a norm after every block has none at the end
-    path = _generic_blocks(base)
-    return _checked_blocks(base, path), _norm_beside(base, path)
+        return _checked_blocks(base, blocks)
+    known = (_at(base, path) for path in BLOCKS)
+    found = next((each for each in known if isinstance(each, nn.ModuleList)), None)
+    return found or _checked_blocks(base, _generic_blocks(base))
+
+
+def context_length(config: Any) -> int:
+    """Longest sequence a text config allows, in tokens; ENDLESS where it names none."""
+    entries = {name: value for name, value in config.to_dict().items() if CONTEXT.fullmatch(name)}
+    named = getattr(config, "max_position_embeddings", None)  # the name most others are mapped to
+    lengths = [named, *entries.values()]
+    return next((each for each in lengths if isinstance(each, int) and each > 0), ENDLESS)
+
+
+def attention_window(config: Any) -> int | None:
+    """How many positions back the narrowest attention of a text config sees; None for all."""
+    widths = [getattr(config, name, None) for name in WINDOWS]
+    return min((each for each in widths if isinstance(each, int) and each > 0), default=None)
 
 
 def unwrapped(model: Any) -> Any:
@@ -105,12 +102,6 @@ def _at(root: nn.Module, path: str) -> Any:
     return found
 
 
-def _has(root: nn.Module, path: str) -> bool:
-    """Whether there is an attribute of that path, be it None."""
-    parent, _, name = path.rpartition(".")
-    return hasattr(_at(root, parent), name)
-
-
 def _module_lists(base: Any) -> dict[str, int]:
     return {
         path: len(module)
@@ -128,7 +119,7 @@ def _generic_blocks(base: Any) -> str:
     found = ", ".join(f"{path} ({length})" for path, length in lists.items()) or "none"
     raise ModelError(
         f"the decoder blocks of {type(base).__name__} must be the one module list of length "
-        f"{wanted}, found {found}; name it with --blocks PATH"
+        f"{wanted}, found {found}; if one of these holds them, name it with --blocks PATH"
     )
 
 
@@ -138,17 +129,3 @@ def _checked_blocks(base: Any, path: str) -> nn.ModuleList:
         return found
     lists = ", ".join(f"{name} ({n})" for name, n in _module_lists(base).items()) or "none"
     raise ModelError(f"--blocks must name a module list, got {path!r}; there are: {lists}")
-
-
-def _norm_beside(base: Any, path: str) -> nn.Module:
-    """The final norm is the last norm among the siblings of the blocks."""
-    parent = _at(base, path.rpartition(".")[0]) if "." in path else base
-    norms = [m for m in parent.children() if "norm" in type(m).__name__.lower()]
-    if not norms:
-        children = ", ".join(name for name, _ in parent.named_children())
-        raise ModelError(
-            f"the final norm of {type(base).__name__} must stand beside its blocks at {path!r}, "
-            f"found only: {children}"
-        )
-    final_norm: nn.Module = norms[-1]
-    return final_norm

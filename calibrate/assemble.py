@@ -33,6 +33,7 @@ from calibrate.schema import (
     AlongSection,
     AuditSection,
     BudgetSection,
+    CapabilitiesSection,
     ConceptLawSection,
     ConceptSection,
     ControlsSection,
@@ -113,6 +114,7 @@ def build_config(
             sweet_spot=_sweet_spot(pilot),
         ),
         reference=ReferenceSection(**{k: list(v) for k, v in asdict(verified.reference).items()}),
+        capabilities=CapabilitiesSection(**asdict(loaded.capabilities.report())),
         cost={stage: _cost_section(spent, loaded.num_layers) for stage, spent in cost.items()},
         provenance=ProvenanceSection(
             versions=_versions(),

@@ -18,6 +18,7 @@ from calibrate.console import Readable, printing, say, say_json, warnings_as_not
 from calibrate.options import FILE, LAWS, MAIN_JOB, MODEL, PROMPT, TEXT, apart, options, utf8
 
 if TYPE_CHECKING:
+    from calibrate.completions import Completion
     from calibrate.concept import Concept
     from calibrate.config import SteeringConfig
     from calibrate.evidence import Evidence
@@ -234,7 +235,7 @@ def generate(
         encoded = [encode_prompt(opened.loaded, prompt)]
         _require_reply(opened.loaded, encoded[0], max_tokens)
         unsteered, steered = (
-            sample(opened.loaded, encoded, sampling, seed, steering=opened.at(at))[0].text
+            sample(opened.loaded, encoded, sampling, seed, steering=opened.at(at))[0]
             for at in (0.0, strength)
         )
     used = opened.config.intervention.strength if strength is None else strength
@@ -607,11 +608,13 @@ def _print_result(
 
 
 def _print_replies(
-    prompt: str, unsteered: str, steered: str, strength: float, as_json: bool
+    prompt: str, unsteered: Completion, steered: Completion, strength: float, as_json: bool
 ) -> None:
+    replies = {"unsteered": unsteered, "steered": steered}
     if as_json:
-        replies = {"strength": strength, "unsteered": unsteered, "steered": steered}
-        say_json(_json({"prompt": prompt, **replies}))
+        texts = {which: reply.text for which, reply in replies.items()}
+        answered = {which: reply.answered for which, reply in replies.items()}
+        say_json(_json({"prompt": prompt, "strength": strength, **texts, "answered": answered}))
         return
     from rich.columns import Columns
     from rich.panel import Panel
@@ -619,8 +622,15 @@ def _print_replies(
 
     from calibrate.terminal import PatientConsole
 
+    titles = ("unsteered", f"α = {strength:+.4g}")
     panels = [
-        Panel(Text(unsteered), title="unsteered", width=48),
-        Panel(Text(steered), title=f"α = {strength:+.4g}", width=48),
+        Panel(Text(_shown(reply)), title=title, width=48)
+        for title, reply in zip(titles, replies.values(), strict=True)
     ]
     PatientConsole().print(Columns(panels))
+
+
+def _shown(reply: Completion) -> str:
+    if reply.answered:
+        return reply.text
+    return f"(still thinking after {reply.sequence.n_scored} tokens; --max-tokens allows more)"

@@ -24,6 +24,7 @@ from safetensors.numpy import save as save_tensors
 from calibrate.errors import AlteredError, ArtefactError, InputError
 from calibrate.schema import (
     BudgetSection,
+    CapabilitiesSection,
     ConceptSection,
     CostSection,
     InterventionSection,
@@ -65,6 +66,7 @@ class SteeringConfig(Section):
     range: RangeSection
     reference: ReferenceSection
     cost: dict[str, CostSection]
+    capabilities: CapabilitiesSection | None = None
     provenance: ProvenanceSection
 
     _vector_file: bytes = PrivateAttr(default=b"")

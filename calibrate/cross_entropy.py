@@ -15,7 +15,6 @@ What all sequences begin with runs once for all of them (`calibrate.prefix`).
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -23,7 +22,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from calibrate.errors import CalibrateWarning
 from calibrate.estimate import RatioEstimate
 from calibrate.memory import Shelf, over_batches
 from calibrate.prefix import Prefix, shared_prefix
@@ -91,11 +89,6 @@ class UnsteeredBatch:
     prefix: Prefix | None = None
     prediction: Prediction | None = None
 
-    def without_residuals(self) -> UnsteeredBatch:
-        """The same batch, from which every strength has to run all blocks."""
-        prefix = self.prefix and replace(self.prefix, residuals={})
-        return replace(self, residuals={}, prefix=prefix)
-
 
 @dataclass(frozen=True, eq=False)
 class UnsteeredRun:
@@ -123,6 +116,8 @@ def run_unsteered(
 ) -> UnsteeredRun:
     """Run a corpus unsteered, keeping the residuals after the blocks in `layers`.
 
+    Not kept are those from which the model cannot go on; strengths there run all blocks.
+
     part_sizes: how many sequences each part has, together all of them; one part if empty.
     lend_prefix: whether what all sequences begin with may run once for all of them.
     """
@@ -131,7 +126,9 @@ def run_unsteered(
         replace(corpus, sequences=corpus.sequences[first:last])
         for first, last in itertools.pairwise([0, *ends])
     ]
-    shelf = Shelf()
+    shelf, most, compared = Shelf(), loaded.scoring_tokens, bool(layers)
+    can = loaded.capabilities
+    layers = [one for one in sorted(layers, reverse=True) if can.suffix_after(one).works]
     prefix = shared_prefix(loaded, corpus.sequences, layers, shelf) if lend_prefix else None
     left_out = prefix.ids if prefix else ()
 
@@ -139,19 +136,10 @@ def run_unsteered(
         return _unsteered(loaded, batch, layers, shelf, prefix)
 
     passes = [
-        list(over_batches(unsteered, group.sequences, loaded.batch_tokens, loaded.device, left_out))
+        list(over_batches(unsteered, group.sequences, most, loaded.device, left_out))
         for group in groups
     ]
-    kept = [one for group in passes for one in group]
-    least = min(kept, key=lambda one: one.batch.n_tokens, default=None)
-    if least is not None and layers and not _suffix_agrees(loaded, least, min(layers)):
-        warnings.warn(
-            f"{loaded.name} shares state across blocks, so every strength runs all of them",
-            CalibrateWarning,
-            stacklevel=2,
-        )
-        passes = [[one.without_residuals() for one in group] for group in passes]
-    if layers:
+    if compared:
         passes = [
             [replace(one, prediction=_prediction(loaded, one, corpus.self_sampled)) for one in part]
             for part in passes
@@ -326,16 +314,6 @@ def _run_from(
         cache = unsteered.prefix.edited(loaded, layer, edit)
     with edited_after(loaded, layer, edit, unsteered.residuals.get(layer)) as share:
         return final_hidden(loaded, unsteered.batch, share, cache=cache)
-
-
-def _suffix_agrees(loaded: LoadedModel, unsteered: UnsteeredBatch, layer: int) -> bool:
-    """Whether running only the blocks after `layer` reproduces the full pass."""
-    try:
-        again = _run_from(loaded, unsteered, layer, lambda hidden: hidden, "all")
-    except (RuntimeError, AttributeError, TypeError, KeyError, IndexError):
-        return False
-    scale = unsteered.hidden.abs().max().clamp(min=1.0)
-    return bool(((again - unsteered.hidden).abs().max() / scale) < 1e-3)
 
 
 def _prediction(

@@ -2,14 +2,15 @@
 
 Rows share one batch whatever steers them: a push adds its vector to its own rows only. What all
 prompts of a batch begin with runs once for every push, and a prompt once for all replies to it,
-their keys and values repeated for the rows; rows that have ended leave the batch. Models whose
-state is no cache of keys and values are left to transformers' own `generate`.
+their keys and values repeated for the rows; rows that have ended leave the batch. Models that say
+something else in such a loop (`calibrate.capabilities`) are left to transformers' own `generate`.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import DynamicLayer
 
+from calibrate.architecture import attention_window, base_of
 from calibrate.cost import Meter
 from calibrate.drawing import draw
 from calibrate.residual import Push, RowPushes, last_logits_only, pushed
@@ -38,27 +40,59 @@ class Row:
     push: Push | None = None
 
 
+Choose = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """How replies go on.
+
+    choose: one token a row, int64 (rows,), from logits (rows, vocabulary), the rows' keys (rows,)
+        and the number of the step. ends: tokens that end a reply. most: tokens it may have.
+    """
+
+    choose: Choose
+    ends: frozenset[int]
+    most: int
+
+
 def decode(loaded: LoadedModel, rows: Sequence[Row], sampling: Sampling) -> list[list[int]]:
     """Return each row's new token ids, up to and including its end token."""
-    ends = end_ids(loaded)
-    keys = torch.tensor([row.key for row in rows], dtype=torch.long)
-    if getattr(loaded.model, "_is_stateful", False):
-        with torch.no_grad(), pushed(loaded.blocks, [row.push for row in rows]):
-            return _by_generate(loaded, rows, sampling, keys, ends)
+
+    def choose(scores: torch.Tensor, keys: torch.Tensor, step: int) -> torch.Tensor:
+        return draw(scores, sampling, keys, step)
+
+    loop, can = Loop(choose, end_ids(loaded), sampling.max_new_tokens), loaded.capabilities
+    if can.fast_decoding.works:
+        return by_own_loop(loaded, rows, loop, can.decoding_prefix.works)
+    can.check_replies(rows)
+    if can.batched_generation.works:
+        return by_generate(loaded, rows, loop)
+    return [said for row in rows for said in by_generate(loaded, [row], loop)]
+
+
+def by_own_loop(
+    loaded: LoadedModel, rows: Sequence[Row], loop: Loop, share: bool = True
+) -> list[list[int]]:
+    """Each row's new token ids by the loop of this module.
+
+    share: whether what all prompts begin with may run once for them.
+    """
     starts = list(dict.fromkeys((row.prompt, row.push) for row in rows))
     places = {start: place for place, start in enumerate(starts)}
     which = [places[row.prompt, row.push] for row in rows]
+    keys = torch.tensor([row.key for row in rows], dtype=torch.long)
     with torch.no_grad(), pushed(loaded.blocks, [push for _, push in starts]) as pushes:
-        batch = _Decoding(loaded, starts, pushes, sampling, ends)
+        batch = _Decoding(loaded, starts, pushes, loop, share)
         with last_logits_only(loaded):
             return batch.run(which, keys)
 
 
-def end_ids(loaded: LoadedModel) -> set[int]:
+def end_ids(loaded: LoadedModel) -> frozenset[int]:
     """Tokens that end a reply."""
     configured = loaded.model.generation_config.eos_token_id
     ends = set(configured if isinstance(configured, list) else [configured])
-    return {int(end) for end in ends | {loaded.tokenizer.eos_token_id} if end is not None}
+    return frozenset(int(end) for end in ends | {loaded.tokenizer.eos_token_id} if end is not None)
 
 
 class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
@@ -114,12 +148,13 @@ class _Decoding:
         loaded: LoadedModel,
         starts: Sequence[tuple[Prompt, Push | None]],
         pushes: RowPushes,
-        sampling: Sampling,
-        ends: set[int],
+        loop: Loop,
+        share: bool,
     ) -> None:
-        self._loaded, self._pushes, self._sampling, self._ends = loaded, pushes, sampling, ends
+        self._loaded, self._pushes, self._loop = loaded, pushes, loop
         prompts = [prompt for prompt, _ in starts]
-        self._prefix = _shared_by(prompts) if _can_share(loaded, prompts, sampling) else ()
+        sharing = share and _within_window(loaded, prompts, loop.most)
+        self._prefix = _shared_by(prompts) if sharing else ()
         self._ids, self._mask = _padded(prompts, len(self._prefix), loaded.device)
         parameters = inspect.signature(loaded.model.forward).parameters
         self._takes_positions = "position_ids" in parameters
@@ -134,13 +169,13 @@ class _Decoding:
         self._said: list[list[int]] = [[] for _ in which]
         scores = self._forward(self._ids[:, len(self._prefix) :])[which]
         self._select(which)
-        for step in range(self._sampling.max_new_tokens):
-            chosen = draw(scores, self._sampling, self._keys, step).cpu()
+        for step in range(self._loop.most):
+            chosen = self._loop.choose(scores, self._keys, step).cpu()
             for place, token in zip(self._places, chosen.tolist(), strict=True):
                 if not self._ended(place):
                     self._said[place].append(token)
             going = [row for row, place in enumerate(self._places) if not self._ended(place)]
-            if not going or step + 1 == self._sampling.max_new_tokens:
+            if not going or step + 1 == self._loop.most:
                 break
             if len(going) <= (1 - WORTH_LEAVING) * len(self._places):
                 self._keep(going)
@@ -151,7 +186,7 @@ class _Decoding:
 
     def _ended(self, place: int) -> bool:
         said = self._said[place]
-        return bool(said) and said[-1] in self._ends
+        return bool(said) and said[-1] in self._loop.ends
 
     def _keep(self, rows: list[int]) -> None:
         """Let all other rows leave the batch."""
@@ -187,7 +222,7 @@ class _Decoding:
         """Keys and values of the shared prefix, run once for every push, repeated for its rows."""
         cache = self._loaded.empty_cache()
         cache.layers = [
-            _RoomyLayer(self._sampling.max_new_tokens) if type(layer) is DynamicLayer else layer
+            _RoomyLayer(self._loop.most) if type(layer) is DynamicLayer else layer
             for layer in cache.layers
         ]
         if not self._prefix:
@@ -208,14 +243,13 @@ def _shared_by(prompts: Sequence[Prompt]) -> tuple[int, ...]:
     return common_prefix(all_ids, min(map(len, all_ids)) - 1)
 
 
-def _can_share(loaded: LoadedModel, prompts: Sequence[Prompt], sampling: Sampling) -> bool:
-    """Whether padding behind a shared prefix leaves replies as they would be without.
+def _within_window(loaded: LoadedModel, prompts: Sequence[Prompt], most: int) -> bool:
+    """Whether replies of so many tokens are read whole by the narrowest attention of the model.
 
-    It would not where a sliding window counts the padding.
+    Beyond its window, padding behind a shared prefix would count.
     """
-    longest = max(len(prompt.ids) for prompt in prompts) + sampling.max_new_tokens
-    window = getattr(loaded.model.config.get_text_config(), "sliding_window", None)
-    return window is None or longest <= window
+    window = attention_window(loaded.model.config.get_text_config())
+    return window is None or max(len(prompt.ids) for prompt in prompts) + most <= window
 
 
 def _padded(
@@ -234,46 +268,58 @@ def _padded(
     return ids.to(device), mask.to(device)
 
 
-class _Draw(LogitsProcessor):  # type: ignore[misc]
-    """Leave only the drawn token possible, so that greedy decoding takes it."""
+class _Chosen(LogitsProcessor):  # type: ignore[misc]
+    """Leave only the chosen token possible, so that greedy decoding takes it."""
 
-    def __init__(self, sampling: Sampling, keys: torch.Tensor, meter: Meter) -> None:
-        self._sampling, self._keys, self._meter = sampling, keys, meter
+    def __init__(self, loop: Loop, keys: torch.Tensor, meter: Meter) -> None:
+        self._loop, self._keys, self._meter = loop, keys, meter
         self._step = 0
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if self._step:  # the first token comes out of the prompt's own pass
             self._meter.count(len(scores))
-        chosen = draw(scores, self._sampling, self._keys, self._step)
+        chosen = self._loop.choose(scores, self._keys, self._step)
         self._step += 1
         return scores.fill_(-torch.inf).scatter_(1, chosen[:, None], 0.0)  # a copy of generate's
 
 
-def _by_generate(
-    loaded: LoadedModel,
-    rows: Sequence[Row],
-    sampling: Sampling,
-    keys: torch.Tensor,
-    ends: set[int],
-) -> list[list[int]]:
-    """The same by transformers' own loop, without sharing or leaving."""
+def by_generate(loaded: LoadedModel, rows: Sequence[Row], loop: Loop) -> list[list[int]]:
+    """Each row's new token ids by transformers' own loop, without sharing or leaving."""
     ids, mask = _padded([row.prompt for row in rows], 0, loaded.device)
+    keys = torch.tensor([row.key for row in rows], dtype=torch.long)
     loaded.meter.count(ids.numel())
-    out = loaded.model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        generation_config=GenerationConfig(
-            do_sample=False,
-            max_new_tokens=sampling.max_new_tokens,
-            eos_token_id=sorted(ends) or None,
-            pad_token_id=min(ends, default=PAD),
-        ),
-        logits_processor=LogitsProcessorList([_Draw(sampling, keys, loaded.meter)]),
-    )
-    return [_until_end(row, ends) for row in out[:, ids.shape[1] :].tolist()]
+    with (
+        torch.no_grad(),
+        pushed(loaded.blocks, [row.push for row in rows]),
+        _nothing_configured(loaded.model),
+    ):
+        out = loaded.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=GenerationConfig(
+                do_sample=False,
+                max_new_tokens=loop.most,
+                eos_token_id=sorted(loop.ends) or None,
+                pad_token_id=min(loop.ends, default=PAD),
+            ),
+            logits_processor=LogitsProcessorList([_Chosen(loop, keys, loaded.meter)]),
+        )
+    return [_until_end(row, loop.ends) for row in out[:, ids.shape[1] :].tolist()]
 
 
-def _until_end(ids: list[int], ends: set[int]) -> list[int]:
+@contextmanager
+def _nothing_configured(model: Any) -> Iterator[None]:
+    """Set aside what a model's own generation config would do to its logits, a penalty say."""
+    base: Any = base_of(model)
+    own = base.generation_config
+    base.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = own
+
+
+def _until_end(ids: list[int], ends: frozenset[int]) -> list[int]:
     for position, token in enumerate(ids):
         if token in ends:
             return ids[: position + 1]

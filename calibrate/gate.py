@@ -183,7 +183,7 @@ REMEDIES = {
 def check_reference(config: SteeringConfig, loaded: LoadedModel) -> Check:
     """Compare the reference's log-probabilities; say which mistake explains a difference."""
     reference, tolerance = _Reference(config, loaded), TOLERANCES[config.model.dtype]
-    if max(config.reference.input_ids) >= loaded.embedded_tokens:
+    if max(config.reference.input_ids) >= loaded.embedding_rows:
         return Check(
             "reference", False, "the reference's token ids must be the model's, got others"
         )

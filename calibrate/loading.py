@@ -14,7 +14,8 @@ import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from calibrate.architecture import LogitRule, find_layout
+from calibrate.architecture import find_blocks
+from calibrate.capabilities import Capabilities
 from calibrate.checkpoint import (
     first_line,
     require_whole,
@@ -32,9 +33,9 @@ from calibrate.embedded import (
 from calibrate.errors import CalibrateError, ModelError, did_you_mean
 from calibrate.given import given_model, given_tokenizer, require_next_token_model
 from calibrate.model import DEFAULT_BATCH_TOKENS, LoadedModel, borrowed
+from calibrate.parts import proved
 from calibrate.progress import SILENT, Progress
 from calibrate.rendering import settle
-from calibrate.residual import captured, hidden_of
 from calibrate.settings import check_batch_tokens
 
 HUB_TIMEOUT = 10  # seconds
@@ -125,38 +126,18 @@ def _from_memory(
 def _with_parts(
     model: Any, tokenizer: Any, blocks: str | None, name: str, revision: str | None, tokens: int
 ) -> LoadedModel:
-    found, norm = find_layout(model, blocks)
-    rule = LogitRule.of(model.config.get_text_config())
     loaded = LoadedModel(
         model=model,
         tokenizer=tokenizer,
-        blocks=found,
-        final_norm=norm,
+        blocks=find_blocks(model, blocks),
         unembedding=model.get_output_embeddings(),
-        logit_scale=rule.scale,
-        softcap=rule.softcap,
         name=name,
         revision=revision,
+        examine=Capabilities,
         batch_tokens=tokens,
     )
-    _check_logits(loaded)
-    return loaded
-
-
-def _check_logits(loaded: LoadedModel) -> None:
-    """Raise unless the parts reproduce the model's own logits on two tokens."""
-    outputs: list[torch.Tensor] = []
-    ids = torch.tensor([[0, 1]], device=loaded.device)
-    with borrowed(loaded), captured(loaded.blocks, lambda _l, out: outputs.append(hidden_of(out))):
-        expected = loaded.model(input_ids=ids, use_cache=False).logits.float()
-        got = loaded.logits(loaded.final_norm(outputs[-1]))
-    gap = (got.to(expected.device) - expected).abs().max().item()
-    allowed = 1e-3 if loaded.dtype == torch.float32 else 0.1
-    if gap > allowed * max(1.0, expected.abs().max().item()):
-        raise ModelError(
-            f"the parts found in {loaded.name} must reproduce its logits, but they differ by "
-            f"{gap:.3g}; name the right module list with --blocks PATH"
-        )
+    with borrowed(loaded):
+        return proved(loaded)
 
 
 def _resolve_source(model: str, progress: Progress) -> tuple[str, str, str | None]:

@@ -32,8 +32,9 @@ from calibrate.cross_entropy import (
     tangent_hidden,
 )
 from calibrate.laws import CrossEntropyLaw, MassLaw
-from calibrate.residual import Positions
+from calibrate.residual import Positions, edited, final_hidden
 from calibrate.token_law import TokenLaw
+from calibrate.tokens import PAD, Batch, TokenSequence
 from calibrate.vector import SteeringVector
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 EPSILON_SHARE = 0.01  # ε‖v‖ / median ‖h‖: small enough to be linear, large enough for float32
 FAR = 1e4  # multiple of the residual norm at which only v is left in the residual stream
+FARTHEST = 0.01  # of the largest number of the model's precision, which no norm may overflow
 SAMPLE_CONTEXTS = 16  # contexts whose whole distribution is kept for the token law
 
 Derivative = Callable[[slice], torch.Tensor]
@@ -194,10 +196,16 @@ def central_difference(
 
 
 def far_logits(loaded: LoadedModel, vector: SteeringVector, sign: int) -> torch.Tensor:
-    """Logits of norm(±v), shape (vocabulary,): the limit of steering (Proposition 4.1)."""
+    """Logits of norm(±v), shape (vocabulary,): the limit of steering (Proposition 4.1).
+
+    Whatever the model does after its last block does it, once that block puts out ±v.
+    """
     far = sign * FAR * vector.residual_norm * vector.values / vector.norm
-    weight: torch.Tensor = loaded.unembedding.weight  # type: ignore[assignment]
-    return loaded.logits(loaded.final_norm(far.to(weight)))
+    largest = FARTHEST * torch.finfo(loaded.dtype).max
+    far = (far * (largest / far.abs().max()).clamp(max=1)).to(loaded.device)
+    one_token = Batch.of([TokenSequence((PAD, PAD), 1)], loaded.device)
+    with edited(loaded.blocks[-1], lambda hidden: far.to(hidden).expand_as(hidden).clone()):
+        return loaded.logits(final_hidden(loaded, one_token))[0]
 
 
 def _rows(values: torch.Tensor, rows: list[int]) -> np.ndarray:

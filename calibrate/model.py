@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
-from calibrate.architecture import base_of, find_layout, unwrapped
+from calibrate.architecture import base_of, context_length, find_blocks, unwrapped
 from calibrate.cost import Meter
 from calibrate.errors import ModelError
+from calibrate.parts import LogitRule
 from calibrate.rendering import Rendering, template_of
+
+if TYPE_CHECKING:
+    from calibrate.capabilities import Capabilities
 
 DEFAULT_BATCH_TOKENS = 2048
 
@@ -44,8 +48,9 @@ class LoadedModel:
 
     model, tokenizer: the transformers objects, as given or loaded.
     blocks: the decoder blocks; block ℓ's output is the residual stream after it.
-    final_norm, unembedding: modules; logits = unembedding(final_norm(residual)), then
-        `logit_scale` and `softcap`.
+    unembedding: the output embedding; its output times `logit_scale`, soft-capped at `softcap`,
+        is the logits.
+    examine: what tries out what the model can do beside plain passes.
     rendering: how conversations become prompts.
     by_name: whether it was loaded here, so that its weights are all there is to it.
     batch_tokens: how many positions one forward pass may hold.
@@ -55,13 +60,13 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: Any
     blocks: nn.ModuleList
-    final_norm: nn.Module
     unembedding: nn.Module
-    logit_scale: float
-    softcap: float | None
     name: str
     revision: str | None
+    examine: Callable[[LoadedModel], Capabilities]
     rendering: Rendering = field(default_factory=Rendering)
+    logit_scale: float = 1.0
+    softcap: float | None = None
     by_name: bool = False
     batch_tokens: int = DEFAULT_BATCH_TOKENS
     meter: Meter = field(default_factory=Meter)
@@ -83,11 +88,6 @@ class LoadedModel:
         return len(weight)
 
     @property
-    def embedded_tokens(self) -> int:
-        """Number of token ids that have an embedding."""
-        return len(self.model.get_input_embeddings().weight)
-
-    @property
     def device(self) -> torch.device:
         """Where token ids go: the device of the input embedding."""
         device: torch.device = self.model.get_input_embeddings().weight.device
@@ -102,8 +102,12 @@ class LoadedModel:
     @property
     def context_length(self) -> int:
         """Longest sequence the model takes, in tokens."""
-        config = self.model.config.get_text_config()
-        return int(getattr(config, "max_position_embeddings", None) or 1_000_000)
+        return context_length(self.model.config.get_text_config())
+
+    @property
+    def embedding_rows(self) -> int:
+        """Number of token ids that the input embedding knows."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
 
     @property
     def is_chat(self) -> bool:
@@ -132,12 +136,31 @@ class LoadedModel:
         ids = self.tokenizer("a")["input_ids"]
         return bool(ids) and ids[0] == self.tokenizer.bos_token_id
 
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """What the model can do beside plain passes, tried when it is first asked for."""
+        return self.examine(self)
+
+    @property
+    def scoring_tokens(self) -> int:
+        """How many positions a pass over texts may hold: one text where batches change them."""
+        return self.batch_tokens if self.capabilities.batching.works else 1
+
+    def check_ids(self, ids: Sequence[int], text: str) -> None:
+        """Raise ModelError if a text has a token that the model has no embedding for."""
+        largest = max(ids, default=0)
+        if largest >= self.embedding_rows:
+            token = self.tokenizer.convert_ids_to_tokens(largest)
+            raise ModelError(
+                f"token ids must be below {self.embedding_rows}, the rows of {self.name}'s "
+                f"embedding, got {largest} ({token!r}) in {text[:60]!r}; its tokenizer knows more "
+                "tokens than it does: give the tokenizer that it was trained with"
+            )
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Turn what the unembedding reads, (..., hidden), into float32 logits (..., vocabulary)."""
         raw: torch.Tensor = self.unembedding(hidden).float()
-        if self.logit_scale != 1:
-            raw = raw * self.logit_scale
-        return raw if self.softcap is None else self.softcap * torch.tanh(raw / self.softcap)
+        return LogitRule(self.logit_scale, self.softcap).of(raw)
 
     @property
     def readout(self) -> torch.Tensor | None:
@@ -199,7 +222,7 @@ def blocks_of(model: Any) -> tuple[nn.ModuleList, int]:
     """Return the decoder blocks and the hidden size of a LoadedModel or a transformers model."""
     if isinstance(model, LoadedModel):
         return model.blocks, model.hidden_size
-    return find_layout(model)[0], int(unwrapped(model).config.get_text_config().hidden_size)
+    return find_blocks(model), int(unwrapped(model).config.get_text_config().hidden_size)
 
 
 def _sha256(text: str) -> str:

@@ -2,7 +2,8 @@
 
 What follows a prefix does not change its keys and values, so those of one row serve all rows.
 Steering changes them after the steered block: a steered pass runs the prefix again, as one row.
-This holds for models whose state is a cache of keys and values alone, which is tried out on each.
+This holds for models whose state is a cache of keys and values alone, which is tried on each
+(`calibrate.capabilities`).
 """
 
 from __future__ import annotations
@@ -11,29 +12,23 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
-from transformers import Cache, PreTrainedModel
+from transformers import Cache
 
 from calibrate.memory import Shelf
 from calibrate.residual import (
     Edit,
     KeptResidual,
     edited_after,
-    final_hidden,
     forward,
     keeping,
     last_logits_only,
 )
-from calibrate.tokens import WORTH_SHARING, Batch, TokenSequence, common_prefix
+from calibrate.tokens import Batch, TokenSequence, common_prefix
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
-
-# How far final hidden states may be off, relatively, where a prefix is shared.
-ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-3}
-HALF_ROUNDING = 0.05
 
 
 class LentCache(Cache):  # type: ignore[misc]
@@ -91,33 +86,15 @@ def shared_prefix(
         return None
     before_any_scored = min(sequence.start for sequence in sequences) - 1
     ids = common_prefix([sequence.ids for sequence in sequences], before_any_scored)
-    return _run(loaded, ids, layers, shelf) if ids and can_lend(loaded) else None
+    if not ids or not loaded.capabilities.prefix_sharing.works:
+        return None
+    return run_prefix(loaded, ids, layers, shelf)
 
 
-def can_lend(loaded: LoadedModel) -> bool:
-    """Whether the model says the same after a prefix that has run before; tried out once."""
-    if loaded.model not in _CAN_LEND:
-        try:
-            _CAN_LEND[loaded.model] = _says_the_same(loaded)
-        except (RuntimeError, AttributeError, TypeError, LookupError, ValueError):
-            _CAN_LEND[loaded.model] = False
-    return _CAN_LEND[loaded.model]
-
-
-_CAN_LEND: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
-
-
-def _says_the_same(loaded: LoadedModel) -> bool:
-    ids = tuple(range(1, WORTH_SHARING + 1))
-    sequences = [TokenSequence((*ids, *rest), len(ids)) for rest in ((3, 1, 4, 1, 5), (2, 6))]
-    whole = final_hidden(loaded, Batch.of(sequences, loaded.device))
-    batch = Batch.of(sequences, loaded.device, ids[:-1])
-    shared = final_hidden(loaded, batch, cache=_run(loaded, ids[:-1], (), Shelf()).cache)
-    off = float((shared - whole).norm() / whole.norm())
-    return off < ROUNDING.get(loaded.dtype, HALF_ROUNDING)
-
-
-def _run(loaded: LoadedModel, ids: tuple[int, ...], layers: Sequence[int], shelf: Shelf) -> Prefix:
+def run_prefix(
+    loaded: LoadedModel, ids: tuple[int, ...], layers: Sequence[int], shelf: Shelf
+) -> Prefix:
+    """Run a prefix as one row, and keep its residuals after the blocks in `layers`."""
     cache = loaded.empty_cache()
     with keeping(loaded, layers, shelf) as residuals, last_logits_only(loaded):
         forward(loaded, _one_row(ids, loaded), cache=cache)

@@ -146,7 +146,7 @@ def _slopes(
         to the labels whose log-probability is differentiated, (n_tokens,).
     """
     found = np.zeros((len(choices), len(vectors), len(sequences)))
-    room = max(loaded.batch_tokens // GRADIENT_TOKENS, 1)
+    room = max(loaded.scoring_tokens // GRADIENT_TOKENS, 1)
     for batch in batches(sequences, room, loaded.device):
         hidden, residuals = differentiable_hidden(loaded, batch)
         steered = batch.mask.bool() if positions == "all" else batch.generated()

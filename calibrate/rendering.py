@@ -357,13 +357,7 @@ def _fitting(loaded: LoadedModel, sequence: TokenSequence, text: str) -> TokenSe
             f"a text must fit the model's context of {loaded.context_length} tokens, got "
             f"{len(sequence.ids)}: {text[:60]!r}…; shorten it or split it"
         )
-    if sequence.ids and max(sequence.ids) >= loaded.embedded_tokens:
-        strange = loaded.tokenizer.convert_ids_to_tokens(max(sequence.ids))
-        raise InputError(
-            f"a token's id must be below {loaded.embedded_tokens}, the rows of {loaded.name}'s "
-            f"embeddings, got {max(sequence.ids)} ({strange!r}) in {text[:60]!r}; use the model's "
-            "own tokenizer, or resize_token_embeddings and train the new rows"
-        )
+    loaded.check_ids(sequence.ids, text)
     return sequence
 
 

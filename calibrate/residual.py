@@ -41,8 +41,8 @@ WRITES = 0.01  # how far, relatively, what a projection adds may be off after th
 
 
 def hidden_of(output: Any) -> torch.Tensor:
-    """Return the residual stream in a block's output: a tensor, or a tuple's first element."""
-    hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    """Return the residual stream in a block's output: a tensor, or the first of several things."""
+    hidden: torch.Tensor = output[0] if isinstance(output, tuple | list) else output
     return hidden
 
 
@@ -117,7 +117,7 @@ def edited(block: nn.Module, edit: Edit) -> Iterator[None]:
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
         hidden = edit(hidden_of(output))
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+        return (hidden, *output[1:]) if isinstance(output, tuple | list) else hidden
 
     handle = block.register_forward_hook(hook)
     try:
@@ -231,21 +231,35 @@ class KeptResidual:
     """The residual stream after one block, kept for suffix-only passes.
 
     hidden: tensor of shape (batch, positions, hidden), where the shelf keeps it.
-    arity: number of elements the blocks return; 0 where they return a bare tensor.
+    rest: what else the block returned, where it returns several things: what is told of each
+        position is kept, since the next block may read it, and None stands for all else.
+    several: whether the block returns several things, be it one.
     """
 
     hidden: torch.Tensor
-    arity: int
+    rest: tuple[torch.Tensor | None, ...] = ()
+    several: bool = False
 
     @classmethod
     def of(cls, output: Any, shelf: Shelf) -> KeptResidual:
         """Keep a block's raw output."""
-        arity = len(output) if isinstance(output, tuple) else 0
-        return cls(shelf.keep(hidden_of(output)), arity)
+        hidden = shelf.keep(hidden_of(output))
+        if not isinstance(output, tuple | list):
+            return cls(hidden)
+        told = [
+            shelf.keep(each)
+            if isinstance(each, torch.Tensor) and each.shape[:2] == hidden.shape[:2]
+            else None
+            for each in output[1:]
+        ]
+        return cls(hidden, tuple(told), True)
 
     def as_output(self, hidden: torch.Tensor) -> Any:
-        """Return `hidden` in the form this model's blocks return it."""
-        return (hidden, *[None] * (self.arity - 1)) if self.arity else hidden
+        """Return `hidden`, and the rest with it, in the form this model's blocks return it."""
+        if not self.several:
+            return hidden
+        rest = (None if each is None else each.to(hidden.device) for each in self.rest)
+        return (hidden, *rest)
 
 
 @contextmanager
@@ -432,7 +446,7 @@ def pooled_residuals(
     def pooled(batch: Batch) -> Pooled:
         return _pooled(loaded, batch, layers, pooling)
 
-    return over_batches(pooled, sequences, loaded.batch_tokens, loaded.device)
+    return over_batches(pooled, sequences, loaded.scoring_tokens, loaded.device)
 
 
 class _Enough(Exception):

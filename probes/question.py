@@ -49,7 +49,7 @@ class Question:
         sequences = [prompt.followed_by(yes[:1]) for prompt in prompts]  # so that it is predicted
         scores = np.zeros(len(texts))
         with borrowed(self.model):
-            for batch in batches(sequences, self.model.batch_tokens, self.model.device):
+            for batch in batches(sequences, self.model.scoring_tokens, self.model.device):
                 logits = self.model.logits(final_hidden(self.model, batch)).double()
                 for_yes, for_no = (logits[:, ids].logsumexp(dim=-1) for ids in (yes, no))
                 scores[list(batch.rows)] = (for_yes - for_no).sigmoid().cpu().numpy()

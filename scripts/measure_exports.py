@@ -217,10 +217,23 @@ Written by `scripts/measure_exports.py`; every point is in [exports.json](export
 | snippet | code, and the vector | – | transformers, nnsight, TransformerLens |
 
 An export that cannot express a calibration is refused. Every other is loaded back as its consumer
-does before it is kept, and must reproduce the reference log-probabilities of the config.
+does before it is put where it was asked for, and must reproduce the reference log-probabilities of
+the config.
 llama.cpp itself, PEFT and stock transformers load these files in the tests; lm-evaluation-harness,
 nnsight and TransformerLens do where they are installed. EasySteer needs a GPU, and AISteer360 and
 activation-steering are not on PyPI: their files were checked by the rules they document only.
+
+An export replaces an earlier export of ours, and nothing else. A file says in its own format who
+wrote it: a key of the GGUF, a key of the JSON, the comment of the `.pt` archive, each with a digest
+of the rest. A directory has `.steering-calibrate.json`, which lists its files with their digests; it
+has to be new, empty, or hold just these. Anything else is refused before a model is loaded, and so
+are the working and home directories, those above them, and the directory that is exported. An
+export that fails or is interrupted leaves what was there, and the model in memory, as they were.
+
+Files name the model so that it is found from any folder: a hub id as it is, a directory by its full
+path, an embedded model or a `.gguf` by its directory in the user cache. Of a model that is only in
+memory the export says what to fill in. Adapters that the model carries are merged into a folded
+checkpoint; the peft format refuses such a model.
 """  # noqa: E501
 
 

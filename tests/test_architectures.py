@@ -8,10 +8,10 @@ import torch
 from accelerate import cpu_offload
 from torch import nn
 
+from calibrate.architecture import find_blocks
 from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
 from calibrate.errors import ModelError
 from calibrate.loading import load_model
-from calibrate.model import find_layout
 from calibrate.tokens import TokenSequence
 from calibrate.vector import SteeringVector
 
@@ -56,18 +56,11 @@ def test_steering_holds_through_cached_generation(architecture, positions):
 @pytest.mark.parametrize("architecture", tiny.CONFIGS)
 def test_the_parts_reproduce_the_logits(architecture):
     loaded = tiny.loaded(architecture)
-    outputs = []
-    handle = loaded.blocks[-1].register_forward_hook(lambda _m, _a, out: outputs.append(out))
+    read = []
+    handle = loaded.unembedding.register_forward_pre_hook(lambda _m, args: read.append(args[0]))
     expected = loaded.model(input_ids=IDS).logits
     handle.remove()
-    hidden = outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
-    torch.testing.assert_close(loaded.logits(loaded.final_norm(hidden)), expected)
-
-
-def test_the_soft_cap_and_the_logit_scale_are_found():
-    assert tiny.loaded("gemma2").softcap == 5.0
-    assert tiny.loaded("granite").logit_scale == 0.25
-    assert tiny.loaded("llama").softcap is None
+    torch.testing.assert_close(loaded.logits(read[0]), expected)
 
 
 def test_nested_steering_adds_up_and_leaves_no_hook_behind(loaded):
@@ -88,47 +81,35 @@ def test_nested_steering_adds_up_and_leaves_no_hook_behind(loaded):
 class Unfamiliar(nn.Module):
     """A decoder whose blocks stand where no known architecture keeps them."""
 
-    def __init__(self, lists: dict[str, int], norm: bool = True) -> None:
+    def __init__(self, lists: dict[str, int]) -> None:
         super().__init__()
         self.config = tiny.CONFIGS["llama"]()
         for name, length in lists.items():
             setattr(self, name, nn.ModuleList(nn.Linear(32, 32) for _ in range(length)))
-        if norm:
-            self.closing = nn.LayerNorm(32)
 
 
 def test_an_unknown_architecture_is_searched_for_its_one_fitting_module_list():
     odd = Unfamiliar({"towers": 3, "extras": 2})
-    blocks, norm = find_layout(odd)
-    assert blocks is odd.towers
-    assert norm is odd.closing
+    assert find_blocks(odd) is odd.towers
 
 
 def test_blocks_can_be_named_by_path():
     odd = Unfamiliar({"towers": 3, "twins": 3})
-    assert find_layout(odd, "twins")[0] is odd.twins
+    assert find_blocks(odd, "twins") is odd.twins
 
 
 @pytest.mark.parametrize(
-    ("lists", "norm", "blocks", "said"),
+    ("lists", "blocks", "said"),
     [
-        ({"towers": 3, "twins": 3}, True, None, r"found towers \(3\), twins \(3\); .*--blocks"),
-        ({"towers": 2}, True, None, r"length 3, found towers \(2\)"),
-        ({}, True, None, "found none"),
-        ({"towers": 3}, True, "tower", r"got 'tower'; there are: towers \(3\)"),
-        ({"towers": 3}, False, None, "found only: towers"),
+        ({"towers": 3, "twins": 3}, None, r"found towers \(3\), twins \(3\); .*--blocks"),
+        ({"towers": 2}, None, r"length 3, found towers \(2\)"),
+        ({}, None, "found none"),
+        ({"towers": 3}, "tower", r"got 'tower'; there are: towers \(3\)"),
     ],
 )
-def test_blocks_that_cannot_be_found_are_explained(lists, norm, blocks, said):
+def test_blocks_that_cannot_be_found_are_explained(lists, blocks, said):
     with pytest.raises(ModelError, match=said):
-        find_layout(Unfamiliar(lists, norm), blocks)
-
-
-def test_parts_that_do_not_reproduce_the_logits_are_refused():
-    model = tiny.model("llama")
-    model.config.final_logit_softcapping = 0.5
-    with pytest.raises(ModelError, match="must reproduce its logits"):
-        load_model(model, tiny.tokenizer())
+        find_blocks(Unfamiliar(lists), blocks)
 
 
 def test_an_in_memory_model_needs_its_tokenizer():

@@ -96,6 +96,7 @@ def test_the_main_job_writes_a_config_and_prints_the_headline(
     assert status == 0
     assert replies["strength"] == config["intervention"]["strength"]
     assert replies["steered"] != replies["unsteered"]
+    assert replies["answered"] == {"unsteered": True, "steered": True}
     same = run(
         capsys, "generate", "bright-tiny", "--prompt", "the river", "--json", "--strength", 0
     )

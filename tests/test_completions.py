@@ -9,6 +9,7 @@ import torch
 from scipy.stats import chisquare
 
 from calibrate import completions, decoding, drawing, tokens
+from calibrate.capabilities import Capability
 from calibrate.completions import Request, sample, sample_all
 from calibrate.drawing import draw
 from calibrate.model import borrowed
@@ -121,6 +122,7 @@ def test_one_batch_takes_fewer_passes_than_one_a_strength(loaded, monkeypatch):
     prompts = [encode_prompt(loaded, f"the house sits {text}") for text in QUESTIONS]
     requests = [Request(prompts, 1, push) for push in pushes(loaded)]
     passes = []
+    loaded.capabilities.report()  # tried before passes are counted
     loaded.blocks[0].register_forward_hook(lambda *_: passes.append(1))
     sample_all(loaded, requests, SAMPLING, seed=0)
     assert len(passes) <= 1 + SAMPLING.max_new_tokens  # a pass over the prefix, and one a token
@@ -128,15 +130,25 @@ def test_one_batch_takes_fewer_passes_than_one_a_strength(loaded, monkeypatch):
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
 def test_transformers_own_loop_says_the_same(architecture, monkeypatch):
-    """It is what models run whose state is no cache of keys and values."""
+    """It is what models run that say something else in our loop."""
     loaded = tiny.loaded(architecture)
     prompts = [encode_prompt(loaded, text) for text in tiny.prompts(6)]
     requests = [Request(prompts, 1, push) for push in pushes(loaded)[:4]]
     ours = sample_all(loaded, requests, SAMPLING, seed=0)
-    monkeypatch.setattr(type(loaded.model), "_is_stateful", True, raising=False)
     monkeypatch.setattr(decoding._Decoding, "run", lambda *_: pytest.fail("not to be used here"))
-    theirs = sample_all(loaded, requests, SAMPLING, seed=0)
-    assert ours == theirs
+    monkeypatch.setitem(vars(loaded.capabilities), "fast_decoding", Capability(False))
+    assert sample_all(loaded, requests, SAMPLING, seed=0) == ours
+    monkeypatch.setitem(vars(loaded.capabilities), "batched_generation", Capability(False))
+    assert sample_all(loaded, requests, SAMPLING, seed=0) == ours
+
+
+def test_what_the_generation_config_does_to_logits_is_set_aside(loaded, monkeypatch):
+    """Many chat models bring a penalty for repetition, which our loop knows nothing of."""
+    ours = replies(loaded)
+    loaded.model.generation_config.repetition_penalty = 5.0
+    monkeypatch.setitem(vars(loaded.capabilities), "fast_decoding", Capability(False))
+    assert replies(loaded) == ours
+    assert loaded.model.generation_config.repetition_penalty == 5.0
 
 
 def test_a_shared_prefix_is_paid_for_once_a_push(loaded, monkeypatch):

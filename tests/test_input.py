@@ -27,8 +27,6 @@ from calibrate.chat import Chat, SteeredModel
 from calibrate.console import readable
 from calibrate.cost import Limits
 from calibrate.errors import ArtefactError, CalibrateWarning, InputError
-from calibrate.loading import load_model
-from calibrate.rendering import encode_prompt
 from calibrate.settings import Sampling, Settings
 from calibrate.tokens import Prompt
 
@@ -500,18 +498,6 @@ def test_a_blank_prompt_that_has_tokens_is_none_for_a_base_model_either():
     with pytest.raises(InputError, match="a text that a base model can go on from, got ' '"):
         cli._require_reply(tiny.loaded(), Prompt(" ", (5,)), 4)
     cli._require_reply(tiny.loaded(chat=True), Prompt("", (5,)), 4)
-
-
-def test_a_token_without_an_embedding_is_named():
-    tokenizer = tiny.tokenizer()
-    tokenizer.add_tokens(["zebra"])
-    loaded = load_model(tiny.model(), tokenizer)
-    assert encode_prompt(loaded, "the river").ids
-    rows = len(tiny.VOCABULARY)
-    with pytest.raises(
-        InputError, match=rf"below {rows}, .*got {rows} \('zebra'\) in 'the zebra'; use the model's"
-    ):
-        encode_prompt(loaded, "the zebra")
 
 
 def _put(facts: dict, path: str, value: object) -> None:

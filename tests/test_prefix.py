@@ -9,9 +9,8 @@ import torch
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from calibrate import prefix
 from calibrate.cross_entropy import Corpus, measure_steered, run_unsteered, tangent_hidden
-from calibrate.prefix import can_lend
+from calibrate.errors import CalibrateWarning
 from calibrate.tokens import TokenSequence
 
 SHARED = tuple(range(5, 25))  # longer than the sliding windows of the tiny models
@@ -63,7 +62,6 @@ def test_derivatives_go_through_the_shared_prefix(positions, corpus, direction):
 
 def test_it_is_run_once_and_not_row_by_row(corpus):
     loaded = tiny.loaded()
-    assert can_lend(loaded)  # tried out before anything is counted
     spent = []
     for lend in (True, False):
         before = loaded.meter.tokens
@@ -102,12 +100,5 @@ def test_a_model_that_cannot_lend_runs_whole(failure, corpus, direction, monkeyp
         return forward(hidden, *args, past_key_values=None, **kwargs)
 
     monkeypatch.setattr(block, "forward", spoilt)
-    assert not can_lend(loaded)
-    assert not any(one.prefix for one in run_unsteered(loaded, corpus, [1]).batches)
-
-
-def test_it_is_tried_out_once(corpus, monkeypatch):
-    loaded = tiny.loaded()
-    can_lend(loaded)
-    monkeypatch.setattr(prefix, "_says_the_same", lambda _loaded: pytest.fail("tried out again"))
-    assert run_unsteered(loaded, corpus, [1]).batches[0].prefix
+    with pytest.warns(CalibrateWarning, match="without prefix sharing, so every text runs whole"):
+        assert not any(one.prefix for one in run_unsteered(loaded, corpus, [1]).batches)

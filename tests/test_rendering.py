@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import warnings
 from datetime import datetime
 
@@ -18,6 +19,7 @@ import calibrate
 from calibrate.chat import open_steered
 from calibrate.completions import sample
 from calibrate.errors import CalibrateWarning, InputError, ModelError
+from calibrate.export import export
 from calibrate.gate import as_calibrated, check_directory, open_model
 from calibrate.loading import load_model
 from calibrate.rendering import (
@@ -28,6 +30,7 @@ from calibrate.rendering import (
     render,
     settle,
 )
+from calibrate.schema import RenderingSection
 from calibrate.settings import Sampling
 from calibrate.vector import extract_vectors
 
@@ -416,3 +419,28 @@ def test_replies_to_a_template_of_parts_differ(tiny_options):
     unsteered = [one.unsteered for one in result.evidence.completions]
     assert len(set(unsteered)) > len(unsteered) / 2
     assert np.isfinite(result.config.measured.delta_ce.value)
+
+
+@pytest.mark.parametrize(
+    ("made", "options"),
+    [
+        (lambda: tokenizer(DATED), {"template_date": "2026-01-31"}),
+        (lambda: tokenizer(THINKING), {"chat_template_kwargs": {"enable_thinking": False}}),
+        (lambda: tokenizer(PARTS), {}),
+        (lambda: ending(), {}),
+        (lambda: tiny.tokenizer(bos=True), {}),
+    ],
+    ids=["dated", "variables", "parts", "ending", "base"],
+)
+@pytest.mark.filterwarnings("ignore::calibrate.errors.CalibrateWarning")
+def test_a_snippet_renders_prompts_as_the_calibration_did(finished, tmp_path, made, options):
+    loaded = load_model(tiny.model("gpt2"), made(), **options)
+    facts = {"kwargs": {}, "date": None, "content": "text", "system": "role", "history": "turns"}
+    facts |= {"kwargs": options.get("chat_template_kwargs", {})}
+    facts |= {"date": options.get("template_date"), "strips_end": False}
+    section = RenderingSection(**facts) if loaded.is_chat else None
+    config = finished.result.config.model_copy(update={"rendering": section})
+    export(config, "snippet", tmp_path / "code", loaded)
+    code = runpy.run_path(str(tmp_path / "code" / "steer.py"))
+    prompt = "the house and the road"
+    assert tuple(code["prompt_ids"](loaded.tokenizer, prompt)) == encode_prompt(loaded, prompt).ids

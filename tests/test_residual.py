@@ -52,6 +52,7 @@ def test_batch_size_changes_nothing(sequences):
 
 def test_blocks_after_the_last_one_asked_for_are_not_run(loaded, sequences):
     ran = []
+    loaded.capabilities.report()  # tried before blocks are counted
     handles = [
         block.register_forward_hook(lambda _m, _a, _o, layer=layer: ran.append(layer))
         for layer, block in enumerate(loaded.blocks)
@@ -123,7 +124,7 @@ def test_blocks_that_share_state_make_every_strength_run_in_full(loaded, sequenc
         return last_forward(hidden, *args, **kwargs) + left.pop("hidden")
 
     first.forward, last.forward = leaves, needs
-    with pytest.warns(UserWarning, match="shares state across blocks"):
+    with pytest.warns(UserWarning, match="without suffix passes, so every strength"):
         run = run_unsteered(loaded, Corpus(tuple(sequences), True), [1])
     shift = torch.ones(loaded.hidden_size)
     for one in run.batches:

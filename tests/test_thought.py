@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import tiny
 import torch
 from refused import Refused, each
 
+from calibrate import cli
 from calibrate.completions import completed
 from calibrate.loading import load_model
 from calibrate.rendering import encode_prompt, encode_reply
@@ -155,3 +158,24 @@ def test_half_of_the_replies_may_end_in_the_thought():
         for text in ("<think> sun", "sun")
     )
     require_answers([open_, done], Settings())
+
+
+def test_generate_says_that_a_model_is_still_thinking(capsys):
+    loaded = thinker()
+    prompt = encode_prompt(loaded, "the house")
+    cut, done = (
+        completed(loaded, prompt, 0, loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
+        for text in ("<think> sun", "<think> sun </think> a song")
+    )
+    cli._print_replies("the house", done, cut, 0.5, as_json=False)
+    said = capsys.readouterr().out
+    assert "a song" in said
+    assert "still thinking after 2 tokens" in said
+    cli._print_replies("the house", done, cut, 0.5, as_json=True)
+    assert json.loads(capsys.readouterr().out) == {
+        "prompt": "the house",
+        "strength": 0.5,
+        "unsteered": "a song",
+        "steered": "",
+        "answered": {"unsteered": True, "steered": False},
+    }

@@ -186,12 +186,13 @@ def hand_written_hook(block: nn.Module, shift: torch.Tensor, last: bool = False)
     """Steering as anyone would write it in five lines: the oracle for ours."""
 
     def hook(_module: nn.Module, _args: object, output: object) -> object:
-        hidden = (output[0] if isinstance(output, tuple) else output).clone()
+        several = isinstance(output, (tuple, list))
+        hidden = (output[0] if several else output).clone()
         if last:
             hidden[:, -1] += shift
         else:
             hidden += shift
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+        return (hidden, *output[1:]) if several else hidden
 
     handle = block.register_forward_hook(hook)
     yield

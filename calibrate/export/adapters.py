@@ -49,7 +49,9 @@ def merged(loaded: LoadedModel) -> LoadedModel:
 
 
 def _without_wrappers(model: Any) -> Any:
-    if hasattr(model, "merge_and_unload"):
+    if hasattr(model, "get_base_model"):
+        if not hasattr(model, "merge_and_unload"):
+            raise TypeError("it changes what the model reads, not its weights")
         return model.merge_and_unload()
     base = base_of(model)
     for path, module in list(base.named_modules()):
@@ -57,6 +59,8 @@ def _without_wrappers(model: Any) -> Any:
             parent, _, name = path.rpartition(".")
             module.merge()
             setattr(base.get_submodule(parent), name, module.get_base_layer())
+    if any(hasattr(module, "modules_to_save") for module in base.modules()):
+        raise TypeError("it takes the place of whole modules")
     for left in ("peft_config", "_hf_peft_config_loaded"):
         vars(base).pop(left, None)
     return base

@@ -1,6 +1,7 @@
 """A snippet: code that steers, for transformers, nnsight and TransformerLens, and the vector.
 
-For consumers that take code rather than a file. It can express every config, the last position too.
+For consumers that take code rather than a file. It can express every config, the last position too,
+and renders prompts as they were rendered for the calibration.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from calibrate.architecture import base_of
 from calibrate.config import VECTOR_FILE, SteeringConfig
 from calibrate.export.exporter import AnyModel, NextLogProbs
 from calibrate.export.place import place_of, to_be_named
+from calibrate.gate import as_calibrated
+from calibrate.rendering import frozen_template
 from calibrate.verify import next_log_probs
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
 
 CODE_FILE = "steer.py"
+TEMPLATE_FILE = "chat_template.jinja"
 TEMPLATE = "templates/steer.py.txt"
 
 
@@ -40,9 +44,11 @@ class Snippet(AnyModel):
     def write(
         self, config: SteeringConfig, loaded: LoadedModel | None, path: Path, target: Path
     ) -> None:
-        """Write both files."""
+        """Write the code, the vector, and the chat template where its date is frozen."""
         assert loaded is not None
         done = config.intervention
+        rendering = as_calibrated(config, loaded).rendering
+        frozen = rendering.date is not None
         names = {id(module): name for name, module in base_of(loaded.model).named_modules()}
         code = _template().format(
             model=place_of(loaded) or loaded.name,
@@ -56,7 +62,14 @@ class Snippet(AnyModel):
             file=CODE_FILE,
             vector=VECTOR_FILE,
             key=config.vector.key,
+            kwargs=dict(rendering.kwargs),
+            as_parts=rendering.content == "parts",
+            template=TEMPLATE_FILE if frozen else None,
+            trailing=rendering.trailing[1 if loaded.is_chat else 0],
         )
+        if frozen:
+            template = frozen_template(loaded.tokenizer, rendering)
+            (path / TEMPLATE_FILE).write_text(template, encoding="utf-8", newline="")
         (path / CODE_FILE).write_text(code, encoding="utf-8")
         (path / VECTOR_FILE).write_bytes(config.files()[config.vector.file])
 

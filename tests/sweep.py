@@ -1,0 +1,215 @@
+"""What an architecture does when it is steered and measured, against an oracle written by hand.
+
+The oracle is a forward hook of five lines and full forward passes of one row without a cache: for
+ΔCE their log-softmax, for replies a loop that runs everything again for every token.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+
+import small_architectures
+import tiny
+import torch
+
+from calibrate.completions import Request, sample_all
+from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
+from calibrate.drawing import draw, noise_key
+from calibrate.errors import CalibrateError, CalibrateWarning
+from calibrate.loading import load_model
+from calibrate.model import LoadedModel, borrowed
+from calibrate.residual import Positions, Push, pushed
+from calibrate.settings import Sampling
+from calibrate.tokens import Prompt, TokenSequence
+
+EXACT = 1e-4  # relative, of what a float32 pass may be off
+SHARED = tuple(range(6, 15))  # what all texts and prompts begin with
+ENDS = (2, 7, 11)  # tokens that end a reply, so that some leave early
+GREEDY = Sampling(temperature=1e-5, top_p=1.0, max_new_tokens=6)
+SAMPLED = Sampling(temperature=1.0, top_p=0.9, max_new_tokens=6)
+POSITIONS: tuple[Positions, ...] = ("all", "last")
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What was found of one architecture.
+
+    verdict: "exact", "fall-back", "refused" or "wrong". hook, rise, alone: how far, relatively, the
+    steered logits and ΔCE are off the oracle's, and ΔCE in batches off that of row by row.
+    replies: whether all replies are the oracle's. fallbacks: what it goes without, and why.
+    """
+
+    architecture: str
+    class_name: str
+    verdict: str
+    hook: float | None = None
+    rise: float | None = None
+    alone: float | None = None
+    replies: bool | None = None
+    logit_rule: str = ""
+    fallbacks: dict[str, str] = field(default_factory=dict)
+    reason: str = ""
+
+
+def sweep(architecture: str) -> Swept:
+    """Build, load, steer, measure and compare one architecture.
+
+    Raises: NotBuilt; and whatever the code under test raises beside a CalibrateError.
+    """
+    made = small_architectures.build(architecture)
+    found = Swept(architecture, type(made).__name__, "refused")
+    made.generation_config.eos_token_id = list(ENDS)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore", CalibrateWarning)
+            loaded = load_model(made, tiny.tokenizer())
+            with borrowed(loaded):
+                return _measured(found, loaded)
+    except CalibrateError as error:
+        return replace(found, reason=str(error))
+
+
+def _measured(found: Swept, loaded: LoadedModel) -> Swept:
+    report = loaded.capabilities.report()
+    hook, rise, alone = hook_error(loaded), rise_error(loaded), batch_error(loaded)
+    without = {
+        name.replace("_", " "): each.reason
+        for name, each in vars(report).items()
+        if getattr(each, "reason", None)
+    }
+    same = True
+    for positions in POSITIONS:
+        push = push_at(loaded, positions)
+        try:
+            same &= all(replies_agree(loaded, push, sampling) for sampling in (GREEDY, SAMPLED))
+        except CalibrateError as error:
+            without[f"positions {positions}"] = str(error)
+    right = max(hook, rise, alone) < EXACT and same
+    verdict = ("fall-back" if without else "exact") if right else "wrong"
+    cap = "" if report.softcap is None else f", capped at {report.softcap:g}"
+    return replace(
+        found,
+        verdict=verdict,
+        hook=hook,
+        rise=rise,
+        alone=alone,
+        replies=same,
+        logit_rule=f"{report.logit_scale:g} × raw{cap}",
+        fallbacks=without,
+    )
+
+
+def push_at(loaded: LoadedModel, positions: Positions) -> Push:
+    """A push of half the residual stream's size after the second block."""
+    layer = min(1, loaded.num_layers - 1)
+    seen: list[torch.Tensor] = []
+    block = loaded.blocks[layer]
+    handle = block.register_forward_hook(lambda _m, _a, out: seen.append(_first(out)))
+    loaded.model(input_ids=torch.tensor([SHARED]), use_cache=False)
+    handle.remove()
+    drawn = torch.randn(loaded.hidden_size, generator=torch.Generator().manual_seed(5))
+    return Push(0.5 * drawn / drawn.norm() * seen[0].norm(dim=-1).median(), layer, positions)
+
+
+def _first(output: object) -> torch.Tensor:
+    return output[0] if isinstance(output, (tuple, list)) else output
+
+
+def oracle(loaded: LoadedModel, ids: Sequence[int], push: Push | None, first: int) -> torch.Tensor:
+    """Logits (positions, vocabulary) of one full pass; `first` is the first position steered."""
+    steer = nullcontext()
+    if push is not None:
+        where = torch.arange(len(ids))[:, None] >= (0 if push.positions == "all" else first)
+        steer = tiny.hand_written_hook(loaded.blocks[push.layer], push.shift * where)
+    with steer:
+        return loaded.model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0]
+
+
+def hook_error(loaded: LoadedModel) -> float:
+    """How far our steering of a pass is off the hand-written hook's."""
+    worst = 0.0
+    ids = [*SHARED, 20, 30, 9]
+    for positions in POSITIONS:
+        push = push_at(loaded, positions)
+        with pushed(loaded.blocks, [push]):
+            ours = loaded.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+        worst = max(worst, _off(ours, oracle(loaded, ids, push, len(ids) - 1)[-1]))
+        plain = oracle(loaded, ids, None, 0)[-1]
+        assert _off(plain, oracle(loaded, ids, push, len(ids) - 1)[-1]) > 100 * EXACT
+    return worst
+
+
+def texts() -> list[TokenSequence]:
+    """Texts of several lengths, longer than the small windows, that begin alike."""
+    generator = torch.Generator().manual_seed(3)
+    drawn = [torch.randint(6, 40, (n,), generator=generator).tolist() for n in (4, 12, 7, 16)]
+    return [TokenSequence((*SHARED, *rest), len(SHARED) + 1) for rest in drawn]
+
+
+def rise_error(loaded: LoadedModel) -> float:
+    """How far ΔCE is off the oracle's, text by text, on text of its own and of others."""
+    worst = 0.0
+    for positions in POSITIONS:
+        push = push_at(loaded, positions)
+        for own in (True, False):
+            corpus = Corpus(tuple(texts()), own)
+            run = run_unsteered(loaded, corpus, [push.layer])
+            ours = torch.tensor(delta_ce(loaded, run, push.shift, push.layer, 1.0, positions).sums)
+            expected = torch.stack([_rise(loaded, text, push, own) for text in texts()])
+            worst = max(worst, _off(ours, expected))
+    return worst
+
+
+def _rise(loaded: LoadedModel, text: TokenSequence, push: Push, own: bool) -> torch.Tensor:
+    scored = slice(text.start - 1, -1)
+    before, after = (
+        torch.log_softmax(oracle(loaded, text.ids, each, text.start - 1).double(), -1)[scored]
+        for each in (None, push)
+    )
+    if own:
+        return (before.exp() * (before - after)).sum()
+    labels = torch.tensor(text.ids[text.start :])[:, None]
+    return (before - after).gather(1, labels).sum()
+
+
+def batch_error(loaded: LoadedModel) -> float:
+    """How far ΔCE of texts in batches is off that of texts one by one."""
+    push, corpus = push_at(loaded, "all"), Corpus(tuple(texts()), True)
+    found = []
+    for one in (loaded, replace(loaded, batch_tokens=1)):
+        run = run_unsteered(one, corpus, [push.layer])
+        found.append(torch.tensor(delta_ce(one, run, push.shift, push.layer, 1.0).sums))
+    return _off(*found)
+
+
+def replies_agree(loaded: LoadedModel, push: Push | None, sampling: Sampling) -> bool:
+    """Whether replies to several prompts in one batch, half of them steered, are the oracle's."""
+    prompts = [Prompt(f"prompt {n}", (*SHARED, *(30 - k for k in range(n)))) for n in (1, 4, 9)]
+    pushes = [None, push]
+    requests = [Request(prompts, 1, each) for each in pushes]
+    found = sample_all(loaded, requests, sampling, seed=0)
+    return all(
+        list(said.sequence.ids[len(prompt.ids) :]) == _reply(loaded, prompt, each, sampling)
+        for each, replies in zip(pushes, found, strict=True)
+        for prompt, said in zip(prompts, replies, strict=True)
+    )
+
+
+def _reply(loaded: LoadedModel, prompt: Prompt, push: Push | None, sampling: Sampling) -> list[int]:
+    """A reply by running everything again for every token; greedy where that is what is asked."""
+    key = torch.tensor([noise_key(0, prompt.text, 0)])
+    said: list[int] = []
+    for step in range(sampling.max_new_tokens):
+        logits = oracle(loaded, (*prompt.ids, *said), push, len(prompt.ids) - 1)[-1:]
+        chosen = logits.argmax(-1) if sampling is GREEDY else draw(logits, sampling, key, step)
+        said.append(int(chosen))
+        if said[-1] in ENDS:
+            break
+    return said
+
+
+def _off(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
