@@ -219,6 +219,8 @@ def _measured(verified: Verified, judges: Sequence[str], settings: Settings) -> 
             explained_by_length=verified.explained_by_length,
             n_prompts=len(presence.counts),
             n_completions=int(presence.counts.sum()),
+            empty=verified.presence.empty,
+            empty_baseline=verified.baseline.empty,
             unanswered=_unanswered(verified.presence.completions),
             unanswered_baseline=_unanswered(verified.baseline.completions),
         ),

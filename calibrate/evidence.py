@@ -22,6 +22,7 @@ class Trial:
     which is 0 where these are all. presence: on the first n_prompts of
     the search prompts, or None if ΔCE was beyond the budget. complete: False if the trial was
     pruned, for its ΔCE or since it was behind the best. fluency_drop: nats per token, if limited.
+    empty: the share of its replies that are empty, which count for nothing in presence.
     """
 
     number: int
@@ -37,6 +38,7 @@ class Trial:
     fluency_drop: float | None
     token_forwards: int
     seconds: float
+    empty: float = 0.0
 
 
 class RankRecord(Section):
@@ -76,7 +78,10 @@ class TestedRecord(Section):
 
 
 class CompletionRecord(Section):
-    """One verify prompt with an unsteered and a steered reply, and the presence in each."""
+    """One verify prompt with an unsteered and a steered reply, and the presence in each.
+
+    That of an empty reply is 0, and counts for nothing.
+    """
 
     prompt: str
     unsteered: str

@@ -27,7 +27,7 @@ from calibrate.concept import read_lines
 from calibrate.config import SteeringConfig, load
 from calibrate.cost import Ledger
 from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
-from calibrate.errors import AlteredError, InputError
+from calibrate.errors import AlteredError, Infeasible, InputError
 from calibrate.estimate import RatioEstimate
 from calibrate.evidence import Evidence
 from calibrate.loading import load_model, rendered_with
@@ -339,7 +339,10 @@ def check_presence(
     push = config.steering_vector.push(done.strength, done.positions)
     requests = [Request(prompts, VERIFY_COMPLETIONS, by) for by in (None, push)]
     plain, steered = measure_presence(loaded, reader, requests, sampling, seed)
-    yield _moved(config, steered.estimate.difference(plain.estimate))
+    try:
+        yield _moved(config, steered.change_from(plain))
+    except Infeasible as silent:
+        yield Check("presence", False, str(silent))
 
 
 def check_long_run(

@@ -105,13 +105,22 @@ def appoint(
 ) -> Panel:
     """Make the judge and the auditor.
 
-    Raises: InputError for a judge that cannot be made; Infeasible if the probe is one of the two
-        and cannot tell the held-out texts apart.
+    Raises: InputError for a judge that cannot be made, or reads all texts alike; Infeasible if the
+        probe is one of the two and cannot tell the held-out texts apart.
     """
     chosen = [judge] if audit is None else [judge, audit]
     probe = train_probe(loaded, material, settings) if "probe" in chosen else None
     readers = [_reader(loaded, one, probe, material, settings) for one in chosen]
+    for reader in readers:
+        _require_distinctions(reader, material)
     return Panel(readers[0], readers[1] if audit is not None else None, probe)
+
+
+def _require_distinctions(reader: Reader, material: Material) -> None:
+    """Refuse a judge to whom held-out texts and unsteered replies are all the same."""
+    texts, said = material.splits["held_out"], material.replies.completions["search"]
+    written = [text.text for text in (*texts.positives, *texts.negatives)]
+    reader.require_distinctions(written, [completion.text for completion in said])
 
 
 def train_probe(loaded: LoadedModel, material: Material, settings: Settings) -> Probe:

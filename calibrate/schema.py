@@ -116,7 +116,10 @@ class PresenceSection(IntervalSection):
 
     change: the paired difference from the baseline. explained_by_length: how much of it longer or
     shorter replies alone would make, from how presence goes with length among unsteered replies.
-    unanswered, unanswered_baseline: share of the replies that end within the thought.
+    n_prompts, n_completions: replied to, and replies, that are not empty: empty ones count for
+    nothing here. empty, empty_baseline: their share, steered and unsteered; None in configs
+    written before they were told apart. unanswered, unanswered_baseline: share of the replies that
+    are empty since they end within the thought.
     """
 
     baseline: float
@@ -125,6 +128,8 @@ class PresenceSection(IntervalSection):
     explained_by_length: float
     n_prompts: int
     n_completions: int
+    empty: float | None = None
+    empty_baseline: float | None = None
     unanswered: float = 0.0
     unanswered_baseline: float = 0.0
 
@@ -132,7 +137,7 @@ class PresenceSection(IntervalSection):
 class AuditSection(IntervalSection):
     """Presence in the same replies to a second judge.
 
-    agreement: Spearman's rank correlation of the two judges over all replies.
+    agreement: Spearman's rank correlation of the two judges over all replies that are not empty.
     """
 
     judge: str

@@ -14,6 +14,7 @@ from calibrate.cross_entropy import UnsteeredRun, delta_ce
 from calibrate.estimate import RatioEstimate
 from calibrate.fluency import Fluency, measure_fluency
 from calibrate.pilot import Pilot
+from calibrate.presence import read
 from calibrate.replies import UnsteeredReplies
 from calibrate.settings import Settings
 from calibrate.study import SUGGESTED_SHARE, Replied, Rise
@@ -104,13 +105,12 @@ class SearchObjective:
             replies = self._ahead[trial]
         else:
             replies = self._sampled([trial], rung)[trial]
-        scores = self.reader.read([one.text for one in replies])
-        by_prompt = {
-            one.prompt_index: float(score) for one, score in zip(replies, scores, strict=True)
-        }
-        if self.settings.max_fluency_drop is None:
-            return Replied(by_prompt)
-        return Replied(by_prompt, measure_fluency(self.loaded, replies).drop_from(self._fluency))
+        presence = read(self.reader, replies)
+        drop = None
+        if self.settings.max_fluency_drop is not None and presence.by_prompt:
+            drop = measure_fluency(self.loaded, replies).drop_from(self._fluency)
+        seen = drop if drop is not None and len(drop.sums) else None
+        return Replied(presence.by_prompt, seen, presence.n_empty)
 
     def _sampled(
         self, trials: Sequence[tuple[str, float]], rung: int

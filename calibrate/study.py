@@ -29,6 +29,7 @@ from calibrate.estimate import RatioEstimate
 from calibrate.evidence import Trial
 from calibrate.laws import PresenceFit, fit_presence
 from calibrate.pilot import Pilot
+from calibrate.presence import MOST_EMPTY
 from calibrate.progress import SILENT, Progress
 from calibrate.settings import SEEDS, Settings
 from calibrate.shared_study import (
@@ -68,12 +69,14 @@ class StudyResult:
 class Replied:
     """What a trial's replies to the prompts of one rung are like.
 
-    scores: presence in each, by the prompt's index. fluency_drop: how much less likely they are
-    per token to the unsteered model than its own, nats; None where nobody asked.
+    scores: presence in each that is not empty, by the prompt's index. fluency_drop: how much less
+    likely they are per token to the unsteered model than its own, nats; None where nobody asked, or
+    there is nothing to compare. n_empty: how many are empty.
     """
 
     scores: Mapping[int, float]
     fluency_drop: RatioEstimate | None = None
+    n_empty: int = 0
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,9 @@ def _best(shared: SharedStudy, trials: Sequence[Trial], settings: Settings) -> T
         limits = f"ΔCE within {settings.ce_budget:g} nat"
         if settings.max_fluency_drop is not None:
             limits += f" and the drop of fluency within {settings.max_fluency_drop:g}"
+        silent = sum(trial.empty > MOST_EMPTY for trial in trials)
+        if silent:
+            limits += f", or most replies from being empty, as {silent} did not"
         raise Infeasible(
             [f"none of {len(trials)} trials kept {limits}"],
             ["allow more with --ce-budget", "try more with --trials"],
@@ -173,6 +179,7 @@ def as_trial(trial: FrozenTrial) -> Trial:
         n_prompts=measured.get("n_prompts", 0),
         complete=trial.state == TrialState.COMPLETE,
         fluency_drop=measured.get("fluency_drop"),
+        empty=measured.get("empty", 0.0),
         token_forwards=measured["token_forwards"],
         seconds=measured["seconds"],
     )
@@ -254,13 +261,16 @@ class _Search:
         return self._presence(trial, site, strength)
 
     def _presence(self, trial: optuna.Trial, site: str, strength: float) -> float:
-        """Presence over all rungs; prunes a trial that is behind after one of them."""
+        """Presence over all rungs; prunes a trial that is behind after one, or mostly silent."""
         scores: dict[int, float] = {}
+        n_empty = 0
         drops: list[RatioEstimate] = []
         for rung in range(len(self.objective.rungs)):
             replied = self.objective.replies(site, strength, rung)
             scores.update(replied.scores)
             drops += [replied.fluency_drop] if replied.fluency_drop is not None else []
+            n_empty += replied.n_empty
+            self._require_replies(trial, n_empty / (n_empty + len(scores)))
             for prompt, score in sorted(replied.scores.items()):
                 trial.report(score, prompt)
             presence = RatioEstimate(np.array(list(scores.values())), np.ones(len(scores)))
@@ -275,6 +285,13 @@ class _Search:
             trial.set_user_attr("fluency_drop", drop)
             _constrain(trial, fluency_drop=drop - self.settings.max_fluency_drop)
         return presence.value
+
+    def _require_replies(self, trial: optuna.Trial, empty: float) -> None:
+        """Presence cannot be read from silence, which verification does not accept either."""
+        trial.set_user_attr("empty", empty)
+        if empty > MOST_EMPTY:
+            _constrain(trial, empty=empty - MOST_EMPTY)
+            raise optuna.TrialPruned
 
     def _shares(self) -> tuple[float, float]:
         return SHARES if laws_hold(self.pilots) else WIDE_SHARES

@@ -81,10 +81,11 @@ def read_unlabelled(path: str | Path, positive: bool | None = None) -> list[Entr
     """Read a file of texts of one kind.
 
     positive: the label they have, which the file's own must agree with; None if labels do not
-        matter.
+        matter: then it is a corpus, whose empty texts are left out like blank lines.
     Raises: ConceptError with the file, line and field that cannot be used.
     """
-    return _some(path, [_unlabelled(row, positive) for row in _rows(path)])
+    rows = [row for row in _rows(path) if positive is not None or not _blank(row)]
+    return _some(path, [_unlabelled(row, positive) for row in rows])
 
 
 def read_asked(path: str | Path) -> list[str]:
@@ -99,6 +100,11 @@ def _rows(path: str | Path) -> list[Row]:
     if Path(path).suffix.lower() in STRUCTURED:
         return read_rows(path, NAMES)
     return read_plain(path)
+
+
+def _blank(row: Row) -> bool:
+    text = row.value.get("text") if isinstance(row.value, dict) else row.value
+    return isinstance(text, str) and not text.strip()
 
 
 def _some(path: str | Path, found: list[Any]) -> list[Any]:

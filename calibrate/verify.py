@@ -24,7 +24,7 @@ from calibrate.fluency import Fluency, measure_fluency
 from calibrate.judging import Panel, asked_prompts
 from calibrate.long_run import LOOP_MARGIN, LongReplies, LongRun, answer_at_length
 from calibrate.pilot import Pilot
-from calibrate.presence import Presence, measure_presence, read
+from calibrate.presence import MOST_EMPTY, Presence, measure_presence, read
 from calibrate.replies import VERIFY_COMPLETIONS, UnsteeredReplies, require_answers
 from calibrate.residual import Positions, Push
 from calibrate.settings import Settings
@@ -34,7 +34,6 @@ from probes import Reader
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
 
-MOST_EMPTY = 0.5  # of the steered replies that may be empty
 REFERENCE_TOKENS = 20  # likeliest next tokens kept in the artefact's reference
 
 # Shares of the strength the study chose. Near 1 the steps are fine, since that is where the
@@ -127,10 +126,11 @@ def verify_long_run(
 def require_effect(steered: Presence, baseline: Presence, settings: Settings) -> RatioEstimate:
     """Return the paired change of presence, whose interval must lead towards the goal.
 
-    The replies share prompts and noise, so their differences are taken prompt by prompt.
+    The replies share prompts and noise, so their differences are taken prompt by prompt, empty
+    replies left out.
     Raises: Infeasible if the interval holds 0, or less than the wished gain.
     """
-    change = steered.estimate.difference(baseline.estimate)
+    change = steered.change_from(baseline)
     low, high = change.interval(settings.confidence)
     if (low if settings.goal == "increase" else -high) <= settings.min_gain:
         wished = f" by more than {settings.min_gain:g}" if settings.min_gain else ""
@@ -147,11 +147,12 @@ def require_effect(steered: Presence, baseline: Presence, settings: Settings) ->
 
 def require_replies(presence: Presence) -> None:
     """Raise Infeasible if steering silences the model: most of its replies are empty."""
-    empty = sum(not completion.text.strip() for completion in presence.completions)
-    total = len(presence.completions)
-    if empty > MOST_EMPTY * total:
+    if presence.empty > MOST_EMPTY:
         raise Infeasible(
-            [f"{empty} of {total} steered replies are empty; presence cannot be read from silence"],
+            [
+                f"{presence.n_empty} of {len(presence.completions)} steered replies are empty; "
+                "presence cannot be read from silence"
+            ],
             ["allow less with --ce-budget", "try another --layer"],
         )
 
@@ -174,7 +175,8 @@ class Audit:
     """The same final replies, read by a second judge.
 
     change: of presence, prompt by prompt. agreement: Spearman's rank correlation of the two
-    judges over all replies, steered and unsteered; 0 where one of them says the same of all.
+    judges over all replies that are not empty, steered and unsteered; 0 where one of them says the
+    same of all.
     """
 
     judge: str
@@ -196,7 +198,7 @@ def audit(
     Raises: Infeasible if it sees presence move the other way.
     """
     again, before = (read(auditor, one.completions) for one in (presence, baseline))
-    found = again.estimate.difference(before.estimate)
+    found = again.change_from(before)
     low, high = found.interval(settings.confidence)
     if (high if settings.goal == "increase" else -low) < 0:
         raise Infeasible(
@@ -207,8 +209,10 @@ def audit(
             ],
             ["read some of the replies in evidence.json", "try a third with --audit"],
         )
-    ours = np.concatenate([presence.scores, baseline.scores])
-    theirs = np.concatenate([again.scores, before.scores])
+    ours, theirs = (
+        np.concatenate([one.scores[one.spoken] for one in pair])
+        for pair in ((presence, baseline), (again, before))
+    )
     told_apart = min(np.ptp(ours), np.ptp(theirs)) > 0
     agreement = float(spearmanr(ours, theirs).statistic) if told_apart else 0.0
     return Audit(auditor.name, again.estimate, before.estimate, found, agreement)
@@ -254,14 +258,15 @@ class Verified:
         """Change of presence that longer or shorter replies alone would make.
 
         From the slope of presence by length among unsteered replies; 0 where all are as long.
+        Empty replies are left out.
         """
         lengths, longer = (
-            np.array([completion.sequence.n_scored for completion in one.completions])
+            np.array([completion.sequence.n_scored for completion in one.completions])[one.spoken]
             for one in (self.baseline, self.presence)
         )
         if np.ptp(lengths) == 0:
             return 0.0
-        slope = float(np.polyfit(lengths, self.baseline.scores, 1)[0])
+        slope = float(np.polyfit(lengths, self.baseline.scores[self.baseline.spoken], 1)[0])
         return slope * float(longer.mean() - lengths.mean())
 
 

@@ -6,13 +6,16 @@ and calibrated as it is.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from calibrate.alike import unspaced, words
 from calibrate.embedded import quiet_transformers
 from calibrate.errors import InputError
 from probes.examples import Example
@@ -34,15 +37,33 @@ class TextClassifier:
 
 
 def fit_lexicon(examples: Sequence[Example]) -> TextClassifier:
-    """Fit a judge that weighs words and word pairs by what the examples say of them."""
-    vectoriser = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2)
-    vectoriser.fit([example.text for example in examples])
+    """Fit a judge that weighs words and word pairs by what the examples say of them.
+
+    Where words are not set apart, as in Chinese, characters and pairs of them are weighed.
+    Raises: InputError if the examples have no words.
+    """
+    texts = [example.text for example in examples]
+    counts = Counter(term for text in texts for term in set(_terms(text)))
+    common = sorted(term for term, count in counts.items() if count > 1) or sorted(counts)
+    if not common:
+        raise InputError(
+            "the lexicon needs texts with words in them, got none; choose another judge with "
+            "--judge"
+        )
+    vectoriser = TfidfVectorizer(analyzer=_terms, sublinear_tf=True, vocabulary=common)
+    vectoriser.fit(texts)
 
     def featurise(texts: Sequence[str]) -> np.ndarray:
         features: np.ndarray = vectoriser.transform(texts).toarray()
         return features
 
     return _fitted(featurise, examples)
+
+
+def _terms(text: str) -> list[str]:
+    """The words of a text and their pairs, letters that stand alone left out."""
+    found = [word for word in words(text) if len(word) > 1 or unspaced(word)]
+    return found + [" ".join(pair) for pair in pairwise(found)]
 
 
 def fit_embedding(examples: Sequence[Example], model: str | Path) -> TextClassifier:

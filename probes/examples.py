@@ -7,7 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from calibrate.alike import words
+
 Kind = Literal["written", "primed", "asked", "own", "degenerate"]
+FEWEST = 3  # words and tokens of a text that can be broken
+LONGEST_RUN = 3  # tokens that a loop repeats, and at most a third of the text's
 MODEL_MADE: tuple[Kind, ...] = ("primed", "asked")  # replies made on purpose, of either label
 
 
@@ -35,35 +39,56 @@ def degenerate_examples(
 ) -> tuple[Example, ...]:
     """Break texts the way over-steered models do; all are negatives.
 
-    Each example is broken in one of three ways, in turn: its tokens shuffled, a short run of
-    its words repeated over and over, or as many tokens drawn at random.
+    Each example is broken in one of three WAYS, in turn. Where what comes out would still say what
+    the text says, as it does for a text of one or two words, there is no broken copy of it.
     """
-    rng = random.Random(seed)
-    ways: list[Callable[[str, Any, random.Random], str]] = [_shuffled, _looped, _random_tokens]
-    return tuple(
-        Example(
-            ways[i % len(ways)](example.text, tokenizer, rng), False, "degenerate", example.group
-        )
+    rng, ways = random.Random(seed), list(WAYS)
+    broken = [
+        break_text(ways[i % len(ways)], example.text, tokenizer, rng)
         for i, example in enumerate(examples)
+    ]
+    return tuple(
+        Example(text, False, "degenerate", example.group)
+        for text, example in zip(broken, examples, strict=True)
+        if text is not None
     )
 
 
-def _shuffled(text: str, tokenizer: Any, rng: random.Random) -> str:
+def break_text(way: str, text: str, tokenizer: Any, rng: random.Random) -> str | None:
+    """Break a text in one of the WAYS, or return None if it would not be broken then."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    rng.shuffle(ids)
-    return str(tokenizer.decode(ids))
+    said = words(text)
+    if min(len(said), len(ids)) < FEWEST:
+        return None
+    broken = str(tokenizer.decode(WAYS[way](ids, tokenizer, rng)))
+    return None if _contains(words(broken), said) or not broken.strip() else broken
 
 
-def _looped(text: str, _tokenizer: Any, rng: random.Random) -> str:
-    words = text.split()
-    length = rng.randint(1, 3)
-    first = rng.randrange(max(1, len(words) - length + 1))
-    loop = words[first : first + length]
-    return " ".join(loop * max(2, len(words) // max(len(loop), 1)))
+def _shuffled(ids: Sequence[int], _tokenizer: Any, rng: random.Random) -> list[int]:
+    return rng.sample(ids, len(ids))
 
 
-def _random_tokens(text: str, tokenizer: Any, rng: random.Random) -> str:
-    n_tokens = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+def _looped(ids: Sequence[int], _tokenizer: Any, rng: random.Random) -> list[int]:
+    """A short run of the tokens over and over, until there are as many."""
+    length = rng.randint(1, min(LONGEST_RUN, len(ids) // FEWEST))
+    first = rng.randrange(len(ids) - length + 1)
+    return list(ids[first : first + length]) * max(2, len(ids) // length)
+
+
+def _random_tokens(ids: Sequence[int], tokenizer: Any, rng: random.Random) -> list[int]:
     special = set(tokenizer.all_special_ids)
     ordinary = [token for token in range(len(tokenizer)) if token not in special]
-    return str(tokenizer.decode(rng.choices(ordinary, k=n_tokens)))
+    return rng.choices(ordinary, k=len(ids))
+
+
+WAYS: dict[str, Callable[[Sequence[int], Any, random.Random], list[int]]] = {
+    "shuffled": _shuffled,
+    "looped": _looped,
+    "random tokens": _random_tokens,
+}
+
+
+def _contains(long: Sequence[str], short: Sequence[str]) -> bool:
+    """Whether some words stand within others, in the same order and without a gap."""
+    n = len(short)
+    return any(long[first : first + n] == short for first in range(len(long) - n + 1))

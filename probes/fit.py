@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.stats import mannwhitneyu
 from sklearn.metrics import roc_auc_score
 
+from calibrate.alike import near_copies
+from calibrate.errors import InputError
 from calibrate.model import borrowed
 from probes.examples import MODEL_MADE, Example
 from probes.features import text_features
@@ -32,10 +35,14 @@ def fit_probe(
 ) -> Probe:
     """Fit a probe on `examples` and test it on the written texts `held_out`.
 
+    Written texts that are near copies of each other share a group: of several the probe is fitted
+    on none, or on all, and together they count once.
     Replies the model made on purpose are used only where a probe that has not seen them tells
     their labels apart: a small model that is asked for joy, or shown some, mostly replies as
     ever, and learning from such labels blurs all others.
+    Raises: InputError if held-out texts are near copies of those it is fitted on.
     """
+    examples, held_out = _grouped(examples, held_out)
     layers = sorted({round(depth * (model.num_layers - 1)) for depth in DEPTHS})
     texts = [example.text for example in [*examples, *held_out]]
     with borrowed(model):
@@ -67,6 +74,29 @@ def fit_probe(
             n_examples=dict(Counter(f"{e.kind} {'+' if e.positive else '-'}" for e in examples)),
         ),
     )
+
+
+def _grouped(
+    examples: Sequence[Example], held_out: Sequence[Example]
+) -> tuple[list[Example], list[Example]]:
+    """Join the groups of near copies among the written texts."""
+    written = [one for one in (*examples, *held_out) if one.kind == "written"]
+    old = [example.group for example in written]
+    joined: dict[int, str] = {}
+    new: dict[str, str] = {}
+    for was, number in zip(old, near_copies([one.text for one in written], old), strict=True):
+        new[was] = joined.setdefault(number, was)
+    fitted, tested = (
+        [replace(one, group=new.get(one.group, one.group)) for one in part]
+        for part in (examples, held_out)
+    )
+    both = {one.group for one in fitted if one.kind == "written"} & {one.group for one in tested}
+    if both:
+        raise InputError(
+            "held-out texts must differ from those a probe is fitted on, got near copies or the "
+            f"same group, such as {min(one.text for one in tested if one.group in both)[:60]!r}"
+        )
+    return fitted, tested
 
 
 def _believed(examples: Sequence[Example], features: np.ndarray) -> np.ndarray:
@@ -115,10 +145,18 @@ def _threshold(probabilities: np.ndarray, examples: Sequence[Example]) -> float:
 
 
 def _p_value(examples: Sequence[Example], scores: np.ndarray) -> float:
-    """Of written positives scoring above written negatives by chance."""
-    chosen = np.array([example.kind == "written" for example in examples])
-    positive = np.array([example.positive for example in examples])
-    up, down = scores[chosen & positive], scores[chosen & ~positive]
-    if len(up) == 0 or len(down) == 0:
+    """Of written positives scoring above written negatives by chance.
+
+    Texts of one group are not independent: each group counts once a label, by its mean score.
+    """
+    of_group: dict[tuple[bool, str], list[float]] = {}
+    for example, score in zip(examples, scores, strict=True):
+        if example.kind == "written":
+            of_group.setdefault((example.positive, example.group), []).append(float(score))
+    up, down = (
+        [np.mean(found) for (positive, _), found in of_group.items() if positive is label]
+        for label in (True, False)
+    )
+    if not up or not down:
         return 1.0
     return float(mannwhitneyu(up, down, alternative="greater").pvalue)

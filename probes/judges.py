@@ -18,9 +18,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from calibrate.errors import InputError, did_you_mean
+from calibrate.errors import CalibrateError, InputError, did_you_mean
 
 NAMED = ("probe", "question", "lexicon", "embedding")
+ALIKE = 1e-3  # probabilities that differ by no more do not tell texts apart
+SHOWN = 80  # characters of what a judge said that a message repeats
 JudgeFunction = Callable[[Sequence[str], str], Any]
 
 
@@ -39,8 +41,8 @@ class FunctionJudge:
     function: JudgeFunction
 
     def score(self, texts: Sequence[str], concept: str) -> np.ndarray:
-        """Return what the function says."""
-        return np.asarray(self.function(texts, concept), dtype=float)
+        """Return what the function says, whatever that is: a Reader checks it."""
+        return np.asarray(self.function(texts, concept))
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,21 +59,56 @@ class Reader:
     def read(self, texts: Sequence[str]) -> np.ndarray:
         """Return the probability that each text expresses the concept; an empty text has 0.
 
-        Raises: InputError if the judge does not answer with one probability a text.
+        Raises: InputError if the judge fails, or does not answer with one probability a text.
         """
         said = [index for index, text in enumerate(texts) if text.strip()]
         scores = np.zeros(len(texts))
         if said:
-            answers = np.asarray(
-                self.judge.score([texts[index] for index in said], self.concept), dtype=float
-            )
-            if answers.shape != (len(said),) or not ((answers >= 0) & (answers <= 1)).all():
-                raise InputError(
-                    f"judge {self.name!r} must return {len(said)} probabilities, got "
-                    f"{_described(answers)}"
-                )
-            scores[said] = answers
+            scores[said] = self._answers([texts[index] for index in said])
         return scores
+
+    def _answers(self, texts: Sequence[str]) -> np.ndarray:
+        try:
+            answers = np.asarray(self.judge.score(texts, self.concept))
+        except CalibrateError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())[:SHOWN]
+            raise InputError(
+                f"judge {self.name!r} must return {len(texts)} probabilities, got "
+                f"{type(error).__name__}: {reason}"
+            ) from error
+        numbers = answers.dtype.kind in "fiub"
+        if (
+            not numbers
+            or answers.shape != (len(texts),)
+            or not ((answers >= 0) & (answers <= 1)).all()
+        ):
+            raise InputError(
+                f"judge {self.name!r} must return {len(texts)} probabilities, got "
+                f"{_described(answers)}"
+            )
+        return answers.astype(float)
+
+    def require_distinctions(self, *texts: Sequence[str]) -> None:
+        """Make sure that the judge tells some texts apart.
+
+        texts: sets of texts, of which the later ones are read only if all before are read alike.
+        Raises: InputError if all scores are alike.
+        """
+        scores: list[float] = []
+        for some in texts:
+            scores += self.read([text for text in some if text.strip()]).tolist()
+            if scores and max(scores) - min(scores) > ALIKE:
+                return
+        if not scores:
+            return
+        low, high = min(scores), max(scores)
+        got = f"{low:.3g}" if low == high else f"{low:.6g} to {high:.6g}"
+        raise InputError(
+            f"judge {self.name!r} must tell texts apart, got {got} for all of {len(scores)} texts, "
+            f"written ones of either label and replies; name another judge"
+        )
 
 
 def judge_function(name: str) -> FunctionJudge:
@@ -99,5 +136,7 @@ def judge_function(name: str) -> FunctionJudge:
 def _described(answers: np.ndarray) -> str:
     if answers.ndim == 0 or answers.size == 0:
         return f"an array of shape {answers.shape}"
+    if answers.dtype.kind not in "fiub":
+        return f"values such as {str(answers.flat[0])[:SHOWN]!r}"
     low, high = np.min(answers), np.max(answers)
     return f"an array of shape {answers.shape} with values from {low:.3g} to {high:.3g}"

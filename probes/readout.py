@@ -132,12 +132,22 @@ def _fit(data: _Data, penalty: float) -> tuple[np.ndarray, float]:
 
 
 def _folds(data: _Data) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Splits into rows to fit and rows to test, groups kept whole, with both labels to fit."""
     folds = min(FOLDS, len(set(data.groups)))
-    yield from GroupKFold(n_splits=folds).split(data.features, data.labels, data.groups)
+    if folds < 2:
+        return
+    for fit_rows, test_rows in GroupKFold(n_splits=folds).split(
+        data.features, data.labels, data.groups
+    ):
+        if len(set(data.labels[fit_rows])) == 2:
+            yield fit_rows, test_rows
 
 
 def _out_of_fold(data: _Data, penalty: float) -> np.ndarray:
-    """Log-odds of every example, from a read-out that has not seen its group."""
+    """Log-odds of every example, from a read-out that has not seen its group.
+
+    They are 0, undecided, where the other groups hold one label only.
+    """
     scores = np.zeros(len(data.labels))
     for fit_rows, test_rows in _folds(data):
         weights, bias = _fit(data.take(fit_rows), penalty)

@@ -11,6 +11,7 @@ what was measured is kept, and not measured again.
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
@@ -32,14 +33,14 @@ from calibrate.presence import Presence, measure_presence, read
 from calibrate.replies import UnsteeredReplies, build_corpora, sample_unsteered
 from calibrate.settings import Settings
 from calibrate.vector import SteeringVector, concept_vectors
-from probes import Example, Probe, Reader, degenerate_examples
+from probes import Probe, Reader
+from probes.examples import WAYS, break_text
 from probes.quality import Quality, quality
 
 MODEL = "smollm2"
 SHARES = tuple(n / 4 for n in range(-4, 5))  # of α_B of either sign
 SENTIMENTS = {"joy": 1, "depression": -1, "optimistic": 1}  # and the sign of VADER's agreement
 CHEAT_SHARE = 0.2
-BROKEN = ("shuffled", "looped", "random tokens")  # in the order `degenerate_examples` makes them
 SETTINGS = Settings()
 
 
@@ -134,13 +135,15 @@ def on_replies(bench: Bench, probe: Probe, splits: Mapping[str, Texts]) -> Quali
 def degenerate(bench: Bench, reader: Reader, vector: SteeringVector) -> dict[str, float]:
     """Mean presence of five kinds of broken text, from replies nobody was fitted on."""
     loaded = bench.loaded
-    own = [
-        Example(one.text, False, "own", one.prompt) for one in bench.replies.first_replies("verify")
-    ]
-    broken = degenerate_examples(own, loaded.tokenizer, seed=1)
+    own = [one.text for one in bench.replies.first_replies("verify")]
+    rng = random.Random(1)
     texts = {
-        kind: [example.text for example in broken[index :: len(BROKEN)]]
-        for index, kind in enumerate(BROKEN)
+        way: [
+            broken
+            for one in own[index :: len(WAYS)]
+            if (broken := break_text(way, one, loaded.tokenizer, rng)) is not None
+        ]
+        for index, way in enumerate(WAYS)
     }
     prompts = bench.replies.prompts["verify"]
     requests = [oversteered(vector, sign, prompts) for sign in (1, -1)]

@@ -130,7 +130,7 @@ def grid(concept: str, scratch: Path) -> dict[str, Any]:
                     strength,
                     delta_ce(loaded, run, vector.values, layer, strength).value,
                     presence.estimate.value,
-                    presence.estimate.difference(baseline.estimate).standard_error,
+                    presence.change_from(baseline).standard_error,
                 )
                 for strength, presence in zip(strengths, presences, strict=True)
             ]
@@ -174,7 +174,7 @@ def graded_all_the_same() -> Iterator[list[str]]:
             return require_effect(steered, baseline, settings)
         except Infeasible as refusal:
             refusals.extend(refusal.reasons)
-            return steered.estimate.difference(baseline.estimate)
+            return steered.change_from(baseline)
 
     with patch("calibrate.verify.require_effect", noted):
         yield refusals

@@ -395,8 +395,15 @@ WRONG = [
     (["--concept", "joy", "--prompts", LONG], "File name too long"),
     (
         [
-            *("--concept", "FILE", "--model", "TINY", "--prompts", "PROMPTS", "--quiet"),
-            *("--storage", "sqlite://"),
+            "--concept",
+            "FILE",
+            "--model",
+            "TINY",
+            "--prompts",
+            "PROMPTS",
+            "--storage",
+            "sqlite://",
+            "--quiet",
         ],
         "got 'sqlite://' (a database in memory is another one in every thread; name a file)",
     ),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import random
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from refused import Refused, each
 
 import calibrate
 from calibrate.completions import Request
-from calibrate.errors import InputError
+from calibrate.concept import Concept
+from calibrate.errors import Infeasible, InputError
 from calibrate.judging import Material, appoint, judge_name
 from calibrate.loading import load_model
 from calibrate.presence import measure_presence
@@ -138,18 +142,123 @@ def test_judges_have_names():
     assert judge_name(FunctionJudge(counting)) == "probes.judges:FunctionJudge"
 
 
+def answering(answers):
+    """Put two texts before a judge that answers with this."""
+    reader = Reader(FunctionJudge(lambda texts, concept: answers), "bright", "mine")
+    return lambda _: reader.read(["sun", "rain"])
+
+
+def failing(texts, concept):
+    raise KeyError("no such\nconcept")
+
+
+def all_alike(score, texts=("sun", "rain", "house")):
+    reader = Reader(FunctionJudge(score), "bright", "mine")
+    return lambda _: reader.require_distinctions(list(texts[:2]), list(texts[2:]))
+
+
+MUST = "judge 'mine' must return 2 probabilities, got"
+REFUSED = [
+    Refused(
+        "a judge with one answer for all",
+        f"{MUST} an array of shape (1,) with values from 0.5 to 0.5",
+        answering([0.5]),
+    ),
+    Refused("a judge that answers with a number", f"{MUST} an array of shape ()", answering(0.5)),
+    Refused(
+        "a judge whose answers are no probabilities",
+        f"{MUST} an array of shape (2,) with values from 0.5 to 1.5",
+        answering([0.5, 1.5]),
+    ),
+    Refused(
+        "a judge that answers NaN",
+        f"{MUST} an array of shape (2,) with values from nan to nan",
+        answering([0.5, float("nan")]),
+    ),
+    Refused("a judge that answers None", f"{MUST} values such as 'None'", answering([None, 0.5])),
+    Refused("a judge that answers nothing at all", f"{MUST} an array of shape ()", answering(None)),
+    Refused(
+        "a judge that answers in words", f"{MUST} values such as 'yes'", answering(["yes", "no"])
+    ),
+    Refused(
+        "a judge with answers of several lengths",
+        f"{MUST} ValueError: …",
+        answering([[0.5], [0.5, 0.1]]),
+    ),
+    Refused(
+        "a judge that fails",
+        f"{MUST} KeyError: 'no such\\nconcept'",
+        lambda _: Reader(FunctionJudge(failing), "bright", "mine").read(["sun", "rain"]),
+    ),
+    Refused(
+        "a judge who says 0.5 of everything",
+        "judge 'mine' must tell texts apart, got 0.5 for all of 3 texts, …; name another judge",
+        all_alike(lambda texts, _: [0.5] * len(texts)),
+    ),
+    Refused(
+        "a judge whose scores hardly differ",
+        "judge 'mine' must tell texts apart, got 0.5003 to 0.5005 for all of 3 texts, …; "
+        "name another judge",
+        all_alike(lambda texts, _: [0.5 + len(text) / 1e4 for text in texts]),
+    ),
+    Refused(
+        "a lexicon of texts without words",
+        "the lexicon needs texts with words in them, got none; choose another judge with --judge",
+        lambda _: fit_lexicon(
+            [Example("...", True, "written", "a"), Example("!!!", False, "written", "b")]
+        ),
+    ),
+]
+
+
+@each(REFUSED)
+def test_a_judge_who_cannot_judge_is_refused(row, tmp_path):
+    row.check(tmp_path)
+
+
+def test_a_judge_may_read_all_replies_alike_if_it_tells_written_texts_apart():
+    seen = []
+    reader = Reader(
+        FunctionJudge(lambda texts, _: seen.extend(texts) or [float("sun" in t) for t in texts]),
+        "bright",
+        "mine",
+    )
+    reader.require_distinctions(["sun", "rain"], ["house", ""])
+    assert seen == ["sun", "rain"]  # enough to know
+    reader.require_distinctions(["rain"], ["house", "sun"])
+    reader.require_distinctions([], ["", " "])  # nothing was said of anything
+
+
+@pytest.mark.parametrize("role", ["judge", "audit"])
+def test_a_calibration_with_a_judge_who_says_half_of_everything_is_refused(role, tiny_options):
+    other = {} if role == "judge" else {"judge": counting}
+    with pytest.raises(InputError, match=r"constant' must tell texts apart, got 0\.5 for all"):
+        calibrate.calibrate(tiny.model("gpt2"), **{role: constant}, **other, **tiny_options)
+
+
+def constant(texts, concept):
+    return np.full(len(texts), 0.5)
+
+
 @pytest.mark.parametrize(
-    ("answers", "said"),
+    ("up", "down"),
     [
-        ([0.5], r"must return 2 probabilities, got an array of shape \(1,\)"),
-        ([0.5, 1.5], "values from 0.5 to 1.5"),
-        ([0.5, float("nan")], "values from nan"),
+        ("今天真开心我们笑了很久", "昨天很难过一个人哭了"),
+        ("วันนี้มีความสุขมากเราหัวเราะกัน", "เมื่อวานเศร้ามากนั่งร้องไห้คนเดียว"),
+        ("😀🎉🥳🎂", "😢💔⛈🖤"),
+        ("sun", "rain"),
     ],
 )
-def test_a_judge_that_does_not_answer_with_probabilities_is_refused(answers, said):
-    reader = Reader(FunctionJudge(lambda texts, concept: answers), "bright", "mine")
-    with pytest.raises(InputError, match=said):
-        reader.read(["sun", "rain"])
+def test_the_lexicon_reads_text_without_words_and_few_texts(up, down):
+    examples = [
+        Example(f"{text} {k}", positive, "written", f"{k} {positive}")
+        for positive, text in ((True, up), (False, down))
+        for k in range(4)
+    ]
+    liked, disliked, other = fit_lexicon(examples).score([up, down, "?"], "")
+    assert liked > disliked
+    assert 0 < other < 1
+    fit_lexicon([examples[0], examples[-1]])  # no word in common, and no fold with both labels
 
 
 def test_an_empty_text_is_not_put_before_the_judge():
@@ -226,3 +335,18 @@ def test_a_calibration_is_judged_and_audited_by_whom_one_likes(tiny_options, tmp
     again = calibrate.Calibration.load(tmp_path / "out")
     assert again.probe is None
     assert "Audit by lexicon" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_truncations_labelled_by_a_coin_are_not_told_apart(material):
+    """Forty plain sentences, eight truncations each: without groups the AUC held out is near 1."""
+    loaded, stuff, settings = material
+    rng = random.Random(1)
+    sentences = [tiny.text(tiny.PLAIN, rng, length=14) for _ in range(40)]
+    cut = [" ".join(text.split()[: 7 + k]) for text in sentences for k in range(8)]
+    heads = [rng.random() < 0.5 for _ in cut]
+    sides = (
+        [text for text, up in zip(cut, heads, strict=True) if up is side] for side in (True, False)
+    )
+    splits = Concept.from_texts("coin", *sides).split()
+    with pytest.raises(Infeasible, match=r"the probe cannot tell 'coin' apart: its AUC .* is 0\."):
+        appoint(loaded, replace(stuff, concept="coin", splits=splits), "probe", None, settings)

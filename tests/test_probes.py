@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tiny
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 import probes
-from calibrate.errors import ArtefactError
+from calibrate.errors import ArtefactError, InputError
 from probes import Example, degenerate_examples, fit_probe
 from probes.features import text_features
+from probes.fit import _p_value as p_value
 
 
 def written(n, seed):
@@ -132,6 +136,68 @@ def test_degenerate_text_is_broken_in_three_ways(model):
     assert all(sorted(e.text.split()) == sorted(text.split()) for e in shuffled)
     assert all(len(set(e.text.split())) <= 3 for e in looped)
     assert any(set(e.text.split()) - set(text.split()) for e in drawn)
+
+
+def by_character():
+    """A tokenizer whose tokens are characters, as they nearly are for Chinese and for emoji."""
+    letters = sorted({letter for text in UNSPACED for letter in text})
+    core = Tokenizer(
+        models.WordLevel({one: at for at, one in enumerate(["?", *letters])}, unk_token="?")
+    )
+    core.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    core.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="?")
+
+
+UNSPACED = [
+    "今天天气很好我们去公园散步吧",
+    "วันนี้อากาศดีมากเราไปเดินเล่นกัน",
+    "私は毎朝コーヒーを飲みます",
+    "😀🎉🥳🎂🎈🥰✨",
+]
+
+
+@pytest.mark.parametrize("text", UNSPACED)
+def test_text_without_spaces_is_broken_and_never_whole(text):
+    source = [Example(text, True, "written", "one")] * 60
+    broken = degenerate_examples(source, by_character(), seed=0)
+    assert len(broken) >= 40  # shuffles and loops of nothing else, for sure
+    assert not [one for one in broken if text in one.text.replace(" ", "")]
+    loops = [one.text for one in broken[1::3]]
+    assert all(len(set(loop)) <= 3 < len(set(text)) for loop in loops)
+
+
+@pytest.mark.parametrize(
+    "text", ["Joy!", "so happy", "喜び", "😀", "", "ha ha ha ha", "!!! !!! !!!"]
+)
+def test_what_says_the_same_when_broken_has_no_broken_copy(text, model):
+    source = [Example(text, True, "written", "one")] * 9
+    for tokenizer in (model.tokenizer, by_character()):
+        for one in degenerate_examples(source, tokenizer, seed=0):
+            assert "".join(text.split()) not in "".join(one.text.split())
+
+
+def test_a_hundred_scores_of_near_copies_are_no_evidence():
+    """Three sentences a label, by chance apart; a hundred copies of each change nothing."""
+    few = [Example(f"{k}", k < 3, "written", f"group {k}") for k in range(6)]
+    scores = np.array([5.0, 4.0, 3.0, 2.0, 1.0, 0.0])
+    many = [replace(one, text=f"{one.text} {n}") for one in few for n in range(100)]
+    jittered = np.repeat(scores, 100) + np.random.default_rng(0).normal(0, 0.1, 600)
+    assert p_value(many, jittered) == p_value(few, scores) == pytest.approx(1 / 20)
+
+
+def test_near_copies_share_a_group_and_none_is_held_out(model):
+    rng = random.Random(0)
+    sentences = tiny.texts(tiny.PLAIN, 24, seed=5)
+    cut = [" ".join(text.split()[: 4 + k]) for text in sentences for k in range(4)]
+    labelled = [
+        Example(text, rng.random() < 0.5, "written", f"{number}") for number, text in enumerate(cut)
+    ]
+    own = [Example(text, False, "own", text) for text in tiny.texts(tiny.PLAIN, 20, seed=3)]
+    probe = fit_probe("coin", [*labelled[:64], *own], labelled[64:], model)
+    assert probe.quality.p_value > 0.01
+    with pytest.raises(InputError, match=r"held-out texts must differ .* got near copies"):
+        fit_probe("coin", [*labelled[::2], *own], labelled[1::2], model)
 
 
 def test_features_are_the_mean_of_the_texts_residuals(model):

@@ -73,8 +73,10 @@ def test_delta_ce_is_that_of_all_sequences_from_no_more_than_it_takes(objective,
 
 def test_rungs_are_disjoint_and_replies_are_those_of_all_prompts_together(objective):
     first, second = (objective.replies("block 1", 0.5, rung) for rung in (0, 1))
-    assert sorted(first.scores) == list(range(48))
-    assert sorted(second.scores) == list(range(48, 96))
+    assert set(first.scores) <= set(range(48))
+    assert len(first.scores) + first.n_empty == 48
+    assert set(second.scores) <= set(range(48, 96))
+    assert len(second.scores) + second.n_empty == 48
     assert len(first.fluency_drop.sums) > 24
     again = objective.replies("block 1", 0.5, 1)
     assert again.scores == second.scores

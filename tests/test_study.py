@@ -286,3 +286,45 @@ def test_a_storage_that_cannot_be_opened_is_named():
     bad = StudyStore("joy", "f", None, "postgresql://nobody@127.0.0.1:1/none")
     with pytest.raises(ArtefactError, match="--storage must be a database URL"):
         study(Synthetic(ALPHAS, 5), where=bad)
+
+
+class Silencing(Synthetic):
+    """A model that steering at one of the blocks, or all, makes mostly silent."""
+
+    silenced: tuple[str, ...] = ("block 7",)
+
+    def replies(self, site, strength, rung):
+        replied = super().replies(site, strength, rung)
+        if site not in self.silenced:
+            return replied
+        spoken = dict(list(replied.scores.items())[: 0 if rung else 4])
+        return Replied(spoken, None, len(replied.scores) - len(spoken))
+
+
+def test_a_trial_that_silences_the_model_is_bad_and_no_crash():
+    objective = Silencing(alphas={3: 1.0, 7: 1.0}, best_layer=7)
+    found = run_study(
+        by_site({7: 1.0, 3: 1.0}),
+        objective,
+        estimate(UNSTEERED),
+        Settings(),
+        store(name="silent"),
+    )
+    assert found.best.site == "block 3"
+    silent = [trial for trial in found.trials if trial.site == "block 7"]
+    assert silent
+    assert not any(trial.complete for trial in silent)
+    assert all(trial.empty == pytest.approx(20 / 24) for trial in silent)
+
+
+def test_where_every_trial_silences_the_model_that_is_the_reason():
+    objective = Silencing(alphas={3: 1.0}, best_layer=3)
+    objective.silenced = ("block 3",)
+    with pytest.raises(Infeasible, match=r"or most replies from being empty, as \d did not"):
+        run_study(
+            by_site({3: 1.0}),
+            objective,
+            estimate(UNSTEERED),
+            Settings(trials=2),
+            store(name="mute"),
+        )

@@ -163,6 +163,11 @@ def test_a_concept_file_is_read(shape, tmp_path):
 UNLABELLED = {
     "one a line": (".txt", f"{UP}\n\n  {DOWN}  \n", [UP, DOWN]),
     "lines of Windows": (".txt", f"{UP}\r\n{DOWN}\r\n", [UP, DOWN]),
+    "a corpus with empty texts": (
+        ".jsonl",
+        jsonl({"text": UP}, {"text": " "}, "", DOWN),
+        [UP, DOWN],
+    ),
     "no suffix": ("", f"{UP}\n{DOWN}", [UP, DOWN]),
     "text": (".jsonl", jsonl({"text": UP}, {"text": DOWN, "prompt": "Well?"}), [UP, DOWN]),
     "a list of strings": (".json", json.dumps([UP, DOWN]), [UP, DOWN]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -11,11 +11,12 @@ import pytest
 from calibrate.completions import Completion
 from calibrate.errors import Infeasible
 from calibrate.estimate import RatioEstimate
-from calibrate.presence import Presence
+from calibrate.presence import Presence, read
 from calibrate.settings import Settings
 from calibrate.tokens import TokenSequence
 from calibrate.verify import (
     LADDER,
+    Verified,
     audit,
     require_effect,
     require_fluency,
@@ -90,7 +91,12 @@ def test_the_shipped_strength_breaks_the_budget_in_at_most_five_percent(spread, 
 
 
 def presence(scores):
-    return Presence((), np.array(scores), RatioEstimate(np.array(scores), np.ones(len(scores))))
+    """Presence of one reply each to as many prompts."""
+    completions = [
+        Completion("", index, TokenSequence((0,), 1), "said") for index in range(len(scores))
+    ]
+    estimate = RatioEstimate(np.array(scores), np.ones(len(scores)))
+    return Presence(tuple(completions), np.array(scores), estimate)
 
 
 def test_an_effect_must_lead_towards_the_goal():
@@ -119,6 +125,56 @@ def test_a_silenced_model_is_infeasible():
         require_replies(replied(["yes", "", " "], [0.1, 0.0, 0.0]))
 
 
+HALF = Reader(FunctionJudge(lambda texts, _: [0.5] * len(texts)), "joy", "half")
+
+
+def test_fewer_empty_replies_are_no_more_of_the_concept():
+    """To a judge who says one half of everything .469 became .5, since empty replies counted."""
+    before = read(HALF, replied(["yes"] * 60 + [""] * 4, [0.0] * 64).completions)
+    after = read(HALF, replied(["yes"] * 64, [0.0] * 64).completions)
+    assert (before.estimate.value, after.estimate.value) == (0.5, 0.5)
+    assert (before.n_empty, before.empty, after.empty) == (4, 1 / 16, 0.0)
+    assert len(before.estimate.counts) == 60
+    assert after.change_from(before).value == 0.0
+    with pytest.raises(Infeasible, match=r"changes by \+0\.000"):
+        require_effect(after, before, Settings())
+    assert audit(HALF, after, before, after.change_from(before), Settings()).change.value == 0.0
+
+
+def test_a_change_is_paired_over_prompts_that_were_replied_to_in_both():
+    """Two replies a prompt: those that are empty drop out, and their prompt where both are."""
+    judge = Reader(FunctionJudge(lambda texts, _: [float(text) for text in texts]), "joy", "reads")
+
+    def said(*texts):
+        sequence = TokenSequence((0, 0), 1)
+        return read(judge, [Completion("", k // 2, sequence, text) for k, text in enumerate(texts)])
+
+    before = said("0.1", "0.3", "0.2", "", "", " ", "0.4", "0.4")
+    after = said("0.5", "0.5", "0.6", "0.8", "0.9", "0.9", "", "")
+    assert before.by_prompt == pytest.approx({0: 0.2, 1: 0.2, 3: 0.4})
+    assert before.estimate.value == pytest.approx(1.4 / 5)
+    assert after.change_from(before).sums == pytest.approx([0.3, 0.5])
+    silent = said(*[""] * 8)
+    assert (silent.estimate.value, silent.empty) == (0.0, 1.0)
+    with pytest.raises(Infeasible, match="no prompt is replied to both with and without steering"):
+        silent.change_from(before)
+
+
+def test_what_length_explains_is_read_from_replies_that_are_not_empty():
+    def measured(texts, scores, lengths):
+        completions = tuple(
+            Completion("", index, TokenSequence((0,) * (1 + length), 1), text)
+            for index, (text, length) in enumerate(zip(texts, lengths, strict=True))
+        )
+        return replace(presence(scores), completions=completions)
+
+    before = measured(["a"] * 3 + [""], [0.1, 0.2, 0.3, 0.0], [1, 2, 3, 1])
+    after = measured(["a"] * 3 + [""], [0.4] * 3 + [0.0], [4, 4, 4, 1])
+    some = dict.fromkeys(field.name for field in fields(Verified))
+    verified = Verified(**{**some, "baseline": before, "presence": after})
+    assert verified.explained_by_length == pytest.approx(0.1 * (4 - 2))
+
+
 def test_a_drop_of_fluency_is_held_to_its_upper_bound():
     drop = RatioEstimate(np.random.default_rng(0).normal(0.2, 0.05, 40), np.ones(40))
     require_fluency(drop, Settings())
@@ -139,7 +195,7 @@ def test_an_auditor_who_sees_the_opposite_stops_it():
     after = [text + "bb" for text in before]
     scores = [rng.uniform(0.1, 0.3, 30), rng.uniform(0.4, 0.6, 30)]
     baseline, steered = replied(before, scores[0]), replied(after, scores[1])
-    change = steered.estimate.difference(baseline.estimate)
+    change = steered.change_from(baseline)
     found = audit(length_judge(1), steered, baseline, change, Settings())
     assert found.change.value == pytest.approx(0.1)
     assert found.agreement > 0.5
