@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
     [
         ("write_schema.py", "schema", "steering-config.schema.json"),
         ("write_cli_docs.py", "cli_docs", "cli.md"),
+        ("write_refusals.py", "page", "refusals.md"),
     ],
 )
 def test_a_generated_document_is_up_to_date(script, function, target):
