@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 NEAR_COPY = 0.75  # of the shorter text's words and pairs that a near copy shares
+MOST_TIMES = 1024  # that a word of one text is told apart from itself
 FEW_WORDS = 3  # shorter texts are found by chance in longer ones, and must begin them
 
 # Scripts that set no spaces between words: Thai, Lao, Tibetan, Burmese, Khmer, kana, Chinese.
@@ -94,8 +95,9 @@ def _join(groups: np.ndarray, one: int, other: int) -> None:
 class _Index:
     """Which texts have which features.
 
-    of_text: each text's different features, as numbers. having: the texts of all features, one
-        after the other; starts: where each feature's begin, and the end. sizes: of the texts.
+    of_text: each text's features, as numbers; a word that comes again is another. having: the
+        texts of all features, one after the other; starts: where each feature's begin, and the
+        end. sizes: of the texts.
     """
 
     of_text: list[np.ndarray]
@@ -105,9 +107,9 @@ class _Index:
 
     @classmethod
     def of(cls, coded: Sequence[np.ndarray]) -> _Index:
-        different = [np.unique(one) for one in coded]
-        sizes = np.array([len(one) for one in different], dtype=int)
-        _, features = np.unique(np.concatenate(different), return_inverse=True)
+        told_apart = [_told_apart(one) for one in coded]
+        sizes = np.array([len(one) for one in coded], dtype=int)
+        _, features = np.unique(np.concatenate(told_apart), return_inverse=True)
         texts = np.repeat(np.arange(len(coded)), sizes)
         starts = np.concatenate([[0], np.cumsum(np.bincount(features))])
         return cls(
@@ -124,6 +126,14 @@ class _Index:
         if not parts:
             return np.zeros(len(self.sizes), dtype=int)
         return np.bincount(np.concatenate(parts), minlength=len(self.sizes))
+
+
+def _told_apart(codes: np.ndarray) -> np.ndarray:
+    """Number what comes several times, so that "no no no" is not all in "no, it rains"."""
+    ordered = np.sort(codes)
+    again = np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
+    told_apart: np.ndarray = ordered * MOST_TIMES + np.minimum(again, MOST_TIMES - 1)
+    return told_apart
 
 
 def _numbered(values: Iterable[Hashable]) -> np.ndarray:

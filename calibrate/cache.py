@@ -31,7 +31,7 @@ from calibrate.files import STAGING, is_plain_file, write_together
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
 
-VERSION = 2  # part of every entry's name; raise it when a request gets another answer
+VERSION = 3  # part of every entry's name; raise it when a request gets another answer
 MOST_BYTES = 256 << 20
 ENTRY = re.compile(r"[0-9a-f]{64}")
 KEPT = (".json", ".safetensors")

@@ -122,13 +122,13 @@ def calibrate(
 
     model: a LoadedModel, what `load_model` takes, or a transformers model with its
         `tokenizer`; an in-memory model comes back as it was.
-    concept: a built-in name, a JSONL file, or a `Concept`.
+    concept: a built-in name, a file (`calibrate.concept.read_concept`), or a `Concept`.
     chat_template_kwargs: variables for the model's chat template, such as
         {"enable_thinking": False}; recorded in the config, and used wherever it is.
     reply_tokens: tokens of a reply in the search (default: those of `sampling`).
     out: directory for the artefact; the same call then resumes an interrupted study, and
         returns a finished calibration at once.
-    prompts: file of neutral prompts, one a line; corpus: file of texts to measure ΔCE on
+    prompts: file of neutral prompts; corpus: file of texts to measure ΔCE on
         (default: the model's own unsteered replies).
     judge: who reads presence: "probe", "question", "lexicon", "embedding", "module:function" (see
         `probes.judges`), a function of texts and concept, or an object that scores them.

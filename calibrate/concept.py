@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from calibrate.alike import NEAR_COPY, near_copies
+from calibrate.alike import near_copies
 from calibrate.dealing import deal, sha256
 from calibrate.errors import ConceptError, did_you_mean
 from calibrate.rows import brief, shown
@@ -36,7 +36,7 @@ MIN_CORPUS = 16  # so that each half keeps at least eight sequences
 MOST_CORPUS = 4096  # texts of a corpus that are looked at; far fewer fit into what is measured
 MIN_TEXTS = 12  # of each label, so that every split keeps at least two
 MIN_PROMPTS = 24  # so that verification keeps about ten
-SAME_PROMPT = 0.9  # of its words and pairs: one other word in a short prompt asks something else
+SAME = 0.9  # likeness of prompts, or of texts of a corpus, that are taken for the same
 
 PACKS = Path(__file__).parent / "concepts"
 
@@ -162,14 +162,14 @@ def read_prompts(path: str | Path | None = None) -> tuple[str, ...]:
     path = path or PACKS / "prompts.txt"
     prompts = read_asked(path)
     _check_repeats(prompts, f"the prompts in {shown(path)}")
-    keys = _keys(prompts, SAME_PROMPT)
+    keys = _keys(prompts)
     _check_count(f"{shown(path)} must hold", "prompts", keys, MIN_PROMPTS)
     return tuple(prompts)
 
 
 def split_prompts(prompts: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Return the prompts of each split: probe, search and verify."""
-    return _split(prompts, SAME_PROMPT, PROMPT_SHARES)
+    return _split(prompts, PROMPT_SHARES)
 
 
 def read_corpus(path: str | Path) -> dict[str, tuple[str, ...]]:
@@ -179,8 +179,8 @@ def read_corpus(path: str | Path) -> dict[str, tuple[str, ...]]:
     Raises: ConceptError if there are fewer than MIN_CORPUS different ones.
     """
     texts = sorted(set(read_lines(path)), key=sha256)[:MOST_CORPUS]
-    _check_count(f"{shown(path)} must hold", "texts", _keys(texts, NEAR_COPY), MIN_CORPUS)
-    return _split(texts, NEAR_COPY, CORPUS_SHARES)
+    _check_count(f"{shown(path)} must hold", "texts", _keys(texts), MIN_CORPUS)
+    return _split(texts, CORPUS_SHARES)
 
 
 def read_lines(path: str | Path) -> tuple[str, ...]:
@@ -272,8 +272,12 @@ def _grouped(texts: Sequence[Text]) -> tuple[Text, ...]:
     )
 
 
-def _keys(texts: Sequence[str], share: float) -> list[str]:
-    return _joined(texts, near_copies(texts, share=share))
+def _keys(texts: Sequence[str]) -> list[str]:
+    """What prompts, or texts of a corpus, are dealt by.
+
+    Only those that are nearly the same share a key: one other word in a prompt asks something else.
+    """
+    return _joined(texts, near_copies(texts, share=SAME))
 
 
 def _joined(keys: Sequence[str], groups: Sequence[int]) -> list[str]:
@@ -284,8 +288,6 @@ def _joined(keys: Sequence[str], groups: Sequence[int]) -> list[str]:
     return [first[group] for group in groups]
 
 
-def _split(
-    texts: Sequence[str], share: float, shares: dict[str, float]
-) -> dict[str, tuple[str, ...]]:
-    parts = deal(_keys(texts, share), [True] * len(texts), shares)
+def _split(texts: Sequence[str], shares: dict[str, float]) -> dict[str, tuple[str, ...]]:
+    parts = deal(_keys(texts), [True] * len(texts), shares)
     return {name: tuple(texts[place] for place in places) for name, places in parts.items()}

@@ -103,7 +103,7 @@ OPTIONS = {
         "--concept",
         type=TEXT,
         metavar="CONCEPT",
-        help="A built-in concept, a JSONL file, or a name for your own texts.",
+        help="A built-in concept, a file of texts, or a name for your own texts.",
     ),
     "out": click.option(
         "--out",
@@ -133,7 +133,7 @@ OPTIONS = {
         "--positives",
         type=FILE,
         metavar="FILE",
-        help="Texts that express the concept, one a line (or .jsonl).",
+        help="Texts that express the concept: .txt, one a line, .jsonl, .json, .csv or .tsv.",
     ),
     "negatives": click.option(
         "--negatives",

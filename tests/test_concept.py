@@ -259,9 +259,7 @@ REFUSED = [
         f"…logs.txt must hold at least {MIN_CORPUS} different texts, got 1 (50 in all: near copies "
         "count once)",
         lambda folder: read_corpus(
-            lines(
-                folder / "logs.txt", [f"the stone table sits by river {n} now" for n in range(50)]
-            )
+            lines(folder / "logs.txt", [f"{LONG[0]} Line {n}." for n in range(50)])
         ),
         ConceptError,
     ),

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from calibrate.alike import near_copies
-from calibrate.concept import SAME_PROMPT, built_in_concepts, read_concept, read_prompts
+from calibrate.concept import SAME, built_in_concepts, read_concept, read_prompts
 
 PAPERS_EIGHT = (
     "apathetic",
@@ -74,7 +74,7 @@ def test_no_text_of_a_pack_is_a_near_copy_of_another_pair(name):
 
 def test_the_neutral_prompts_are_no_near_copies_of_each_other():
     prompts = read_prompts()
-    assert len(set(near_copies(prompts, share=SAME_PROMPT))) == len(prompts)
+    assert len(set(near_copies(prompts, share=SAME))) == len(prompts)
 
 
 def test_statements_of_one_persona_do_not_collapse_into_few_groups(shared_data):
