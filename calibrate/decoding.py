@@ -156,7 +156,7 @@ class _Decoding:
         sharing = share and _within_window(loaded, prompts, loop.most)
         self._prefix = _shared_by(prompts) if sharing else ()
         self._ids, self._mask = _padded(prompts, len(self._prefix), loaded.device)
-        parameters = inspect.signature(loaded.model.forward).parameters
+        parameters = inspect.signature(type(base_of(loaded.model)).forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._cache = self._prefilled([push for _, push in starts])
 

@@ -33,7 +33,8 @@ and full passes of one row without a cache.
   at the last) and replies (greedy and sampled, of several lengths, steered and not, in one batch)
   are the oracle's, with every shortcut taken.
 * **fall-back**: they are the oracle's as well, without the shortcuts named, which were tried on the
-  model and found not to say the same (`capabilities` in the config has the reasons).
+  model and found not to say the same (the reason stands beside each, and in a config under
+  `capabilities`).
 * **refused**: in one line, which is the reason given.
 
 Steered logits and ΔCE count as the oracle's within {exact:g} of their size; replies have to be the

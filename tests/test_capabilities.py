@@ -11,6 +11,7 @@ import small_architectures
 import sweep
 import tiny
 import torch
+from peft import LoraConfig, get_peft_model
 from refused import Refused, each
 from torch import nn
 from torch.nn import functional
@@ -90,6 +91,14 @@ def test_ordinary_models_take_every_shortcut_and_nothing_is_warned_of(architectu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_rounding_of_half_precision_is_no_reason_to_go_without(architecture, dtype):
     report = load(tiny.model(architecture).to(dtype)).capabilities.report()
+    assert all(getattr(report, name).works for name in SHORTCUTS)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=["LoRA", "DoRA"])
+def test_adapters_in_memory_take_every_shortcut(options):
+    """Their wrapper's forward takes anything; what the model takes has to be asked of the model."""
+    wanted = LoraConfig(target_modules=["c_attn"], init_lora_weights=False, **options)
+    report = load(get_peft_model(tiny.model("gpt2"), wanted).eval()).capabilities.report()
     assert all(getattr(report, name).works for name in SHORTCUTS)
 
 

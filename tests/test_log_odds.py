@@ -72,6 +72,17 @@ def test_the_derivative_is_that_of_a_hand_written_hook(loaded, sequences):
         assert (derivative(EVERYTHING) - expected).abs().max() < 2e-3 * expected.abs().max()
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_infinitely_far_out_only_the_normed_vector_speaks(sign, dtype, sequences):
+    loaded, _, vector = bench("llama", sequences, dtype=dtype)
+    normed = sign * vector.values / vector.values.square().mean().sqrt()
+    weights = loaded.model.model.norm.weight.float() * normed
+    expected = loaded.model.lm_head.weight.float() @ weights
+    off = (log_odds.far_logits(loaded, vector, sign) - expected).abs().max()
+    assert off < (1e-4 if dtype == torch.float32 else 2e-2) * expected.abs().max()
+
+
 def test_in_half_precision_the_forward_derivative_is_used_and_is_the_better_one(sequences):
     loaded, run, vector = bench("llama", sequences)
     half, half_run, _ = bench("llama", sequences, dtype=torch.bfloat16)
