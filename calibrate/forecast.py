@@ -137,7 +137,7 @@ def _tokens(
 def _tokens_per_second(loaded: LoadedModel, prompts: Sequence[str]) -> float:
     """The speed of one small pass over prompts, less what other passes lose against it."""
     sequences = [encode_prompt(loaded, prompt).followed_by([0]) for prompt in prompts[:8]]
-    batch = next(batches(sequences, loaded.batch_tokens, loaded.device))
+    batch = next(batches(sequences, loaded.scoring_tokens, loaded.device))
     with borrowed(loaded):
         final_hidden(loaded, batch)  # the first pass of a process warms up
         started = time.perf_counter()

@@ -1,20 +1,21 @@
 """The yes/no judge: an instruct model is asked whether a text expresses the concept.
 
 The answer is read from the next-token log-probabilities of "yes" and "no", in whatever case and
-with or without a space before; nothing is generated and nothing parsed.
+with or without a space before; nothing is generated and nothing parsed. A model that thinks first
+is asked to answer after an empty thought.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from calibrate.errors import InputError
 from calibrate.model import borrowed
-from calibrate.rendering import encode_prompt
+from calibrate.rendering import encode_reply
 from calibrate.residual import final_hidden
 from calibrate.tokens import batches
 
@@ -42,11 +43,11 @@ class Question:
         yes, no = (self._first_tokens(word) for word in ("yes", "no"))
         if set(yes) & set(no):
             raise InputError(f"{self.model.name} must tell yes from no in their first token")
-        prompts = [
-            encode_prompt(self.model, self.question.format(text=text, concept=concept))
+        asked = [
+            encode_reply(self.model, self.question.format(text=text, concept=concept), "")
             for text in texts
         ]
-        sequences = [prompt.followed_by(yes[:1]) for prompt in prompts]  # so that it is predicted
+        sequences = [replace(one, ids=(*one.ids, yes[0])) for one in asked]  # which is predicted
         scores = np.zeros(len(texts))
         with borrowed(self.model):
             for batch in batches(sequences, self.model.scoring_tokens, self.model.device):

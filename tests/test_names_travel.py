@@ -17,7 +17,6 @@ from test_export import LAYER, STRENGTH, config_for, log_probs, target
 from test_never_destroys import state
 from transformers import AutoModelForCausalLM
 
-from calibrate import embedded
 from calibrate.embedded import CONVERSION_VERSION, EMBEDDED
 from calibrate.errors import ExportRefused
 from calibrate.export import export
@@ -26,6 +25,7 @@ from calibrate.export.adapters import merged
 from calibrate.export.place import place_of
 from calibrate.gate import open_model
 from calibrate.loading import load_model
+from calibrate.marks import sha256_of
 
 
 def saved(folder):
@@ -102,7 +102,7 @@ def test_an_embedded_model_is_named_by_its_directory(monkeypatch, tmp_path):
 
 def test_a_gguf_is_named_by_the_directory_it_was_converted_to(finished, monkeypatch, tmp_path):
     (tmp_path / "m.gguf").write_bytes(b"GGUF as converted before")
-    digest = embedded._sha256(tmp_path / "m.gguf")
+    digest = sha256_of(tmp_path / "m.gguf")
     place = prepared(monkeypatch, tmp_path, f"gguf-{digest[:16]}-{CONVERSION_VERSION}")
     loaded = load_model("m.gguf")
     assert place_of(loaded) == str(place)
