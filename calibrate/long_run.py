@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from calibrate.model import LoadedModel
 
 PROMPTS = 24  # answered at length, once each: loops are rare, and cost nothing to count
-READ = 12  # of these replies, read by the judge and the unsteered model
+READ = 8  # of these replies, read by the judge and the unsteered model
 WINDOW = 32  # tokens
 LEAST_READ = 8  # tokens of a window that a judge reads
 LOOP_MARGIN = 0.05  # share of the tokens by which steered replies may loop more than unsteered ones

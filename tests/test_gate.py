@@ -48,7 +48,7 @@ def test_it_opens_for_a_fresh_artefact(finished, loaded):
     report = check_directory(finished.directory, loaded)
     assert report.passed
     assert [check.name for check in report.checks] == [
-        "identity", "reference", "budget", "presence",
+        "identity", "reference", "budget", "presence", "long run",
     ]  # fmt: skip
     recorded = finished.result.config.measured
     assert f"ΔCE {recorded.delta_ce.value:.4f}" in report.checks[2].found
