@@ -103,7 +103,7 @@ def test_an_embedded_model_is_named_by_its_directory(monkeypatch, tmp_path):
 def test_a_gguf_is_named_by_the_directory_it_was_converted_to(finished, monkeypatch, tmp_path):
     (tmp_path / "m.gguf").write_bytes(b"GGUF as converted before")
     digest = sha256_of(tmp_path / "m.gguf")
-    place = prepared(monkeypatch, tmp_path, f"gguf-{digest[:16]}-{CONVERSION_VERSION}")
+    place = prepared(monkeypatch, tmp_path, f"gguf-{digest[:16]}-{CONVERSION_VERSION}-whole")
     loaded = load_model("m.gguf")
     assert place_of(loaded) == str(place)
     config = config_for(finished.result.config, loaded)
