@@ -44,6 +44,11 @@ class Completion:
     thought: int | None = 0
 
     @property
+    def ids(self) -> tuple[int, ...]:
+        """The reply's own token ids, thought and end token included."""
+        return self.sequence.ids[self.sequence.start :]
+
+    @property
     def answered(self) -> bool:
         """Whether the reply gets as far as the answer."""
         return self.thought is not None

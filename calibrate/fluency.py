@@ -60,7 +60,7 @@ def measure_fluency(
     if run is None:
         sequences = tuple(completion.sequence for completion in spoken)
         run = run_unsteered(loaded, Corpus(sequences, self_sampled=False), [])
-    said = [one.sequence.ids[one.sequence.start :] for one in spoken]
+    said = [one.ids for one in spoken]
     log_prob = log_probs(loaded, run)
     return Fluency(
         prompts=tuple(completion.prompt_index for completion in spoken),

@@ -135,7 +135,7 @@ def unsteered_at_length(
 
     def sampled() -> list[list[int]]:
         (drawn,) = sample_all(loaded, [Request(prompts)], sampling, seed)
-        return [list(one.sequence.ids[one.sequence.start :]) for one in drawn]
+        return [list(one.ids) for one in drawn]
 
     facts = ["long run", [asdict(prompt) for prompt in prompts], asdict(sampling), seed]
     said = recalled(loaded, REPLIES, facts, sampled)
@@ -152,7 +152,7 @@ def read_along(loaded: LoadedModel, reader: Reader, completions: Sequence[Comple
     run = run_unsteered(
         loaded, Corpus(tuple(one.sequence for one in spoken), self_sampled=False), []
     )
-    loops = [looped(_reply(one)) for one in spoken]
+    loops = [looped(one.ids) for one in spoken]
     per_token = token_log_probs(loaded, run)
     texts = [list(_texts(loaded, one)) for one in spoken]
     scores = iter(reader.read([text for row in texts for text in row if text]))
@@ -168,17 +168,13 @@ def read_along(loaded: LoadedModel, reader: Reader, completions: Sequence[Comple
 
 def _loop_share(completions: Sequence[Completion]) -> RatioEstimate:
     """Mean share of a reply's tokens in loops; an empty reply has none."""
-    shares = [float(looped(_reply(one)).sum()) / max(len(_reply(one)), 1) for one in completions]
+    shares = [float(looped(one.ids).sum()) / max(len(one.ids), 1) for one in completions]
     return RatioEstimate(np.array(shares), np.ones(len(shares)))
-
-
-def _reply(completion: Completion) -> tuple[int, ...]:
-    return completion.sequence.ids[completion.sequence.start :]
 
 
 def _texts(loaded: LoadedModel, completion: Completion) -> Iterator[str]:
     """The text of each window; empty where it is thought, or too short to be read."""
-    ids = _reply(completion)
+    ids = completion.ids
     thought = len(ids) if completion.thought is None else completion.thought
     for first in range(0, len(ids), WINDOW):
         part = ids[max(first, thought) : first + WINDOW]

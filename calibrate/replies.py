@@ -115,7 +115,7 @@ def _sampled_together(
 
     def sampled() -> list[list[int]]:
         (drawn,) = sample_all(loaded, [request], settings.sampling, settings.seed)
-        return [list(one.sequence.ids[one.sequence.start :]) for one in drawn]
+        return [list(one.ids) for one in drawn]
 
     wanted = [asdict(prompt) for prompt in request.prompts]
     facts = [wanted, request.per_prompt, asdict(settings.sampling), settings.seed]

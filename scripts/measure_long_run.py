@@ -148,8 +148,7 @@ def answered(
 
 def share(replies: Sequence[Completion]) -> RatioEstimate:
     """Share of each reply's tokens in loops."""
-    said = [one.sequence.ids[one.sequence.start :] for one in replies]
-    shares = [float(looped(ids).sum()) / max(len(ids), 1) for ids in said]
+    shares = [float(looped(one.ids).sum()) / max(len(one.ids), 1) for one in replies]
     return RatioEstimate(np.array(shares), np.ones(len(shares)))
 
 
