@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from calibrate.alike import near_copies
 from calibrate.concept import SAME, built_in_concepts, read_concept, read_prompts
+from calibrate.graded_replies import graded_replies, teacher_scale
 
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 PAPERS_EIGHT = (
     "apathetic",
     "depression",
@@ -29,11 +32,11 @@ def test_the_papers_eight_concepts_are_built_in():
 def test_a_pack_has_enough_texts_of_every_kind_and_length(name):
     texts = read_concept(name).texts
     for side in (texts.positives, texts.negatives):
-        assert len(side) >= 64
-        assert sum(text.prompt is not None for text in side) >= 24
-        words = [len(text.text.split()) for text in side]
-        assert min(words) <= 12
-        assert max(words) >= 30
+        assert len(side) >= 240
+        assert sum(text.prompt is not None for text in side) >= len(side) / 2
+        assert min(len(text.text.split()) for text in side) <= 12
+    pairs = zip(texts.positives, texts.negatives, strict=True)
+    assert sum(all(60 <= len(one.text.split()) <= 150 for one in pair) for pair in pairs) >= 70
 
 
 @pytest.mark.parametrize("name", PAPERS_EIGHT)
@@ -61,15 +64,50 @@ def test_concepts_do_not_share_texts_and_no_reply_answers_a_neutral_prompt():
         for text in (*read_concept(name).texts.positives, *read_concept(name).texts.negatives)
     )
     assert max(seen.values()) == 1
-    asked = {t.prompt for name in PAPERS_EIGHT for t in read_concept(name).texts.positives}
-    assert not asked & set(read_prompts())
+    assert not set(asked()) & set(read_prompts())
+
+
+def asked():
+    """The prompts of all packs' pairs, those that occur twice twice."""
+    texts = (text for name in PAPERS_EIGHT for text in read_concept(name).texts.positives)
+    return [text.prompt for text in texts if text.prompt is not None]
+
+
+def test_no_prompt_is_answered_in_two_packs_or_twice_in_one():
+    assert [prompt for prompt, n in Counter(asked()).items() if n > 1] == []
+
+
+def test_judges_are_held_against_replies_to_prompts_that_nothing_was_fitted_on():
+    graded = (SCRIPTS / "graded" / "prompts.txt").read_text(encoding="utf-8").splitlines()
+    assert len(set(graded)) == len(graded) >= 100
+    assert not set(graded) & {*asked(), *read_prompts()}
+
+
+@pytest.mark.parametrize("name", PAPERS_EIGHT)
+def test_graded_replies_come_with_every_concept(name):
+    graded, pack = graded_replies(name), read_concept(name).texts
+    read = [one for one in graded if one.grade is not None]
+    assert len(read) >= 100
+    assert {one.says_yes for one in read} == {True, False}
+    assert all(one.text.strip() and one.group for one in graded)
+    written = {text.text for text in (*pack.positives, *pack.negatives)}
+    assert not {one.text for one in graded} & written
+
+
+def test_a_teachers_yes_is_nearly_a_readers():
+    """The scale is fitted over all concepts; that of a teacher who ranks badly would be flat."""
+    taught = [
+        one for name in PAPERS_EIGHT for one in graded_replies(name) if one.taught is not None
+    ]
+    assert len(taught) >= 200
+    assert 0.3 < teacher_scale().slope < 3
 
 
 @pytest.mark.parametrize("name", PAPERS_EIGHT)
 def test_no_text_of_a_pack_is_a_near_copy_of_another_pair(name):
     texts = read_concept(name).texts
-    assert len({text.group for text in (*texts.positives, *texts.negatives)}) == 72
-    assert len(texts.positives) == len(texts.negatives) == 72
+    groups = {text.group for text in (*texts.positives, *texts.negatives)}
+    assert len(groups) == len(texts.positives) == len(texts.negatives)
 
 
 def test_the_neutral_prompts_are_no_near_copies_of_each_other():
