@@ -1,0 +1,213 @@
+"""Sample the replies that readers and a teacher grade, into scripts/graded/replies-MODEL.jsonl.
+
+    python scripts/sample_graded_replies.py
+
+Two models, plain and steered at their middle block towards each built-in concept, at several
+shares of α at a budget of 0.1 nat, and so far that the text breaks. The prompts are none that a
+calibration uses; they are split once into train, tune and test. Two hours on two cores.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import click
+from graded_replies import FOLDER, MODELS, prompts_by_part
+
+from calibrate import load_model
+from calibrate.completions import Completion, Request, sample_all
+from calibrate.concept import built_in_concepts, read_concept, read_prompts
+from calibrate.cross_entropy import UnsteeredRun, run_unsteered
+from calibrate.model import LoadedModel, borrowed
+from calibrate.pilot import run_pilot
+from calibrate.rendering import encode_prompt
+from calibrate.replies import build_corpora, sample_unsteered
+from calibrate.residual import Push
+from calibrate.settings import Sampling, Settings
+from calibrate.teaching import oversteered
+from calibrate.tokens import Prompt
+from calibrate.vector import SteeringVector, concept_vectors
+
+SETTINGS = Settings()
+SHOTS, LONGEST_SHOT = 2, 30  # replies of the pack, and words of one
+SEQUENCES = 16  # of own replies, on which α at the budget is found
+LONG_EVERY, LENGTHS = 6, (32, 128)  # every sixth reply is long
+
+# Replies that are read twice, by part and condition, and once, for each concept. A condition is a
+# share of α at the budget; "broken", half of it with either sign; or "primed", unsteered after
+# SHOTS replies that express the concept, since steering makes some concepts rarely clear. With the
+# 262,000 tokens of gemma3-270m sampling takes eight times as long, so it has fewer.
+TWICE = {
+    "smollm2": {
+        "train": {"0": 16, "-1.5": 8, "1": 14, "2": 14, "broken": 6, "primed": 8},
+        "tune": {"0": 6, "-1.5": 2, "1": 4, "2": 4, "broken": 2, "primed": 2},
+        "test": {"0": 36, "-1.5": 16, "1": 32, "2": 26, "broken": 12, "primed": 16},
+    },
+    "gemma3-270m": {
+        "train": {"0": 8, "-1.5": 3, "1": 8, "2": 8, "broken": 3, "primed": 8},
+        "tune": {"0": 2, "1": 2, "2": 2, "primed": 2},
+        "test": {"0": 24, "-1.5": 8, "1": 18, "2": 18, "broken": 8, "primed": 16},
+    },
+}
+ONCE = {
+    "smollm2": {"0": 8, "-1": 8, "0.6": 12, "1": 8, "1.5": 10, "3": 10},
+    "gemma3-270m": {"0.6": 4, "3": 6},
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One reply: its part and condition, its prompt, how often it is read, and what steers it."""
+
+    part: str
+    condition: str
+    prompt: Prompt
+    grader: str
+    push: Push | None
+    tokens: int
+
+
+@click.command()
+@click.option("--model", "models", multiple=True, default=MODELS)
+@click.option("--concept", "concepts", multiple=True, default=built_in_concepts())
+def main(models: tuple[str, ...], concepts: tuple[str, ...]) -> None:
+    for name in models:
+        loaded = load_model(name)
+        with borrowed(loaded):
+            for concept, replies in of_model(loaded, concepts):
+                rows = [{"id": f"{name}-{concept}-{n}", **row} for n, row in enumerate(replies)]
+                with (FOLDER / f"replies-{name}.jsonl").open("a", encoding="utf-8") as file:
+                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def of_model(loaded: LoadedModel, concepts: tuple[str, ...]) -> Iterator[tuple[str, list[dict]]]:
+    prompts = split(loaded)
+    replies = sample_unsteered(loaded, read_prompts(), SETTINGS, ("search",))
+    corpus = build_corpora(loaded, replies, None)["search"]
+    layer = loaded.num_layers // 2
+    some = replace(corpus, sequences=corpus.sequences[:SEQUENCES])
+    run = run_unsteered(loaded, some, [layer])
+    plain: dict[tuple, Completion] = {}
+    for concept in concepts:
+        place = built_in_concepts().index(concept)
+        vector = concept_vectors(loaded, read_concept(concept).split()["vector"], SETTINGS)[layer]
+        budget = {
+            sign: abs(pilot_at(loaded, run, vector, goal))
+            for sign, goal in ((1, "increase"), (-1, "decrease"))
+        }
+        wanted = list(wishes(loaded, prompts, vector, budget, place))
+        yield (
+            concept,
+            [
+                {
+                    "model": loaded.name,
+                    "concept": concept,
+                    "part": one.part,
+                    "grader": one.grader,
+                    "condition": one.condition,
+                    "tokens": one.tokens,
+                    "prompt": one.prompt.text,
+                    "text": completion.text,
+                }
+                for one, completion in zip(
+                    wanted, answered(loaded, wanted, place, plain), strict=True
+                )
+            ],
+        )
+        click.echo(f"{loaded.name} {concept}: {len(wanted)} replies, budget at {budget}")
+
+
+def pilot_at(loaded: LoadedModel, run: UnsteeredRun, vector: SteeringVector, goal: str) -> float:
+    """α at the budget, of the goal's sign."""
+    pilot = run_pilot(loaded, run, vector, (), replace(SETTINGS, goal=goal))
+    return pilot.strength_at_budget.value
+
+
+def split(loaded: LoadedModel) -> dict[str, list[Prompt]]:
+    return {
+        part: [encode_prompt(loaded, text) for text in texts]
+        for part, texts in prompts_by_part().items()
+    }
+
+
+def wishes(
+    loaded: LoadedModel,
+    prompts: dict[str, list[Prompt]],
+    vector: SteeringVector,
+    budget: dict[int, float],
+    place: int,
+) -> Iterator[Wanted]:
+    """What is wanted of one concept, each concept beginning with another prompt.
+
+    Plain replies are the same for every concept, so that each is read for all of them.
+    """
+    primed = primer(loaded, built_in_concepts()[place])
+    for grader, part, counts in [
+        *(("twice", part, counts) for part, counts in TWICE[loaded.name].items()),
+        ("once", "train", ONCE[loaded.name]),
+    ]:
+        for row, (condition, count) in enumerate(counts.items()):
+            plain = condition == "0"
+            first = 0 if plain else 7 * place + 11 * row
+            if plain and grader == "once":
+                first = TWICE[loaded.name][part]["0"]
+            for n in range(count):
+                prompt = prompts[part][(first + n) % len(prompts[part])]
+                if condition == "primed":
+                    yield Wanted(part, condition, primed(prompt), grader, None, LENGTHS[0])
+                    continue
+                push = pushed(vector, budget, condition, n)
+                long = n % LONG_EVERY == LONG_EVERY - 1
+                yield Wanted(part, condition, prompt, grader, push, LENGTHS[long])
+
+
+def primer(loaded: LoadedModel, concept: str) -> Callable[[Prompt], Prompt]:
+    """What puts SHOTS short replies that express the concept before a prompt."""
+    rng = random.Random(concept)
+    shots = [
+        (text.prompt, text.text)
+        for text in read_concept(concept).texts.positives
+        if text.prompt and len(text.text.split()) <= LONGEST_SHOT
+    ]
+    return lambda prompt: encode_prompt(loaded, prompt.text, history=rng.sample(shots, SHOTS))
+
+
+def pushed(vector: SteeringVector, budget: dict[int, float], condition: str, n: int) -> Push | None:
+    if condition == "broken":
+        return oversteered(vector, 1 if n % 2 else -1, []).push
+    share = float(condition)
+    return vector.push(share * budget[1 if share > 0 else -1]) if share else None
+
+
+def answered(
+    loaded: LoadedModel, wanted: list[Wanted], place: int, plain: dict[tuple, Completion]
+) -> list[Completion]:
+    """Replies in the order of what is wanted; noise differs between concepts.
+
+    plain: unsteered replies sampled before, which grows.
+    """
+    replies: dict[int, Completion] = {}
+    for tokens in LENGTHS:
+        steered = [n for n, one in enumerate(wanted) if one.tokens == tokens and one.push]
+        new = [
+            n
+            for n, one in enumerate(wanted)
+            if one.tokens == tokens and not one.push and _key(one) not in plain
+        ]
+        for rows, seed in ((steered, 100 + place), (new, 7)):
+            requests = [Request([wanted[row].prompt], push=wanted[row].push) for row in rows]
+            drawn = sample_all(loaded, requests, Sampling(max_new_tokens=tokens), seed)
+            replies.update(zip(rows, (one for (one,) in drawn), strict=True))
+        plain.update({_key(wanted[row]): replies[row] for row in new})
+    return [replies.get(row) or plain[_key(one)] for row, one in enumerate(wanted)]
+
+
+def _key(wanted: Wanted) -> tuple:
+    return wanted.prompt.ids, wanted.tokens
+
+
+if __name__ == "__main__":
+    main()
