@@ -58,8 +58,7 @@ def recalled(loaded: LoadedModel, form: Form[Kept], request: Any, make: Callable
 
     request: everything beside the model that it depends on, as JSON takes it.
     """
-    offloaded = any(values.is_meta for values in loaded.model.parameters())
-    if offloaded or not loaded.by_name:
+    if not is_settled(loaded):
         return make()
     folder = cache_directory() / "kept"
     entry = folder / _digest(loaded, [form.kind, request])
@@ -72,6 +71,17 @@ def recalled(loaded: LoadedModel, form: Form[Kept], request: Any, make: Callable
         write_together(entry, form.files(made), last=form.last, ours=_is_kept)
         _make_room(folder)
     return made
+
+
+def is_settled(loaded: LoadedModel) -> bool:
+    """Whether a model's weights say all about it, so that something can be kept of it."""
+    offloaded = any(values.is_meta for values in loaded.model.parameters())
+    return loaded.by_name and not offloaded
+
+
+def model_digest(loaded: LoadedModel) -> str:
+    """A hash of all that a model's answers depend on, beside what it is asked."""
+    return _digest(loaded, None)
 
 
 def _load(form: Form[Kept], entry: Path) -> Kept | None:

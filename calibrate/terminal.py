@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,13 @@ class PatientConsole(Console):
         silence(sys.stderr if self.stderr else sys.stdout)
 
 
+@dataclass(frozen=True)
+class _Stage:
+    task: TaskID
+    started: float
+    counts_tokens: bool
+
+
 class TerminalProgress(Progress):
     """Shows a calibration on a console; a context manager, so that the bar goes when it ends.
 
@@ -55,9 +63,7 @@ class TerminalProgress(Progress):
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task: TaskID | None = None
-        self._started = 0.0
-        self._counts_tokens = False
+        self._stages: list[_Stage] = []  # of which each began in the one before
         self._awaited: dict[str, int] = {}
         self._spent_tokens, self._spent_seconds = 0, 0.0
 
@@ -85,30 +91,39 @@ class TerminalProgress(Progress):
             f"{max(1, round(seconds / 60))} min[/]"
         )
 
+    def to_ask(self, questions: int) -> None:
+        """Say how often a judge will be asked."""
+        self._console.print(f"[dim]and up to {questions:,} questions to a judge[/]")
+
     def began(self, stage: str, total: int | None = None, unit: Unit = "tokens") -> None:
         """Start the stage's bar."""
-        self._counts_tokens = unit == "tokens"
-        self._started = time.perf_counter()
-        self._task = self._bars.add_task(stage, total=total, left="")
+        task = self._bars.add_task(stage, total=total, left="")
+        self._stages.append(_Stage(task, time.perf_counter(), unit == "tokens"))
 
     def advanced(self, amount: int) -> None:
         """Move the bar, and say how long the rest of the calibration will take."""
-        if self._task is None:
+        if not self._stages:
             return
-        if self._counts_tokens:
+        if self._stages[-1].counts_tokens:
             self._spent_tokens += amount
-        self._bars.update(self._task, advance=amount, left=self._time_left())
+        self._bars.update(self._stages[-1].task, advance=amount, left=self._time_left())
+
+    def asked(self, done: int, total: int) -> None:
+        """Say beside the bar how many questions are answered."""
+        if self._stages:
+            left = f"the judge has read {done:,} of {total:,}"
+            self._bars.update(self._stages[-1].task, left=left)
 
     def ended(self, stage: str) -> None:
         """Replace the bar by a line."""
-        if self._task is None:
+        if not self._stages:
             return
-        seconds = time.perf_counter() - self._started
-        if self._counts_tokens:
+        over = self._stages.pop()
+        seconds = time.perf_counter() - over.started
+        if over.counts_tokens:
             self._spent_seconds += seconds
             self._awaited.pop(stage, None)
-        self._bars.remove_task(self._task)
-        self._task = None
+        self._bars.remove_task(over.task)
         self._console.print(f"[green]✓[/] {stage} [dim]{seconds:.1f} s[/]")
 
     def tried(self, trial: Trial) -> None:
@@ -122,9 +137,10 @@ class TerminalProgress(Progress):
         )
 
     def _time_left(self) -> str:
-        seconds = self._spent_seconds + time.perf_counter() - self._started
-        task = next(task for task in self._bars.tasks if task.id == self._task)
-        if not self._counts_tokens or seconds < 5 or not self._awaited:
+        now = self._stages[-1]
+        seconds = self._spent_seconds + time.perf_counter() - now.started
+        task = next(task for task in self._bars.tasks if task.id == now.task)
+        if not now.counts_tokens or seconds < 5 or not self._awaited:
             return ""
         ahead = sum(self._awaited.values()) - min(task.completed, task.total or 0)
         minutes = ahead * seconds / max(self._spent_tokens, 1) / 60

@@ -7,54 +7,49 @@ is asked to answer after an empty thought.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from calibrate.errors import InputError
 from calibrate.model import borrowed
 from calibrate.rendering import encode_reply
 from calibrate.residual import final_hidden
 from calibrate.tokens import batches
+from probes.asking import QUESTION, Asked
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
 
-QUESTION = """Text:
-{text}
-
-Does this text express {concept}? Answer with yes or no."""
-
 
 @dataclass(frozen=True, eq=False)
-class Question:
-    """Asks a model, unsteered. question: has places for {text} and {concept}."""
+class Question(Asked):
+    """Asks a model, unsteered.
+
+    question: has places for {text} and {concept}. identity: of the model, where its verdicts are
+    kept.
+    """
 
     model: LoadedModel
     question: str = QUESTION
+    identity: str = ""
 
-    def score(self, texts: Sequence[str], concept: str) -> np.ndarray:
-        """Return P(yes) / (P(yes) + P(no)) for each text, shape (n_texts,).
+    def answers(self, prompts: Sequence[str]) -> Iterator[tuple[int, float]]:
+        """Yield each prompt's index and P(yes), batch by batch.
 
         Raises: InputError if the tokenizer begins "yes" and "no" with the same token.
         """
         yes, no = (self._first_tokens(word) for word in ("yes", "no"))
         if set(yes) & set(no):
             raise InputError(f"{self.model.name} must tell yes from no in their first token")
-        asked = [
-            encode_reply(self.model, self.question.format(text=text, concept=concept), "")
-            for text in texts
-        ]
+        asked = [encode_reply(self.model, prompt, "") for prompt in prompts]
         sequences = [replace(one, ids=(*one.ids, yes[0])) for one in asked]  # which is predicted
-        scores = np.zeros(len(texts))
         with borrowed(self.model):
             for batch in batches(sequences, self.model.scoring_tokens, self.model.device):
                 logits = self.model.logits(final_hidden(self.model, batch)).double()
                 for_yes, for_no = (logits[:, ids].logsumexp(dim=-1) for ids in (yes, no))
-                scores[list(batch.rows)] = (for_yes - for_no).sigmoid().cpu().numpy()
-        return scores
+                scores = (for_yes - for_no).sigmoid().tolist()
+                yield from zip(batch.rows, scores, strict=True)
 
     def _first_tokens(self, word: str) -> list[int]:
         forms = (word, word.capitalize(), f" {word}", f" {word.capitalize()}")

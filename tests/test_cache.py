@@ -138,8 +138,8 @@ def test_another_budget_finds_the_vectors_and_the_probe(loaded, tiny_options):
         assert first > 2 * second
     one, other = (result.probe for result in results)
     np.testing.assert_array_equal(one.weights, other.weights)
-    assert one.quality == other.quality
-    assert (one.layers, one.bias, one.threshold) == (other.layers, other.bias, other.threshold)
+    assert one.learned == other.learned
+    assert (one.layers, one.bias, one.clearly) == (other.layers, other.bias, other.clearly)
 
 
 def test_a_cache_that_another_process_clears_meanwhile_costs_nothing_but_time(loaded, monkeypatch):

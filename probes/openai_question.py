@@ -1,0 +1,105 @@
+"""The yes/no judge at an address: any server that speaks the OpenAI interface.
+
+Several questions are asked at a time. P(yes) comes from the log-probabilities of the answer's first
+token if the server returns them; otherwise it is 1 or 0, by the answer's first word.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from typing import Any
+
+from calibrate.errors import CalibrateWarning
+from probes.address import NoLogProbabilities, Server, connected
+from probes.asking import QUESTION, Answer, Asked, first_word, probability_of_yes, settled
+
+AT_ONCE = 8  # questions in flight
+TIMEOUT = 60.0  # seconds
+RETRIES = 4  # after half a second, 1, 2 and 4 seconds
+LIKELY = 20  # next tokens asked for; OpenAI tells no more
+WORDS = 8  # tokens of an answer that is read as a word
+
+
+@dataclass(frozen=True, eq=False)
+class OpenAIQuestion(Asked):
+    """Asks a model that a server has.
+
+    url: of the interface, as a rule ending in /v1. question: has places for {text} and {concept}.
+    at_once: questions in flight. timeout: seconds for one answer. retries: of one question.
+    """
+
+    model: str
+    url: str
+    question: str = QUESTION
+    at_once: int = AT_ONCE
+    timeout: float = TIMEOUT
+    retries: int = RETRIES
+    _in_words: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    @property
+    def identity(self) -> str:  # type: ignore[override]
+        """The address and the model's name."""
+        return f"openai {self.url} {self.model}"
+
+    def answers(self, prompts: Sequence[str]) -> Iterator[tuple[int, float]]:
+        """Yield each prompt's index and P(yes), as the answers come.
+
+        Raises: InputError if the server fails, after everything it did answer was yielded; or if
+            it answers neither yes nor no.
+        """
+        return settled(self._as_they_come(prompts), f"openai:{self.model}")
+
+    def _as_they_come(self, prompts: Sequence[str]) -> Iterator[tuple[int, Answer]]:
+        failure: BaseException | None = None
+        with (
+            ThreadPoolExecutor(self.at_once) as pool,
+            connected(self.url, self.model, self.timeout, self.retries) as server,
+        ):
+            asked = {pool.submit(self._ask, server, one): i for i, one in enumerate(prompts)}
+            try:
+                for done in as_completed(asked):
+                    if done.cancelled():
+                        continue
+                    if done.exception() is None:
+                        yield asked[done], done.result()
+                        continue
+                    failure = failure or done.exception()
+                    for other in asked:
+                        other.cancel()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+        if failure is not None:
+            raise failure
+
+    def _ask(self, server: Server, prompt: str) -> Answer:
+        answer = None if self._in_words.locked() else self._by_first_token(server, prompt)
+        if answer is not None:
+            return answer
+        text = server.reply(prompt, WORDS).message.content or ""
+        word = first_word(text)
+        if word not in ("yes", "no"):
+            return text
+        if self._in_words.acquire(blocking=False):  # once, whichever thread comes first
+            warnings.warn(
+                f"{self.url} tells no log-probabilities: its judge says 1 for yes and 0 for no, "
+                "and nothing between",
+                CalibrateWarning,
+                stacklevel=2,
+            )
+        return float(word == "yes")
+
+    def _by_first_token(self, server: Server, prompt: str) -> Answer | None:
+        """P(yes), or the answer if it is neither; None if log-probabilities are not told."""
+        try:
+            choice: Any = server.reply(prompt, 1, LIKELY)
+            likely = [(one.token, one.logprob) for one in choice.logprobs.content[0].top_logprobs]
+            score = probability_of_yes(likely)
+        except (NoLogProbabilities, AttributeError, TypeError, IndexError):
+            return None
+        if not likely:
+            return None
+        return str(likely[0][0]) if score is None else score
