@@ -24,8 +24,17 @@ from calibrate.evidence import EVIDENCE_FILE, Evidence
 from calibrate.explain import explaining
 from calibrate.export import Exported, export
 from calibrate.files import write_together
-from calibrate.forecast import Forecast, forecast
-from calibrate.judging import JudgeChoice, Material, appoint, check_judges, judge_name
+from calibrate.forecast import Forecast, forecast, questions_ahead
+from calibrate.judging import (
+    AUTO,
+    JudgeChoice,
+    Lesson,
+    appoint,
+    check_judges,
+    choose_audit,
+    choose_lesson,
+    judge_name,
+)
 from calibrate.loading import load_model, rendered_with
 from calibrate.model import LoadedModel, borrowed
 from calibrate.pilot import concept_token_ids, run_pilots
@@ -35,8 +44,9 @@ from calibrate.ranking import BlockRank, carried_blocks, rank_blocks
 from calibrate.replies import UnsteeredReplies, build_corpora, sample_unsteered
 from calibrate.search import FIRST_PART, SearchObjective, rung_sizes
 from calibrate.settings import Settings
-from calibrate.shared_study import StudyStore, act_once, agreed
+from calibrate.shared_study import StudyStore, act_once, agreed, check_storage
 from calibrate.study import run_study
+from calibrate.teaching import Material
 from calibrate.vector import SteeringVector, concept_vectors
 from calibrate.verify import verify
 from calibrate.workspace import open_workspace, writing, wrote
@@ -94,7 +104,7 @@ class Calibration:
         """
         folder = Path(directory)
         config, measured = load_config(folder), None
-        if "probe" in config.measured.judges:
+        if (folder / PROBE_FOLDER).is_dir():
             measured = load_probe(folder / PROBE_FOLDER)
         return cls(config, Evidence.load(folder), measured)
 
@@ -109,8 +119,10 @@ def calibrate(
     out: str | Path | None = None,
     prompts: str | Path | None = None,
     corpus: str | Path | None = None,
-    judge: JudgeChoice = "probe",
-    audit: JudgeChoice | None = None,
+    judge: JudgeChoice = AUTO,
+    audit: JudgeChoice | None = AUTO,
+    teacher: str | None = None,
+    fetch_teacher: bool = False,
     storage: str | None = None,
     study: str | None = None,
     max_tokens: int | None = None,
@@ -130,16 +142,22 @@ def calibrate(
         returns a finished calibration at once.
     prompts: file of neutral prompts; corpus: file of texts to measure ΔCE on
         (default: the model's own unsteered replies).
-    judge: who reads presence: "probe", "question", "lexicon", "embedding", "module:function" (see
-        `probes.judges`), a function of texts and concept, or an object that scores them.
-    audit: a second judge, who reads the final replies.
+    judge: who reads presence: "auto", a probe that learns from graded replies; "question",
+        "openai:MODEL", "embedding", "module:function" (see `probes.judges`), a function of texts
+        and concept, or an object that scores them.
+    audit: a second judge, which reads the final replies; "auto" for a sentence encoder that
+        learned from the concept's written texts, "none" or None for nobody.
+    teacher: who grades own replies for the probe to learn from: an embedded model, a hub id, a
+        .gguf file, "openai:MODEL" or "none". By default built-in concepts need none, since
+        graded replies come with them; others take qwen2.5-1.5b, in llama.cpp, if it was fetched
+        before or fetch_teacher allows it.
     storage, study: Optuna storage URL and study name (default: a journal in `out`). Whoever makes
         the same call on the same storage or directory, anywhere, takes part in the study.
     max_tokens, max_minutes: token-forwards and minutes that may be spent; fewer blocks and
         trials are tried then, and what is found is verified all the same.
     options: fields of `Settings`: ce_budget, goal, layer, negatives, positions, pooling,
         normalize, trials, precision, min_gain, seed, confidence, long_run, max_fluency_drop,
-        sampling.
+        judge_question, judge_url, sampling.
 
     Raises: InputError for input that cannot be used; Infeasible if no strength does what was
         asked, with reasons and advice; WrittenElsewhere if another worker on the same storage
@@ -149,8 +167,13 @@ def calibrate(
     if reply_tokens is not None:
         sampling = replace(settings.sampling, max_new_tokens=reply_tokens)
         settings = replace(settings, sampling=sampling)
-    check_judges(judge, audit)
+    check_judges(judge, audit, settings)
+    audit = choose_audit(judge, audit, progress)
     concept = read_concept(concept)
+    lesson = choose_lesson(concept, judge, teacher, fetch_teacher)
+    first = judge if lesson is None or lesson.teacher is None else lesson.teacher
+    check_judges(first, audit, settings)
+    judges = [judge_name(one) for one in (first, audit) if one is not None]
     prompt_texts = read_prompts(prompts)
     corpus_texts = None if corpus is None else read_corpus(corpus)
     loaded = load_model(
@@ -158,18 +181,23 @@ def calibrate(
     )
     if settings.layer is not None:
         loaded.check_layer(settings.layer)
-    judges = [judge_name(one) for one in (judge, audit) if one is not None]
-    fingerprint = _fingerprint(loaded, concept, prompt_texts, corpus_texts, judges, settings)
+    fingerprint = _fingerprint(
+        loaded, concept, prompt_texts, corpus_texts, judges, lesson, settings
+    )
     directory, finished = open_workspace(out, fingerprint)
     if directory is not None and finished:
         return Calibration.load(directory)
 
     store = StudyStore(study or f"{concept.name} on {loaded.name}", fingerprint, directory, storage)
+    check_storage(store)
     if loaded.rendering.date is not None:
         loaded = rendered_with(loaded, None, agreed(store, "date", loaded.rendering.date))
     splits = concept.split()
-    ahead = forecast(limits, loaded, concept, prompt_texts, settings, corpus is not None)
+    ahead = forecast(limits, loaded, concept, prompt_texts, settings, corpus is not None, lesson)
     progress.forecast(ahead.tokens, ahead.seconds)
+    questions = questions_ahead(judges, concept, prompt_texts, settings)
+    if questions:
+        progress.to_ask(questions)
     ledger = Ledger(loaded.meter, progress, ahead.tokens)
     allowance = Allowance(loaded.meter, limits, reserve=ahead.tokens["verification"])
 
@@ -183,7 +211,7 @@ def calibrate(
 
         with ledger.stage("judges"):
             material = Material(concept.name, splits, replies, vectors[loaded.num_layers // 2])
-            panel = appoint(loaded, material, judge, audit, settings)
+            panel = appoint(loaded, material, judge, audit, lesson, settings, progress)
             baseline = require_headroom(panel.reader, replies, settings)
 
         with ledger.stage("blocks"):
@@ -203,10 +231,22 @@ def calibrate(
         def write() -> Calibration:
             with ledger.stage("verification"), explaining(pilots, found.trials, baseline, settings):
                 pilot, strength = pilots[found.best.site], found.best.strength
-                verified = verify(loaded, panel, pilot, strength, corpora, replies, settings)
+                verified = verify(
+                    loaded, panel, pilot, strength, corpora, replies, settings, allowance
+                )
             laws = build_laws(pilots, found, baseline, verified, settings)
+            learned = None if panel.probe is None else panel.probe.learned
             config = build_config(
-                loaded, concept, pilot, laws, verified, judges, settings, ledger.stages, fingerprint
+                loaded,
+                concept,
+                pilot,
+                laws,
+                verified,
+                panel.names,
+                learned,
+                settings,
+                ledger.stages,
+                fingerprint,
             )
             evidence = build_evidence(ranks, pilots, found, verified, splits, replies)
             calibration = Calibration(config, evidence, panel.probe)
@@ -267,6 +307,7 @@ def _fingerprint(
     prompts: Sequence[str],
     corpus: Mapping[str, Sequence[str]] | None,
     judges: Sequence[str],
+    lesson: Lesson | None,
     settings: Settings,
 ) -> str:
     """Hash of everything the result depends on."""
@@ -276,7 +317,7 @@ def _fingerprint(
         [concept.name, concept.data_sha256],
         list(prompts),
         corpus,
-        list(judges),
+        [*judges, lesson and asdict(lesson)],
         asdict(settings),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

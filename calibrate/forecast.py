@@ -2,29 +2,33 @@
 
 Token-forwards are reckoned on the large side: every reply as long as it may be, no trial cut short.
 Pilots and trials are counted at a mean depth, since only the blocks after the steered one run. The
-time comes from the speed of one pass made to see.
+time comes from the speed of one pass made to see. Replies that the verification takes beyond its
+first look are not counted: it takes them only where the limits leave room.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from calibrate.asked import is_asked
 from calibrate.concept import Concept, split_prompts
 from calibrate.cost import Limits
 from calibrate.errors import InputError
-from calibrate.judging import OVERSTEERED_PROMPTS, PURPOSE_PROMPTS, SHOTS
+from calibrate.graded_replies import graded_replies
+from calibrate.judging import Lesson
 from calibrate.long_run import PROMPTS as LONG_PROMPTS
 from calibrate.long_run import READ as LONG_READ
 from calibrate.model import borrowed
-from calibrate.ranking import CARRIED, DRAWS, MOST_SEQUENCES
-from calibrate.rendering import encode_prompt
+from calibrate.ranking import CARRIED, DRAWS, MOST_SEQUENCES, MOST_TEXTS
+from calibrate.rendering import encode_prompt, encode_text
 from calibrate.replies import MAX_CORPUS_TOKENS, VERIFY_COMPLETIONS
 from calibrate.residual import final_hidden
 from calibrate.search import FIRST_PART
 from calibrate.settings import Settings
+from calibrate.teaching import POOL
 from calibrate.tokens import batches, common_prefix
 from calibrate.vector import encode
 from calibrate.verify import LADDER
@@ -35,7 +39,6 @@ if TYPE_CHECKING:
 PASSES = 2  # strengths a pilot tries, as a rule at most
 DERIVED = 3  # passes over the first sequences, for the derivative and for the test
 AFTER = 0.55  # share of the blocks that come after a steered one, on average
-PROBE_COPIES = 2  # written and replied texts come back as degenerate ones
 BACKWARD = 2  # what a backward pass costs, in forward passes
 KINDS = 2  # of long replies, unsteered and steered
 READINGS = 2  # of a long reply, by the judge and for its log-probability
@@ -55,6 +58,25 @@ class Forecast:
     seconds: float
 
 
+def questions_ahead(
+    judges: Sequence[str], concept: Concept, prompts: Sequence[str], settings: Settings
+) -> int:
+    """About how many questions will be put to a judge and an auditor, where they are asked.
+
+    Reckoned on the large side: nothing is known yet, and every trial reads all its replies. The
+    steered model itself is not counted.
+    """
+    counts = {split: len(texts) for split, texts in split_prompts(prompts).items()}
+    held_out = concept.split()["held_out"]
+    distinguished = len(held_out.positives) + len(held_out.negatives)
+    read_long = min(LONG_READ, counts["verify"]) if settings.long_run else 0
+    final = counts["verify"] * (1 + VERIFY_COMPLETIONS)
+    searched = counts["search"] * (1 + settings.trials)
+    judged = distinguished + searched + final + KINDS * (counts["verify"] + read_long)
+    reads = zip(judges, (judged, distinguished + final), strict=False)  # the second one audits
+    return sum(count for name, count in reads if is_asked(name))
+
+
 def forecast(
     limits: Limits,
     loaded: LoadedModel,
@@ -62,6 +84,7 @@ def forecast(
     prompts: Sequence[str],
     settings: Settings,
     has_corpus: bool,
+    lesson: Lesson | None = None,
 ) -> Forecast:
     """Return what lies ahead, with as many blocks as the limits allow.
 
@@ -71,7 +94,7 @@ def forecast(
     speed = _tokens_per_second(loaded, prompts)
     most = 1 if settings.layer is not None else min(CARRIED, loaded.num_layers)
     for blocks in range(most, 0, -1):
-        tokens = _tokens(loaded, concept, prompts, settings, has_corpus, blocks)
+        tokens = _tokens(loaded, concept, prompts, settings, has_corpus, lesson, blocks)
         total = sum(tokens.values())
         if limits.allow(total, total / speed):
             return Forecast(blocks, tokens, total / speed)
@@ -88,6 +111,7 @@ def _tokens(
     prompts: Sequence[str],
     settings: Settings,
     has_corpus: bool,
+    lesson: Lesson | None,
     blocks: int,
 ) -> dict[str, int]:
     """Token-forwards of each stage, by its name."""
@@ -111,12 +135,12 @@ def _tokens(
     judged = said + VERIFY_COMPLETIONS * said  # unsteered and steered replies are read
     controls = 2 * (reply + said)
     verify = counts["verify"] * (VERIFY_COMPLETIONS * reply + judged + reply + controls)
-    on_purpose = 2 * min(PURPOSE_PROMPTS, counts["probe"]) * (2 * reply + SHOTS * reply)
-    oversteered = 2 * min(OVERSTEERED_PROMPTS, counts["probe"]) * reply
-    examples = PROBE_COPIES * (texts["probe"] + counts["probe"] * said)
+    part = concept.split()["probe"]
+    per_text = texts["probe"] / (len(part.positives) + len(part.negatives))
+    ranking = min(texts["probe"], 2 * MOST_TEXTS * per_text)
     searched = counts["search"]
     differentiated = min(MOST_SEQUENCES, searched) * (shared + reply)
-    ranked = differentiated * (1 + DRAWS * BACKWARD) + texts["probe"] * (1 + BACKWARD)
+    ranked = differentiated * (1 + DRAWS * BACKWARD) + ranking * (1 + BACKWARD)
     first = corpus["search"] * min(FIRST_PART, searched) / searched
     piloted = sites * AFTER * (PASSES * corpus["search"] + DERIVED * first)
     long = max(settings.long_run, said) if settings.long_run else 0
@@ -125,13 +149,31 @@ def _tokens(
     found = {
         "unsteered replies": reply * (sum(counts.values()) + counts["verify"]),
         "steering vectors": texts["vector"],
-        "judges": on_purpose + oversteered + examples,
+        "judges": _judges(loaded, concept.name, lesson, texts, reply, said),
         "blocks": ranked if settings.layer is None else 0,
         "pilot": corpus["search"] + piloted,
         "study": trials * trial,
         "verification": corpus["verify"] * (1 + len(LADDER) * AFTER) + verify + at_length,
     }
     return {stage: round(tokens) for stage, tokens in found.items()}
+
+
+def _judges(
+    loaded: LoadedModel,
+    concept: str,
+    lesson: Lesson | None,
+    texts: Mapping[str, int],
+    reply: float,
+    said: int,
+) -> float:
+    """Token-forwards of the probe: what it learns from is sampled, if need be, and read."""
+    if lesson is None:
+        return 0
+    if lesson.source == "graded":
+        return sum(len(encode_text(loaded, one.text).ids) for one in graded_replies(concept))
+    if lesson.source == "written":
+        return texts["probe"] + texts["held_out"]
+    return POOL * (reply + said)
 
 
 def _tokens_per_second(loaded: LoadedModel, prompts: Sequence[str]) -> float:

@@ -1,99 +1,178 @@
-"""Appoint the judges: who reads presence, and who audits.
+"""Appoint the judges: who reads presence in the study, who reads the final replies, who audits.
 
-The probe, the default, is fitted on the kinds of text it will judge: written texts that did not
-make the steering vector; the model's own plain replies; replies made on purpose, after written
-texts of either label (*primed*) or when asked in plain words (*asked*), where those measurably
-differ; and degenerate text, over-steered replies included. Without the model's own replies it
-would learn to tell people from models; without degenerate text, word salad would pass for joy.
+By default a probe reads the replies of the study. It learns from the first of these there is:
+
+    graded    the graded replies that come with every built-in concept
+    taught    the model's own replies, graded by a teacher, which also reads the final replies
+    written   the concept's texts of either label; the level of presence is then a guess
+
+A second judge also reads the final replies. By default it is a sentence encoder that learned from
+the concept's written texts: no "graded" probe has seen them, a "written" one learned from the same.
+Where it cannot tell the concept in replies that readers graded, nobody audits.
 """
 
 from __future__ import annotations
 
-import hashlib
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 import probes
+from calibrate.asked import ASKED, TEACHER, asked_judge, check_asked
 from calibrate.cache import Form, recalled
-from calibrate.completions import Request, sample_all
-from calibrate.concept import Text, Texts
-from calibrate.embedded import encoder_directory
-from calibrate.errors import Infeasible, InputError
-from calibrate.loading import load_model
-from calibrate.rendering import encode_prompt, encode_text
-from calibrate.replies import UnsteeredReplies
+from calibrate.concept import Concept, Texts, built_in_concepts, read_concept
+from calibrate.embedded import encoder_directory, is_at_hand
+from calibrate.errors import CalibrateWarning, Infeasible, InputError, ModelError
+from calibrate.graded_replies import graded_replies, is_built_in, teacher_scale, written_scale
+from calibrate.llama_cpp import is_installed
+from calibrate.progress import SILENT, Progress
 from calibrate.settings import Settings
-from calibrate.tokens import Prompt
-from calibrate.vector import SteeringVector
-from probes import Example, Kind, Probe, Reader, degenerate_examples, fit_probe
-from probes.classifier import fit_embedding, fit_lexicon
-from probes.judges import NAMED, FunctionJudge, Judge, judge_function
-from probes.probe import FACTS_FILE
-from probes.question import Question
+from calibrate.teaching import Material, replies_request, taught_texts
+from probes import Example, Probe, Reader, fit_written_probe, learn_probe
+from probes.classifier import fit_embedding
+from probes.graded import graded_lines
+from probes.judges import NAMED, FunctionJudge, Judge, ScaledJudge, judge_function
+from probes.probe import FACTS_FILE, Source
+from probes.quality import area_under_curve
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
 
 JudgeChoice = str | Judge | Callable[[Sequence[str], str], Any]
 
-SHOTS = 2  # written texts shown before a primed reply
-PURPOSE_PROMPTS = 12  # prompts answered once for each label and way of asking
-OPENER = "Say something."  # stands before a written text that replies to nothing
-OVERSTEERED = 1.0  # ‖αv‖ / ‖h‖ of over-steered replies; a budget of 0.1 nat allows about a tenth
-OVERSTEERED_PROMPTS = 8  # replied to with either sign
-LEAST_AUC = 0.7  # below this on held-out texts, a probe cannot tell the concept
+AUTO, NOBODY = "auto", "none"
+SECOND = "embedding"  # who reads the final replies besides, unless it is the judge
+LEAST_AUC = 0.7  # below this a probe cannot tell the concept
 MOST_P_VALUE = 0.01  # above this, it may have told the written texts apart by chance
 
 PROBE = Form[Probe]("probe", Probe.files, FACTS_FILE, probes.load)
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What a probe will learn from (`probes.probe.Learned`).
+
+    teacher: the name of the judge who grades own replies and reads the final ones; None for nobody.
+    """
+
+    source: Source
+    teacher: str | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """Who reads presence, who audits the final replies (or nobody), and the probe if there is one.
+    """Who reads what.
 
-    The probe is there if it is either of the two.
+    reader: the many replies of the study. final: the last replies, of which presence is reported;
+    the reader again, or the teacher. auditor: those too, or nobody. probe: if one is the reader.
     """
 
     reader: Reader
+    final: Reader
     auditor: Reader | None
     probe: Probe | None
 
-
-@dataclass(frozen=True, eq=False)
-class Material:
-    """What judges are made from.
-
-    splits: the concept's texts; `probe` trains, `held_out` tests, `vector` is not touched.
-    replies: their "probe" split gives the negatives that matter most.
-    vector: with which text is over-steered.
-    """
-
-    concept: str
-    splits: Mapping[str, Texts]
-    replies: UnsteeredReplies
-    vector: SteeringVector
+    @property
+    def names(self) -> list[str]:
+        """Who reads the final replies."""
+        return [one.name for one in (self.final, self.auditor) if one is not None]
 
 
 def judge_name(judge: JudgeChoice) -> str:
     """The name a judge goes by in the artefact."""
     if isinstance(judge, str):
-        return judge
+        return "probe" if judge == AUTO else judge
     named = judge if hasattr(judge, "__qualname__") else type(judge)
     return f"{named.__module__}:{named.__qualname__}"
 
 
-def check_judges(judge: JudgeChoice, audit: JudgeChoice | None) -> None:
+def check_judges(judge: JudgeChoice, audit: JudgeChoice | None, settings: Settings) -> None:
     """Refuse at once a judge that does not exist, or an auditor who is the judge.
 
     Raises: InputError.
     """
-    for choice in (judge, audit):
-        if isinstance(choice, str) and choice.partition(":")[0] not in NAMED:
+    for choice in (judge, None if audit == NOBODY else audit):
+        is_named = choice == AUTO or str(choice).partition(":")[0] in set(NAMED) - {AUTO}
+        if isinstance(choice, str) and not is_named:
             judge_function(choice)
-    if audit is not None and judge_name(audit) == judge_name(judge):
+    check_asked([one for one in (judge, audit) if isinstance(one, str)], settings)
+    if audit is not None and audit != AUTO and judge_name(audit) == judge_name(judge):
         raise InputError(f"the auditor must be another than the judge, got {judge_name(audit)!r}")
+
+
+def choose_lesson(
+    concept: Concept, judge: JudgeChoice, teacher: str | None = None, fetch: bool = False
+) -> Lesson | None:
+    """Return what the probe will learn from, or None if no probe is the judge.
+
+    teacher: an embedded model, a hub id, a .gguf file, openai:MODEL, or "none"; if None, TEACHER
+        for concepts that are not built in, where it is at hand or may be fetched. Replies that
+        readers graded come with the others, and serve where no teacher is named.
+    fetch: whether TEACHER may be fetched.
+
+    Raises: InputError if it may be fetched, and could not be run.
+    Warns with CalibrateWarning where the probe has to learn from written texts alone.
+    """
+    if judge != AUTO:
+        return None
+    if teacher in (None, NOBODY) and is_built_in(concept):
+        return Lesson("graded")
+    if fetch and teacher is None and not is_installed():
+        raise InputError(
+            "--fetch-teacher needs llama.cpp to run the teacher: pip install "
+            "'steering-calibrate[llama-cpp]'"
+        )
+    if teacher is None and is_installed() and (fetch or is_at_hand(TEACHER)):
+        teacher = TEACHER
+    if teacher not in (None, NOBODY):
+        return Lesson("taught", teacher if _is_at_address(teacher) else f"question:{teacher}")
+    warnings.warn(
+        f"nobody has graded replies for {concept.name!r}, so the probe learns from its written "
+        "texts alone, and its level is a guess; fetch a teacher with --fetch-teacher (1.1 GB), "
+        "name one with --teacher, or grade some yourself afterwards with: calibrate grade",
+        CalibrateWarning,
+        stacklevel=2,
+    )
+    return Lesson("written")
+
+
+def wants_fetching(judge: JudgeChoice, teacher: str | None, concept: Concept | None) -> bool:
+    """Whether TEACHER would be of use, and is not at hand.
+
+    concept: None for one whose texts are not written yet.
+    """
+    of_use = judge == AUTO and teacher is None and (concept is None or not is_built_in(concept))
+    return of_use and is_installed() and not is_at_hand(TEACHER)
+
+
+def choose_audit(
+    judge: JudgeChoice, audit: JudgeChoice | None, progress: Progress = SILENT
+) -> JudgeChoice | None:
+    """Return who audits: whom `audit` names, SECOND for "auto", nobody for "none" and None.
+
+    Warns with CalibrateWarning where SECOND is wanted and its encoder cannot be had.
+    """
+    if audit != AUTO:
+        return None if audit == NOBODY else audit
+    if judge_name(judge) == SECOND:
+        return None
+    try:
+        encoder_directory(progress)
+    except ModelError as error:
+        warnings.warn(
+            f"no second judge reads the final replies, since its encoder cannot be had: {error}",
+            CalibrateWarning,
+            stacklevel=2,
+        )
+        return None
+    return SECOND
+
+
+def _is_at_address(teacher: str | None) -> bool:
+    return teacher is not None and teacher.partition(":")[0] in ASKED
 
 
 def appoint(
@@ -101,19 +180,48 @@ def appoint(
     material: Material,
     judge: JudgeChoice,
     audit: JudgeChoice | None,
+    lesson: Lesson | None,
     settings: Settings,
+    progress: Progress = SILENT,
 ) -> Panel:
-    """Make the judge and the auditor.
+    """Make the judge, the reader of the final replies, and the auditor.
 
     Raises: InputError for a judge that cannot be made, or reads all texts alike; Infeasible if the
-        probe is one of the two and cannot tell the held-out texts apart.
+        probe cannot tell the concept.
     """
-    chosen = [judge] if audit is None else [judge, audit]
-    probe = train_probe(loaded, material, settings) if "probe" in chosen else None
-    readers = [_reader(loaded, one, probe, material, settings) for one in chosen]
-    for reader in readers:
-        _require_distinctions(reader, material)
-    return Panel(readers[0], readers[1] if audit is not None else None, probe)
+    probe = final = None
+    if lesson is not None:
+        teacher = _teacher(loaded, material.concept, lesson, settings, progress)
+        probe = train_probe(loaded, material, lesson, teacher, settings)
+        reader = Reader(probe.on(loaded), material.concept, "probe")
+        final = teacher
+    else:
+        reader = _reader(loaded, judge, material, settings, progress)
+    auditor = None if audit is None else _reader(loaded, audit, material, settings, progress)
+    for one in (reader, auditor):
+        if one is not None:
+            _require_distinctions(one, material)
+    if auditor is not None and audit == SECOND and lesson == Lesson("graded"):
+        auditor = _if_skilled(auditor)
+    return Panel(reader, final or reader, auditor, probe)
+
+
+def _if_skilled(auditor: Reader) -> Reader | None:
+    """The second judge, if it ranks replies as readers do; none is better than one that guesses."""
+    texts = [one for one in graded_replies(auditor.concept) if one.grade is not None]
+    yes = np.array([one.says_yes for one in texts], dtype=float)
+    said = auditor.read([one.text for one in texts])
+    auc = area_under_curve(said, yes, np.ones(len(yes)))
+    if auc >= LEAST_AUC:
+        return auditor
+    warnings.warn(
+        f"no second judge reads the final replies: {auditor.name} cannot tell {auditor.concept!r} "
+        f"in replies that readers graded (AUC {auc:.2f}, {LEAST_AUC} is needed); name another with "
+        "--audit",
+        CalibrateWarning,
+        stacklevel=2,
+    )
+    return None
 
 
 def _require_distinctions(reader: Reader, material: Material) -> None:
@@ -123,159 +231,152 @@ def _require_distinctions(reader: Reader, material: Material) -> None:
     reader.require_distinctions(written, [completion.text for completion in said])
 
 
-def train_probe(loaded: LoadedModel, material: Material, settings: Settings) -> Probe:
+def _teacher(
+    loaded: LoadedModel, concept: str, lesson: Lesson, settings: Settings, progress: Progress
+) -> Reader | None:
+    if lesson.teacher is None:
+        return None
+    judge = _asked(lesson.teacher, lambda: loaded, settings, progress)
+    return Reader(judge, concept, lesson.teacher)
+
+
+def _asked(
+    name: str, load: Callable[[], LoadedModel], settings: Settings, progress: Progress
+) -> Judge:
+    """A judge that is asked, on the scale of readers where it was held against them."""
+    judge = asked_judge(name, load, settings, progress)
+    held = name == f"question:{TEACHER}" and settings.judge_question is None
+    return ScaledJudge(judge, teacher_scale()) if held else judge
+
+
+def train_probe(
+    loaded: LoadedModel,
+    material: Material,
+    lesson: Lesson,
+    teacher: Reader | None,
+    settings: Settings,
+) -> Probe:
     """Fit the concept's probe, and keep it for the next time.
 
-    Raises: Infeasible if it cannot tell the held-out texts apart.
+    Raises: Infeasible if it cannot tell the concept.
     """
     concept = material.concept
-
-    def fitted() -> Probe:
-        examples = [
-            *_plain_examples(loaded, material, settings),
-            *_made_on_purpose(loaded, material, settings),
-        ]
-        return fit_probe(concept, examples, _written(material.splits["held_out"]), loaded)
-
-    probe = recalled(loaded, PROBE, _probe_request(material, settings), fitted)
-    auc, p_value = probe.quality.texts.auc.value, probe.quality.p_value
-    if auc < LEAST_AUC or p_value > MOST_P_VALUE:
-        raise Infeasible(
-            [
-                f"the probe cannot tell {concept!r} apart: its AUC on held-out texts is {auc:.2f} "
-                f"(p = {p_value:.2g}); at least {LEAST_AUC} is needed, with p below {MOST_P_VALUE}"
-            ],
-            ["give more texts, or negatives that match the positives in everything else"],
+    if lesson.source == "written":
+        request = [asdict(lesson), *replies_request(material, settings)]
+        probe = recalled(loaded, PROBE, request, lambda: _written_probe(loaded, material, settings))
+    else:
+        if teacher is None:
+            texts = graded_replies(concept)
+        else:
+            texts = taught_texts(loaded, material, teacher, settings)
+        request = [asdict(lesson), concept, graded_lines(texts)]
+        probe = recalled(
+            loaded,
+            PROBE,
+            request,
+            lambda: learn_probe(concept, texts, loaded, teacher=lesson.teacher),
         )
+    _require_skill(probe)
     return probe
 
 
-def _probe_request(material: Material, settings: Settings) -> list[Any]:
-    """Everything beside the model that a probe depends on."""
-    return [
+def _require_skill(probe: Probe) -> None:
+    learned = probe.learned
+    by_chance = learned.p_value is not None and learned.p_value > MOST_P_VALUE
+    if learned.quality.auc.value >= LEAST_AUC and not by_chance:
+        return
+    chance = "" if learned.p_value is None else f" (p = {learned.p_value:.2g})"
+    raise Infeasible(
+        [
+            f"the probe cannot tell {probe.concept!r} apart: its AUC is "
+            f"{learned.quality.auc.value:.2f}{chance}; at least {LEAST_AUC} is needed"
+            + (f", with p below {MOST_P_VALUE}" if chance else "")
+        ],
+        ["give more texts, or negatives that match the positives in everything else"],
+    )
+
+
+def _written_probe(loaded: LoadedModel, material: Material, settings: Settings) -> Probe:
+    own = [one.text for one in material.replies.first_replies("probe") if one.text]
+    return fit_written_probe(
         material.concept,
-        {name: asdict(texts) for name, texts in material.splits.items()},
-        [prompt.ids for prompt in material.replies.prompts["probe"]],
-        [reply.sequence.ids for reply in material.replies.first_replies("probe")],
-        hashlib.sha256(material.vector.values.numpy().tobytes()).hexdigest(),
-        material.vector.residual_norm,
-        settings.seed,
-        asdict(settings.sampling),
-    ]
+        written_examples(material.splits["probe"]),
+        written_examples(material.splits["held_out"]),
+        own,
+        loaded,
+        written_scale(),
+    )
 
 
-def asked_prompts(
-    loaded: LoadedModel, prompts: Sequence[Prompt], concept: str, positive: bool
-) -> list[Prompt]:
-    """The prompts again, after a request in plain words to express the concept, or its opposite."""
-    wanted = concept if positive else f"the opposite of {concept}"
-    system = f"Whatever you are asked, let your answer clearly express this: {wanted}."
-    return [encode_prompt(loaded, prompt.text, system=system) for prompt in prompts]
+def judge_again(
+    loaded: LoadedModel, name: str, concept: str, sha256: str, settings: Settings
+) -> Judge:
+    """The judge of a finished calibration, made from its name.
 
-
-def oversteered(vector: SteeringVector, sign: int, prompts: Sequence[Prompt]) -> Request:
-    """Replies of which little is left, since the vector drowns the residual stream."""
-    return Request(prompts, push=vector.push(sign * OVERSTEERED / vector.relative(1.0)))
+    concept, sha256: its name, and the hash of its texts.
+    Raises: InputError for a judge of which no more than the name is kept.
+    """
+    kind, _, _ = name.partition(":")
+    if name == f"question:{TEACHER}" and not is_at_hand(TEACHER):
+        raise InputError(f"judge {name!r} is not at hand")
+    if kind in ASKED:
+        return _asked(name, lambda: loaded, settings, SILENT)
+    if kind in NAMED:
+        if concept in built_in_concepts() and read_concept(concept).data_sha256 == sha256:
+            return judge_from_texts(name, read_concept(concept).split()["probe"])
+        raise InputError(f"judge {name!r} was fitted on texts that are not kept")
+    found = judge_function(name)
+    if isinstance(found.function, type):
+        raise InputError(
+            f"judge {name!r} was an object in memory, of which the class is known only"
+        )
+    return found
 
 
 def _reader(
     loaded: LoadedModel,
     choice: JudgeChoice,
-    probe: Probe | None,
     material: Material,
     settings: Settings,
+    progress: Progress,
 ) -> Reader:
-    judge = _judge(loaded, choice, probe, material, settings)
+    judge = judge_without_texts(choice, lambda: loaded, settings, progress)
+    if judge is None:
+        judge = judge_from_texts(str(choice), material.splits["probe"])
     return Reader(judge, material.concept, judge_name(choice))
 
 
-def _judge(
-    loaded: LoadedModel,
+def judge_without_texts(
     choice: JudgeChoice,
-    probe: Probe | None,
-    material: Material,
+    load: Callable[[], LoadedModel],
     settings: Settings,
-) -> Judge:
+    progress: Progress = SILENT,
+) -> Judge | None:
+    """Return a judge that needs to see no texts of the concept; None for those that do.
+
+    load: gives the model that is calibrated, to judges who read with it.
+    Raises: InputError for a function that does not exist; ModelError for such a model.
+    """
     if not isinstance(choice, str):
         return choice if hasattr(choice, "score") else FunctionJudge(choice)
-    kind, _, model = choice.partition(":")
+    kind, _, _ = choice.partition(":")
     if kind not in NAMED:
         return judge_function(choice)
-    if kind == "probe" and probe is not None:
-        return probe.on(loaded)
-    if kind == "question":
-        return Question(load_model(model) if model else loaded)
-    examples = _plain_examples(loaded, material, settings)
-    if kind == "lexicon":
-        return fit_lexicon(examples)
-    return fit_embedding(examples, model or encoder_directory())
+    if kind in ASKED:
+        return _asked(choice, load, settings, progress)
+    return None
 
 
-def _plain_examples(
-    loaded: LoadedModel, material: Material, settings: Settings
-) -> tuple[Example, ...]:
-    """Written texts, the model's own replies, and both broken."""
-    written = _written(material.splits["probe"])
-    own = [
-        Example(completion.text, False, "own", completion.prompt)
-        for completion in material.replies.first_replies("probe")
-        if completion.text
-    ]
-    positives = [example for example in written if example.positive]
-    broken = degenerate_examples([*positives, *own], loaded.tokenizer, settings.seed)
-    return (*written, *own, *broken)
+def judge_from_texts(choice: str, texts: Texts) -> Judge:
+    """Return a judge of the text alone, fitted on texts of the concept."""
+    _, _, model = choice.partition(":")
+    return fit_embedding(written_examples(texts), model or None)
 
 
-def _written(texts: Texts) -> list[Example]:
+def written_examples(texts: Texts) -> list[Example]:
+    """Texts of a concept as examples for a probe."""
     return [
-        Example(text.text, positive, "written", text.group or text.text, text.prompt is None)
+        Example(text.text, positive, text.group or text.text, text.prompt is None)
         for positive, group in ((True, texts.positives), (False, texts.negatives))
         for text in group
     ]
-
-
-def _made_on_purpose(
-    loaded: LoadedModel, material: Material, settings: Settings
-) -> Iterator[Example]:
-    """Replies after SHOTS written texts or a plain request, of either label; and salad."""
-    prompts = material.replies.prompts["probe"]
-    wanted: list[tuple[Request, bool, Kind]] = []
-    for positive in (True, False):
-        primed = _primed(loaded, material, positive, settings)
-        asked = asked_prompts(loaded, prompts[:PURPOSE_PROMPTS], material.concept, positive)
-        wanted += [(Request(primed), positive, "primed"), (Request(asked), positive, "asked")]
-        salad = oversteered(material.vector, 1 if positive else -1, prompts[:OVERSTEERED_PROMPTS])
-        wanted.append((salad, False, "degenerate"))
-    requests = [request for request, _, _ in wanted]
-    sampled = sample_all(loaded, requests, settings.sampling, settings.seed)
-    for replies, (_, positive, kind) in zip(sampled, wanted, strict=True):
-        for reply in replies:
-            if reply.text:
-                yield Example(reply.text, positive, kind, reply.prompt)
-
-
-def _primed(
-    loaded: LoadedModel, material: Material, positive: bool, settings: Settings
-) -> list[Prompt]:
-    """Prompts after SHOTS written texts of one label; none where there are too few texts."""
-    rng, texts = random.Random(settings.seed), material.splits["probe"]
-    shown = _as_turns(loaded, texts.positives if positive else texts.negatives)
-    prompts = material.replies.prompts["probe"][:PURPOSE_PROMPTS]
-    if len(shown) < SHOTS:
-        return []
-    return [
-        encode_prompt(loaded, prompt.text, history=rng.sample(shown, SHOTS)) for prompt in prompts
-    ]
-
-
-def _as_turns(loaded: LoadedModel, texts: Sequence[Text]) -> list[tuple[str, str]]:
-    """Replies as they are; where there are too few, every text after a neutral opener.
-
-    Texts so long that SHOTS of them and a prompt would not fit the context are left out.
-    """
-    longest = loaded.context_length // (2 * SHOTS)
-    texts = [text for text in texts if len(encode_text(loaded, text.text).ids) <= longest]
-    replies = [(text.prompt, text.text) for text in texts if text.prompt]
-    if len(replies) >= 2 * SHOTS:
-        return replies
-    return [(text.prompt or OPENER, text.text) for text in texts]

@@ -7,21 +7,23 @@ how a strength is chosen, and lives on after a calibration as a monitor.
     probe.score(["What a wonderful morning!"], model)      # array of shape (1,), probabilities
 """
 
-from probes.examples import Example, Kind, degenerate_examples
-from probes.fit import fit_probe
+from probes.examples import Example
+from probes.fit import fit_written_probe
+from probes.graded import GradedText
 from probes.judges import Judge, Reader
-from probes.probe import Probe, ProbeQuality, load
+from probes.learn import learn_probe
+from probes.probe import Learned, Probe, load
 from probes.quality import Quality
 
 __all__ = [
     "Example",
+    "GradedText",
     "Judge",
-    "Kind",
+    "Learned",
     "Probe",
-    "ProbeQuality",
     "Quality",
     "Reader",
-    "degenerate_examples",
-    "fit_probe",
+    "fit_written_probe",
+    "learn_probe",
     "load",
 ]

@@ -1,11 +1,11 @@
-"""What a judge of presence is, and where judges come from.
+"""What a judge of presence is, and the names of judges.
 
 A judge is anything with `score(texts, concept) -> probabilities`. By name:
 
-    probe                the probe of this project, the default
-    question[:MODEL]     an instruct model asked a yes/no question (`probes.question`)
-    lexicon              words and word pairs of the concept's texts (`probes.classifier`)
-    embedding[:MODEL]    a sentence embedding of the texts (`probes.classifier`)
+    auto                 a probe of the steered model (`calibrate.judging`)
+    question[:MODEL]     an instruct model that is asked yes or no (`calibrate.asked`)
+    openai:MODEL         a model on a server, asked the same (`probes.openai_question`)
+    embedding[:MODEL]    a classifier of sentence embeddings (`probes.classifier`)
     module:function      your own `function(texts, concept)`
 """
 
@@ -17,10 +17,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from scipy.special import logit
 
 from calibrate.errors import CalibrateError, InputError, did_you_mean
+from probes.scale import Scale
 
-NAMED = ("probe", "question", "lexicon", "embedding")
+NAMED = ("auto", "question", "openai", "embedding")
+CERTAIN = 1e-4  # a probability is no nearer to 0 or 1
 ALIKE = 1e-3  # probabilities that differ by no more do not tell texts apart
 SHOWN = 80  # characters of what a judge said that a message repeats
 JudgeFunction = Callable[[Sequence[str], str], Any]
@@ -46,6 +49,19 @@ class FunctionJudge:
 
 
 @dataclass(frozen=True, eq=False)
+class ScaledJudge:
+    """A judge whose log-odds were held against readers, and are put on their scale."""
+
+    judge: Judge
+    scale: Scale
+
+    def score(self, texts: Sequence[str], concept: str) -> np.ndarray:
+        """Return the probability that a reader says yes, shape (n_texts,)."""
+        said = np.clip(self.judge.score(texts, concept), CERTAIN, 1 - CERTAIN)
+        return self.scale(logit(said))
+
+
+@dataclass(frozen=True, eq=False)
 class Reader:
     """A judge with the concept it looks for, whose every answer is checked.
 
@@ -66,6 +82,14 @@ class Reader:
         if said:
             scores[said] = self._answers([texts[index] for index in said])
         return scores
+
+    def clear(self, scores: np.ndarray) -> np.ndarray | None:
+        """Return the probability that texts of these scores clearly express it, (n_texts,).
+
+        None where the judge cannot tell somewhat from clearly.
+        """
+        tell = getattr(self.judge, "clear", None)
+        return None if tell is None else tell(scores)
 
     def _answers(self, texts: Sequence[str]) -> np.ndarray:
         try:

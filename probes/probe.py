@@ -1,23 +1,24 @@
 """A fitted probe: a calibrated linear read-out of one or several blocks' token-mean residuals.
 
-    presence = sigmoid(Σ over blocks of w · x, + b)
+    P(a reader says yes) = sigmoid(slope · (Σ over blocks of w · x + b) + offset)
 
-w and b carry the standardisation and the probability calibration, so nothing else is needed
-to use one. A probe is two files, `probe.json` and `probe.safetensors`; none is ever unpickled.
+w and b include the standardisation of features and the scale that was fitted; slope and offset are
+1 and 0 until a user's own grades correct them. Nothing else is needed to use a probe. It is two
+files, `probe.json` and `probe.safetensors`; nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
-from scipy.special import expit
+from scipy.special import logit
 
 from calibrate.errors import ArtefactError
 from calibrate.estimate import Interval
@@ -26,29 +27,36 @@ from calibrate.marks import facts_in
 from calibrate.model import borrowed
 from probes.features import text_features
 from probes.quality import Quality
+from probes.scale import AS_FITTED, Scale
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
 
 FACTS_FILE, WEIGHTS_FILE = "probe.json", "probe.safetensors"
-FORMAT, VERSION = "steering-probe", 3
+FORMAT, VERSION = "steering-probe", 4
+
+CERTAIN = 1e-12  # a probability is no nearer to 0 or 1
+
+Source = Literal["graded", "taught", "written"]
 
 
 @dataclass(frozen=True)
-class ProbeQuality:
-    """How well a probe reads text it was not fitted on.
+class Learned:
+    """What a probe learned from, and how well it reads text that it was not fitted on.
 
-    texts: on held-out written texts. replies: on the model's own replies, plain and made on
-        purpose, among written texts that express the concept, out of fold.
-    p_value: of the written texts, out of fold and held out, being told apart by chance
-        (one-sided Mann-Whitney test).
-    n_examples: examples of each kind and label, such as {"written +": 29}.
+    source: "graded", replies that readers graded and that come with the concept; "taught", the
+        model's own replies, graded by a teacher; "written", texts of either label alone.
+    teacher: its name, where there was one. n_texts: how many, such as {"readers": 116}.
+    quality: out of fold, against readers' yes for "graded", against the teacher's for "taught";
+        against the labels of held-out texts for "written".
+    p_value: of held-out texts being told apart by chance, for "written".
     """
 
-    texts: Quality
-    replies: Quality
-    p_value: float
-    n_examples: dict[str, int]
+    source: Source
+    teacher: str | None
+    n_texts: dict[str, int]
+    quality: Quality
+    p_value: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,21 +65,23 @@ class Probe:
 
     concept: its name. layers: 0-based blocks whose output is read, ascending.
     weights: float32 array of shape (n_layers, hidden_size); bias: float.
-    threshold: probability from which a text counts as expressing the concept.
+    clearly: what the log-odds, as fitted, say of a clear yes; None where that is not known.
     model_id, tokenizer_sha256: the model that reads.
+    scale: how a user's grades correct the log-odds; weights and bias stay as fitted.
     """
 
     concept: str
     layers: tuple[int, ...]
     weights: np.ndarray
     bias: float
-    threshold: float
+    clearly: Scale | None
     model_id: str
     tokenizer_sha256: str
-    quality: ProbeQuality
+    learned: Learned
+    scale: Scale = AS_FITTED
 
     def score(self, texts: Sequence[str], model: LoadedModel) -> np.ndarray:
-        """Return the probability that each text expresses the concept, shape (n_texts,).
+        """Return the probability that a reader says yes to each text, shape (n_texts,).
 
         model: the model the probe was fitted with, unsteered. An empty text scores 0.
         Raises: ArtefactError if it is another model.
@@ -83,8 +93,25 @@ class Probe:
             )
         with borrowed(model):
             features = text_features(model, texts, self.layers)
-        log_odds = np.einsum("lth,lh->t", features, self.weights) + self.bias
-        return np.where(features.any(axis=(0, 2)), expit(log_odds), 0.0)
+        fitted = np.einsum("lth,lh->t", features, self.weights).astype(float) + self.bias
+        return np.where(features.any(axis=(0, 2)), self.scale(fitted), 0.0)
+
+    def clear(self, scores: np.ndarray) -> np.ndarray | None:
+        """Return the probability of a clear yes for texts of these scores; None if not known."""
+        if self.clearly is None:
+            return None
+        said = scores > 0  # an empty text is not
+        log_odds = logit(np.clip(scores, CERTAIN, 1 - CERTAIN))
+        return np.where(said, self.clearly(self.scale.inverse(log_odds)), 0.0)
+
+    @property
+    def as_fitted(self) -> Probe:
+        """The probe before a user's grades corrected it."""
+        return self.rescaled(AS_FITTED)
+
+    def rescaled(self, scale: Scale) -> Probe:
+        """Return the probe as it was fitted, corrected by a user's grades."""
+        return self if scale == self.scale else replace(self, scale=scale)
 
     def on(self, model: LoadedModel) -> ProbeJudge:
         """Return the judge that is this probe, reading with a model."""
@@ -93,7 +120,7 @@ class Probe:
     def files(self) -> dict[str, bytes]:
         """Return the contents of `probe.json` and `probe.safetensors`."""
         facts = asdict(self)
-        weights = save({"weights": facts.pop("weights").astype(np.float32)})
+        weights = save({"weights": facts.pop("weights")})
         text = json.dumps({"format": FORMAT, "version": VERSION, **facts}, indent=2)
         return {FACTS_FILE: f"{text}\n".encode(), WEIGHTS_FILE: bytes(weights)}
 
@@ -128,13 +155,19 @@ def load(directory: str | Path) -> Probe:
     if found != (FORMAT, VERSION):
         raise ArtefactError(
             f"{folder} must hold a {FORMAT} of version {VERSION}, got {found[0]} {found[1]}; "
-            "use the release that wrote it"
+            "calibrate again, or use the release that wrote it"
         )
     try:
-        layers, measured = tuple(facts.pop("layers")), facts.pop("quality")
-        texts, replies = (_as_quality(measured.pop(name)) for name in ("texts", "replies"))
-        quality = ProbeQuality(texts=texts, replies=replies, **measured)
-        return Probe(layers=layers, weights=weights, quality=quality, **facts)
+        layers, clearly, learned = (facts.pop(name) for name in ("layers", "clearly", "learned"))
+        scale = Scale(**facts.pop("scale"))
+        return Probe(
+            layers=tuple(layers),
+            weights=weights,
+            clearly=None if clearly is None else Scale(**clearly),
+            learned=Learned(**{**learned, "quality": _as_quality(learned["quality"])}),
+            scale=scale,
+            **facts,
+        )
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtefactError(f"{folder / FACTS_FILE} is damaged: {error}") from error
 
@@ -150,7 +183,12 @@ class ProbeJudge:
         """Return the probability that each text expresses the probe's concept."""
         return self.probe.score(texts, self.model)
 
+    def clear(self, scores: np.ndarray) -> np.ndarray | None:
+        """Return the probability that texts of these scores clearly do; None if not known."""
+        return self.probe.clear(scores)
+
 
 def _as_quality(facts: dict[str, Any]) -> Quality:
+    facts = dict(facts)
     n = facts.pop("n")
     return Quality(n=n, **{name: Interval(**one) for name, one in facts.items()})

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 from calibrate.estimate import Interval
 
@@ -29,6 +29,44 @@ class Quality:
     n: int
 
 
+@dataclass(frozen=True, eq=False)
+class Resampling:
+    """Texts drawn again, group by group, from which intervals come.
+
+    weights: array of shape (n_texts,), how much each text counts. drawn: array of shape
+    (n_draws, n_texts), the same, times how often its group was drawn.
+    """
+
+    weights: np.ndarray
+    drawn: np.ndarray
+
+    def having(self, label: np.ndarray) -> Resampling:
+        """The draws with texts of this label, bool (n_texts,), and with others."""
+        having, all_of_it = (self.drawn * label).sum(axis=1), self.drawn.sum(axis=1)
+        return replace(self, drawn=self.drawn[(having > 0) & (having < all_of_it)])
+
+    def interval(self, measure: Callable[[np.ndarray], float]) -> Interval:
+        """A measure of the texts, given how much each counts, with a 95 % interval."""
+        values = [measure(one) for one in self.drawn]
+        low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        return Interval(measure(self.weights), float(low), float(high))
+
+
+def resample(groups: Sequence[str], weights: np.ndarray | None = None) -> Resampling:
+    """Draw groups of texts again and again, always the same ones for the same groups.
+
+    groups: texts of one group are drawn together; where there is one group only, texts are drawn
+    each by itself. weights: how much each text counts; alike if None.
+    """
+    weights = np.ones(len(groups)) if weights is None else weights
+    names, member = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) == 1:
+        names, member = member, np.arange(len(groups))
+    rng = np.random.default_rng(0)
+    draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
+    return Resampling(weights, weights * draws[:, member])
+
+
 def quality(
     probabilities: np.ndarray,
     labels: Sequence[bool],
@@ -37,35 +75,32 @@ def quality(
 ) -> Quality:
     """Measure the quality of probabilities, with intervals from resampled groups.
 
-    labels must hold both kinds. groups: texts of one group are resampled together. weights: how
-    much each text counts; alike if None.
+    labels must hold both kinds. groups, weights: as `resample` takes them.
     """
     truth = np.asarray(labels, dtype=float)
-    weights = np.ones(len(truth)) if weights is None else weights
-    names, member = np.unique(np.asarray(groups), return_inverse=True)
-    rng = np.random.default_rng(0)
-    draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
-    resampled = [weights * draw[member] for draw in draws]
-    both = [one for one in resampled if 0 < (one * truth).sum() < one.sum()]
-
-    def measured(measure: Callable[[np.ndarray, np.ndarray, np.ndarray], float]) -> Interval:
-        values = [measure(probabilities, truth, one) for one in both]
-        low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-        return Interval(measure(probabilities, truth, weights), float(low), float(high))
-
-    return Quality(measured(_auc), measured(_brier), measured(_calibration_error), len(truth))
+    resampling = resample(groups, weights).having(truth)
+    auc, brier, error = (
+        resampling.interval(partial(measure, probabilities, truth))
+        for measure in (area_under_curve, brier_score, calibration_error)
+    )
+    return Quality(auc, brier, error, len(truth))
 
 
-def _auc(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> float:
-    return float(roc_auc_score(truth, probabilities, sample_weight=weights))
+def area_under_curve(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> float:
+    """Return how often a text of the label scores above one without; ties count half."""
+    _, rank = np.unique(scores, return_inverse=True)
+    having, others = np.bincount(rank, weights * truth), np.bincount(rank, weights * (1 - truth))
+    below = np.cumsum(others) - others / 2
+    return float(having @ below / (having.sum() * others.sum()))
 
 
-def _brier(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> float:
+def brier_score(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> float:
+    """Return the mean squared difference between probability and label."""
     return float(np.average((probabilities - truth) ** 2, weights=weights))
 
 
-def _calibration_error(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> float:
-    """Weighted mean gap between probability and frequency, over bins of probability."""
+def calibration_error(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> float:
+    """Return the weighted mean gap between probability and frequency, over bins of probability."""
     bucket = np.minimum((probabilities * BINS).astype(int), BINS - 1)
     gap = np.bincount(bucket, weights * (probabilities - truth), minlength=BINS)
     return float(np.abs(gap).sum() / weights.sum())

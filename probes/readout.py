@@ -1,15 +1,12 @@
 """A calibrated linear read-out of some features: logistic regression, cross-validated by group.
 
-Every label weighs the same, and within a label every kind of example does: a model's own
-replies may outnumber the written texts without outvoting them. Probabilities are then
-calibrated (Platt, 1999) on out-of-fold scores, and the calibration folded into the weights: on
-replies, where there are any of either label, since replies are what will be judged, and bare
-statements are harder to tell.
+Either label weighs the same. Probabilities are then calibrated (Platt, 1999) on out-of-fold scores,
+and the calibration folded into the weights: on replies, where there are any of either label, since
+replies are what will be judged, and bare statements are harder to tell.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -38,63 +35,21 @@ class Readout:
         return probabilities
 
 
-@dataclass(frozen=True, eq=False)
-class FittedReadout:
-    """A read-out, and what it says of its own examples out of fold.
-
-    raw: before calibration. scores: log-odds out of fold, before calibration; out_of_fold:
-    probabilities, after it; loss: their log loss.
-    """
-
-    readout: Readout
-    raw: Readout
-    scores: np.ndarray
-    out_of_fold: np.ndarray
-    loss: float
-
-
-def fit_readout(examples: Sequence[Example], features: np.ndarray) -> FittedReadout:
+def fit_readout(examples: Sequence[Example], features: np.ndarray) -> Readout:
     """Fit a read-out with the penalty whose out-of-fold log loss is smallest.
 
     features: (n_examples, n_features).
     """
     data = _data(examples, features)
     scores = {penalty: _out_of_fold(data, penalty) for penalty in PENALTIES}
-    losses = {penalty: _loss(data, expit(score)) for penalty, score in scores.items()}
-    penalty = min(losses, key=lambda choice: losses[choice])
-    return _calibrated(data, Readout(*_fit(data, penalty)), scores[penalty])
+    penalty = min(PENALTIES, key=lambda choice: _loss(data, scores[choice]))
+    weights, bias = _fit(data, penalty)
+    slope, offset = _platt(scores[penalty], data)
+    return Readout((slope * weights).astype(np.float32), slope * bias + offset)
 
 
-def averaged(examples: Sequence[Example], fitted: Sequence[FittedReadout]) -> FittedReadout:
-    """The mean of several read-outs' log-odds, on their features side by side.
-
-    Each has seen something else; what they get wrong in different ways cancels.
-    """
-    weights = np.concatenate([one.raw.weights for one in fitted]) / len(fitted)
-    mean = Readout(weights, float(np.mean([one.raw.bias for one in fitted])))
-    scores = np.mean([one.scores for one in fitted], axis=0)
-    return _calibrated(_data(examples, np.empty((len(examples), 0))), mean, scores)
-
-
-def _calibrated(data: _Data, raw: Readout, scores: np.ndarray) -> FittedReadout:
-    """Calibrate a read-out on its out-of-fold scores."""
-    slope, offset = _platt(scores, data)
-    readout = Readout((slope * raw.weights).astype(np.float32), slope * raw.bias + offset)
-    probabilities = expit(slope * scores + offset)
-    return FittedReadout(readout, raw, scores, probabilities, _loss(data, probabilities))
-
-
-def _loss(data: _Data, probabilities: np.ndarray) -> float:
-    return float(log_loss(data.labels, probabilities, sample_weight=data.weights))
-
-
-def example_weights(examples: Sequence[Example]) -> np.ndarray:
-    """How much each example counts, mean 1: labels alike, and kinds alike within a label."""
-    kinds = Counter((example.positive, example.kind) for example in examples)
-    n_kinds = Counter(positive for positive, _ in kinds)
-    weights = np.array([1 / (kinds[e.positive, e.kind] * n_kinds[e.positive]) for e in examples])
-    normalised: np.ndarray = weights / weights.mean()
-    return normalised
+def _loss(data: _Data, scores: np.ndarray) -> float:
+    return float(log_loss(data.labels, expit(scores), sample_weight=data.weights))
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,10 +66,12 @@ class _Data:
 
 
 def _data(examples: Sequence[Example], features: np.ndarray) -> _Data:
+    labels = np.array([int(example.positive) for example in examples])
+    of_label = np.bincount(labels, minlength=2)
     return _Data(
         features,
-        np.array([int(example.positive) for example in examples]),
-        example_weights(examples),
+        labels,
+        len(labels) / 2 / of_label[labels],
         np.array([example.group for example in examples]),
         np.array([example.bare for example in examples]),
     )

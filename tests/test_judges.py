@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import types
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -14,20 +15,23 @@ import torch
 from refused import Refused, each
 
 import calibrate
+from calibrate import judging
 from calibrate.completions import Request
 from calibrate.concept import Concept
-from calibrate.errors import Infeasible, InputError
-from calibrate.judging import Material, appoint, judge_name
+from calibrate.errors import Infeasible, InputError, ModelError
+from calibrate.judging import Lesson, appoint, choose_audit, judge_again, judge_name
 from calibrate.loading import load_model
 from calibrate.presence import measure_presence
 from calibrate.rendering import encode_prompt
 from calibrate.replies import sample_unsteered
 from calibrate.settings import Settings
+from calibrate.teaching import Material
 from calibrate.vector import concept_vectors
-from probes import Example, Reader, degenerate_examples
-from probes.classifier import fit_embedding, fit_lexicon
-from probes.judges import FunctionJudge, judge_function
+from probes import Example, GradedText, Reader
+from probes.classifier import fit_embedding
+from probes.judges import FunctionJudge, ScaledJudge, judge_function
 from probes.question import Question
+from probes.scale import Scale
 
 
 def counting(texts, concept):
@@ -35,16 +39,18 @@ def counting(texts, concept):
     return [np.mean([word in tiny.BRIGHT for word in text.split()]) for text in texts]
 
 
+def never_dull(texts, concept):
+    """Share of words that are not dull."""
+    return [np.mean([word not in tiny.DULL for word in text.split()]) for text in texts]
+
+
 @pytest.fixture(scope="module")
 def examples():
-    model = tiny.loaded()
-    written = [
-        Example(text, positive, "written", f"{index}")
+    return [
+        Example(text, positive, f"{index}")
         for positive, words in ((True, tiny.BRIGHT), (False, tiny.DULL))
         for index, text in enumerate(tiny.texts(words, 30))
     ]
-    own = [Example(text, False, "own", text) for text in tiny.texts(tiny.PLAIN, 30, seed=3)]
-    return [*written, *own, *degenerate_examples(own, model.tokenizer, seed=0)]
 
 
 @pytest.fixture(scope="module")
@@ -59,16 +65,6 @@ def material(tiny_options):
     return loaded, Material("bright", splits, replies, vector), settings
 
 
-def test_the_lexicon_knows_the_words_and_nothing_of_the_rest(examples):
-    judge = fit_lexicon(examples)
-    bright, dull, plain = (
-        judge.score(tiny.texts(words, 20, seed=9), "bright").mean()
-        for words in (tiny.BRIGHT, tiny.DULL, tiny.PLAIN)
-    )
-    assert bright > 0.7
-    assert max(dull, plain) < 0.3
-
-
 def test_the_embedding_judge_reads_any_sentence_transformer(examples, tmp_path):
     """A bag of words stands for the encoder: sentence-transformers saves and loads it alike."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
@@ -78,7 +74,7 @@ def test_the_embedding_judge_reads_any_sentence_transformer(examples, tmp_path):
         modules=[BoW(vocab=[*tiny.BRIGHT, *tiny.DULL, *tiny.PLAIN])]
     )
     encoder.save(str(tmp_path / "encoder"))
-    judge = fit_embedding(examples, tmp_path / "encoder")
+    judge = fit_embedding(examples, str(tmp_path / "encoder"))
     bright, dull = (
         judge.score(tiny.texts(words, 20, seed=9), "bright").mean()
         for words in (tiny.BRIGHT, tiny.DULL)
@@ -86,7 +82,7 @@ def test_the_embedding_judge_reads_any_sentence_transformer(examples, tmp_path):
     assert bright > 0.7
     assert dull < 0.3
     with pytest.raises(InputError, match="cannot load"):
-        fit_embedding(examples, tmp_path / "nothing here")
+        fit_embedding(examples, str(tmp_path / "nothing here"))
 
 
 def test_the_question_is_answered_by_the_probabilities_of_yes_and_no():
@@ -122,22 +118,38 @@ def test_a_function_is_a_judge_by_name(monkeypatch):
     for name in ("house_judges:missing", "no_such_module:f"):
         with pytest.raises(InputError, match="must be a function that can be imported"):
             judge_function(name)
-    with pytest.raises(InputError, match=r"or module:function, got 'lexicom'.*lexicon"):
-        judge_function("lexicom")
+    with pytest.raises(InputError, match=r"or module:function, got 'embeding'.*embedding"):
+        judge_function("embeding")
     with pytest.raises(InputError, match="must be a function, got dict"):
         judge_function("house_judges:table")
 
 
 def test_an_unknown_judge_or_an_auditor_who_is_the_judge_is_refused_before_loading():
-    for choice in ({"judge": "prob"}, {"audit": "no_such:judge"}):
-        with pytest.raises(InputError, match=r"judge must be probe|can be imported"):
+    for choice in (
+        *({"judge": name} for name in ("prob", "probe", "lexicon", "none", "auto:x")),
+        *({"audit": name} for name in ("no_such:judge", "lexicon")),
+    ):
+        with pytest.raises(InputError, match=r"judge must be auto|can be imported"):
             calibrate.calibrate("a model that does not exist", "joy", **choice)
-    with pytest.raises(InputError, match="another than the judge, got 'lexicon'"):
-        calibrate.calibrate("nothing", "joy", judge="lexicon", audit="lexicon")
+    with pytest.raises(InputError, match="another than the judge, got 'question'"):
+        calibrate.calibrate("nothing", "joy", judge="question", audit="question")
+
+
+def test_a_teacher_is_checked_before_loading_and_is_not_the_auditor(monkeypatch):
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    for teacher, said in (
+        ("openai:m", "needs its server's address"),
+        ("gone.gguf", r"must be an existing file, got 'gone\.gguf'"),
+    ):
+        with pytest.raises((InputError, ModelError), match=said):
+            calibrate.calibrate("nothing", "joy", teacher=teacher)
+    with pytest.raises(InputError, match="another than the judge, got 'question:x'"):
+        calibrate.calibrate("nothing", "joy", teacher="x", audit="question:x")
 
 
 def test_judges_have_names():
-    assert judge_name("lexicon") == "lexicon"
+    assert judge_name("auto") == "probe"
+    assert judge_name("embedding") == "embedding"
     assert judge_name(counting) == f"{__name__}:counting"
     assert judge_name(FunctionJudge(counting)) == "probes.judges:FunctionJudge"
 
@@ -201,13 +213,6 @@ REFUSED = [
         "name another judge",
         all_alike(lambda texts, _: [0.5 + len(text) / 1e4 for text in texts]),
     ),
-    Refused(
-        "a lexicon of texts without words",
-        "the lexicon needs texts with words in them, got none; choose another judge with --judge",
-        lambda _: fit_lexicon(
-            [Example("...", True, "written", "a"), Example("!!!", False, "written", "b")]
-        ),
-    ),
 ]
 
 
@@ -233,32 +238,11 @@ def test_a_judge_may_read_all_replies_alike_if_it_tells_written_texts_apart():
 def test_a_calibration_with_a_judge_who_says_half_of_everything_is_refused(role, tiny_options):
     other = {} if role == "judge" else {"judge": counting}
     with pytest.raises(InputError, match=r"constant' must tell texts apart, got 0\.5 for all"):
-        calibrate.calibrate(tiny.model("gpt2"), **{role: constant}, **other, **tiny_options)
+        calibrate.calibrate(tiny.model("gpt2"), **{**tiny_options, **other, role: constant})
 
 
 def constant(texts, concept):
     return np.full(len(texts), 0.5)
-
-
-@pytest.mark.parametrize(
-    ("up", "down"),
-    [
-        ("今天真开心我们笑了很久", "昨天很难过一个人哭了"),
-        ("วันนี้มีความสุขมากเราหัวเราะกัน", "เมื่อวานเศร้ามากนั่งร้องไห้คนเดียว"),
-        ("😀🎉🥳🎂", "😢💔⛈🖤"),
-        ("sun", "rain"),
-    ],
-)
-def test_the_lexicon_reads_text_without_words_and_few_texts(up, down):
-    examples = [
-        Example(f"{text} {k}", positive, "written", f"{k} {positive}")
-        for positive, text in ((True, up), (False, down))
-        for k in range(4)
-    ]
-    liked, disliked, other = fit_lexicon(examples).score([up, down, "?"], "")
-    assert liked > disliked
-    assert 0 < other < 1
-    fit_lexicon([examples[0], examples[-1]])  # no word in common, and no fold with both labels
 
 
 def test_an_empty_text_is_not_put_before_the_judge():
@@ -272,21 +256,55 @@ def test_an_empty_text_is_not_put_before_the_judge():
 
 def test_without_the_probe_no_probe_is_fitted(material):
     loaded, stuff, settings = material
-    panel = appoint(loaded, stuff, "lexicon", counting, settings)
+    panel = appoint(loaded, stuff, never_dull, counting, None, settings)
     assert panel.probe is None
-    assert panel.reader.name == "lexicon"
+    assert panel.final is panel.reader
+    assert panel.reader.name == f"{__name__}:never_dull"
     assert panel.auditor.read(["sun laugh", "rain"]).tolist() == [1.0, 0.0]
-    assert appoint(loaded, stuff, counting, "probe", settings).probe is not None
 
 
-def test_the_probe_is_fitted_on_every_kind_of_text_it_may_meet(material):
+def test_without_a_teacher_a_probe_learns_from_the_written_texts_and_reads_everything(material):
     loaded, stuff, settings = material
-    counts = appoint(loaded, stuff, "probe", None, settings).probe.quality.n_examples
-    own = len(stuff.replies.first_replies("probe"))
-    positives = len(stuff.splits["probe"].positives)
-    assert counts["written +"] == positives
-    assert counts["own -"] == own
-    assert counts["degenerate -"] > own + positives  # over-steered replies come on top
+    panel = appoint(loaded, stuff, "auto", None, Lesson("written"), settings)
+    learned, texts = panel.probe.learned, stuff.splits["probe"]
+    assert (learned.source, learned.teacher) == ("written", None)
+    assert learned.n_texts == {"positive": len(texts.positives), "negative": len(texts.negatives)}
+    assert panel.final is panel.reader
+    assert panel.reader.name == "probe"
+    assert panel.auditor is None
+
+
+def test_the_second_judge_is_the_embedding_unless_it_is_the_judge():
+    assert choose_audit("auto", "auto") == "embedding"
+    assert choose_audit("embedding", "auto") is None
+    assert choose_audit("auto", "none") is None
+    assert choose_audit("auto", None) is None
+    assert choose_audit("auto", counting) is counting
+
+
+def test_a_judge_is_made_again_from_its_name_or_says_why_not(monkeypatch):
+    module = types.ModuleType("house_judges")
+    module.counting = counting
+    monkeypatch.setitem(sys.modules, "house_judges", module)
+    loaded = tiny.loaded()
+    assert judge_again(loaded, "house_judges:counting", "bright", "", Settings()).score(
+        ["sun"], ""
+    ) == [1.0]
+    assert isinstance(judge_again(loaded, "question", "bright", "", Settings()), Question)
+    with pytest.raises(InputError, match="'embedding' was fitted on texts that are not kept"):
+        judge_again(loaded, "embedding", "bright", "", Settings())
+    with pytest.raises(InputError, match="'embedding' was fitted on texts that are not kept"):
+        judge_again(loaded, "embedding", "joy", "the hash of other texts", Settings())
+    with pytest.raises(InputError, match="was an object in memory"):
+        judge_again(loaded, "collections:Counter", "bright", "", Settings())
+
+
+def test_a_scaled_judge_ranks_as_the_judge_does_and_answers_on_the_readers_scale():
+    judge = ScaledJudge(FunctionJudge(lambda texts, _: [0.0, 0.5, 1.0]), Scale(2.0, -1.0))
+    low, middle, high = judge.score(["a", "b", "c"], "")
+    assert middle == pytest.approx(1 / (1 + np.e))  # sigmoid(2 · 0 - 1)
+    assert 0 < low < 1e-6
+    assert 1 - 1e-6 < high < 1
 
 
 def test_a_planted_cheat_reads_the_vector_and_the_judge_does_not(finished):
@@ -320,25 +338,31 @@ def test_presence_is_read_with_the_steering_taken_away(finished):
 
 def test_a_calibration_is_judged_and_audited_by_whom_one_likes(tiny_options, tmp_path):
     result = calibrate.calibrate(
-        tiny.model("gpt2"), judge=counting, audit="lexicon", out=tmp_path / "out", **tiny_options
+        tiny.model("gpt2"),
+        out=tmp_path / "out",
+        **{**tiny_options, "judge": counting, "audit": never_dull},
     )
     measured = result.config.measured
-    assert measured.judges == [f"{__name__}:counting", "lexicon"]
+    assert measured.judges == [f"{__name__}:counting", f"{__name__}:never_dull"]
     assert result.probe is None
     replies = result.evidence.completions
     assert [one.steered_presence for one in replies] == pytest.approx(
         [counting([one.steered], "")[0] if one.steered else 0.0 for one in replies]
     )
-    assert measured.audit.judge == "lexicon"
+    assert measured.audit.judge == f"{__name__}:never_dull"
     assert measured.audit.change.low > 0
     assert measured.audit.agreement > 0.3
+    assert measured.audit.opinion == "confirms"
     again = calibrate.Calibration.load(tmp_path / "out")
     assert again.probe is None
-    assert "Audit by lexicon" in (tmp_path / "out" / "report.html").read_text()
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert f"Audit by {__name__}:never_dull" in report
+    assert "the second judge confirms the change" in report
+    assert f"changes of {measured.presence.detectable:.3f} or more would be seen" in report
 
 
 def test_truncations_labelled_by_a_coin_are_not_told_apart(material):
-    """Forty plain sentences, eight truncations each: without groups the AUC held out is near 1."""
+    """Forty plain sentences, eight truncations each, which would tell each other's labels."""
     loaded, stuff, settings = material
     rng = random.Random(1)
     sentences = [tiny.text(tiny.PLAIN, rng, length=14) for _ in range(40)]
@@ -348,5 +372,25 @@ def test_truncations_labelled_by_a_coin_are_not_told_apart(material):
         [text for text, up in zip(cut, heads, strict=True) if up is side] for side in (True, False)
     )
     splits = Concept.from_texts("coin", *sides).split()
-    with pytest.raises(Infeasible, match=r"the probe cannot tell 'coin' apart: its AUC .* is 0\."):
-        appoint(loaded, replace(stuff, concept="coin", splits=splits), "probe", None, settings)
+    coin = replace(stuff, concept="coin", splits=splits)
+    with pytest.raises(Infeasible, match=r"the probe cannot tell 'coin' apart: its AUC is 0\."):
+        appoint(loaded, coin, "auto", None, Lesson("written"), settings)
+
+
+@pytest.mark.parametrize(("skilled", "expected"), [(True, "embedding"), (False, None)])
+def test_a_second_judge_that_cannot_tell_graded_replies_apart_reads_nothing(
+    skilled, expected, monkeypatch
+):
+    graded = [
+        GradedText(text, grade=float(grade), group=text)
+        for grade, words in ((2, tiny.BRIGHT), (0, tiny.DULL))
+        for text in tiny.texts(words, 10)
+    ]
+    monkeypatch.setattr(judging, "graded_replies", lambda _: graded)
+    blind = FunctionJudge(lambda texts, _: [(len(text) % 7) / 7 for text in texts])
+    judge = FunctionJudge(counting) if skilled else blind
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = judging._if_skilled(Reader(judge, "bright", "embedding"))
+    assert (found and found.name) == expected
+    assert bool(said) is not skilled

@@ -1,0 +1,67 @@
+"""A probe that learned from graded texts: those of readers, a teacher's, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from calibrate.errors import InputError
+from probes.graded import GradedText
+from probes.probe import Learned, Probe
+from probes.quality import Quality, quality
+from probes.student import Student, fit_student, probe_layers, read_features
+
+if TYPE_CHECKING:
+    from calibrate.model import LoadedModel
+
+
+def learn_probe(
+    concept: str,
+    texts: Sequence[GradedText],
+    model: LoadedModel,
+    teacher: str | None = None,
+) -> Probe:
+    """Fit a probe of a model on graded texts.
+
+    teacher: its name, where one graded.
+    Raises: InputError if all texts have the same grade.
+
+    >>> probe = learn_probe("joy", graded_replies("joy"), load_model("smollm2"))  # doctest: +SKIP
+    """
+    layers = probe_layers(model.num_layers)
+    student = fit_student(texts, read_features(model, texts), layers)
+    by_readers = any(one.grade is not None for one in texts)
+    return Probe(
+        concept=concept,
+        layers=layers,
+        weights=(student.yes.slope * student.weights).astype(np.float32),
+        bias=student.yes.slope * student.bias + student.yes.offset,
+        clearly=student.clearly_of_yes,
+        model_id=model.name,
+        tokenizer_sha256=model.identity.tokenizer_sha256,
+        learned=Learned(
+            source="graded" if by_readers else "taught",
+            teacher=teacher,
+            n_texts={
+                "readers": sum(one.grade is not None for one in texts),
+                "teacher": sum(one.taught is not None for one in texts),
+            },
+            quality=_quality(texts, student),
+        ),
+    )
+
+
+def _quality(texts: Sequence[GradedText], student: Student) -> Quality:
+    """Out of fold, against the readers' yes where they graded, else against the teacher's."""
+    rows = [row for row, one in enumerate(texts) if one.grade is not None] or range(len(texts))
+    labels = [texts[row].says_yes for row in rows]
+    if len(set(labels)) < 2:
+        said = "yes" if labels[0] else "no"
+        raise InputError(
+            f"graded texts must differ, but the grader says {said} to all {len(labels)}; name "
+            "another --teacher, or describe the concept in other words"
+        )
+    probabilities = student.yes(student.scores[list(rows)])
+    return quality(probabilities, labels, [texts[row].group for row in rows])

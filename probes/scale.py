@@ -1,0 +1,47 @@
+"""A scale: from a score to the probability that a reader says yes (Platt, 1999)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
+
+LEAST = 30  # texts with a grade, from which a scale is fitted
+LEAST_OF_A_KIND = 5  # texts with a yes among them, and without
+
+
+@dataclass(frozen=True)
+class Scale:
+    """log-odds of a yes = slope · score + offset; by default the score is the log-odds.
+
+    >>> float(Scale(slope=2.0, offset=1.0)(-0.5))
+    0.5
+    """
+
+    slope: float = 1.0
+    offset: float = 0.0
+
+    def __call__(self, scores: np.ndarray | float) -> np.ndarray:
+        """Probabilities of scores, of the same shape."""
+        probabilities: np.ndarray = expit(self.slope * np.asarray(scores) + self.offset)
+        return probabilities
+
+    def inverse(self, log_odds: np.ndarray) -> np.ndarray:
+        """Scores of log-odds, of the same shape."""
+        return (log_odds - self.offset) / self.slope
+
+
+AS_FITTED = Scale()
+
+
+def fit_platt(scores: np.ndarray, yes: np.ndarray) -> Scale | None:
+    """Fit by logistic regression, or return None where texts are too few.
+
+    scores: (n_texts,), log-odds. yes: bool (n_texts,).
+    """
+    if len(yes) < LEAST or min(yes.sum(), (~yes).sum()) < LEAST_OF_A_KIND:
+        return None
+    fitted = LogisticRegression(C=1.0).fit(scores[:, None], yes)
+    return Scale(float(fitted.coef_[0, 0]), float(fitted.intercept_[0]))

@@ -1,0 +1,110 @@
+"""Fit a probe on graded texts: a student of readers, of a teacher, or of both.
+
+    1. log-odds of a yes  ~  ridge regression on token-mean residuals of several blocks
+    2. readers' yes       ~  logistic regression on 1, out of fold: the scale (Platt, 1999)
+
+In step 1 a text counts by its readers' grade, or else by the teacher's: of texts that both graded,
+readers taught better (docs/judges.md). Step 2 says from which score on a reader says yes; where
+readers graded too few texts, the scale is a given one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.special import logit
+
+from calibrate.model import borrowed
+from probes.features import text_features
+from probes.graded import GradedText
+from probes.ridge import fit_ridge
+from probes.scale import Scale, fit_platt
+
+if TYPE_CHECKING:
+    from calibrate.model import LoadedModel
+
+DEPTHS = (0.15, 0.3, 0.45, 0.6, 0.7, 0.85)  # blocks read, as shares of the depth
+CERTAIN = 0.02  # a teacher's probability counts as no nearer to 0 or 1
+READERS_SAY = (0.06, 0.8, 0.97)  # what a teacher would say to a grade of 0, 1 and 2
+
+
+@dataclass(frozen=True, eq=False)
+class Student:
+    """What graded texts teach.
+
+    weights: (n_layers, hidden_size), and bias: of the score. yes, clearly: scales of the score, for
+    a grade of 1 or more, and for 2; the latter None where too few have it.
+    scores: of the texts it was fitted on, out of fold, (n_texts,).
+    """
+
+    layers: tuple[int, ...]
+    weights: np.ndarray
+    bias: float
+    yes: Scale
+    clearly: Scale | None
+    scores: np.ndarray
+
+    @property
+    def clearly_of_yes(self) -> Scale | None:
+        """What the log-odds of a yes say of a clear one."""
+        if self.clearly is None:
+            return None
+        slope = self.clearly.slope / self.yes.slope
+        return Scale(slope, self.clearly.offset - slope * self.yes.offset)
+
+
+def probe_layers(num_layers: int) -> tuple[int, ...]:
+    """The 0-based blocks that are read, ascending."""
+    return tuple(sorted({round(depth * (num_layers - 1)) for depth in DEPTHS}))
+
+
+def read_features(model: LoadedModel, texts: Sequence[GradedText]) -> np.ndarray:
+    """Features of graded texts, float32 (n_layers, n_texts, hidden_size)."""
+    with borrowed(model):
+        return text_features(model, [one.text for one in texts], probe_layers(model.num_layers))
+
+
+def fit_student(
+    texts: Sequence[GradedText],
+    features: np.ndarray,
+    layers: Sequence[int],
+    scale: Scale | None = None,
+) -> Student:
+    """Fit on texts that a teacher or readers graded.
+
+    features: (n_layers, n_texts, hidden_size). scale: from the teacher's log-odds to a
+    reader's yes, used where readers graded too few texts (`probes.scale.fit_platt`); None leaves
+    the log-odds as they are.
+    """
+    flat = np.concatenate(list(features), axis=1)
+    groups = [one.group for one in texts]
+    ridge = fit_ridge(flat, targets(texts), groups, np.ones(len(texts)))
+    read = [row for row, one in enumerate(texts) if one.grade is not None]
+    grades = np.array([texts[row].grade for row in read])
+    scores = ridge.out_of_fold[read]
+    yes, clearly = (fit_platt(scores, grades >= least) for least in (1, 2))
+    weights = ridge.weights.reshape(len(layers), -1).astype(np.float32)
+    return Student(
+        tuple(layers),
+        weights,
+        ridge.bias,
+        yes or scale or Scale(),
+        clearly,
+        ridge.out_of_fold,
+    )
+
+
+def targets(texts: Sequence[GradedText]) -> np.ndarray:
+    """The log-odds a student learns, (n_texts,): the readers', or the teacher's without them."""
+    said = [_said(one) for one in texts]
+    log_odds: np.ndarray = logit(np.clip(said, CERTAIN, 1 - CERTAIN))
+    return log_odds
+
+
+def _said(text: GradedText) -> float:
+    if text.grade is None:
+        return text.taught or 0.0
+    return float(np.interp(text.grade, (0, 1, 2), READERS_SAY))
