@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from calibrate.model import LoadedModel
 
 DRAWS = 2  # labels drawn from p₀ for every context
+MOST_TEXTS = 24  # of each label that are differentiated
 MOST_SEQUENCES = 16  # of the corpus, for the curvature
 CARRIED = 3  # blocks carried into the study
-SPACING = 10  # blocks carried are at least a tenth of the depth apart: neighbours do the same
 GRADIENT_TOKENS = 4  # a pass that is differentiated holds this many times more per token
 
 Labels = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -80,21 +80,23 @@ def rank_blocks(
 
 
 def carried_blocks(ranks: Sequence[BlockRank], num_layers: int) -> tuple[int, ...]:
-    """The best CARRIED blocks that are not neighbours, best first."""
-    apart = max(1, num_layers // SPACING)
-    chosen: list[int] = []
+    """The best block of each of CARRIED parts of the depth, best first.
+
+    The gain hardly says which depth is best (docs/study.md), and is often largest in the last
+    blocks alone, so that blocks of every depth are tried.
+    """
+    best: dict[int, int] = {}
     for rank in ranks:
-        if all(abs(rank.layer - other) >= apart for other in chosen):
-            chosen.append(rank.layer)
-    return tuple(chosen[:CARRIED])
+        best.setdefault(CARRIED * rank.layer // num_layers, rank.layer)
+    return tuple(best.values())
 
 
 def _replies(texts: Texts) -> tuple[list[Text], list[Text]]:
-    """The texts that reply to a prompt, where both labels have some; all of them otherwise."""
+    """MOST_TEXTS of each label: replies to a prompt, where both labels have some."""
     groups = (texts.positives, texts.negatives)
     replies = [[text for text in group if text.prompt is not None] for group in groups]
     chosen = replies if all(replies) else [list(group) for group in groups]
-    return chosen[0], chosen[1]
+    return chosen[0][:MOST_TEXTS], chosen[1][:MOST_TEXTS]
 
 
 def _curvature(
