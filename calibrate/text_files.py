@@ -18,7 +18,7 @@ Replies and prompts may be chats too. Labels are positive, pos, 1, true or yes, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -88,6 +88,16 @@ def read_unlabelled(path: str | Path, positive: bool | None = None) -> list[Entr
     return _some(path, [_unlabelled(row, positive) for row in rows])
 
 
+def read_beside(path: str | Path, names: Collection[str]) -> list[tuple[Row, Entry]]:
+    """Read a file of one text a row, each with its row, whose other fields the caller reads.
+
+    names: those fields; each row is an object.
+    Raises: ConceptError with the file, line and field that cannot be used.
+    """
+    rows = read_rows(path, (*NAMES, *names))
+    return _some(path, [(row, _beside(row)) for row in rows])
+
+
 def read_asked(path: str | Path) -> list[str]:
     """Read a file of prompts: what is asked in each row, or its text where nothing is.
 
@@ -141,6 +151,14 @@ def _unlabelled(row: Row, positive: bool | None) -> Entry:
             "--concept FILE"
         )
     return entry
+
+
+def _beside(row: Row) -> Entry:
+    fields = _fields(row, "an object with fields")
+    given = _given(row.place, fields)
+    if isinstance(given, tuple):
+        raise ConceptError(f"{row.place} must have one text, got {given[0]} and {given[1]}")
+    return _entry(row.place, fields, given)
 
 
 def _asked(row: Row) -> str:
@@ -201,7 +219,7 @@ def _entry(place: str, fields: Mapping[str, Any], name: str) -> Entry:
     else:
         text, asked = _text(place, fields[name], name), None
     prompt = _prompt(place, fields)
-    label = None if fields.get("label") is None else _label(place, fields["label"])
+    label = None if fields.get("label") is None else read_label(place, fields["label"])
     return Entry(text, asked if prompt is None else prompt, label, _group(place, fields))
 
 
@@ -233,7 +251,11 @@ def _group(place: str, fields: Mapping[str, Any]) -> str:
     return _text(place, str(value), "group")
 
 
-def _label(place: str, value: Any) -> bool:
+def read_label(place: str, value: Any) -> bool:
+    """Whether a label says that a text expresses the concept.
+
+    Raises: ConceptError if it says neither.
+    """
     label = (
         None if isinstance(value, (float, list, dict)) else LABELS.get(str(value).strip().lower())
     )
