@@ -80,7 +80,8 @@ class TestedRecord(Section):
 class CompletionRecord(Section):
     """One verify prompt with an unsteered and a steered reply, and the presence in each.
 
-    That of an empty reply is 0, and counts for nothing.
+    That of an empty reply is 0, and counts for nothing. reply: which of the prompt's replies these
+    are, from 0; both were sampled with the same noise.
     """
 
     prompt: str
@@ -88,6 +89,7 @@ class CompletionRecord(Section):
     steered: str
     unsteered_presence: float
     steered_presence: float
+    reply: int = 0
 
 
 class SplitRecord(Section):
@@ -100,7 +102,8 @@ class SplitRecord(Section):
 class Evidence(Section):
     """Ranks of blocks, pilots, trials, tested strengths, completions and splits of a calibration.
 
-    ranks: of every block, best first; empty where the block was given.
+    ranks: of every block, best first; empty where the block was given. completions: all replies
+    to each verify prompt; only the first in what was written before all were kept.
     """
 
     ranks: list[RankRecord]
@@ -109,6 +112,11 @@ class Evidence(Section):
     tested: list[TestedRecord]
     completions: list[CompletionRecord]
     splits: SplitRecord
+
+    @property
+    def first_completions(self) -> list[CompletionRecord]:
+        """The first reply to each verify prompt, unsteered and steered."""
+        return [one for one in self.completions if one.reply == 0]
 
     def to_bytes(self) -> bytes:
         """Return the contents of `evidence.json`."""

@@ -19,6 +19,7 @@ from calibrate.config import CONFIG_FILE, FORMAT, VECTOR_FILE
 from calibrate.errors import ArtefactError
 from calibrate.evidence import EVIDENCE_FILE
 from calibrate.files import is_plain_file, nobodys, require_ours
+from calibrate.grades import GRADES_FILE, is_grades
 from calibrate.marks import facts_in, names_us, sha256_of
 
 JOURNAL_FILE = "study.journal"
@@ -50,6 +51,8 @@ def wrote(path: Path) -> bool:
         return facts.get("format") == FORMAT
     if path.name == EVIDENCE_FILE:
         return facts.keys() >= {"pilots", "trials", "completions", "splits"}
+    if path.name == GRADES_FILE:
+        return is_grades(path)
     if path.name == LAWS_FILE:
         return facts.keys() >= LAWS_KEYS
     if path.name == VECTOR_FILE:
@@ -79,7 +82,7 @@ def open_workspace(out: str | Path | None, fingerprint: str) -> tuple[Path | Non
             f"{directory} holds a calibration made with other settings, data or another model; "
             "choose another --out, or remove it"
         )
-    require_free(directory, JOURNAL_FILE, ARTEFACT_FILES)
+    require_free(directory, JOURNAL_FILE, (*ARTEFACT_FILES, GRADES_FILE))
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
