@@ -64,11 +64,13 @@ class Request:
     """Replies wanted to some prompts.
 
     per_prompt: replies to every prompt, or to each. push: what steers them; None for nothing.
+    first: number of the first reply to a prompt; those before it have been sampled already.
     """
 
     prompts: Sequence[Prompt]
     per_prompt: int | Sequence[int] = 1
     push: Push | None = None
+    first: int = 0
 
     @property
     def jobs(self) -> list[tuple[int, int]]:
@@ -76,7 +78,7 @@ class Request:
         counts = self.per_prompt
         if isinstance(counts, int):
             counts = [counts] * len(self.prompts)
-        return [(index, k) for index, count in enumerate(counts) for k in range(count)]
+        return [(index, self.first + k) for index, count in enumerate(counts) for k in range(count)]
 
 
 def sample(

@@ -70,13 +70,14 @@ class Allowance:
         self._meter, self._limits, self._reserve = meter, limits, reserve
         self._first, self._started = meter.tokens, time.perf_counter()
 
-    def left_for(self, tokens: int) -> bool:
+    def left_for(self, tokens: int, reserve: int | None = None) -> bool:
         """Whether so many token-forwards more leave the reserve untouched.
 
+        reserve: what has to come still, where some of it has come by now.
         Minutes are reckoned at the speed so far.
         """
         spent, seconds = self._meter.tokens - self._first, time.perf_counter() - self._started
-        ahead = tokens + self._reserve
+        ahead = tokens + (self._reserve if reserve is None else reserve)
         return self._limits.allow(spent + ahead, seconds * (1 + ahead / max(spent, 1)))
 
 

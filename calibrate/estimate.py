@@ -71,6 +71,24 @@ class RatioEstimate:
         """Half the width of the two-sided confidence interval."""
         return self._quantile(0.5 + confidence / 2) * self.standard_error
 
+    def cautious_interval(self, confidence: float) -> tuple[float, float]:
+        """Two-sided confidence interval of a mean of shares, also where all of them are alike."""
+        half = self._quantile(0.5 + confidence / 2) * self._cautious_error
+        return self.value - half, self.value + half
+
+    def detectable(self, confidence: float, power: float) -> float:
+        """The smallest true mean whose cautious interval leaves out 0 with a probability."""
+        quantiles = self._quantile(0.5 + confidence / 2) + self._quantile(power)
+        return quantiles * self._cautious_error
+
+    @property
+    def _cautious_error(self) -> float:
+        """The standard error; where all shares are alike, that of one in n that differs by 1.
+
+        No spread in a small sample does not show that there is none (the rule of three).
+        """
+        return self.standard_error or 1 / len(self.sums)
+
     def upper(self, confidence: float) -> float:
         """One-sided upper confidence bound: the largest of Student's and two for skewed values.
 
@@ -105,7 +123,13 @@ class RatioEstimate:
         return log_normal_quantile(n, float(np.ceil(sigma / STEP) * STEP), confidence)
 
     def _quantile(self, probability: float) -> float:
-        return float(student_t.ppf(probability, df=max(len(self.sums) - 1, 1)))
+        return student_quantile(probability, max(len(self.sums) - 1, 1))
+
+
+@lru_cache(maxsize=1024)
+def student_quantile(probability: float, df: int) -> float:
+    """Quantile of Student's t."""
+    return float(student_t.ppf(probability, df=df))
 
 
 @lru_cache(maxsize=256)

@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import norm
 
 from calibrate.errors import Infeasible
 from calibrate.estimate import RatioEstimate
 from calibrate.evidence import Trial
+from calibrate.laws import PresenceFit
 from calibrate.pilot import Pilot
 from calibrate.settings import Settings
 from calibrate.study import presence_law
@@ -62,8 +64,7 @@ def prices(
     found = []
     for site, pilot in pilots.items():
         law = presence_law(site, trials, baseline, settings.goal)
-        end = FARTHEST * pilot.strength_at_budget.value if law.fall is None else law.fall
-        strengths = np.linspace(0, end, STRENGTHS + 1)[1:]
+        strengths = _strengths(pilot, law)
         gained = settings.sign * (np.asarray(law.law.predict(strengths)) - baseline.value)
         enough = strengths[gained >= gain]
         if _tried(site, trials) and len(enough):
@@ -92,14 +93,42 @@ def _priced(
 ) -> list[str]:
     gain = settings.min_gain or baseline.half_width(settings.confidence)
     priced = prices(pilots, trials, baseline, gain, settings)
-    if not priced:
-        return [f"no site comes near a change of presence by {gain:.2f}, by the laws"]
-    near = priced[0]
-    return [
-        f"by the laws {near.site} comes closest: a change by {gain:.2f} costs about "
-        f"{near.budget:.2g} nat there, at α = {near.strength:.3g}; ask for --ce-budget "
-        f"{1.1 * near.budget:.2g}"
+    if priced:
+        near = priced[0]
+        return [
+            f"by the laws {near.site} comes closest: a change by {gain:.2f} costs about "
+            f"{near.budget:.2g} nat there, at α = {near.strength:.3g}; ask for --ce-budget "
+            f"{1.1 * near.budget:.2g}"
+        ]
+    possible = [
+        _most_gained(site, pilot, trials, baseline, settings)
+        for site, pilot in pilots.items()
+        if _tried(site, trials)
     ]
+    if possible and max(possible) < gain:
+        return [f"no site is predicted to change presence by {gain:.2f}, even beyond the budget"]
+    return []
+
+
+def _most_gained(
+    site: str,
+    pilot: Pilot,
+    trials: Sequence[Trial],
+    baseline: RatioEstimate,
+    settings: Settings,
+) -> float:
+    """The most presence that the law leaves possible at a site, with its uncertainty."""
+    law = presence_law(site, trials, baseline, settings.goal)
+    strengths = _strengths(pilot, law)
+    gained = settings.sign * (np.asarray(law.law.predict(strengths)) - baseline.value)
+    errors = np.array([law.standard_error(float(strength)) for strength in strengths])
+    return float((gained + norm.ppf(0.5 + settings.confidence / 2) * errors).max())
+
+
+def _strengths(pilot: Pilot, law: PresenceFit) -> np.ndarray:
+    """Where the law is asked: up to where presence falls, or to where it is not believed."""
+    end = FARTHEST * pilot.strength_at_budget.value if law.fall is None else law.fall
+    return np.linspace(0, end, STRENGTHS + 1)[1:]
 
 
 def _tried(site: str, trials: Sequence[Trial]) -> bool:

@@ -4,10 +4,11 @@
     reference   one input's steered log-probabilities come out as they were recorded
     budget      ΔCE keeps to the budget, with its one-sided bound
     presence    the concept moves as it did
+    audit       to the second judge as well, if there was one
     long run    replies as long as they are served hardly loop more than unsteered ones
 
-Replies are drawn again with the recorded seed from the prompts it was verified on, so that the
-gate opens every time for what it once was opened for. A corpus takes the place of those replies.
+Replies to the prompts it was verified on are drawn again with the recorded seed, so that an
+unchanged config on an unchanged model always passes. A corpus takes the place of those replies.
 Where the reference is missed, the gate looks for the mistake that explains it.
 """
 
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 
-from calibrate.completions import Request, sample
+from calibrate.completions import Completion, Request, sample, sample_all
 from calibrate.concept import read_lines
 from calibrate.config import SteeringConfig, load
 from calibrate.cost import Ledger
@@ -30,19 +31,20 @@ from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
 from calibrate.errors import AlteredError, Infeasible, InputError
 from calibrate.estimate import RatioEstimate
 from calibrate.evidence import Evidence
+from calibrate.judging import judge_again
 from calibrate.loading import load_model, rendered_with
 from calibrate.long_run import unsteered_at_length
 from calibrate.model import borrowed
-from calibrate.presence import measure_presence
+from calibrate.presence import read
 from calibrate.progress import SILENT, Progress
 from calibrate.rendering import encode_prompt
-from calibrate.replies import VERIFY_COMPLETIONS, corpus_texts
+from calibrate.replies import corpus_texts
 from calibrate.residual import Positions
-from calibrate.settings import Sampling
+from calibrate.settings import Sampling, Settings
 from calibrate.tokens import TokenSequence
 from calibrate.vector import SteeringVector
 from calibrate.verify import next_log_probs
-from probes import Probe, Reader
+from probes import Judge, Reader
 from probes import load as load_probe
 
 if TYPE_CHECKING:
@@ -328,21 +330,56 @@ def own_replies(
 def check_presence(
     config: SteeringConfig, evidence: Evidence, loaded: LoadedModel, folder: Path
 ) -> Iterator[Check]:
-    """Have the probe beside the config read steered and unsteered replies; none without it."""
-    if config.measured.judges[0] != "probe":
-        return
-    probe: Probe = load_probe(folder / "probe")
-    reader = Reader(probe.on(loaded), config.concept.name, "probe")
+    """Draw steered and unsteered replies again, for the judge and the auditor.
+
+    A judge that cannot be made again is named.
+    """
+    measured, name = config.measured, config.concept.name
+    judges = {"presence": (measured.judges[0], measured.presence.change)}
+    if measured.audit is not None:
+        judges["audit"] = measured.audit.judge, measured.audit.change
+    readers: list[tuple[str, Reader]] = []
+    for check, (judge, change) in judges.items():
+        try:
+            readers.append((check, Reader(_again(judge, config, loaded, folder), name, judge)))
+        except InputError as missing:
+            said = f"{judge} read a change of {change.value:+.3f}"
+            yield Check(check, True, f"{said}, and is not asked again here: {missing}")
+    if readers:
+        plain, steered = _drawn_again(config, evidence, loaded)
+        for check, reader in readers:
+            yield _moved(check, reader, steered, plain, config)
+
+
+def _again(name: str, config: SteeringConfig, loaded: LoadedModel, folder: Path) -> Judge:
+    """A judge of the calibration; the probe as it read what is recorded."""
+    if name == "probe":
+        return load_probe(folder / "probe").as_fitted.on(loaded)
+    concept = config.concept
+    settings = _asked_settings(config)
+    return judge_again(loaded, name, concept.name, concept.data_sha256, settings)
+
+
+def _asked_settings(config: SteeringConfig) -> Settings:
+    """How judges that are asked were asked."""
+    recorded = config.provenance.settings
+    return Settings(
+        judge_question=recorded.get("judge_question"), judge_url=recorded.get("judge_url")
+    )
+
+
+def _drawn_again(
+    config: SteeringConfig, evidence: Evidence, loaded: LoadedModel
+) -> list[tuple[Completion, ...]]:
+    """The replies it was verified on, unsteered and steered."""
     prompts = [encode_prompt(loaded, text) for text in evidence.splits.prompts["verify"]]
     sampling, seed = _sampling(config)
     done = config.intervention
     push = config.steering_vector.push(done.strength, done.positions)
-    requests = [Request(prompts, VERIFY_COMPLETIONS, by) for by in (None, push)]
-    plain, steered = measure_presence(loaded, reader, requests, sampling, seed)
-    try:
-        yield _moved(config, steered.change_from(plain))
-    except Infeasible as silent:
-        yield Check("presence", False, str(silent))
+    n_replies = config.measured.presence.n_replies
+    return sample_all(
+        loaded, [Request(prompts, n_replies, by) for by in (None, push)], sampling, seed
+    )
 
 
 def check_long_run(
@@ -368,15 +405,30 @@ def check_long_run(
     )
 
 
-def _moved(config: SteeringConfig, change: RatioEstimate) -> Check:
-    recorded, confidence = config.measured.presence.change, config.budget.confidence
+def _moved(
+    name: str,
+    reader: Reader,
+    steered: Sequence[Completion],
+    plain: Sequence[Completion],
+    config: SteeringConfig,
+) -> Check:
+    """Whether presence changes as it did, to the first judge ("presence") or the second."""
+    measured, confidence = config.measured, config.budget.confidence
+    recorded, what, says = measured.presence.change, "presence", ""
+    if name == "audit" and measured.audit is not None:
+        recorded, what = measured.audit.change, f"presence to {reader.name}"
+        says = f"; {measured.audit.says}" if measured.audit.says else ""
+    try:
+        change = read(reader, steered).change_from(read(reader, plain))
+    except Infeasible as silent:
+        return Check(name, False, str(silent))
     low, high = change.interval(confidence)
     holds = low <= recorded.value <= high and recorded.low <= change.value <= recorded.high
     return Check(
-        "presence",
+        name,
         holds,
-        f"presence changes by {change.value:+.3f} ({confidence:.0%} interval {low:+.3f} to "
-        f"{high:+.3f}), {'as' if holds else 'but'} {recorded.value:+.3f} was recorded",
+        f"{what} changes by {change.value:+.3f} ({confidence:.0%} interval {low:+.3f} to "
+        f"{high:+.3f}), {'as' if holds else 'but'} {recorded.value:+.3f} was recorded{says}",
     )
 
 

@@ -1,6 +1,6 @@
 """The unsteered replies: sampled once, kept, and used four ways on disjoint prompts.
 
-probe prompts    negatives for the probe
+probe prompts    what a probe of a concept without graded replies learns to read
 search prompts   corpus for the pilot and the study, and presence before steering
 verify prompts   corpus and baseline for the verification
 the empty prompt random negatives for the steering vector, where they are asked for

@@ -110,12 +110,15 @@ class Settings:
     precision: how much presence may be left to gain when the study stops, and how wide half of
         its interval may be when no more prompts are tried, in (0, 1).
     min_gain: change of presence towards the goal that is wanted at least, in [0, 1); less is
-        infeasible.
+        infeasible. The default is five more replies of a hundred.
     confidence: of every interval and bound, in (0.5, 1).
     long_run: tokens of the replies that verification reads at the length they are served, 0 for
         none; fewer where the model's context is shorter.
     max_fluency_drop: how much less likely steered replies may be to the unsteered model than its
         own, nats per token, above 0; None for no limit.
+    judge_question: what judges that are asked are asked, with places for {text} and {concept};
+        None for `probes.asking.QUESTION`.
+    judge_url: where the server of a judge `openai:MODEL` is; None for OPENAI_BASE_URL.
     """
 
     ce_budget: float = 0.1
@@ -127,11 +130,13 @@ class Settings:
     normalize: bool = False
     trials: int = 8
     precision: float = 0.02
-    min_gain: float = 0.0
+    min_gain: float = 0.05
     seed: int = 0
     confidence: float = 0.95
     long_run: int = 192
     max_fluency_drop: float | None = None
+    judge_question: str | None = None
+    judge_url: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:

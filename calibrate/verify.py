@@ -14,20 +14,24 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 
+from calibrate.audit import Audit, audit
 from calibrate.completions import Completion, Request
+from calibrate.cost import Allowance
 from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
+from calibrate.effect import LOOKS, decide, detectable, require_effect
 from calibrate.errors import Infeasible
 from calibrate.estimate import RatioEstimate
 from calibrate.fluency import Fluency, measure_fluency
-from calibrate.judging import Panel, asked_prompts
+from calibrate.judging import Panel
 from calibrate.long_run import LOOP_MARGIN, LongReplies, LongRun, answer_at_length
 from calibrate.pilot import Pilot
 from calibrate.presence import MOST_EMPTY, Presence, measure_presence, read
-from calibrate.replies import VERIFY_COMPLETIONS, UnsteeredReplies, require_answers
+from calibrate.replies import UnsteeredReplies, require_answers
 from calibrate.residual import Positions, Push
 from calibrate.settings import Settings
+from calibrate.teaching import asked_prompts
+from calibrate.tokens import Prompt
 from calibrate.vector import SteeringVector
 from probes import Reader
 
@@ -123,28 +127,6 @@ def verify_long_run(
     )
 
 
-def require_effect(steered: Presence, baseline: Presence, settings: Settings) -> RatioEstimate:
-    """Return the paired change of presence, whose interval must lead towards the goal.
-
-    The replies share prompts and noise, so their differences are taken prompt by prompt, empty
-    replies left out.
-    Raises: Infeasible if the interval holds 0, or less than the wished gain.
-    """
-    change = steered.change_from(baseline)
-    low, high = change.interval(settings.confidence)
-    if (low if settings.goal == "increase" else -high) <= settings.min_gain:
-        wished = f" by more than {settings.min_gain:g}" if settings.min_gain else ""
-        raise Infeasible(
-            [
-                f"within the budget presence does not measurably {settings.goal}{wished}: it "
-                f"changes by {change.value:+.3f} ({settings.confidence:.0%} interval {low:+.3f} to "
-                f"{high:+.3f})"
-            ],
-            ["allow more with --ce-budget", "try another --layer", "give more --prompts"],
-        )
-    return change
-
-
 def require_replies(presence: Presence) -> None:
     """Raise Infeasible if steering silences the model: most of its replies are empty."""
     if presence.empty > MOST_EMPTY:
@@ -170,54 +152,6 @@ def require_fluency(drop: RatioEstimate, settings: Settings) -> None:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class Audit:
-    """The same final replies, read by a second judge.
-
-    change: of presence, prompt by prompt. agreement: Spearman's rank correlation of the two
-    judges over all replies that are not empty, steered and unsteered; 0 where one of them says the
-    same of all.
-    """
-
-    judge: str
-    presence: RatioEstimate
-    baseline: RatioEstimate
-    change: RatioEstimate
-    agreement: float
-
-
-def audit(
-    auditor: Reader,
-    presence: Presence,
-    baseline: Presence,
-    change: RatioEstimate,
-    settings: Settings,
-) -> Audit:
-    """Have a second judge read the final replies.
-
-    Raises: Infeasible if it sees presence move the other way.
-    """
-    again, before = (read(auditor, one.completions) for one in (presence, baseline))
-    found = again.change_from(before)
-    low, high = found.interval(settings.confidence)
-    if (high if settings.goal == "increase" else -low) < 0:
-        raise Infeasible(
-            [
-                f"the judges disagree: presence changes by {change.value:+.3f}, but to "
-                f"{auditor.name} by {found.value:+.3f} ({settings.confidence:.0%} interval "
-                f"{low:+.3f} to {high:+.3f})"
-            ],
-            ["read some of the replies in evidence.json", "try a third with --audit"],
-        )
-    ours, theirs = (
-        np.concatenate([one.scores[one.spoken] for one in pair])
-        for pair in ((presence, baseline), (again, before))
-    )
-    told_apart = min(np.ptp(ours), np.ptp(theirs)) > 0
-    agreement = float(spearmanr(ours, theirs).statistic) if told_apart else 0.0
-    return Audit(auditor.name, again.estimate, before.estimate, found, agreement)
-
-
 @dataclass(frozen=True)
 class Reference:
     """One input, and the likeliest next tokens' log-probabilities with and without steering."""
@@ -232,6 +166,8 @@ class Reference:
 class Verified:
     """What was measured about the shipped strength, all of it on held-out data.
 
+    change: of presence, prompt by prompt, after n_replies to each. detectable: the smallest change
+        that would be seen with a probability of `effect.POWER`.
     random_vector: presence under a random vector of the same norm at the same strength.
     prompt_only: presence of the unsteered model asked in plain words.
     fluency_drop: how much less likely the steered replies are to the unsteered model.
@@ -244,6 +180,8 @@ class Verified:
     presence: Presence
     baseline: Presence
     change: RatioEstimate
+    n_replies: int
+    detectable: float
     random_vector: RatioEstimate
     prompt_only: RatioEstimate
     fluency: Fluency
@@ -270,6 +208,52 @@ class Verified:
         return slope * float(longer.mean() - lengths.mean())
 
 
+@dataclass(frozen=True, eq=False)
+class Replies:
+    """Steered and unsteered replies to the verify prompts, as many to each, until they decide."""
+
+    presence: Presence
+    baseline: Presence
+    n_replies: int
+
+    @property
+    def change(self) -> RatioEstimate:
+        """The change of presence, one value per prompt."""
+        return self.presence.change_from(self.baseline)
+
+    def joined(self, presence: Presence, baseline: Presence) -> Replies:
+        """These and as many more of either."""
+        return Replies(
+            self.presence.joined(presence), self.baseline.joined(baseline), 2 * self.n_replies
+        )
+
+
+def reply_until_decided(
+    loaded: LoadedModel,
+    reader: Reader,
+    prompts: Sequence[Prompt],
+    push: Push,
+    replies: Replies,
+    settings: Settings,
+    may_spend: Callable[[int], bool],
+) -> Replies:
+    """Double the replies to every prompt until they decide, or no more may be taken.
+
+    replies: those of the first look. may_spend: whether so many replies more may be taken.
+    Raises: Infeasible if most of the steered ones are empty.
+    """
+    require_replies(replies.presence)
+    while decide(replies.change, settings) == "undecided" and replies.n_replies < LOOKS[-1]:
+        n = replies.n_replies
+        if not may_spend(2 * n * len(prompts)):
+            break
+        requests = [Request(prompts, n, by, first=n) for by in (push, None)]
+        more = measure_presence(loaded, reader, requests, settings.sampling, settings.seed)
+        replies = replies.joined(*more)
+        require_replies(replies.presence)
+    return replies
+
+
 def verify(
     loaded: LoadedModel,
     panel: Panel,
@@ -278,15 +262,18 @@ def verify(
     corpora: Mapping[str, Corpus],
     replies: UnsteeredReplies,
     settings: Settings,
+    allowance: Allowance | None = None,
 ) -> Verified:
     """Find the largest verified share of `strength`, and measure what it does.
 
     Of `corpora` and `replies` only the "verify" split is touched, which nothing before has seen.
-    pilot: of the site that is steered.
-    Raises: Infeasible if no share keeps to the budget, long replies loop, presence does not move,
-        replies are empty or less fluent than allowed, or the auditor sees the opposite.
+    pilot: of the site that is steered. allowance: what may be spent on more replies where the
+        first do not decide; None for as much as it takes.
+    Raises: Infeasible if no share keeps to the budget, long replies loop, presence does not change
+        by enough or this cannot be told, replies are empty or less fluent than allowed, or the
+        auditor sees the opposite.
     """
-    reader, corpus = panel.reader, corpora["verify"]
+    reader, corpus = panel.final, corpora["verify"]
     vector, positions = pilot.vector, pilot.positions
     run = run_unsteered(loaded, corpus, [vector.layer])
     budget = verify_budget(
@@ -301,53 +288,76 @@ def verify(
         budget, steered = verify_long_run(
             long_replies, budget, lambda tried: vector.push(tried, positions)
         )
-        long_run = long_replies.read(reader, steered)
-    baseline = read(reader, replies.completions["verify"])
-    other = vector.random_like(settings.seed)
+        long_run = long_replies.read(panel.reader, steered)
+    push = vector.push(budget.strength, positions)
+    spent = loaded.meter.tokens
     presence, random_vector, asked = measure_presence(
         loaded,
         reader,
         [
-            Request(prompts, VERIFY_COMPLETIONS, vector.push(budget.strength, positions)),
-            Request(prompts[:CONTROL_PROMPTS], 1, other.push(budget.strength, positions)),
-            Request(
-                asked_prompts(
-                    loaded,
-                    prompts[:CONTROL_PROMPTS],
-                    reader.concept,
-                    settings.goal == "increase",
-                )
-            ),
+            Request(prompts, LOOKS[0], push),
+            *_control_requests(loaded, pilot, budget.strength, prompts, reader.concept, settings),
         ],
         settings.sampling,
         settings.seed,
     )
+    n_read = sum(len(one.completions) for one in (presence, random_vector, asked))
+    per_reply = (loaded.meter.tokens - spent) / n_read
     require_answers(presence.completions, settings)
-    require_replies(presence)
-    change = require_effect(presence, baseline, settings)
-    fluency = measure_fluency(loaded, presence.completions[::VERIFY_COMPLETIONS])
+    final = reply_until_decided(
+        loaded,
+        reader,
+        prompts,
+        push,
+        Replies(presence, read(reader, replies.completions["verify"]), LOOKS[0]),
+        settings,
+        lambda n: _affords(allowance, round(n * per_reply)),
+    )
+    require_effect(final.change, final.n_replies, settings)
+    fluency = measure_fluency(loaded, final.presence.first_replies)
     fluency_baseline = measure_fluency(
         loaded, replies.first_replies("verify"), run if corpus.self_sampled else None
     )
     drop = fluency.drop_from(fluency_baseline)
     require_fluency(drop, settings)
     auditor = panel.auditor
-    audited = None if auditor is None else audit(auditor, presence, baseline, change, settings)
     return Verified(
         corpus_kind="own_replies" if corpus.self_sampled else "file",
         budget=budget,
-        presence=presence,
-        baseline=baseline,
-        change=change,
+        presence=final.presence,
+        baseline=final.baseline,
+        change=final.change,
+        n_replies=final.n_replies,
+        detectable=detectable(final.change, settings),
         random_vector=random_vector.estimate,
         prompt_only=asked.estimate,
         fluency=fluency,
         fluency_baseline=fluency_baseline,
         fluency_drop=drop,
-        audit=audited,
+        audit=audit(auditor, final.presence, final.baseline, settings) if auditor else None,
         long_run=long_run,
         reference=_reference(loaded, vector, budget.strength, positions, replies),
     )
+
+
+def _affords(allowance: Allowance | None, tokens: int) -> bool:
+    """Whether more replies may be taken; as much again is put aside to have them audited."""
+    return allowance is None or allowance.left_for(tokens, reserve=tokens)
+
+
+def _control_requests(
+    loaded: LoadedModel,
+    pilot: Pilot,
+    strength: float,
+    prompts: Sequence[Prompt],
+    concept: str,
+    settings: Settings,
+) -> tuple[Request, Request]:
+    """Replies under a random vector of the same norm, and to the prompts asked in plain words."""
+    other = pilot.vector.random_like(settings.seed).push(strength, pilot.positions)
+    some = prompts[:CONTROL_PROMPTS]
+    asked = asked_prompts(loaded, some, concept, settings.goal == "increase")
+    return Request(some, 1, other), Request(asked)
 
 
 def _reference(

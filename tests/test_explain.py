@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from test_study import ALPHAS, BASELINE, UNSTEERED, Synthetic, by_site, study
 
 from calibrate.errors import Infeasible
+from calibrate.estimate import RatioEstimate
 from calibrate.explain import explaining, prices
 from calibrate.settings import Settings
 
@@ -48,8 +51,27 @@ def test_the_best_within_the_budget_and_the_price_come_before_other_advice(trial
     assert last == "give up"
 
 
-def test_without_a_trial_no_site_is_said_to_come_near():
+def advice(trials, baseline, **options):
     with pytest.raises(Infeasible) as caught:  # noqa: SIM117 - what is raised is under test
-        with explaining(PILOTS, (), BASELINE, Settings()):
+        with explaining(PILOTS, trials, baseline, Settings(**options)):
             raise Infeasible(["too little"], [])
-    assert caught.value.advice[0].startswith("no site comes near")
+    return caught.value.advice
+
+
+def test_without_a_trial_nothing_is_predicted():
+    assert advice((), BASELINE) == ()
+
+
+def flat(n_prompts):
+    """Trials at every site that bring nothing, on so many prompts, and presence before."""
+    found = study(Synthetic(ALPHAS, best_layer=5)).trials
+    still = [replace(trial, presence=UNSTEERED, n_prompts=n_prompts) for trial in found]
+    spread = np.sqrt(UNSTEERED * (1 - UNSTEERED)) * np.resize([1.0, -1.0], n_prompts)
+    return still, RatioEstimate(UNSTEERED + spread, np.ones(n_prompts))
+
+
+def test_a_change_is_predicted_to_be_out_of_reach_only_where_it_would_have_been_seen():
+    """The same trials without any change, on two dozen prompts and on very many."""
+    says = "no site is predicted to change presence by 0.05, even beyond the budget"
+    assert says not in advice(*flat(24))
+    assert says in advice(*flat(1_000_000))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 import calibrate
+import probes
 from calibrate.errors import ArtefactError, InputError
 from calibrate.gate import check_directory
 from calibrate.loading import load_model
@@ -185,6 +188,51 @@ def test_a_presence_that_does_not_move_as_recorded_closes_it(copy, loaded):
 
     (found,) = failures(tampered(copy, boast), loaded)
     assert "but +0.900 was recorded" in found
+
+
+def audited(judge, **change):
+    """A second judge's reading, as a config records it."""
+
+    def add(facts):
+        presence = facts["measured"]["presence"]
+        facts["measured"]["audit"] = {
+            **{end: presence[end] for end in ("value", "low", "high", "baseline")},
+            "change": {**presence["change"], **change},
+            "judge": judge,
+            "agreement": 0.9,
+            "opinion": "sees no change",
+        }
+
+    return add
+
+
+def test_the_auditor_is_asked_again_and_what_it_said_is_repeated(copy, loaded, monkeypatch):
+    """The double of the auditor reads as the probe does."""
+    probe = probes.load(copy / "probe")
+    module = types.ModuleType("house_auditors")
+    module.again = lambda texts, _: probe.score(texts, loaded)
+    monkeypatch.setitem(sys.modules, "house_auditors", module)
+    report = check_directory(tampered(copy, audited("house_auditors:again")), loaded)
+    assert report.passed
+    (check,) = [check for check in report.checks if check.name == "audit"]
+    assert check.found.startswith("presence to house_auditors:again changes by +")
+    assert check.found.endswith("the second judge sees no change")
+    boast = {"value": 0.9, "low": 0.85, "high": 0.95}
+    (found,) = failures(tampered(copy, audited("house_auditors:again", **boast)), loaded)
+    assert "but +0.900 was recorded" in found
+
+
+def test_an_auditor_that_cannot_be_made_again_is_named(copy, loaded):
+    for judge, reason in (
+        ("embedding", "was fitted on texts that are not kept"),
+        ("no_such_module:f", "must be a function that can be imported"),
+        ("collections:Counter", "was an object in memory"),
+    ):
+        report = check_directory(tampered(copy, audited(judge)), loaded)
+        (check,) = [check for check in report.checks if check.name == "audit"]
+        assert check.passed
+        assert f"{judge} read a change of +" in check.found
+        assert f"is not asked again here: judge {judge!r} {reason}" in check.found
 
 
 def test_a_config_that_was_verified_on_a_file_wants_one(copy, loaded):

@@ -230,6 +230,15 @@ def test_it_ends_when_its_allowance_does_but_not_before_its_first_trial():
             assert objective.meter.tokens + 50 <= tokens
 
 
+def test_whoever_spends_the_reserve_says_what_has_still_to_come():
+    meter = Meter()
+    allowance = Allowance(meter, Limits(tokens=100), reserve=80)
+    meter.count(50)
+    assert not allowance.left_for(10)
+    assert allowance.left_for(10, reserve=10)
+    assert not allowance.left_for(30, reserve=30)
+
+
 @pytest.mark.parametrize("stop_after", [0, 1, 2, 3, 5, 6])
 def test_an_interrupted_study_resumes_to_the_same_answer(tmp_path, stop_after):
     pilots = by_site(ALPHAS, good=False)  # so that the sampler has its say as well

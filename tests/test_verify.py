@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from calibrate.completions import Completion
+from calibrate.effect import decide
 from calibrate.errors import Infeasible
 from calibrate.estimate import RatioEstimate
 from calibrate.presence import Presence, read
@@ -17,8 +18,6 @@ from calibrate.tokens import TokenSequence
 from calibrate.verify import (
     LADDER,
     Verified,
-    audit,
-    require_effect,
     require_fluency,
     require_replies,
     verify_budget,
@@ -99,18 +98,6 @@ def presence(scores):
     return Presence(tuple(completions), np.array(scores), estimate)
 
 
-def test_an_effect_must_lead_towards_the_goal():
-    rng = np.random.default_rng(0)
-    before = rng.uniform(0.1, 0.4, size=40)
-    up, same = before + 0.1 + rng.normal(0, 0.05, size=40), before + rng.normal(0, 0.05, size=40)
-    assert require_effect(presence(up), presence(before), Settings()).value > 0.05
-    assert require_effect(presence(before), presence(up), Settings(goal="decrease")).value < -0.05
-    with pytest.raises(Infeasible, match="does not measurably increase"):
-        require_effect(presence(same), presence(before), Settings())
-    with pytest.raises(Infeasible, match="does not measurably decrease"):
-        require_effect(presence(up), presence(before), Settings(goal="decrease"))
-
-
 def replied(texts, scores, tokens=4):
     completions = tuple(
         Completion("", index, TokenSequence((0,) * (1 + tokens), 1), text)
@@ -136,9 +123,7 @@ def test_fewer_empty_replies_are_no_more_of_the_concept():
     assert (before.n_empty, before.empty, after.empty) == (4, 1 / 16, 0.0)
     assert len(before.estimate.counts) == 60
     assert after.change_from(before).value == 0.0
-    with pytest.raises(Infeasible, match=r"changes by \+0\.000"):
-        require_effect(after, before, Settings())
-    assert audit(HALF, after, before, after.change_from(before), Settings()).change.value == 0.0
+    assert decide(after.change_from(before), Settings()) == "refused"
 
 
 def test_a_change_is_paired_over_prompts_that_were_replied_to_in_both():
@@ -181,26 +166,3 @@ def test_a_drop_of_fluency_is_held_to_its_upper_bound():
     require_fluency(drop, Settings(max_fluency_drop=0.25))
     with pytest.raises(Infeasible, match=r"--max-fluency-drop 0\.2"):
         require_fluency(drop, Settings(max_fluency_drop=0.2))
-
-
-def length_judge(sign):
-    """A judge to whom a text is the more of the concept the longer, or the shorter, it is."""
-    reader = FunctionJudge(lambda texts, _: [0.5 + sign * 0.05 * len(text) for text in texts])
-    return Reader(reader, "joy", "length")
-
-
-def test_an_auditor_who_sees_the_opposite_stops_it():
-    rng = np.random.default_rng(0)
-    before = ["a" * rng.integers(1, 4) for _ in range(30)]
-    after = [text + "bb" for text in before]
-    scores = [rng.uniform(0.1, 0.3, 30), rng.uniform(0.4, 0.6, 30)]
-    baseline, steered = replied(before, scores[0]), replied(after, scores[1])
-    change = steered.change_from(baseline)
-    found = audit(length_judge(1), steered, baseline, change, Settings())
-    assert found.change.value == pytest.approx(0.1)
-    assert found.agreement > 0.5
-    with pytest.raises(Infeasible, match=r"judges disagree.*to length by -0\.100"):
-        audit(length_judge(-1), steered, baseline, change, Settings())
-    audit(length_judge(-1), steered, baseline, change, Settings(goal="decrease"))
-    constant = Reader(FunctionJudge(lambda texts, _: [0.5] * len(texts)), "joy", "constant")
-    assert audit(constant, steered, baseline, change, Settings()).agreement == 0.0
