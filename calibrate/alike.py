@@ -40,13 +40,6 @@ def words(text: str) -> list[str]:
     return folded.translate(_APART).split() or [one for one in folded if not one.isspace()]
 
 
-def unspaced(text: str) -> bool:
-    """Whether most of a text's letters and symbols stand in no words."""
-    parts = [_APART[ord(character)] for character in text if not character.isspace()]
-    alone, within = (sum(len(part) == n for part in parts) for n in (3, 1))
-    return alone > within
-
-
 def near_copies(
     texts: Sequence[str], joined: Sequence[Hashable] | None = None, share: float = NEAR_COPY
 ) -> tuple[int, ...]:

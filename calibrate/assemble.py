@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple
 from datetime import datetime, timezone
 from importlib.metadata import version
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +30,7 @@ from calibrate.laws import GOOD_RISE, Goodness, judge_presence, judge_rise
 from calibrate.long_run import LOOP_MARGIN, WINDOW, Along, LongRun
 from calibrate.pilot import Pilot
 from calibrate.ranking import BlockRank
-from calibrate.replies import VERIFY_COMPLETIONS, UnsteeredReplies
+from calibrate.replies import UnsteeredReplies
 from calibrate.schema import (
     AlongSection,
     AuditSection,
@@ -49,6 +51,7 @@ from calibrate.schema import (
     MeasuredSection,
     ModelSection,
     PresenceLawSection,
+    PresenceScaleSection,
     PresenceSection,
     ProvenanceSection,
     RangeSection,
@@ -60,6 +63,7 @@ from calibrate.schema import (
 from calibrate.settings import Settings
 from calibrate.study import StudyResult, laws_hold, presence_law
 from calibrate.verify import Verified
+from probes import Learned
 
 if TYPE_CHECKING:
     from calibrate.estimate import RatioEstimate
@@ -76,11 +80,15 @@ def build_config(
     laws: LawsSection,
     verified: Verified,
     judges: Sequence[str],
+    learned: Learned | None,
     settings: Settings,
     cost: Mapping[str, Cost],
     fingerprint: str,
 ) -> SteeringConfig:
-    """Return the config of a verified strength, carrying its vector."""
+    """Return the config of a verified strength, carrying its vector.
+
+    learned: what the probe that read the study had learned from, if one did.
+    """
     vector, strength = pilot.vector, verified.budget.strength
     file = vector_file(vector.values.numpy())
     config = SteeringConfig(
@@ -107,7 +115,7 @@ def build_config(
             relative_strength=vector.relative(strength),
         ),
         budget=BudgetSection(limit=settings.ce_budget, confidence=settings.confidence),
-        measured=_measured(verified, judges, settings),
+        measured=_measured(verified, judges, learned, settings),
         laws=laws,
         range=RangeSection(
             strength_at_budget=IntervalSection(**asdict(pilot.strength_at_budget)),
@@ -198,7 +206,9 @@ def _rendering_section(loaded: LoadedModel) -> RenderingSection:
     return RenderingSection(strips_end=any(facts.pop("trailing")), **facts)
 
 
-def _measured(verified: Verified, judges: Sequence[str], settings: Settings) -> MeasuredSection:
+def _measured(
+    verified: Verified, judges: Sequence[str], learned: Learned | None, settings: Settings
+) -> MeasuredSection:
     confidence = settings.confidence
     rise = verified.budget.delta_ce
     presence, baseline = verified.presence.estimate, verified.baseline.estimate
@@ -216,6 +226,8 @@ def _measured(verified: Verified, judges: Sequence[str], settings: Settings) -> 
             baseline=baseline.value,
             baseline_interval=baseline.interval(confidence),
             change=IntervalSection(**_interval(verified.change, confidence)),
+            detectable=verified.detectable,
+            n_replies=verified.n_replies,
             explained_by_length=verified.explained_by_length,
             n_prompts=len(presence.counts),
             n_completions=int(presence.counts.sum()),
@@ -223,6 +235,9 @@ def _measured(verified: Verified, judges: Sequence[str], settings: Settings) -> 
             empty_baseline=verified.baseline.empty,
             unanswered=_unanswered(verified.presence.completions),
             unanswered_baseline=_unanswered(verified.baseline.completions),
+            clear=verified.presence.clear,
+            clear_baseline=verified.baseline.clear,
+            scale=None if learned is None else _scale_section(learned),
         ),
         controls=ControlsSection(
             random_vector=IntervalSection(**_interval(verified.random_vector, confidence)),
@@ -231,6 +246,16 @@ def _measured(verified: Verified, judges: Sequence[str], settings: Settings) -> 
         audit=_audit_section(verified, confidence),
         fluency=_fluency_section(verified, confidence),
         long_run=_long_run_section(verified.long_run, confidence),
+    )
+
+
+def _scale_section(learned: Learned) -> PresenceScaleSection:
+    return PresenceScaleSection(
+        source=learned.source,
+        teacher=learned.teacher,
+        n_texts=learned.n_texts,
+        auc=IntervalSection(**asdict(learned.quality.auc)),
+        calibration_error=IntervalSection(**asdict(learned.quality.calibration_error)),
     )
 
 
@@ -244,6 +269,7 @@ def _audit_section(verified: Verified, confidence: float) -> AuditSection | None
         baseline=found.baseline.value,
         change=IntervalSection(**_interval(found.change, confidence)),
         agreement=found.agreement,
+        opinion=found.opinion,
     )
 
 
@@ -363,16 +389,19 @@ def _pilot_record(pilot: Pilot) -> PilotRecord:
 
 
 def _completion_records(verified: Verified) -> list[CompletionRecord]:
-    """The first reply to each verify prompt, unsteered and steered."""
-    rows = range(0, len(verified.presence.completions), VERIFY_COMPLETIONS)
+    """Every final reply, unsteered and steered side by side."""
     steered, unsteered = verified.presence, verified.baseline
+    numbers = defaultdict[str, Iterator[int]](count)
     return [
         CompletionRecord(
-            prompt=steered.completions[row].prompt,
-            unsteered=unsteered.completions[row].text,
-            steered=steered.completions[row].text,
+            prompt=after.prompt,
+            unsteered=before.text,
+            steered=after.text,
             unsteered_presence=float(unsteered.scores[row]),
             steered_presence=float(steered.scores[row]),
+            reply=next(numbers[after.prompt]),
         )
-        for row in rows
+        for row, (before, after) in enumerate(
+            zip(unsteered.completions, steered.completions, strict=True)
+        )
     ]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from calibrate.console import Readable, printing, say, say_json, warnings_as_notes
+from calibrate.grade_command import grade
 from calibrate.options import FILE, LAWS, MAIN_JOB, MODEL, PROMPT, TEXT, apart, options, utf8
 
 if TYPE_CHECKING:
@@ -52,8 +53,10 @@ def cli(ctx: click.Context, /, **given: Any) -> None:
     calibrate --model smollm2 --concept joy      find the strength
     calibrate show joy-smollm2                   the summary again
     calibrate verify joy-smollm2                 does it still hold? for deployment pipelines
+    calibrate judge joy-smollm2 --texts FILE     does its judge read as people do?
     calibrate generate joy-smollm2 --prompt "…"  unsteered and steered, side by side
     calibrate chat joy-smollm2                   talk to it
+    calibrate grade joy-smollm2                  read replies blind: is it there to you?
     calibrate export joy-smollm2 --format gguf --to joy.gguf
     """  # noqa: D301 - \b keeps click from joining the lines
     if ctx.invoked_subcommand is None:
@@ -70,7 +73,9 @@ def _calibrate(
     corpus: Path | None,
     prompts: Path | None,
     judge: str,
-    audit: str | None,
+    audit: str,
+    teacher: str | None,
+    fetch_teacher: bool,
     storage: str | None,
     study: str | None,
     max_tokens: int | None,
@@ -91,9 +96,10 @@ def _calibrate(
     from calibrate.calibration import calibrate
     from calibrate.judging import check_judges
     from calibrate.loading import load_model
+    from calibrate.settings import Settings
 
     directory = out or Path(f"{_stem(concept)}-{_stem(place['model'])}")
-    check_judges(judge, audit)
+    check_judges(judge, audit, Settings(**settings))
     with _working(quiet) as progress:
         loaded = load_model(**place, progress=progress)
         with _resumable(directory):
@@ -105,6 +111,8 @@ def _calibrate(
                 corpus=corpus,
                 judge=judge,
                 audit=audit,
+                teacher=teacher,
+                fetch_teacher=fetch_teacher or _may_fetch(judge, teacher, texts),
                 storage=storage,
                 study=study,
                 max_tokens=max_tokens,
@@ -113,6 +121,20 @@ def _calibrate(
                 **settings,
             )
     _print_result(result.config, result.evidence, directory, as_json, quiet)
+
+
+def _may_fetch(judge: str, teacher: str | None, concept: Any) -> bool:
+    """Ask whether the teacher may be fetched, where one is wanted and somebody is there to ask."""
+    from calibrate.judging import wants_fetching
+
+    if not wants_fetching(judge, teacher, concept) or not sys.stdin.isatty():
+        return False
+    return click.confirm(
+        "Nobody has graded replies for this concept. Fetch a teacher that does (qwen2.5-1.5b, "
+        "1.1 GB, once)?",
+        default=True,
+        err=True,
+    )
 
 
 @cli.command()
@@ -283,6 +305,9 @@ def chat(directory: Path, model: str | None, max_tokens: int) -> None:
                 say(error)
 
 
+cli.command()(grade)
+
+
 @cli.command(name="export")
 @click.argument("directory", type=FILE, metavar="DIR")
 @click.option("--format", "format_name", required=True, metavar="NAME", help=EXPORT_FORMATS)
@@ -391,6 +416,65 @@ def laws(
         say_json(curves.to_bytes().decode())
     else:
         PatientConsole().print(laws_summary(curves, directory))
+
+
+@cli.command()
+@click.argument("judge", type=TEXT, metavar="NAME|DIR")
+@click.option(
+    "--texts",
+    required=True,
+    type=FILE,
+    metavar="FILE",
+    help="Texts with a grade (0 not, 1 somewhat, 2 clearly) or a label, and perhaps a prompt, a "
+    "condition and a second reader's grade_2: .jsonl, .json, .csv or .tsv.",
+)
+@click.option(
+    "--concept",
+    type=TEXT,
+    metavar="CONCEPT",
+    help="What a judge with a NAME looks for; for embedding a built-in concept or a file.",
+)
+@click.option(
+    "--model",
+    type=TEXT,
+    metavar="MODEL",
+    help="What probe and question read with.  [default: the probe's, or smollm2]",
+)
+@options("device", "dtype", "batch-tokens", "revision", "trust-remote-code", "json")
+def judge(
+    judge: str,
+    texts: Path,
+    concept: str | None,
+    model: str | None,
+    dtype: str,
+    as_json: bool,
+    **place: Any,
+) -> None:
+    """Hold a judge against people who read the same texts.
+
+    NAME is a judge as in --judge; DIR, a finished calibration or a probe's directory, is the probe
+    in it. The texts may come from anywhere, best from where the steered model will speak.
+    """
+    from dataclasses import asdict
+
+    from calibrate.graded import read_graded
+
+    graded = read_graded(texts)
+
+    from calibrate.named_judges import open_judge
+    from calibrate.report.judged import judge_summary
+    from calibrate.terminal import PatientConsole
+    from probes.validation import hold_against
+
+    if dtype != "auto":
+        place["dtype"] = dtype
+    with _working(as_json) as progress:
+        reader = open_judge(judge, concept, model, progress, **place)
+        quality = hold_against(reader, graded)
+    if as_json:
+        say_json(_json(asdict(quality)))
+    else:
+        PatientConsole().print(judge_summary(quality))
 
 
 @cli.command()
@@ -528,11 +612,14 @@ def _checked(
     Returns: the file of negatives, if one was given; the arguments of `load_model`; the settings.
     """
     from calibrate.concept import read_prompts
+    from calibrate.rows import decoded
     from calibrate.settings import Sampling, Settings
 
     place, settings = apart(rest, MODEL)
     settings["negatives"], file = _negatives(negatives)
     settings["sampling"] = Sampling(max_new_tokens=settings.pop("reply_tokens"))
+    if settings.get("judge_question") is not None:
+        settings["judge_question"] = decoded(settings["judge_question"])
     Settings(**settings)
     read_prompts(prompts)
     return file, place, settings

@@ -200,14 +200,41 @@ OPTIONS = {
     "judge": click.option(
         "--judge",
         type=TEXT,
-        default="probe",
+        default="auto",
         show_default=True,
         metavar="NAME",
-        help="Who reads presence: probe, question[:MODEL], lexicon, embedding[:MODEL], or "
-        "module:function.",
+        help="Who reads presence: auto, a probe that learns from graded replies; "
+        "question[:MODEL], openai:MODEL, embedding[:MODEL], or module:function.",
     ),
     "audit": click.option(
-        "--audit", type=TEXT, metavar="NAME", help="A second judge, to read the final replies."
+        "--audit",
+        type=TEXT,
+        default="auto",
+        show_default=True,
+        metavar="NAME",
+        help="A second judge of the final replies: auto, none, or as --judge.",
+    ),
+    "teacher": click.option(
+        "--teacher",
+        type=TEXT,
+        metavar="MODEL",
+        help="Who grades replies for the probe to learn from: qwen2.5-1.5b, a hub id, a .gguf "
+        "file, openai:MODEL, or none.  [default: readers, for built-in concepts]",
+    ),
+    "fetch-teacher": click.option(
+        "--fetch-teacher", is_flag=True, help="Fetch qwen2.5-1.5b (1.1 GB) if it is wanted."
+    ),
+    "judge-question": click.option(
+        "--judge-question",
+        type=FILE,
+        metavar="FILE",
+        help="What judges are asked, with {text} and {concept} in it.  [default: built in]",
+    ),
+    "judge-url": click.option(
+        "--judge-url",
+        type=TEXT,
+        metavar="URL",
+        help="Where the server of openai:MODEL is.  [default: OPENAI_BASE_URL]",
     ),
     "max-fluency-drop": click.option(
         "--max-fluency-drop",
@@ -218,10 +245,11 @@ OPTIONS = {
     "min-gain": click.option(
         "--min-gain",
         type=float,
-        default=0.0,
+        default=0.05,
         show_default=True,
         metavar="P",
-        help="Smallest change of presence worth having; less is infeasible.",
+        help="Smallest change of presence worth having, 0.05 for five more replies of a hundred; "
+        "less is infeasible. Lower it to ship weaker effects, to 0 for any that can be measured.",
     ),
     "trials": click.option(
         "--trials",

@@ -313,6 +313,12 @@ class _Turn:
         pass
 
 
+def check_storage(store: StudyStore) -> None:
+    """Raise ArtefactError at once where a database or a proxy that was named cannot be opened."""
+    if store.url is not None:
+        _storage(store)
+
+
 def _storage(store: StudyStore) -> BaseStorage:
     if store.url is None and store.directory is None:
         return InMemoryStorage()

@@ -54,7 +54,8 @@ def main(concept_file: Path | None) -> None:
         ["--concept", "joy"],
         ["--concept", "joy"],
         ["--concept", "depression"],
-        ["--concept", "joy", "--goal", "decrease", "--prompts", str(JOYFUL)],
+        # Of a presence of a tenth there is no more to take away than about the default gain.
+        ["--concept", "joy", "--goal", "decrease", "--prompts", str(JOYFUL), "--min-gain", "0.02"],
     ]
     if concept_file:
         jobs.append(["--concept", str(concept_file)])
@@ -152,7 +153,7 @@ def independent_reading(runs: list[Run]) -> str:
     analyser = SentimentIntensityAnalyzer()
     rows = []
     for one in runs:
-        completions = one.result.evidence.completions
+        completions = one.result.evidence.first_completions
         plain, steered = (
             np.array([analyser.polarity_scores(getattr(c, which))["compound"] for c in completions])
             for which in ("unsteered", "steered")
@@ -189,7 +190,7 @@ def remeasured(result: Calibration, batch_tokens: int) -> float:
         encode_prompt(loaded, one.prompt).followed_by(
             loaded.tokenizer(one.unsteered, add_special_tokens=False)["input_ids"]
         )
-        for one in result.evidence.completions
+        for one in result.evidence.first_completions
         if one.unsteered
     )
     done = result.config.intervention
@@ -202,16 +203,16 @@ def remeasured(result: Calibration, batch_tokens: int) -> float:
 def probes_table(runs: list[Run]) -> str:
     rows = []
     for one in runs[1:]:
-        quality = one.result.probe.quality
-        texts, replies = quality.texts, quality.replies
+        learned = one.result.probe.learned
+        quality = learned.quality
         rows.append(
             [one.result.probe.concept, ", ".join(map(str, one.result.probe.layers)),
-             within(texts.auc), within(replies.auc), within(texts.brier),
-             within(texts.calibration_error),
-             json.dumps(quality.n_examples).strip("{}").replace('"', "")]
+             learned.source, within(quality.auc), within(quality.brier),
+             within(quality.calibration_error),
+             json.dumps(learned.n_texts).strip("{}").replace('"', "")]
         )  # fmt: skip
-    headings = ["concept", "blocks read", "AUC, held-out texts", "AUC, own replies", "Brier",
-                "calibration error", "examples"]  # fmt: skip
+    headings = ["concept", "blocks read", "learned from", "AUC", "Brier", "calibration error",
+                "texts"]  # fmt: skip
     return "## The probes\n\n" + table(headings, rows)
 
 
@@ -237,7 +238,7 @@ def cost(runs: list[Run]) -> str:
 def examples(one: Run) -> str:
     rows = [
         [text.replace("\n", " ").replace("|", "\\|") for text in (c.prompt, c.unsteered, c.steered)]
-        for c in one.result.evidence.completions[:6]
+        for c in one.result.evidence.first_completions[:6]
     ]
     return (
         f"## Replies\n\nThe first six verification prompts under `{one.command}`, unpicked.\n\n"

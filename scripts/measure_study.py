@@ -35,15 +35,15 @@ from calibrate import calibrate, check_directory, load_model
 from calibrate.completions import Request
 from calibrate.concept import read_concept, read_prompts
 from calibrate.cross_entropy import delta_ce, run_unsteered
+from calibrate.effect import require_effect
 from calibrate.errors import Infeasible
 from calibrate.estimate import RatioEstimate
 from calibrate.model import borrowed
 from calibrate.pilot import run_pilot
-from calibrate.presence import Presence, measure_presence, read
+from calibrate.presence import measure_presence, read
 from calibrate.replies import build_corpora, sample_unsteered
 from calibrate.settings import Settings
 from calibrate.vector import concept_vectors
-from calibrate.verify import require_effect
 from probes import Reader
 
 MODEL, OTHER_MODEL = "smollm2", "gemma3-270m"
@@ -169,12 +169,11 @@ def graded_all_the_same() -> Iterator[list[str]]:
     """
     refusals: list[str] = []
 
-    def noted(steered: Presence, baseline: Presence, settings: Settings) -> RatioEstimate:
+    def noted(change: RatioEstimate, n_replies: int, settings: Settings) -> None:
         try:
-            return require_effect(steered, baseline, settings)
+            require_effect(change, n_replies, settings)
         except Infeasible as refusal:
             refusals.extend(refusal.reasons)
-            return steered.change_from(baseline)
 
     with patch("calibrate.verify.require_effect", noted):
         yield refusals

@@ -6,6 +6,7 @@ import errno
 import html
 import json
 import random
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,6 +77,16 @@ def test_what_is_reported_was_not_tuned_on(finished):
     reported = {one.prompt for one in finished.result.evidence.completions}
     assert reported == set(splits.prompts["verify"])
     assert finished.result.config.measured.presence.n_prompts == len(reported)
+
+
+def test_every_final_reply_is_kept_with_what_the_judge_reads_in_it(finished):
+    evidence, config = finished.result.evidence, finished.result.config
+    by_prompt = Counter(one.prompt for one in evidence.completions)
+    assert set(by_prompt.values()) == {2}
+    assert [one.prompt for one in evidence.first_completions] == list(by_prompt)
+    spoken = [one.steered_presence for one in evidence.completions if one.steered.strip()]
+    assert len(spoken) == config.measured.presence.n_completions
+    assert np.mean(spoken) == pytest.approx(config.measured.presence.value)
 
 
 def test_the_cost_of_every_stage_is_recorded(finished):
@@ -240,7 +251,7 @@ def test_a_full_disk_leaves_only_the_journal(tiny_options, tmp_path, monkeypatch
 
 
 def test_an_infeasible_request_leaves_a_report_with_reasons_and_no_config(tiny_options, tmp_path):
-    with pytest.raises(Infeasible, match="does not measurably increase") as caught:
+    with pytest.raises(Infeasible, match=r"cannot be told|worth having") as caught:
         run(tiny_options, ce_budget=1e-4, out=tmp_path)
     assert caught.value.advice
     report = (tmp_path / "report.html").read_text()
@@ -258,14 +269,17 @@ class Constant:
         return np.full(len(texts), self.value)
 
 
-@pytest.mark.parametrize(("score", "goal"), [(0.95, "increase"), (0.03, "decrease")])
+@pytest.mark.parametrize(("score", "goal"), [(0.999, "increase"), (0.001, "decrease")])
 def test_no_headroom_is_infeasible(tiny_options, score, goal):
+    """Where so few prompts cannot show that there is none, the study goes on."""
     loaded = load_model(tiny.model("gpt2"), tiny_options["tokenizer"])
     settings = calibrate.Settings(goal=goal, sampling=tiny_options["sampling"])
-    replies = sample_unsteered(loaded, tiny.prompts(30), settings)
-    with pytest.raises(Infeasible, match=f"no headroom: .* {score}.* to {goal} it"):
+    replies = sample_unsteered(loaded, tiny.prompts(160), settings)
+    with pytest.raises(Infeasible, match=f"no headroom: .* {score}.* to {goal} it by --min-gain"):
         require_headroom(Reader(Constant(score), "bright", "constant"), replies, settings)
     require_headroom(Reader(Constant(0.5), "bright", "constant"), replies, settings)
+    few = sample_unsteered(loaded, tiny.prompts(30), settings)
+    require_headroom(Reader(Constant(score), "bright", "constant"), few, settings)
 
 
 def test_a_probe_that_cannot_tell_the_concept_is_infeasible(tiny_options):

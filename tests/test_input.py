@@ -292,6 +292,7 @@ def test_progress_and_the_headline_need_no_more_than_ascii(
             tmp_path / "out",
         ),
         *("--prompts", tiny_options["prompts"], "--ce-budget", "1.0", "--trials", "2"),
+        *("--teacher", "none", "--audit", "none"),
         encoding="ascii",
     )
     assert status == 0, err
@@ -396,7 +397,7 @@ WRONG = [
     (
         [
             "--concept",
-            "FILE",
+            "joy",
             "--model",
             "TINY",
             "--prompts",

@@ -393,6 +393,7 @@ def test_the_reports_of_an_infeasible_run_replace_ours_only(
     command = [
         *("--model", model_directory, "--concept", "bright.jsonl", "--out", "out", "--quiet"),
         *("--prompts", tiny_options["prompts"], "--ce-budget", "1e-4", "--trials", 2),
+        *("--teacher", "none", "--audit", "none"),
     ]
     report = tmp_path / "out" / "report.html"
     assert run(capsys, *command)[0] == 3

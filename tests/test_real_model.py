@@ -26,7 +26,15 @@ from calibrate.settings import Sampling
 
 pytestmark = pytest.mark.slow
 
-LIGHT = {"layer": 20, "trials": 1, "sampling": Sampling(max_new_tokens=24)}
+# So few trials and tokens do not bring what a full calibration does: any change will do.
+LIGHT = {
+    "layer": 20,
+    "trials": 1,
+    "min_gain": 0.0,
+    "teacher": "none",
+    "audit": None,
+    "sampling": Sampling(max_new_tokens=24),
+}
 
 # Plain prompts leave joy no room to fall, so it is lowered where it is called for.
 JOYFUL = Path(__file__).parents[1] / "scripts" / "joyful_prompts.txt"
@@ -48,13 +56,14 @@ def prompts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def joy(smollm2, prompts, tmp_path_factory):
     directory = tmp_path_factory.mktemp("joy") / "joy"
-    return calibrate.calibrate(smollm2, "joy", out=directory, prompts=prompts, **LIGHT), directory
+    options = {**LIGHT, "audit": "auto"}
+    return calibrate.calibrate(smollm2, "joy", out=directory, prompts=prompts, **options), directory
 
 
 def sentiments(result):
     """VADER's compound sentiment, in [-1, 1], of the unsteered and the steered replies."""
     analyser = SentimentIntensityAnalyzer()
-    completions = result.evidence.completions
+    completions = result.evidence.first_completions
     return tuple(
         np.array([analyser.polarity_scores(getattr(one, which))["compound"] for one in completions])
         for which in ("unsteered", "steered")
@@ -93,6 +102,10 @@ def test_joy_is_raised_within_the_budget_and_an_independent_reading_agrees(joy):
     assert steered.mean() > unsteered.mean()
     measured = result.config.measured
     assert measured.controls.random_vector.value < measured.presence.value
+    assert measured.judges == ["probe", "embedding"]
+    assert measured.presence.scale.source == "graded"
+    assert measured.presence.scale.auc.value > 0.8
+    assert measured.presence.clear < measured.presence.value
 
 
 def test_joy_is_lowered_within_the_budget_and_an_independent_reading_agrees(smollm2):
@@ -124,14 +137,14 @@ def test_the_saved_config_steers_and_the_saved_probe_reads(joy, smollm2):
     scores = probes.load(directory / "probe").score(texts, smollm2)
     assert np.array_equal(scores, result.probe.score(texts, smollm2))
     joyful = np.arange(len(texts)) < len(held_out.positives)
-    assert roc_auc_score(joyful, scores) > 0.9
+    assert roc_auc_score(joyful, scores) > 0.8  # it learned from replies, and these are not
 
 
 def test_batch_size_changes_delta_ce_by_less_than_a_ten_thousandth(joy):
     result, _ = joy
     config = result.config
     prompts = result.evidence.splits.prompts["verify"][:8]
-    replies = [one.steered for one in result.evidence.completions[:8]]
+    replies = [one.steered for one in result.evidence.first_completions[:8]]
     values = []
     for batch_tokens in (64, 2048):
         loaded = load_model("smollm2", batch_tokens=batch_tokens)

@@ -119,6 +119,8 @@ def test_the_main_job_raises_uppercase_words_within_the_budget(trained):
         layer=layer,
         ce_budget=0.3,
         trials=2,
+        teacher="none",
+        audit=None,
         sampling=SAMPLING,
     )
     measured = result.config.measured

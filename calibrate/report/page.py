@@ -20,7 +20,7 @@ def page(config: SteeringConfig, evidence: Evidence, pictures: Mapping[str, byte
     return _template("page.html").render(
         config=config,
         evidence=evidence,
-        completions=evidence.completions[:SHOWN_COMPLETIONS],
+        completions=evidence.first_completions[:SHOWN_COMPLETIONS],
         pictures={name: _data_url(image) for name, image in pictures.items()},
         seconds=sum(spent.seconds for spent in config.cost.values()),
         token_forwards=sum(spent.token_forwards for spent in config.cost.values()),

@@ -13,7 +13,9 @@ from rich.text import Text
 
 from calibrate.config import SteeringConfig
 from calibrate.evidence import Evidence
+from calibrate.report.readers import readers_line
 from calibrate.schema import (
+    AuditSection,
     FluencySection,
     GoodnessSection,
     IntervalSection,
@@ -115,9 +117,13 @@ def _facts(config: SteeringConfig, evidence: Evidence) -> Table:
             f"[bold]{presence.value:.3f}[/] ({presence.low:.3f} to {presence.high:.3f}) against "
             f"{presence.baseline:.3f} ({low:.3f} to {high:.3f}) unsteered",
         ),
+        *_clear(presence),
+        ("change", _change(presence)),
+        *_scale(presence),
         ("random vector", _control(measured.controls.random_vector, presence)),
         ("asked in words", _control(measured.controls.prompt_only, presence)),
         *_audit(measured),
+        *_readers(measured),
         *_silence(presence),
         ("fluency", _fluency(measured.fluency)),
         *_long_run(measured),
@@ -154,6 +160,28 @@ def _choice(config: SteeringConfig, evidence: Evidence) -> Iterator[tuple[str, s
     )
 
 
+def _clear(presence: PresenceSection) -> Iterator[tuple[str, str]]:
+    if presence.clear is not None and presence.clear_baseline is not None:
+        yield "clearly", f"{presence.clear:.3f} against {presence.clear_baseline:.3f} unsteered"
+
+
+def _scale(presence: PresenceSection) -> Iterator[tuple[str, str]]:
+    """Whose yes it is, and how well that is predicted."""
+    scale = presence.scale
+    if scale is None:
+        return
+    said = f"[yellow]{scale.says}[/]" if scale.source == "written" else scale.says
+    yield "whose yes", said
+
+
+def _change(presence: PresenceSection) -> str:
+    change = presence.change
+    found = f"[bold]{change.value:+.3f}[/] ({change.low:+.3f} to {change.high:+.3f}), paired"
+    if presence.detectable is None:
+        return found
+    return f"{found}; changes of {presence.detectable:.3f} or more would be seen (80% power)"
+
+
 def _control(control: IntervalSection, presence: PresenceSection) -> str:
     share = (control.value - presence.baseline) / (presence.value - presence.baseline)
     return (
@@ -169,8 +197,19 @@ def _audit(measured: MeasuredSection) -> Iterator[tuple[str, str]]:
             f"audit by {audit.judge}",
             f"presence {audit.value:.3f} against {audit.baseline:.3f}, a change of "
             f"{audit.change.value:+.3f} ({audit.change.low:+.3f} to {audit.change.high:+.3f}); "
-            f"ranks replies as {measured.judges[0]} does: {audit.agreement:.2f}",
+            f"ranks replies as {measured.judges[0]} does: {audit.agreement:.2f}"
+            + (f"; {_emphasised(audit)}" if audit.says else ""),
         )
+
+
+def _readers(measured: MeasuredSection) -> Iterator[tuple[str, str]]:
+    if measured.readers is not None:
+        yield "to readers", readers_line(measured.readers)
+
+
+def _emphasised(audit: AuditSection) -> str:
+    """What the second judge says, in yellow where it sees no change."""
+    return f"[yellow]{audit.says}[/]" if audit.opinion == "sees no change" else audit.says
 
 
 def _fluency(fluency: FluencySection) -> str:
@@ -219,7 +258,7 @@ def _examples(evidence: Evidence) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("prompt", "unsteered", "steered"):
         table.add_column(f"[dim]{heading}[/]", ratio=1)
-    for one in evidence.completions[:EXAMPLES]:
+    for one in evidence.first_completions[:EXAMPLES]:
         table.add_row(escape(one.prompt), escape(one.unsteered), escape(one.steered))
     return table
 

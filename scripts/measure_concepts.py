@@ -1,0 +1,183 @@
+"""Calibrate smollm2 for every built-in concept at .1 nat, and write docs/concepts.md.
+
+    python scripts/measure_concepts.py [--concept joy]       calibrates, and keeps 60 fresh replies
+    python scripts/measure_concepts.py --page                writes the page, with readers' grades
+
+Half of the replies are plain, half steered as shipped; where nothing ships, by α at the budget at
+the middle block. Readers grade them blind (docs/concepts.json, `grades`: one a reply, in its order)
+to see whether the verdict was right. Ten minutes a concept on two cores.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import click
+import numpy as np
+from graded_replies import prompts_by_part
+from markdown_tables import DOCS, table
+
+from calibrate import calibrate, load_model
+from calibrate.completions import Request, sample_all
+from calibrate.concept import built_in_concepts, read_concept, read_prompts
+from calibrate.cross_entropy import run_unsteered
+from calibrate.errors import Infeasible
+from calibrate.estimate import RatioEstimate
+from calibrate.model import LoadedModel, borrowed
+from calibrate.pilot import run_pilot
+from calibrate.rendering import encode_prompt
+from calibrate.replies import build_corpora, sample_unsteered
+from calibrate.residual import Push
+from calibrate.settings import Settings
+from calibrate.vector import concept_vectors
+
+MODEL = "smollm2"
+SETTINGS = Settings()
+FRESH, FRESH_SEED = 30, 4711  # prompts of the test part of scripts/graded
+FOLDER = DOCS / "concepts"
+
+
+@click.command()
+@click.option("--concept", "concepts", multiple=True, default=built_in_concepts())
+@click.option("--page", "only_page", is_flag=True)
+def main(concepts: tuple[str, ...], only_page: bool) -> None:
+    FOLDER.mkdir(exist_ok=True)
+    if not only_page:
+        loaded = load_model(MODEL)
+        for concept in concepts:
+            found = measured(loaded, concept)
+            path = FOLDER / f"{concept}.json"
+            path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+            click.echo(f"{concept}: {found['verdict']}")
+    (DOCS / "concepts.md").write_text(page(), encoding="utf-8")
+
+
+def measured(loaded: LoadedModel, concept: str) -> dict:
+    found: dict = {}
+    try:
+        with TemporaryDirectory() as out:
+            config = calibrate(loaded, concept, out=Path(out) / "result").config
+    except Infeasible as infeasible:
+        found |= {"verdict": "refused", "reasons": infeasible.reasons}
+        push = at_budget(loaded, concept)
+    else:
+        presence, done = config.measured.presence, config.intervention
+        found |= {
+            "verdict": "ships",
+            "layer": done.layer,
+            "strength": done.strength,
+            "delta_ce": config.measured.delta_ce.value,
+            "presence": presence.value,
+            "baseline": presence.baseline,
+            "change": [presence.change.value, presence.change.low, presence.change.high],
+            "clear": [presence.clear_baseline, presence.clear],
+            "seconds": {stage: round(cost.seconds) for stage, cost in config.cost.items()},
+        }
+        push = config.steering_vector.push(done.strength, done.positions)
+    return {**found, "replies": fresh(loaded, push)}
+
+
+def at_budget(loaded: LoadedModel, concept: str) -> Push:
+    """What steers by α at the budget, at the middle block."""
+    layer = loaded.num_layers // 2
+    with borrowed(loaded):
+        vector = concept_vectors(loaded, read_concept(concept).split()["vector"], SETTINGS)[layer]
+        replies = sample_unsteered(loaded, read_prompts(), SETTINGS)
+        run = run_unsteered(loaded, build_corpora(loaded, replies, None)["search"], [layer])
+        return vector.push(run_pilot(loaded, run, vector, (), SETTINGS).strength_at_budget.value)
+
+
+def fresh(loaded: LoadedModel, push: Push) -> list[dict]:
+    """Plain and steered replies to the same prompts, with the same noise."""
+    texts = prompts_by_part()["test"][-FRESH:]
+    with borrowed(loaded):
+        prompts = [encode_prompt(loaded, text) for text in texts]
+        requests = [Request(prompts), Request(prompts, push=push)]
+        drawn = sample_all(loaded, requests, SETTINGS.sampling, FRESH_SEED)
+    return [
+        {"prompt": one.prompt, "steered": bool(steered), "text": one.text}
+        for steered, replies in enumerate(drawn)
+        for one in replies
+    ]
+
+
+def page() -> str:
+    body = [row(concept, found) for concept, found in results()]
+    heads = ["concept", "verdict", "block", "α", "ΔCE", "presence", "change", "clearly"]
+    return PAGE.format(
+        rows=table([*heads, "readers: plain → steered", "readers' change"], body),
+        reasons="\n".join(reasons()),
+        earlier=", ".join(concept for concept, one in results() if "blocks" in one),
+    )
+
+
+def row(concept: str, found: dict) -> list[str]:
+    if found["verdict"] == "refused":
+        cells = ["**refused**", *["-"] * 6]
+    else:
+        low, high = found["change"][1:]
+        clear = ["-" if one is None else f"{one:.2f}" for one in found["clear"]]
+        cells = [
+            "ships",
+            str(found["layer"]),
+            f"{found['strength']:.2f}",
+            f"{found['delta_ce']:.3f}",
+            f"{found['baseline']:.2f} → {found['presence']:.2f}",
+            f"{found['change'][0]:+.2f} ({low:+.2f} to {high:+.2f})",
+            " → ".join(clear),
+        ]
+    return [concept, *cells, *read(found)]
+
+
+def read(found: dict) -> list[str]:
+    """What readers say of the fresh replies."""
+    if "grades" not in found:
+        return ["-", "-"]
+    yes = np.array(found["grades"]) >= 1
+    plain, steered = yes[:FRESH].astype(float), yes[FRESH:].astype(float)
+    change = RatioEstimate(steered - plain, np.ones(FRESH))
+    low, high = change.interval(SETTINGS.confidence)
+    return [
+        f"{plain.mean():.2f} → {steered.mean():.2f}",
+        f"{change.value:+.2f} ({low:+.2f} to {high:+.2f})",
+    ]
+
+
+def results() -> list[tuple[str, dict]]:
+    """What was measured, by concept."""
+    paths = [(concept, FOLDER / f"{concept}.json") for concept in built_in_concepts()]
+    return [(concept, json.loads(path.read_text())) for concept, path in paths if path.exists()]
+
+
+def reasons() -> list[str]:
+    return [
+        f"- {concept}: {' '.join(one['reasons'])}"
+        for concept, one in results()
+        if one["verdict"] == "refused"
+    ]
+
+
+PAGE = """# Built-in concepts on smollm2
+
+Written by `scripts/measure_concepts.py`; everything is in [concepts/](concepts). Every built-in
+concept with all defaults, at a budget of 0.1 nat. Readers graded 60 fresh replies each, blind and
+in random order: 30 plain ones and 30 steered as shipped, to prompts that no calibration and no
+probe has seen. Where nothing ships, the steered ones are by α at the budget at the middle block.
+The readers are a large language model, not people; parentheses are 95 % intervals.
+
+{rows}
+What was refused, and why:
+
+{reasons}
+
+{earlier} were calibrated when the study still carried the
+three blocks of the largest gain that are not neighbours, and not yet the best of each third of the
+depth. Concepts that are not here were not run with the present probe.
+
+"""
+
+
+if __name__ == "__main__":
+    main()
