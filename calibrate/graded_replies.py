@@ -12,13 +12,12 @@ import json
 from functools import lru_cache
 
 import numpy as np
-from scipy.special import logit
 
 from calibrate.concept import PACKS, Concept, built_in_concepts, read_concept
 from calibrate.errors import InputError
 from probes import GradedText
 from probes.graded import read_graded_lines
-from probes.scale import Scale, fit_platt
+from probes.scale import Scale, fit_platt, log_odds
 from probes.student import CERTAIN
 
 FOLDER = PACKS / "graded"
@@ -55,7 +54,7 @@ def teacher_scale() -> Scale:
         for one in graded_replies(concept)
         if one.grade is not None and one.taught is not None
     ]
-    taught = logit(np.clip([one.taught for one in read], CERTAIN, 1 - CERTAIN))
+    taught = log_odds([one.taught for one in read], CERTAIN)
     scale = fit_platt(taught, np.array([one.says_yes for one in read]))
     return scale or Scale()
 

@@ -2,17 +2,13 @@
 
 The graded replies of built-in concepts were graded by these rules (docs/judges.md), and `calibrate
 grade` shows them. Judges that are asked are not told them: a definition in the question made every
-judge that was tried worse.
+judge that was tried worse. Readers read a text as it stands, whatever it replies to; word salad,
+loops and text of which no meaning can be made are 0.
 """
 
 from __future__ import annotations
 
 GRADES = (0, 1, 2)
-RULE = (
-    "Read the text as it stands, whatever it replies to. Word salad, loops and text of which no "
-    "meaning can be made are 0."
-)
-
 _RUBRICS = {
     "apathetic": (
         "Indifference: no interest, concern or energy, nothing worth the trouble. 1: shrugging, "

@@ -14,9 +14,8 @@ from typing import Literal
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.special import logit
 
-from probes.scale import AS_FITTED, Scale
+from probes.scale import AS_FITTED, Scale, log_odds
 
 SLOPE_SPREAD = 0.5  # standard deviation of log slope, beforehand
 OFFSET_SPREAD = 2.0  # and of the offset
@@ -45,23 +44,23 @@ def fit_correction(scores: np.ndarray, graded: np.ndarray) -> FittedScale:
     scores: the probe's probabilities, shape (n_prompts, n_replies). graded: the share of people
     who say yes of the same replies. A prompt's replies are left out together.
     """
-    log_odds = logit(np.clip(scores, CERTAIN, 1 - CERTAIN))
-    losses = {method: _left_out_loss(method, log_odds, graded) for method in METHODS}
+    fitted = log_odds(scores, CERTAIN)
+    losses = {method: _left_out_loss(method, fitted, graded) for method in METHODS}
     best = min(METHODS, key=lambda method: round(losses[method], 4))  # of equals the simplest
-    scale = _fit(best, log_odds.ravel(), graded.ravel())
+    scale = _fit(best, fitted.ravel(), graded.ravel())
     return FittedScale(scale, best, losses[best], losses["unchanged"])
 
 
-def _left_out_loss(method: Method, log_odds: np.ndarray, graded: np.ndarray) -> float:
+def _left_out_loss(method: Method, fitted: np.ndarray, graded: np.ndarray) -> float:
     kept = ~np.eye(len(graded), dtype=bool)
     losses = [
-        _loss(_fit(method, log_odds[rest].ravel(), graded[rest].ravel()), log_odds[at], graded[at])
+        _loss(_fit(method, fitted[rest].ravel(), graded[rest].ravel()), fitted[at], graded[at])
         for at, rest in enumerate(kept)
     ]
     return float(np.mean(losses))
 
 
-def _fit(method: Method, log_odds: np.ndarray, graded: np.ndarray) -> Scale:
+def _fit(method: Method, fitted: np.ndarray, graded: np.ndarray) -> Scale:
     """The likeliest scale, given what is assumed beforehand."""
     if method == "unchanged":
         return AS_FITTED
@@ -73,12 +72,12 @@ def _fit(method: Method, log_odds: np.ndarray, graded: np.ndarray) -> Scale:
     def penalised(free: np.ndarray) -> float:
         spread = np.array([OFFSET_SPREAD, SLOPE_SPREAD])[: len(free)]
         shrunken = float((0.5 * (free / spread) ** 2).sum())
-        return len(graded) * _loss(scale_of(free), log_odds, graded) + shrunken
+        return len(graded) * _loss(scale_of(free), fitted, graded) + shrunken
 
     return scale_of(minimize(penalised, np.zeros(1 if method == "offset" else 2)).x)
 
 
-def _loss(scale: Scale, log_odds: np.ndarray, graded: np.ndarray) -> float:
+def _loss(scale: Scale, fitted: np.ndarray, graded: np.ndarray) -> float:
     """Mean log loss, nats: log(1 + e^z) - graded · z."""
-    corrected = scale.slope * log_odds + scale.offset
+    corrected = scale.slope * fitted + scale.offset
     return float(np.mean(np.logaddexp(0, corrected) - graded * corrected))

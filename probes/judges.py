@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from scipy.special import logit
 
 from calibrate.errors import CalibrateError, InputError, did_you_mean
-from probes.scale import Scale
+from probes.scale import Scale, log_odds
 
 NAMED = ("auto", "question", "openai", "embedding")
 CERTAIN = 1e-4  # a probability is no nearer to 0 or 1
@@ -57,8 +56,7 @@ class ScaledJudge:
 
     def score(self, texts: Sequence[str], concept: str) -> np.ndarray:
         """Return the probability that a reader says yes, shape (n_texts,)."""
-        said = np.clip(self.judge.score(texts, concept), CERTAIN, 1 - CERTAIN)
-        return self.scale(logit(said))
+        return self.scale(log_odds(self.judge.score(texts, concept), CERTAIN))
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
-from scipy.special import logit
 
 from calibrate.errors import ArtefactError
 from calibrate.estimate import Interval
@@ -27,7 +26,7 @@ from calibrate.marks import facts_in
 from calibrate.model import borrowed
 from probes.features import text_features
 from probes.quality import Quality
-from probes.scale import AS_FITTED, Scale
+from probes.scale import AS_FITTED, Scale, log_odds
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
@@ -101,8 +100,8 @@ class Probe:
         if self.clearly is None:
             return None
         said = scores > 0  # an empty text is not
-        log_odds = logit(np.clip(scores, CERTAIN, 1 - CERTAIN))
-        return np.where(said, self.clearly(self.scale.inverse(log_odds)), 0.0)
+        fitted = self.scale.inverse(log_odds(scores, CERTAIN))
+        return np.where(said, self.clearly(fitted), 0.0)
 
     @property
     def as_fitted(self) -> Probe:

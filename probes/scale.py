@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from scipy.special import expit
+from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
 LEAST = 30  # texts with a grade, from which a scale is fitted
@@ -34,6 +35,12 @@ class Scale:
 
 
 AS_FITTED = Scale()
+
+
+def log_odds(probabilities: Any, certain: float) -> np.ndarray:
+    """Log-odds of probabilities, of the same shape, none nearer to 0 or 1 than `certain`."""
+    found: np.ndarray = logit(np.clip(probabilities, certain, 1 - certain))
+    return found
 
 
 def fit_platt(scores: np.ndarray, yes: np.ndarray) -> Scale | None:

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import logit
 
 from calibrate.model import borrowed
 from probes.features import text_features
 from probes.graded import GradedText
 from probes.ridge import fit_ridge
-from probes.scale import Scale, fit_platt
+from probes.scale import Scale, fit_platt, log_odds
 
 if TYPE_CHECKING:
     from calibrate.model import LoadedModel
@@ -99,9 +98,7 @@ def fit_student(
 
 def targets(texts: Sequence[GradedText]) -> np.ndarray:
     """The log-odds a student learns, (n_texts,): the readers', or the teacher's without them."""
-    said = [_said(one) for one in texts]
-    log_odds: np.ndarray = logit(np.clip(said, CERTAIN, 1 - CERTAIN))
-    return log_odds
+    return log_odds([_said(one) for one in texts], CERTAIN)
 
 
 def _said(text: GradedText) -> float:

@@ -17,7 +17,7 @@ import click
 import numpy as np
 from graded_replies import MODELS, Reply, replies
 from markdown_tables import DOCS, table
-from scipy.special import expit, logit
+from scipy.special import expit
 from ship_graded_replies import FOR_SCALE
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
@@ -32,7 +32,7 @@ from calibrate.replies import sample_unsteered
 from calibrate.settings import Settings
 from probes import GradedText, fit_written_probe
 from probes.features import text_features
-from probes.scale import Scale, fit_platt
+from probes.scale import Scale, fit_platt, log_odds
 from probes.student import CERTAIN, Student, fit_student, probe_layers
 
 SENTIMENTS = {"joy": 1, "optimistic": 1, "depression": -1}  # and the sign of VADER's agreement
@@ -67,7 +67,7 @@ def main() -> None:
 def by_teacher() -> Scores:
     """On the scale of readers, which is fitted to the train parts of all other concepts."""
     return {
-        one.id: float(scale_without(concept)(logit(clipped(one.taught))))
+        one.id: float(scale_without(concept)(log_odds(one.taught, CERTAIN)))
         for concept in built_in_concepts()
         for one in replies("test", concept)
         if one.taught is not None
@@ -88,15 +88,11 @@ def scale_without(concept: str) -> Scale:
         if one.taught is not None
     ]
     scale = fit_platt(
-        logit(np.array([clipped(one.taught) for one in read])),
+        log_odds([one.taught for one in read], CERTAIN),
         np.array([one.says_yes for one in read]),
     )
     assert scale is not None
     return scale
-
-
-def clipped(probability: float | None) -> float:
-    return float(np.clip(probability or 0.0, CERTAIN, 1 - CERTAIN))
 
 
 class Library:

@@ -15,7 +15,6 @@ from dataclasses import asdict
 
 import numpy as np
 from graded_replies import Reply, replies
-from scipy.special import logit
 
 from calibrate import load_model
 from calibrate.concept import built_in_concepts, read_concept, read_prompts
@@ -26,7 +25,7 @@ from calibrate.replies import sample_unsteered
 from calibrate.settings import Settings
 from probes import GradedText, fit_written_probe
 from probes.graded import graded_lines
-from probes.scale import AS_FITTED, fit_platt
+from probes.scale import AS_FITTED, fit_platt, log_odds
 from probes.student import CERTAIN
 
 MODEL = "smollm2"
@@ -72,8 +71,7 @@ def score(
     splits = read_concept(concept).split()
     written = [written_examples(splits[split]) for split in ("probe", "held_out")]
     probe = fit_written_probe(concept, *written, own, loaded, AS_FITTED)
-    said = np.clip(probe.score(texts, loaded), CERTAIN, 1 - CERTAIN)
-    return [float(one) for one in logit(said)]
+    return [float(one) for one in log_odds(probe.score(texts, loaded), CERTAIN)]
 
 
 if __name__ == "__main__":
