@@ -16,11 +16,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from calibrate.artefact.config import SteeringConfig, load
     from calibrate.calibration import Calibration, calibrate
-    from calibrate.concept import Concept
-    from calibrate.config import SteeringConfig, load
-    from calibrate.curves import LawCurves, measure_laws
-    from calibrate.errors import (
+    from calibrate.common.errors import (
         ArtefactError,
         CalibrateError,
         CalibrateWarning,
@@ -33,18 +31,21 @@ if TYPE_CHECKING:
         VerificationFailed,
         WrittenElsewhere,
     )
-    from calibrate.gate import GateReport, check_directory
-    from calibrate.loading import load_model
-    from calibrate.model import LoadedModel
-    from calibrate.settings import Sampling, Settings
-    from calibrate.vector import SteeringVector, extract_vectors
+    from calibrate.common.settings import Sampling, Settings
+    from calibrate.deploy.verify import GateReport, check_directory
+    from calibrate.engine.loading import load_model
+    from calibrate.engine.vector import SteeringVector
+    from calibrate.laws.experiment import LawCurves, measure_laws
+    from calibrate.models.model import LoadedModel
+    from calibrate.texts.concept import Concept
+    from calibrate.texts.extraction import extract_vectors
 
 _HOMES = {
     "calibration": ("Calibration", "calibrate"),
-    "concept": ("Concept",),
-    "config": ("SteeringConfig", "load"),
-    "curves": ("LawCurves", "measure_laws"),
-    "errors": (
+    "texts.concept": ("Concept",),
+    "artefact.config": ("SteeringConfig", "load"),
+    "laws.experiment": ("LawCurves", "measure_laws"),
+    "common.errors": (
         "ArtefactError",
         "CalibrateError",
         "CalibrateWarning",
@@ -57,11 +58,12 @@ _HOMES = {
         "VerificationFailed",
         "WrittenElsewhere",
     ),
-    "gate": ("GateReport", "check_directory"),
-    "loading": ("load_model",),
-    "model": ("LoadedModel",),
-    "settings": ("Sampling", "Settings"),
-    "vector": ("SteeringVector", "extract_vectors"),
+    "deploy.verify": ("GateReport", "check_directory"),
+    "engine.loading": ("load_model",),
+    "models.model": ("LoadedModel",),
+    "common.settings": ("Sampling", "Settings"),
+    "engine.vector": ("SteeringVector",),
+    "texts.extraction": ("extract_vectors",),
 }
 
 __all__ = [

@@ -2,58 +2,55 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from calibrate import report
-from calibrate.assemble import build_config, build_evidence, build_laws
-from calibrate.cache import unchanged
-from calibrate.concept import Concept, Texts, read_concept, read_corpus, read_prompts
-from calibrate.config import CONFIG_FILE, SteeringConfig
-from calibrate.config import load as load_config
-from calibrate.cost import Allowance, Ledger, Limits
-from calibrate.cross_entropy import Corpus, run_unsteered
-from calibrate.errors import Infeasible, WrittenElsewhere
-from calibrate.evidence import EVIDENCE_FILE, Evidence
-from calibrate.explain import explaining
-from calibrate.export import Exported, export
-from calibrate.files import write_together
-from calibrate.forecast import Forecast, forecast, questions_ahead
-from calibrate.judging import (
+from calibrate.artefact import report, saved
+from calibrate.artefact.assemble import build_config, build_evidence, build_laws
+from calibrate.artefact.config import SteeringConfig
+from calibrate.artefact.directory import open_workspace, writing, wrote
+from calibrate.artefact.evidence import Evidence
+from calibrate.common.cost import Allowance, Ledger, Limits
+from calibrate.common.errors import Infeasible, WrittenElsewhere
+from calibrate.common.files import write_together
+from calibrate.common.progress import SILENT, Progress
+from calibrate.common.settings import Settings
+from calibrate.deploy.export import export
+from calibrate.deploy.export.exporter import Exported
+from calibrate.engine.loading import load_model, rendered_with
+from calibrate.engine.unsteered import run_unsteered
+from calibrate.judging.choice import (
     AUTO,
     JudgeChoice,
-    Lesson,
-    appoint,
     check_judges,
     choose_audit,
     choose_lesson,
     judge_name,
 )
-from calibrate.loading import load_model, rendered_with
-from calibrate.model import LoadedModel, borrowed
-from calibrate.pilot import concept_token_ids, run_pilots
-from calibrate.presence import require_headroom
-from calibrate.progress import SILENT, Progress
-from calibrate.ranking import BlockRank, carried_blocks, rank_blocks
-from calibrate.replies import UnsteeredReplies, build_corpora, sample_unsteered
-from calibrate.search import FIRST_PART, SearchObjective, rung_sizes
-from calibrate.settings import Settings
-from calibrate.shared_study import StudyStore, act_once, agreed, check_storage
-from calibrate.study import run_study
-from calibrate.teaching import Material
-from calibrate.vector import SteeringVector, concept_vectors
-from calibrate.verify import verify
-from calibrate.workspace import open_workspace, writing, wrote
+from calibrate.judging.panel import appoint
+from calibrate.judging.presence import require_headroom
+from calibrate.judging.teaching import Material
+from calibrate.laws.pilot import run_pilots
+from calibrate.models.cache import unchanged
+from calibrate.models.model import LoadedModel, borrowed
+from calibrate.search.agreement import act_once, agreed
+from calibrate.search.block_ranking import choose_blocks
+from calibrate.search.explain import explaining
+from calibrate.search.fingerprint import fingerprint_of
+from calibrate.search.forecast import forecast, questions_ahead
+from calibrate.search.objective import FIRST_PART, SearchObjective, rung_sizes
+from calibrate.search.storage import StudyStore, check_storage
+from calibrate.search.study import run_study
+from calibrate.search.verification import verify
+from calibrate.texts.concept import Concept, read_concept, read_corpus, read_prompts
+from calibrate.texts.concept_tokens import concept_tokens
+from calibrate.texts.extraction import concept_vectors
+from calibrate.texts.replies import build_corpora, sample_unsteered
 from probes import Probe
-from probes import load as load_probe
-
-PROBE_FOLDER = "probe"
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,14 +72,7 @@ class Calibration:
         Raises: ArtefactError if the directory cannot be written, or if a file of another origin
             has a name that is needed.
         """
-        probe = {} if self.probe is None else self.probe.files()
-        files = {
-            **self.config.files(),
-            EVIDENCE_FILE: self.evidence.to_bytes(),
-            **{f"{PROBE_FOLDER}/{name}": content for name, content in probe.items()},
-            **report.render(self.config, self.evidence),
-        }
-        write_together(directory, files, last=CONFIG_FILE, ours=wrote)
+        saved.save(directory, self.config, self.evidence, self.probe)
 
     def export(
         self, format_name: str, to: str | Path, model: Any = None, tokenizer: Any = None
@@ -102,11 +92,7 @@ class Calibration:
 
         Raises: ArtefactError if anything is missing or damaged.
         """
-        folder = Path(directory)
-        config, measured = load_config(folder), None
-        if (folder / PROBE_FOLDER).is_dir():
-            measured = load_probe(folder / PROBE_FOLDER)
-        return cls(config, Evidence.load(folder), measured)
+        return cls(*saved.load(directory))
 
 
 def calibrate(
@@ -181,7 +167,7 @@ def calibrate(
     )
     if settings.layer is not None:
         loaded.check_layer(settings.layer)
-    fingerprint = _fingerprint(
+    fingerprint = fingerprint_of(
         loaded, concept, prompt_texts, corpus_texts, judges, lesson, settings
     )
     directory, finished = open_workspace(out, fingerprint)
@@ -215,12 +201,14 @@ def calibrate(
             baseline = require_headroom(panel.reader, replies, settings)
 
         with ledger.stage("blocks"):
-            ranks, layers = _blocks(loaded, corpora["search"], splits, vectors, ahead, settings)
+            ranks, layers = choose_blocks(
+                loaded, corpora["search"], splits["probe"], vectors, ahead.blocks, settings
+            )
 
         with ledger.stage("pilot"):
             parts = rung_sizes(len(corpora["search"].sequences), FIRST_PART)
             run = run_unsteered(loaded, corpora["search"], layers, parts)
-            tokens = _concept_tokens(loaded, splits["vector"], replies)
+            tokens = concept_tokens(loaded, splits["vector"], replies)
             pilots = run_pilots(loaded, run, [vectors[i] for i in layers], tokens, settings)
 
         with ledger.stage("study"):
@@ -273,54 +261,6 @@ def _written_once(
         if not result:
             raise WrittenElsewhere(f"another worker of this study wrote the artefact: {where}")
         return result[0]
-
-
-def _blocks(
-    loaded: LoadedModel,
-    corpus: Corpus,
-    splits: Mapping[str, Texts],
-    vectors: Sequence[SteeringVector],
-    ahead: Forecast,
-    settings: Settings,
-) -> tuple[tuple[BlockRank, ...], tuple[int, ...]]:
-    """Rank the blocks, and choose those carried into the study; or the one asked for."""
-    if settings.layer is not None:
-        return (), (settings.layer,)
-    ranks = rank_blocks(loaded, corpus, splits["probe"], vectors, settings)
-    return ranks, carried_blocks(ranks, loaded.num_layers)[: ahead.blocks]
-
-
-def _concept_tokens(
-    loaded: LoadedModel, texts: Texts, replies: UnsteeredReplies
-) -> tuple[int, ...]:
-    return concept_token_ids(
-        loaded,
-        [text.text for text in texts.positives],
-        [text.text for text in texts.negatives],
-        [completion.text for completion in replies.completions["search"]],
-    )
-
-
-def _fingerprint(
-    loaded: LoadedModel,
-    concept: Concept,
-    prompts: Sequence[str],
-    corpus: Mapping[str, Sequence[str]] | None,
-    judges: Sequence[str],
-    lesson: Lesson | None,
-    settings: Settings,
-) -> str:
-    """Hash of everything the result depends on."""
-    parts = [
-        asdict(loaded.identity),
-        dict(loaded.rendering.kwargs),
-        [concept.name, concept.data_sha256],
-        list(prompts),
-        corpus,
-        [*judges, lesson and asdict(lesson)],
-        asdict(settings),
-    ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

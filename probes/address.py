@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from calibrate.errors import InputError
+from calibrate.common.errors import InputError
 
 NO_KEY = "none"  # sent where there is no key; local servers ignore it
 SHOWN = 120  # characters of what a server said that a message repeats

@@ -15,7 +15,7 @@ from string import Formatter
 
 import numpy as np
 
-from calibrate.errors import CalibrateWarning, InputError
+from calibrate.common.errors import CalibrateWarning, InputError
 
 QUESTION = """Text:
 {text}

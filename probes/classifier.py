@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibrate.embedded import encoder_directory, quiet_transformers
-from calibrate.errors import InputError
+from calibrate.common.errors import InputError
+from calibrate.models.embedded import encoder_directory
+from calibrate.models.quiet import quiet_transformers
 from probes.encoder import SentenceEncoder
 from probes.examples import Example
 from probes.readout import Readout, fit_readout

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from calibrate.embedded import quiet_transformers
-from calibrate.errors import ModelError
+from calibrate.common.errors import ModelError
+from calibrate.models.quiet import quiet_transformers
 
 LONGEST = 256  # tokens that are read, as it was trained
 BATCH = 32

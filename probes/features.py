@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calibrate.rendering import encode_text
-from calibrate.residual import pooled_residuals
+from calibrate.engine.pooling import pooled_residuals
+from calibrate.models.prompts import encode_text
 
 if TYPE_CHECKING:
-    from calibrate.model import LoadedModel
+    from calibrate.models.model import LoadedModel
 
 
 def text_features(model: LoadedModel, texts: Sequence[str], layers: Sequence[int]) -> np.ndarray:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.stats import mannwhitneyu
 
-from calibrate.alike import near_copies
-from calibrate.errors import InputError
-from calibrate.model import borrowed
+from calibrate.common.alike import near_copies
+from calibrate.common.errors import InputError
+from calibrate.models.model import borrowed
 from probes.examples import Example
 from probes.features import text_features
 from probes.probe import Learned, Probe
@@ -28,7 +28,7 @@ from probes.scale import Scale
 from probes.student import probe_layers
 
 if TYPE_CHECKING:
-    from calibrate.model import LoadedModel
+    from calibrate.models.model import LoadedModel
 
 
 def fit_written_probe(

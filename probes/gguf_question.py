@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from calibrate.errors import InputError, ModelError
-from calibrate.llama_cpp import is_installed
-from calibrate.marks import sha256_of
-from calibrate.progress import SILENT, Progress, stage
+from calibrate.common.errors import InputError, ModelError
+from calibrate.common.marks import sha256_of
+from calibrate.common.progress import SILENT, Progress, stage
+from calibrate.models.llama_cpp import is_installed
 from probes.asking import QUESTION, Answer, Asked, probability_of_yes, settled
 
 CONTEXT = 4096  # tokens of a prompt at most

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from calibrate.errors import ArtefactError
+from calibrate.common.errors import ArtefactError
 
 NOT, SOMEWHAT, CLEARLY = 0.0, 1.0, 2.0
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from calibrate.errors import CalibrateError, InputError, did_you_mean
+from calibrate.common.errors import CalibrateError, InputError, did_you_mean
 from probes.scale import Scale, log_odds
 
 NAMED = ("auto", "question", "openai", "embedding")

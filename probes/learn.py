@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calibrate.errors import InputError
+from calibrate.common.errors import InputError
 from probes.graded import GradedText
 from probes.probe import Learned, Probe
 from probes.quality import Quality, quality
 from probes.student import Student, fit_student, probe_layers, read_features
 
 if TYPE_CHECKING:
-    from calibrate.model import LoadedModel
+    from calibrate.models.model import LoadedModel
 
 
 def learn_probe(

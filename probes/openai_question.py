@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Any
 
-from calibrate.errors import CalibrateWarning
+from calibrate.common.errors import CalibrateWarning
 from probes.address import NoLogProbabilities, Server, connected
 from probes.asking import QUESTION, Answer, Asked, first_word, probability_of_yes, settled
 

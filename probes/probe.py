@@ -19,17 +19,17 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from calibrate.errors import ArtefactError
-from calibrate.estimate import Interval
-from calibrate.files import write_together
-from calibrate.marks import facts_in
-from calibrate.model import borrowed
+from calibrate.common.errors import ArtefactError
+from calibrate.common.estimate import Interval
+from calibrate.common.files import write_together
+from calibrate.common.marks import facts_in
+from calibrate.models.model import borrowed
 from probes.features import text_features
 from probes.quality import Quality
 from probes.scale import AS_FITTED, Scale, log_odds
 
 if TYPE_CHECKING:
-    from calibrate.model import LoadedModel
+    from calibrate.models.model import LoadedModel
 
 FACTS_FILE, WEIGHTS_FILE = "probe.json", "probe.safetensors"
 FORMAT, VERSION = "steering-probe", 4

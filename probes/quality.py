@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from calibrate.estimate import Interval
+from calibrate.common.estimate import Interval
 
 RESAMPLES = 200
 CONFIDENCE = 0.95

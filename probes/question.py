@@ -11,15 +11,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from calibrate.errors import InputError
-from calibrate.model import borrowed
-from calibrate.rendering import encode_reply
-from calibrate.residual import final_hidden
-from calibrate.tokens import batches
+from calibrate.common.errors import InputError
+from calibrate.engine.forward import final_hidden
+from calibrate.models.model import borrowed
+from calibrate.models.prompts import encode_reply
+from calibrate.models.tokens import batches
 from probes.asking import QUESTION, Asked
 
 if TYPE_CHECKING:
-    from calibrate.model import LoadedModel
+    from calibrate.models.model import LoadedModel
 
 
 @dataclass(frozen=True, eq=False)

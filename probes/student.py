@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calibrate.model import borrowed
+from calibrate.models.model import borrowed
 from probes.features import text_features
 from probes.graded import GradedText
 from probes.ridge import fit_ridge
 from probes.scale import Scale, fit_platt, log_odds
 
 if TYPE_CHECKING:
-    from calibrate.model import LoadedModel
+    from calibrate.models.model import LoadedModel
 
 DEPTHS = (0.15, 0.3, 0.45, 0.6, 0.7, 0.85)  # blocks read, as shares of the depth
 CERTAIN = 0.02  # a teacher's probability counts as no nearer to 0 or 1

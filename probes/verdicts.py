@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from calibrate.embedded import cache_directory
-from calibrate.errors import CalibrateWarning
-from calibrate.progress import SILENT, Progress
+from calibrate.common.errors import CalibrateWarning
+from calibrate.common.progress import SILENT, Progress
+from calibrate.models.converted import cache_directory
 from probes.asking import Asked, asked_about
 
 FILE = "verdicts.sqlite3"

@@ -30,16 +30,19 @@ from scipy.interpolate import PchipInterpolator
 from scipy.optimize import brentq
 
 from calibrate import load_model
-from calibrate.completions import sample
-from calibrate.concept import read_concept, read_prompts
-from calibrate.cross_entropy import Corpus, UnsteeredRun, delta_ce, run_unsteered
-from calibrate.model import LoadedModel, borrowed
-from calibrate.pilot import concept_token_ids, run_pilot
-from calibrate.rendering import encode_prompt
-from calibrate.search import FIRST_PART, rung_sizes
-from calibrate.settings import Sampling, Settings
-from calibrate.tokens import TokenSequence
-from calibrate.vector import SteeringVector, concept_vectors
+from calibrate.common.settings import Sampling, Settings
+from calibrate.engine.cross_entropy import delta_ce
+from calibrate.engine.generation import sample
+from calibrate.engine.unsteered import Corpus, UnsteeredRun, run_unsteered
+from calibrate.engine.vector import SteeringVector
+from calibrate.laws.pilot import run_pilot
+from calibrate.models.model import LoadedModel, borrowed
+from calibrate.models.prompts import encode_prompt
+from calibrate.models.tokens import TokenSequence
+from calibrate.search.objective import FIRST_PART, rung_sizes
+from calibrate.texts.concept import read_concept, read_prompts
+from calibrate.texts.concept_tokens import concept_token_ids
+from calibrate.texts.extraction import concept_vectors
 
 MODEL = "smollm2"
 CONCEPTS = ("joy", "evil", "impolite")

@@ -20,13 +20,14 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
 
 from calibrate import load_model
-from calibrate.cross_entropy import Corpus, UnsteeredRun, delta_ce, run_unsteered
-from calibrate.model import LoadedModel, borrowed
-from calibrate.pilot import run_pilot
-from calibrate.search import FIRST_PART, rung_sizes
-from calibrate.settings import Settings
-from calibrate.tokens import TokenSequence
-from calibrate.vector import SteeringVector
+from calibrate.common.settings import Settings
+from calibrate.engine.cross_entropy import delta_ce
+from calibrate.engine.unsteered import Corpus, UnsteeredRun, run_unsteered
+from calibrate.engine.vector import SteeringVector
+from calibrate.laws.pilot import run_pilot
+from calibrate.models.model import LoadedModel, borrowed
+from calibrate.models.tokens import TokenSequence
+from calibrate.search.objective import FIRST_PART, rung_sizes
 
 LENGTH, PROMPT = 512, 16  # tokens of a sequence, and how many of them are not scored
 GRID, FALSI = 129, 6  # full passes beyond the unsteered one

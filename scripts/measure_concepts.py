@@ -20,18 +20,18 @@ from graded_replies import prompts_by_part
 from markdown_tables import DOCS, table
 
 from calibrate import calibrate, load_model
-from calibrate.completions import Request, sample_all
-from calibrate.concept import built_in_concepts, read_concept, read_prompts
-from calibrate.cross_entropy import run_unsteered
-from calibrate.errors import Infeasible
-from calibrate.estimate import RatioEstimate
-from calibrate.model import LoadedModel, borrowed
-from calibrate.pilot import run_pilot
-from calibrate.rendering import encode_prompt
-from calibrate.replies import build_corpora, sample_unsteered
-from calibrate.residual import Push
-from calibrate.settings import Settings
-from calibrate.vector import concept_vectors
+from calibrate.common.errors import Infeasible
+from calibrate.common.estimate import RatioEstimate
+from calibrate.common.settings import Settings
+from calibrate.engine.generation import Request, sample_all
+from calibrate.engine.unsteered import run_unsteered
+from calibrate.laws.pilot import run_pilot
+from calibrate.models.model import LoadedModel, borrowed
+from calibrate.models.prompts import encode_prompt
+from calibrate.models.steering import Push
+from calibrate.texts.concept import built_in_concepts, read_concept, read_prompts
+from calibrate.texts.extraction import concept_vectors
+from calibrate.texts.replies import build_corpora, sample_unsteered
 
 MODEL = "smollm2"
 SETTINGS = Settings()

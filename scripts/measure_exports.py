@@ -23,21 +23,21 @@ import torch
 from markdown_tables import DOCS, table
 
 from calibrate import Calibration, calibrate, load_model
-from calibrate.completions import sample
-from calibrate.concept import Concept
-from calibrate.config import SteeringConfig
-from calibrate.drawing import draw, noise_key
-from calibrate.embedded import embedded_gguf
-from calibrate.errors import ExportRefused
-from calibrate.estimate import RatioEstimate
-from calibrate.export import FORMATS, export
-from calibrate.export.control_vector import read_directions
-from calibrate.gate import own_replies
-from calibrate.llama_cpp import LlamaCpp
-from calibrate.model import LoadedModel, borrowed
-from calibrate.rendering import encode_prompt
-from calibrate.settings import Sampling
-from calibrate.stacks import Stack, config_length, rise_in, serving
+from calibrate.artefact.config import SteeringConfig
+from calibrate.common.errors import ExportRefused
+from calibrate.common.estimate import RatioEstimate
+from calibrate.common.settings import Sampling
+from calibrate.deploy.checks import own_replies
+from calibrate.deploy.export import FORMATS, export
+from calibrate.deploy.export.control_vector import read_directions
+from calibrate.deploy.runtimes import Stack, config_length, rise_in, serving
+from calibrate.engine.generation import sample
+from calibrate.engine.sampling import draw, noise_key
+from calibrate.models.embedded import embedded_gguf
+from calibrate.models.llama_cpp import LlamaCpp
+from calibrate.models.model import LoadedModel, borrowed
+from calibrate.models.prompts import encode_prompt
+from calibrate.texts.concept import Concept
 from probes import Reader
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

@@ -23,13 +23,13 @@ from sklearn.metrics import cohen_kappa_score, roc_auc_score
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from calibrate import load_model
-from calibrate.concept import built_in_concepts, read_concept, read_prompts
-from calibrate.graded_replies import graded_replies, written_scale
-from calibrate.judging import judge_from_texts, written_examples
-from calibrate.model import LoadedModel, borrowed
-from calibrate.ppi import corrected_share
-from calibrate.replies import sample_unsteered
-from calibrate.settings import Settings
+from calibrate.common.settings import Settings
+from calibrate.judging.graded_replies import graded_replies, written_scale
+from calibrate.judging.panel import judge_from_texts, written_examples
+from calibrate.judging.ppi import corrected_share
+from calibrate.models.model import LoadedModel, borrowed
+from calibrate.texts.concept import built_in_concepts, read_concept, read_prompts
+from calibrate.texts.replies import sample_unsteered
 from probes import GradedText, fit_written_probe
 from probes.features import text_features
 from probes.scale import Scale, fit_platt, log_odds

@@ -24,25 +24,22 @@ from scipy.optimize import newton
 from scipy.stats import norm
 
 from calibrate import load_model
-from calibrate.completions import sample
-from calibrate.concept import built_in_concepts, read_concept, read_lines, read_prompts
-from calibrate.cross_entropy import (
-    Corpus,
-    UnsteeredRun,
-    joined,
-    measure_steered,
-    run_unsteered,
-)
-from calibrate.estimate import RatioEstimate
-from calibrate.laws import CrossEntropyLaw
-from calibrate.log_odds import LogOdds, far_logits, measure_log_odds, sampled_contexts
-from calibrate.model import LoadedModel, borrowed
-from calibrate.pilot import Pilot, fit_pilot, resampled_laws, strength_interval
-from calibrate.rendering import encode_prompt, encode_text
-from calibrate.settings import Sampling, Settings
-from calibrate.token_law import judge_peaks
-from calibrate.tokens import TokenSequence
-from calibrate.vector import SteeringVector, concept_vectors
+from calibrate.common.estimate import RatioEstimate
+from calibrate.common.settings import Sampling, Settings
+from calibrate.engine.cross_entropy import measure_steered
+from calibrate.engine.generation import sample
+from calibrate.engine.unsteered import Corpus, UnsteeredRun, joined, run_unsteered
+from calibrate.engine.vector import SteeringVector
+from calibrate.laws.bootstrap import resampled_laws, strength_interval
+from calibrate.laws.formulas import CrossEntropyLaw
+from calibrate.laws.log_odds import LogOdds, far_logits, measure_log_odds, sampled_contexts
+from calibrate.laws.pilot import Pilot, fit_pilot
+from calibrate.laws.tokens import judge_peaks
+from calibrate.models.model import LoadedModel, borrowed
+from calibrate.models.prompts import encode_prompt, encode_text
+from calibrate.models.tokens import TokenSequence
+from calibrate.texts.concept import built_in_concepts, read_concept, read_lines, read_prompts
+from calibrate.texts.extraction import concept_vectors
 
 BUDGETS = (0.05, 0.1, 0.3)
 DEPTHS = (0.15, 0.33, 0.5, 0.67, 0.85)

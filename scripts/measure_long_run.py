@@ -23,10 +23,14 @@ from markdown_tables import DOCS, table
 from matplotlib.figure import Figure
 
 from calibrate import Calibration, LoadedModel, calibrate, load_model
-from calibrate.completions import Completion, Request, sample_all
-from calibrate.embedded import cache_directory
-from calibrate.estimate import RatioEstimate
-from calibrate.long_run import (
+from calibrate.common.estimate import RatioEstimate
+from calibrate.common.settings import Sampling, Settings
+from calibrate.engine.generation import Completion, Request, sample_all
+from calibrate.judging.loops import looped
+from calibrate.models.converted import cache_directory
+from calibrate.models.model import borrowed
+from calibrate.models.prompts import encode_prompt
+from calibrate.search.long_run import (
     LOOP_MARGIN,
     PROMPTS,
     WINDOW,
@@ -34,10 +38,6 @@ from calibrate.long_run import (
     answer_at_length,
     read_along,
 )
-from calibrate.loops import looped
-from calibrate.model import borrowed
-from calibrate.rendering import encode_prompt
-from calibrate.settings import Sampling, Settings
 from probes import Reader
 
 LENGTH = 192  # tokens of a reply

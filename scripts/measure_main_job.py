@@ -28,11 +28,12 @@ from markdown_tables import DOCS, table
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from calibrate import Calibration, load_model
-from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
-from calibrate.embedded import cache_directory
-from calibrate.estimate import Interval
-from calibrate.model import borrowed
-from calibrate.rendering import encode_prompt
+from calibrate.common.estimate import Interval
+from calibrate.engine.cross_entropy import delta_ce
+from calibrate.engine.unsteered import Corpus, run_unsteered
+from calibrate.models.converted import cache_directory
+from calibrate.models.model import borrowed
+from calibrate.models.prompts import encode_prompt
 
 BATCH_TOKENS = (128, 4096)
 JOYFUL = Path("scripts/joyful_prompts.txt")  # plain prompts leave joy no room to fall

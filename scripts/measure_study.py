@@ -32,18 +32,19 @@ from safetensors.numpy import load_file, save_file
 from scipy.stats import spearmanr
 
 from calibrate import calibrate, check_directory, load_model
-from calibrate.completions import Request
-from calibrate.concept import read_concept, read_prompts
-from calibrate.cross_entropy import delta_ce, run_unsteered
-from calibrate.effect import require_effect
-from calibrate.errors import Infeasible
-from calibrate.estimate import RatioEstimate
-from calibrate.model import borrowed
-from calibrate.pilot import run_pilot
-from calibrate.presence import measure_presence, read
-from calibrate.replies import build_corpora, sample_unsteered
-from calibrate.settings import Settings
-from calibrate.vector import concept_vectors
+from calibrate.common.errors import Infeasible
+from calibrate.common.estimate import RatioEstimate
+from calibrate.common.settings import Settings
+from calibrate.engine.cross_entropy import delta_ce
+from calibrate.engine.generation import Request
+from calibrate.engine.unsteered import run_unsteered
+from calibrate.judging.presence import measure_presence, read
+from calibrate.laws.pilot import run_pilot
+from calibrate.models.model import borrowed
+from calibrate.search.effect import require_effect
+from calibrate.texts.concept import read_concept, read_prompts
+from calibrate.texts.extraction import concept_vectors
+from calibrate.texts.replies import build_corpora, sample_unsteered
 from probes import Reader
 
 MODEL, OTHER_MODEL = "smollm2", "gemma3-270m"
@@ -175,7 +176,7 @@ def graded_all_the_same() -> Iterator[list[str]]:
         except Infeasible as refusal:
             refusals.extend(refusal.reasons)
 
-    with patch("calibrate.verify.require_effect", noted):
+    with patch("calibrate.search.verification.require_effect", noted):
         yield refusals
 
 

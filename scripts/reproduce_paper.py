@@ -18,12 +18,12 @@ import numpy as np
 from markdown_tables import DOCS, table
 
 from calibrate import LawCurves, Sampling, measure_laws
-from calibrate.block_curves import BEYOND, BlockCurves
-from calibrate.concept import PACKS, built_in_concepts
-from calibrate.dose import EXPONENT
-from calibrate.report.curves import law_pictures
-from calibrate.report.summary import LAW_NAMES
-from calibrate.schema import GoodnessSection
+from calibrate.cli.tables import LAW_NAMES
+from calibrate.laws.curves import BEYOND, BlockCurves
+from calibrate.laws.dose import EXPONENT
+from calibrate.laws.plots import law_pictures
+from calibrate.laws.records import GoodnessSection
+from calibrate.texts.concept import PACKS, built_in_concepts
 
 PICTURES = DOCS / "reproduction"
 TRAINED = Path(__file__).parents[1] / "tests" / "models"

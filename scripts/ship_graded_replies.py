@@ -17,12 +17,12 @@ import numpy as np
 from graded_replies import Reply, replies
 
 from calibrate import load_model
-from calibrate.concept import built_in_concepts, read_concept, read_prompts
-from calibrate.graded_replies import FOLDER
-from calibrate.judging import written_examples
-from calibrate.model import LoadedModel
-from calibrate.replies import sample_unsteered
-from calibrate.settings import Settings
+from calibrate.common.settings import Settings
+from calibrate.judging.graded_replies import FOLDER
+from calibrate.judging.panel import written_examples
+from calibrate.models.model import LoadedModel
+from calibrate.texts.concept import built_in_concepts, read_concept, read_prompts
+from calibrate.texts.replies import sample_unsteered
 from probes import GradedText, fit_written_probe
 from probes.graded import graded_lines
 from probes.scale import AS_FITTED, fit_platt, log_odds

@@ -13,9 +13,9 @@ import random
 import click
 from graded_replies import FOLDER, Reply, lines, replies
 
-from calibrate.asked import TEACHER
-from calibrate.concept import built_in_concepts
-from calibrate.embedded import embedded_gguf
+from calibrate.judging.asked import TEACHER
+from calibrate.models.embedded import embedded_gguf
+from calibrate.texts.concept import built_in_concepts
 from probes.gguf_question import GgufQuestion
 from probes.verdicts import Remembered
 

@@ -20,7 +20,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from calibrate.concept import built_in_concepts, read_concept, read_prompts
+from calibrate.texts.concept import built_in_concepts, read_concept, read_prompts
 
 TARGET = Path(__file__).parents[1] / "tests" / "models"
 UNKNOWN, START = "?", "<s>"

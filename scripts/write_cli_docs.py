@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from calibrate.cli import cli
+from calibrate.cli.commands import cli
 
 TARGET = Path(__file__).parents[1] / "docs" / "cli.md"
 HEADER = """# The command line

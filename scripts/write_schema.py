@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from calibrate.config import SteeringConfig
+from calibrate.artefact.config import SteeringConfig
 
 TARGET = Path(__file__).parents[1] / "docs" / "steering-config.schema.json"
 

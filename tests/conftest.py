@@ -14,9 +14,9 @@ import tiny
 import torch
 
 from calibrate.calibration import Calibration, calibrate
-from calibrate.model import LoadedModel
-from calibrate.settings import Sampling
-from calibrate.tokens import TokenSequence
+from calibrate.common.settings import Sampling
+from calibrate.models.model import LoadedModel
+from calibrate.models.tokens import TokenSequence
 
 # Deadlines measure the machine; the tests' own time limit is that of the suite.
 hypothesis.settings.register_profile("patient", deadline=None)

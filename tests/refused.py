@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from calibrate.errors import CalibrateError, InputError
+from calibrate.common.errors import CalibrateError, InputError
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,17 @@ import small_architectures
 import tiny
 import torch
 
-from calibrate.completions import Request, sample_all
-from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
-from calibrate.drawing import draw, noise_key
-from calibrate.errors import CalibrateError, CalibrateWarning
-from calibrate.loading import load_model
-from calibrate.model import LoadedModel, borrowed
-from calibrate.residual import Positions, Push, pushed
-from calibrate.settings import Sampling
-from calibrate.tokens import Prompt, TokenSequence
+from calibrate.common.errors import CalibrateError, CalibrateWarning
+from calibrate.common.settings import Sampling
+from calibrate.engine.cross_entropy import delta_ce
+from calibrate.engine.generation import Request, sample_all
+from calibrate.engine.loading import load_model
+from calibrate.engine.sampling import draw, noise_key
+from calibrate.engine.unsteered import Corpus, run_unsteered
+from calibrate.models.hooks import Positions
+from calibrate.models.model import LoadedModel, borrowed
+from calibrate.models.steering import Push, pushed
+from calibrate.models.tokens import Prompt, TokenSequence
 
 EXACT = 1e-4  # relative, of what a float32 pass may be off
 SHARED = tuple(range(6, 15))  # what all texts and prompts begin with

@@ -8,12 +8,13 @@ import torch
 from accelerate import cpu_offload
 from torch import nn
 
-from calibrate.architecture import find_blocks
-from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
-from calibrate.errors import ModelError
-from calibrate.loading import load_model
-from calibrate.tokens import TokenSequence
-from calibrate.vector import SteeringVector
+from calibrate.common.errors import ModelError
+from calibrate.engine.cross_entropy import delta_ce
+from calibrate.engine.loading import load_model
+from calibrate.engine.unsteered import Corpus, run_unsteered
+from calibrate.engine.vector import SteeringVector
+from calibrate.models.architecture import find_blocks
+from calibrate.models.tokens import TokenSequence
 
 IDS = torch.tensor([[7, 20, 9, 33, 12, 41], [5, 6, 30, 31, 8, 10]])
 

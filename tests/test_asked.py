@@ -19,15 +19,15 @@ from answering import answering, refused, said
 from refused import Refused, each
 
 import calibrate
-from calibrate.asked import asked_judge, check_asked, is_asked
-from calibrate.concept import read_prompts
-from calibrate.embedded import embedded_gguf, is_at_hand
-from calibrate.errors import CalibrateWarning, InputError, ModelError
-from calibrate.forecast import questions_ahead
-from calibrate.llama_cpp import is_installed
-from calibrate.loading import load_model
-from calibrate.progress import Progress
-from calibrate.settings import Settings
+from calibrate.common.errors import CalibrateWarning, InputError, ModelError
+from calibrate.common.progress import Progress
+from calibrate.common.settings import Settings
+from calibrate.engine.loading import load_model
+from calibrate.judging.asked import asked_judge, check_asked, is_asked
+from calibrate.models.embedded import embedded_gguf, is_at_hand
+from calibrate.models.llama_cpp import is_installed
+from calibrate.search.forecast import questions_ahead
+from calibrate.texts.concept import read_prompts
 from probes import verdicts
 from probes.address import check_address
 from probes.asking import Asked, check_question, probability_of_yes

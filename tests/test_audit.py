@@ -10,15 +10,16 @@ import pytest
 import tiny
 from rich.console import Console
 
-from calibrate.audit import audit
-from calibrate.completions import Completion
-from calibrate.errors import Infeasible
-from calibrate.presence import read
-from calibrate.report.page import page
-from calibrate.report.summary import summary
-from calibrate.schema import AuditSection, IntervalSection
-from calibrate.settings import Settings
-from calibrate.tokens import TokenSequence
+from calibrate.artefact.measured_sections import AuditSection
+from calibrate.artefact.report.page import page
+from calibrate.cli.tables import summary
+from calibrate.common.errors import Infeasible
+from calibrate.common.record import IntervalSection
+from calibrate.common.settings import Settings
+from calibrate.engine.generation import Completion
+from calibrate.judging.presence import read
+from calibrate.models.tokens import TokenSequence
+from calibrate.search.audit import audit
 from probes import Reader
 from probes.judges import FunctionJudge
 

@@ -10,12 +10,13 @@ import tiny
 import torch
 from accelerate import cpu_offload
 
-from calibrate import cache, calibrate
-from calibrate.cache import recalled, unchanged
-from calibrate.concept import read_prompts
-from calibrate.replies import REPLIES, sample_unsteered
-from calibrate.settings import Sampling, Settings
-from calibrate.vector import concept_vectors
+from calibrate import calibrate
+from calibrate.common.settings import Sampling, Settings
+from calibrate.models import cache
+from calibrate.models.cache import recalled, unchanged
+from calibrate.texts.concept import read_prompts
+from calibrate.texts.extraction import concept_vectors
+from calibrate.texts.replies import REPLIES, sample_unsteered
 
 REQUEST = {"prompts": ["a", "b"], "seed": 0}
 SAID = [[1, 2], [3]]

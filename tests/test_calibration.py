@@ -17,14 +17,14 @@ import torch
 
 import calibrate
 from calibrate.calibration import Calibration
-from calibrate.completions import sample
-from calibrate.errors import ArtefactError, Infeasible, InputError, ModelError
-from calibrate.loading import load_model
-from calibrate.presence import require_headroom
-from calibrate.progress import Progress
-from calibrate.rendering import encode_prompt
-from calibrate.replies import sample_unsteered
-from calibrate.settings import Sampling
+from calibrate.common.errors import ArtefactError, Infeasible, InputError, ModelError
+from calibrate.common.progress import Progress
+from calibrate.common.settings import Sampling
+from calibrate.engine.generation import sample
+from calibrate.engine.loading import load_model
+from calibrate.judging.presence import require_headroom
+from calibrate.models.prompts import encode_prompt
+from calibrate.texts.replies import sample_unsteered
 from probes import Reader
 
 

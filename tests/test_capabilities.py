@@ -16,17 +16,18 @@ from refused import Refused, each
 from torch import nn
 from torch.nn import functional
 
-from calibrate import config as configs
-from calibrate.architecture import ENDLESS, context_length, find_blocks
-from calibrate.capabilities import Capabilities
-from calibrate.completions import Request, sample_all
-from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
-from calibrate.errors import CalibrateWarning, InputError, ModelError, NumericalError
-from calibrate.loading import load_model
-from calibrate.rendering import encode_prompt, encode_text
-from calibrate.residual import Push
-from calibrate.settings import Sampling
-from calibrate.tokens import Prompt
+from calibrate.artefact import config as configs
+from calibrate.common.errors import CalibrateWarning, InputError, ModelError, NumericalError
+from calibrate.common.settings import Sampling
+from calibrate.engine.cross_entropy import delta_ce
+from calibrate.engine.generation import Request, sample_all
+from calibrate.engine.loading import load_model
+from calibrate.engine.tries import Tries
+from calibrate.engine.unsteered import Corpus, run_unsteered
+from calibrate.models.architecture import ENDLESS, context_length, find_blocks
+from calibrate.models.prompts import encode_prompt, encode_text
+from calibrate.models.steering import Push
+from calibrate.models.tokens import Prompt
 
 SHORTCUTS = "suffix_passes prefix_sharing batching fast_decoding decoding_prefix".split()
 
@@ -118,20 +119,18 @@ def test_trying_disturbs_nothing():
 
 
 def test_each_is_tried_once_and_only_when_it_is_wanted(loaded, sequences, monkeypatch):
-    monkeypatch.setattr(Capabilities, "_reply_gap", lambda *_: pytest.fail("nobody replies here"))
+    monkeypatch.setattr(Tries, "reply_gap", lambda *_: pytest.fail("nobody replies here"))
     tried = []
-    for name in ("_suffix_gap", "_prefix_gap", "_batch_gap"):
-        plain = getattr(Capabilities, name)
-        monkeypatch.setattr(
-            Capabilities, name, lambda *args, n=name, p=plain: tried.append(n) or p(*args)
-        )
+    for name in ("suffix_gap", "prefix_gap", "batch_gap"):
+        plain = getattr(Tries, name)
+        monkeypatch.setattr(Tries, name, lambda *args, n=name, p=plain: tried.append(n) or p(*args))
     for _ in range(2):
         run_unsteered(loaded, Corpus(tuple(sequences), True), [1])
-    assert sorted(tried) == ["_batch_gap", "_suffix_gap"]
+    assert sorted(tried) == ["batch_gap", "suffix_gap"]
 
 
 def test_replies_take_no_suffix_pass(loaded, monkeypatch):
-    monkeypatch.setattr(Capabilities, "_suffix_gap", lambda *_: pytest.fail("not wanted here"))
+    monkeypatch.setattr(Tries, "suffix_gap", lambda *_: pytest.fail("not wanted here"))
     prompts = [encode_prompt(loaded, text) for text in tiny.prompts(3)]
     assert sample_all(loaded, [Request(prompts)], Sampling(max_new_tokens=2), seed=0)[0]
 
@@ -180,7 +179,7 @@ def test_whatever_a_try_raises_is_a_no_with_its_first_line(loaded, monkeypatch):
     def broken(*_args):
         raise ZeroDivisionError("first line\nsecond line")
 
-    monkeypatch.setattr(Capabilities, "_prefix_gap", broken)
+    monkeypatch.setattr(Tries, "prefix_gap", broken)
     with pytest.warns(CalibrateWarning, match=r"\(ZeroDivisionError: first line\)"):
         found = loaded.capabilities.prefix_sharing
     assert (found.works, found.reason) == (False, "ZeroDivisionError: first line")

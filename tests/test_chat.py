@@ -7,12 +7,12 @@ import pytest
 import tiny
 import torch
 
-from calibrate.chat import Chat, open_steered
-from calibrate.errors import ArtefactError, InputError
-from calibrate.export import export
-from calibrate.loading import load_model
-from calibrate.model import borrowed
-from calibrate.settings import Sampling
+from calibrate.common.errors import ArtefactError, InputError
+from calibrate.common.settings import Sampling
+from calibrate.deploy.chat import Chat, open_steered
+from calibrate.deploy.export import export
+from calibrate.engine.loading import load_model
+from calibrate.models.model import borrowed
 
 IDS = [7, 12, 20, 9, 30]
 

@@ -14,8 +14,8 @@ import pytest
 import tiny
 
 import calibrate
-from calibrate import cli
-from calibrate.errors import InputError
+from calibrate.cli import commands as cli
+from calibrate.common.errors import InputError
 
 COMMAND = [sys.executable, "-c", "from calibrate.cli import main; main()"]
 EVERYDAY = "bright.jsonl"
@@ -322,8 +322,8 @@ def test_a_person_is_asked_before_the_teacher_is_fetched(
         given.update(options)
         raise InputError("enough")
 
-    monkeypatch.setattr("calibrate.judging.is_installed", lambda: True)
-    monkeypatch.setattr("calibrate.judging.is_at_hand", lambda _: at_hand)
+    monkeypatch.setattr("calibrate.judging.choice.is_installed", lambda: True)
+    monkeypatch.setattr("calibrate.judging.choice.is_at_hand", lambda _: at_hand)
     monkeypatch.setattr("calibrate.calibration.calibrate", calibration)
     monkeypatch.setattr("click.termui.visible_prompt_func", lambda _: typed)
     monkeypatch.setattr(sys, "stdin", Typing())
@@ -337,7 +337,7 @@ def test_a_person_is_asked_before_the_teacher_is_fetched(
 
 
 def test_an_unexpected_error_is_not_swallowed(monkeypatch, capsys, workplace):
-    monkeypatch.setattr("calibrate.concept.read_concept", lambda *_: 1 / 0)
+    monkeypatch.setattr("calibrate.texts.concept.read_concept", lambda *_: 1 / 0)
     monkeypatch.setattr(sys, "argv", ["calibrate", "--concept", "joy"])
     with pytest.raises(ZeroDivisionError):
         cli.main()

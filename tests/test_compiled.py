@@ -10,11 +10,12 @@ import pytest
 import tiny
 import torch
 
-from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
-from calibrate.loading import load_model
-from calibrate.model import borrowed
-from calibrate.tokens import TokenSequence
-from calibrate.vector import SteeringVector
+from calibrate.engine.cross_entropy import delta_ce
+from calibrate.engine.loading import load_model
+from calibrate.engine.unsteered import Corpus, run_unsteered
+from calibrate.engine.vector import SteeringVector
+from calibrate.models.model import borrowed
+from calibrate.models.tokens import TokenSequence
 
 IDS = torch.tensor([[7, 20, 9, 33, 12, 41], [5, 6, 30, 31, 8, 10]])
 LAYER = 1

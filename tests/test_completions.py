@@ -8,14 +8,17 @@ import tiny
 import torch
 from scipy.stats import chisquare
 
-from calibrate import completions, decoding, drawing, tokens
-from calibrate.capabilities import Capability
-from calibrate.completions import Request, sample, sample_all
-from calibrate.drawing import draw
-from calibrate.model import borrowed
-from calibrate.rendering import encode_prompt
-from calibrate.residual import Push
-from calibrate.settings import Sampling
+from calibrate.common.settings import Sampling
+from calibrate.engine import decoding
+from calibrate.engine import generation as completions
+from calibrate.engine import sampling as drawing
+from calibrate.engine.generation import Request, sample, sample_all
+from calibrate.engine.sampling import draw
+from calibrate.models import tokens
+from calibrate.models.capabilities import Capability
+from calibrate.models.model import borrowed
+from calibrate.models.prompts import encode_prompt
+from calibrate.models.steering import Push
 
 SAMPLING = Sampling(max_new_tokens=8)
 

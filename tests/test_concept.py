@@ -12,8 +12,9 @@ import pytest
 import tiny
 from refused import Refused, each
 
-from calibrate.alike import near_copies
-from calibrate.concept import (
+from calibrate.common.alike import near_copies
+from calibrate.common.errors import ConceptError
+from calibrate.texts.concept import (
     MIN_CORPUS,
     MIN_PROMPTS,
     MIN_TEXTS,
@@ -24,8 +25,7 @@ from calibrate.concept import (
     read_prompts,
     split_prompts,
 )
-from calibrate.dealing import deal
-from calibrate.errors import ConceptError
+from calibrate.texts.dealing import deal
 
 GOOD = [{"text": t, "label": "positive"} for t in tiny.texts(tiny.BRIGHT, 20)] + [
     {"text": t, "label": "negative"} for t in tiny.texts(tiny.DULL, 20)

@@ -13,7 +13,7 @@ import tiny
 import torch
 
 import calibrate
-from calibrate.errors import ArtefactError
+from calibrate.common.errors import ArtefactError
 
 SCHEMA = Path(__file__).parents[1] / "docs" / "steering-config.schema.json"
 

@@ -8,8 +8,9 @@ import pytest
 import tiny
 import torch
 
-from calibrate import cross_entropy
-from calibrate.cross_entropy import Corpus, delta_ce, log_probs, run_unsteered
+from calibrate.engine import unsteered
+from calibrate.engine.cross_entropy import delta_ce
+from calibrate.engine.unsteered import Corpus, log_probs, run_unsteered
 
 
 def by_plain_pass(loaded, sequence):
@@ -72,7 +73,7 @@ def test_batch_size_changes_delta_ce_by_less_than_a_ten_thousandth(
     corpus = Corpus(tuple(sequences), self_sampled)
     values = []
     for batch_tokens, rows in ((1, 1), (30, 7), (4096, 1 << 24)):
-        monkeypatch.setattr(cross_entropy, "SLICE_ROWS", rows)
+        monkeypatch.setattr(unsteered, "SLICE_ROWS", rows)
         loaded = tiny.loaded(batch_tokens=batch_tokens)
         run = run_unsteered(loaded, corpus, [1])
         values.append(delta_ce(loaded, run, shift, 1, 1.0).sums)
@@ -81,9 +82,9 @@ def test_batch_size_changes_delta_ce_by_less_than_a_ten_thousandth(
 
 
 def test_slices_off_the_cpu_are_bounded_by_their_elements(loaded, monkeypatch):
-    monkeypatch.setattr(cross_entropy, "SLICE_ELEMENTS", 7 * loaded.vocabulary_size + 1)
+    monkeypatch.setattr(unsteered, "SLICE_ELEMENTS", 7 * loaded.vocabulary_size + 1)
     hidden = torch.empty(20, loaded.hidden_size, device="meta")
-    slices = list(cross_entropy.logit_slices(loaded, hidden))
+    slices = list(unsteered.logit_slices(loaded, hidden))
     assert [len(hidden[part]) for part in slices] == [7, 7, 6]
 
 

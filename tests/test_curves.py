@@ -9,15 +9,15 @@ import pytest
 import tiny
 import torch
 
-from calibrate.block_curves import SHARES
-from calibrate.concept import read_prompts
-from calibrate.curves import LawCurves, early_middle_late, measure_laws
-from calibrate.errors import ModelError
-from calibrate.replies import sample_unsteered
-from calibrate.report.curves import law_pictures
-from calibrate.search import FIRST_PART
-from calibrate.settings import Settings
-from calibrate.vector import concept_vectors
+from calibrate.common.errors import ModelError
+from calibrate.common.settings import Settings
+from calibrate.laws.curves import SHARES
+from calibrate.laws.experiment import LawCurves, early_middle_late, measure_laws
+from calibrate.laws.plots import law_pictures
+from calibrate.search.objective import FIRST_PART
+from calibrate.texts.concept import read_prompts
+from calibrate.texts.extraction import concept_vectors
+from calibrate.texts.replies import sample_unsteered
 
 
 @pytest.fixture(scope="module")

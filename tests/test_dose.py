@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrate.dose import dose_of, saturation_of, strength_of
+from calibrate.laws.dose import dose_of, saturation_of, strength_of
 
 saturations = st.floats(-4, 4)
 sizes = st.floats(1e-3, 1e3)

@@ -9,8 +9,13 @@ import pytest
 import tiny
 from refused import Refused, each
 
-from calibrate.completions import Request, sample_all
-from calibrate.effect import (
+from calibrate.common.errors import Infeasible
+from calibrate.common.estimate import RatioEstimate
+from calibrate.common.settings import Sampling, Settings
+from calibrate.engine.generation import Request, sample_all
+from calibrate.judging.presence import read
+from calibrate.models.prompts import encode_prompt
+from calibrate.search.effect import (
     LOOKS,
     POWER,
     bounds,
@@ -19,12 +24,7 @@ from calibrate.effect import (
     prompts_needed,
     require_effect,
 )
-from calibrate.errors import Infeasible
-from calibrate.estimate import RatioEstimate
-from calibrate.presence import read
-from calibrate.rendering import encode_prompt
-from calibrate.settings import Sampling, Settings
-from calibrate.verify import Replies, reply_until_decided
+from calibrate.search.verification import Replies, reply_until_decided
 from probes import Reader
 from probes.judges import FunctionJudge
 

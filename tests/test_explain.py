@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from test_study import ALPHAS, BASELINE, UNSTEERED, Synthetic, by_site, study
 
-from calibrate.errors import Infeasible
-from calibrate.estimate import RatioEstimate
-from calibrate.explain import explaining, prices
-from calibrate.settings import Settings
+from calibrate.common.errors import Infeasible
+from calibrate.common.estimate import RatioEstimate
+from calibrate.common.settings import Settings
+from calibrate.search.explain import explaining, prices
 
 PILOTS = by_site(ALPHAS)
 

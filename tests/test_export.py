@@ -25,12 +25,13 @@ from transformers import (
     Qwen2Config,
 )
 
-from calibrate.config import vector_file
-from calibrate.errors import ArtefactError, ExportRefused, InputError, VerificationFailed
-from calibrate.export import FORMATS, export
-from calibrate.export.control_vector import read_directions
-from calibrate.loading import load_model
-from calibrate.schema import ModelSection, ReferenceSection
+from calibrate.artefact.config import vector_file
+from calibrate.artefact.sections import ReferenceSection
+from calibrate.common.errors import ArtefactError, ExportRefused, InputError, VerificationFailed
+from calibrate.common.record import ModelSection
+from calibrate.deploy.export import FORMATS, export
+from calibrate.deploy.export.control_vector import read_directions
+from calibrate.engine.loading import load_model
 
 LAYER, STRENGTH = 1, 0.7
 IDS = torch.tensor([[7, 12, 20, 9]])

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from calibrate.errors import ArtefactError
-from calibrate.files import write_together
+from calibrate.common.errors import ArtefactError
+from calibrate.common.files import write_together
 
 
 def test_files_appear_together_with_their_contents(tmp_path):
@@ -34,7 +34,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_the_last_file_is_renamed_after_all_the_others(tmp_path, monkeypatch):
-    from calibrate import files
+    from calibrate.common import files
 
     renamed = []
     original = files.os.replace

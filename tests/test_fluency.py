@@ -7,12 +7,12 @@ import pytest
 import tiny
 import torch
 
-from calibrate.completions import Completion, sample
-from calibrate.estimate import RatioEstimate
-from calibrate.fluency import Fluency, measure_fluency
-from calibrate.loops import longest_loop
-from calibrate.rendering import encode_prompt
-from calibrate.settings import Sampling
+from calibrate.common.estimate import RatioEstimate
+from calibrate.common.settings import Sampling
+from calibrate.engine.generation import Completion, sample
+from calibrate.judging.fluency import Fluency, measure_fluency
+from calibrate.judging.loops import longest_loop
+from calibrate.models.prompts import encode_prompt
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from safetensors.numpy import load_file, save_file
 
 import calibrate
 import probes
-from calibrate.errors import ArtefactError, InputError
-from calibrate.gate import check_directory
-from calibrate.loading import load_model
+from calibrate.common.errors import ArtefactError, InputError
+from calibrate.deploy.verify import check_directory
+from calibrate.engine.loading import load_model
 
 
 @pytest.fixture(scope="module")

@@ -20,20 +20,21 @@ from test_cli import run
 
 import calibrate
 import probes
-from calibrate import blind, grade_session
-from calibrate.apply_grades import apply_grades
-from calibrate.blind import BlindReply, Pair, ReadingRoom
+from calibrate.artefact.config import SteeringConfig
+from calibrate.artefact.evidence import CompletionRecord, Evidence
+from calibrate.artefact.grades import GRADES_FILE, Grades, load_grades
+from calibrate.artefact.sections import BudgetSection, ProvenanceSection
 from calibrate.calibration import Calibration
-from calibrate.concept import built_in_concepts
-from calibrate.config import SteeringConfig
-from calibrate.errors import ArtefactError, ConceptError
-from calibrate.evidence import CompletionRecord, Evidence
-from calibrate.grade_sheet import read_sheet, write_sheet
-from calibrate.grades import GRADES_FILE, Grades, load_grades
-from calibrate.readers import infer
-from calibrate.report.readers import readers_table
-from calibrate.rubrics import rubric
-from calibrate.schema import BudgetSection, ProvenanceSection
+from calibrate.cli import grade_session
+from calibrate.cli.reader_table import readers_table
+from calibrate.common.errors import ArtefactError, ConceptError
+from calibrate.deploy.grading import blind
+from calibrate.deploy.grading.apply import apply_grades
+from calibrate.deploy.grading.blind import BlindReply, Pair, ReadingRoom
+from calibrate.deploy.grading.readers import infer
+from calibrate.deploy.grading.sheet import read_sheet, write_sheet
+from calibrate.texts.concept import built_in_concepts
+from calibrate.texts.rubrics import rubric
 from probes.correction import fit_correction
 
 # --- A room of pairs that no model is needed for ------------------------------------------------

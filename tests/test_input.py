@@ -22,13 +22,14 @@ from refused import Refused, each
 
 import calibrate
 import probes
-from calibrate import cli
-from calibrate.chat import Chat, SteeredModel
-from calibrate.console import readable
-from calibrate.cost import Limits
-from calibrate.errors import ArtefactError, CalibrateWarning, InputError
-from calibrate.settings import Sampling, Settings
-from calibrate.tokens import Prompt
+from calibrate.cli import commands as cli
+from calibrate.cli import talk
+from calibrate.cli.console import readable
+from calibrate.common.cost import Limits
+from calibrate.common.errors import ArtefactError, CalibrateWarning, InputError
+from calibrate.common.settings import Sampling, Settings
+from calibrate.deploy.chat import Chat, SteeredModel
+from calibrate.models.tokens import Prompt
 
 NAN, INFINITE = float("nan"), float("inf")
 
@@ -465,7 +466,7 @@ def test_each_of_our_warnings_is_one_note_on_stderr_and_others_stay_away(monkeyp
         warnings.warn("another", CalibrateWarning, stacklevel=1)
         raise InputError("enough")
 
-    monkeypatch.setattr("calibrate.config.load", noisy)
+    monkeypatch.setattr("calibrate.artefact.config.load", noisy)
     status, out, err = run(monkeypatch, "show", "anywhere")
     assert (status, out) == (2, "")
     assert err.splitlines() == [
@@ -487,7 +488,7 @@ def test_what_the_machine_refuses_is_one_line_and_status_2(monkeypatch, error, s
     def fail(_directory):
         raise error
 
-    monkeypatch.setattr("calibrate.config.load", fail)
+    monkeypatch.setattr("calibrate.artefact.config.load", fail)
     status, _, err = run(monkeypatch, "show", "anywhere")
     assert status == 2
     assert err.startswith(f"calibrate: {said}")
@@ -504,8 +505,8 @@ def test_what_is_typed_into_a_chat_has_to_be_text(monkeypatch, artefact):
 
 def test_a_blank_prompt_that_has_tokens_is_none_for_a_base_model_either():
     with pytest.raises(InputError, match="a text that a base model can go on from, got ' '"):
-        cli._require_reply(tiny.loaded(), Prompt(" ", (5,)), 4)
-    cli._require_reply(tiny.loaded(chat=True), Prompt("", (5,)), 4)
+        talk._require_reply(tiny.loaded(), Prompt(" ", (5,)), 4)
+    talk._require_reply(tiny.loaded(chat=True), Prompt("", (5,)), 4)
 
 
 def _put(facts: dict, path: str, value: object) -> None:

@@ -15,18 +15,19 @@ import torch
 from refused import Refused, each
 
 import calibrate
-from calibrate import judging
-from calibrate.completions import Request
-from calibrate.concept import Concept
-from calibrate.errors import Infeasible, InputError, ModelError
-from calibrate.judging import Lesson, appoint, choose_audit, judge_again, judge_name
-from calibrate.loading import load_model
-from calibrate.presence import measure_presence
-from calibrate.rendering import encode_prompt
-from calibrate.replies import sample_unsteered
-from calibrate.settings import Settings
-from calibrate.teaching import Material
-from calibrate.vector import concept_vectors
+from calibrate.common.errors import Infeasible, InputError, ModelError
+from calibrate.common.settings import Settings
+from calibrate.engine.generation import Request
+from calibrate.engine.loading import load_model
+from calibrate.judging import panel as panels
+from calibrate.judging.choice import Lesson, choose_audit, judge_name
+from calibrate.judging.panel import appoint, judge_again
+from calibrate.judging.presence import measure_presence
+from calibrate.judging.teaching import Material
+from calibrate.models.prompts import encode_prompt
+from calibrate.texts.concept import Concept
+from calibrate.texts.extraction import concept_vectors
+from calibrate.texts.replies import sample_unsteered
 from probes import Example, GradedText, Reader
 from probes.classifier import fit_embedding
 from probes.judges import FunctionJudge, ScaledJudge, judge_function
@@ -386,11 +387,11 @@ def test_a_second_judge_that_cannot_tell_graded_replies_apart_reads_nothing(
         for grade, words in ((2, tiny.BRIGHT), (0, tiny.DULL))
         for text in tiny.texts(words, 10)
     ]
-    monkeypatch.setattr(judging, "graded_replies", lambda _: graded)
+    monkeypatch.setattr(panels, "graded_replies", lambda _: graded)
     blind = FunctionJudge(lambda texts, _: [(len(text) % 7) / 7 for text in texts])
     judge = FunctionJudge(counting) if skilled else blind
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        found = judging._if_skilled(Reader(judge, "bright", "embedding"))
+        found = panels._if_skilled(Reader(judge, "bright", "embedding"))
     assert (found and found.name) == expected
     assert bool(said) is not skilled

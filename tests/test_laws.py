@@ -9,16 +9,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from calibrate.laws import (
-    CrossEntropyLaw,
-    MassLaw,
-    PresenceLaw,
-    fit_presence,
-    judge_mass,
-    judge_presence,
-    judge_rise,
-)
-from calibrate.token_law import judge_shapes
+from calibrate.laws.formulas import CrossEntropyLaw, MassLaw, judge_mass, judge_rise
+from calibrate.laws.presence import PresenceLaw, fit_presence, judge_presence
+from calibrate.laws.tokens import judge_shapes
 
 curvatures = st.floats(1e-3, 10)
 plateaus = st.floats(2, 30)

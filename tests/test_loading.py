@@ -31,8 +31,8 @@ from transformers import (
 )
 
 import calibrate
-from calibrate.errors import CalibrateWarning, ModelError, NumericalError
-from calibrate.loading import load_model
+from calibrate.common.errors import CalibrateWarning, ModelError, NumericalError
+from calibrate.engine.loading import load_model
 
 UP = "model.layers.1.mlp.up_proj.weight"
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -647,7 +647,7 @@ def _without_base(path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("STEERING_CALIBRATE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("calibrate.loading.HfApi", _Offline)
+    monkeypatch.setattr("calibrate.engine.loading.HfApi", _Offline)
 
 
 class _Offline:

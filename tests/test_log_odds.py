@@ -9,17 +9,17 @@ import torch
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from calibrate import log_odds
-from calibrate.cross_entropy import Corpus, run_unsteered
-from calibrate.loading import load_model
-from calibrate.log_odds import (
+from calibrate.engine.loading import load_model
+from calibrate.engine.unsteered import Corpus, run_unsteered
+from calibrate.engine.vector import SteeringVector
+from calibrate.laws import log_odds
+from calibrate.laws.log_odds import (
     central_difference,
     forward_derivative,
     logit_derivative,
     measure_log_odds,
     sampled_contexts,
 )
-from calibrate.vector import SteeringVector
 
 EVERYTHING = slice(None)
 

@@ -12,12 +12,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrate.completions import completed, sample
-from calibrate.errors import Infeasible, InputError
-from calibrate.estimate import RatioEstimate
-from calibrate.gate import check_directory
-from calibrate.loading import load_model
-from calibrate.long_run import (
+from calibrate.common.errors import Infeasible, InputError
+from calibrate.common.estimate import RatioEstimate
+from calibrate.common.settings import Sampling, Settings
+from calibrate.deploy.verify import check_directory
+from calibrate.engine.generation import completed, sample
+from calibrate.engine.loading import load_model
+from calibrate.judging.loops import LEAST, longest_loop, looped
+from calibrate.models.prompts import encode_prompt
+from calibrate.models.steering import Push
+from calibrate.search.budget import TestedStrength as Rung
+from calibrate.search.budget import VerifiedBudget, verify_long_run
+from calibrate.search.long_run import (
     LOOP_MARGIN,
     PROMPTS,
     WINDOW,
@@ -25,12 +31,6 @@ from calibrate.long_run import (
     answer_at_length,
     read_along,
 )
-from calibrate.loops import LEAST, longest_loop, looped
-from calibrate.rendering import encode_prompt
-from calibrate.residual import Push
-from calibrate.settings import Sampling, Settings
-from calibrate.verify import TestedStrength as Rung
-from calibrate.verify import VerifiedBudget, verify_long_run
 from probes import Reader
 
 

@@ -7,15 +7,16 @@ import pytest
 import tiny
 import torch
 
-from calibrate import cross_entropy, decoding, memory, residual
-from calibrate.completions import sample
-from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
-from calibrate.errors import ModelError
-from calibrate.memory import Shelf, in_parts_that_fit
-from calibrate.rendering import encode_prompt
-from calibrate.residual import pooled_residuals
-from calibrate.settings import Sampling
-from calibrate.tokens import TokenSequence
+from calibrate.common.errors import ModelError
+from calibrate.common.settings import Sampling
+from calibrate.engine import decoding, forward, memory, pooling, unsteered
+from calibrate.engine.cross_entropy import delta_ce
+from calibrate.engine.generation import sample
+from calibrate.engine.memory import Shelf, in_parts_that_fit
+from calibrate.engine.pooling import pooled_residuals
+from calibrate.engine.unsteered import Corpus, run_unsteered
+from calibrate.models.prompts import encode_prompt
+from calibrate.models.tokens import TokenSequence
 
 LAYER = 1
 
@@ -47,8 +48,10 @@ def small_memory(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(residual, "forward", limited(residual.forward))
-    monkeypatch.setattr("calibrate.completions.decode", limited(decoding.decode))
+    smaller = limited(forward.forward)
+    monkeypatch.setattr(forward, "forward", smaller)
+    monkeypatch.setattr(pooling, "forward", smaller)
+    monkeypatch.setattr("calibrate.engine.generation.decode", limited(decoding.decode))
     return seen
 
 
@@ -102,7 +105,7 @@ def test_residuals_beyond_the_limit_are_kept_in_a_file(loaded, sequences, monkey
     vector, corpus = torch.randn(loaded.hidden_size), Corpus(sequences, self_sampled=True)
     expected = delta_ce(loaded, run_unsteered(loaded, corpus, [LAYER]), vector, LAYER, 0.3)
     filed = []
-    monkeypatch.setattr(cross_entropy, "Shelf", lambda: Shelf(most=0))
+    monkeypatch.setattr(unsteered, "Shelf", lambda: Shelf(most=0))
     in_file = memory._in_file
     monkeypatch.setattr(memory, "_in_file", lambda values: filed.append(1) or in_file(values))
     run = run_unsteered(loaded, corpus, [LAYER])

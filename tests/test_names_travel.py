@@ -17,15 +17,16 @@ from test_export import LAYER, STRENGTH, config_for, log_probs, target
 from test_never_destroys import state
 from transformers import AutoModelForCausalLM
 
-from calibrate.embedded import CONVERSION_VERSION, EMBEDDED
-from calibrate.errors import ExportRefused
-from calibrate.export import export
-from calibrate.export.adapter import residual_writer
-from calibrate.export.adapters import merged
-from calibrate.export.place import place_of
-from calibrate.gate import open_model
-from calibrate.loading import load_model
-from calibrate.marks import sha256_of
+from calibrate.common.errors import ExportRefused
+from calibrate.common.marks import sha256_of
+from calibrate.deploy.export import export
+from calibrate.deploy.export.adapter import residual_writer
+from calibrate.deploy.export.adapters import merged
+from calibrate.deploy.export.place import place_of
+from calibrate.deploy.verify import open_model
+from calibrate.engine.loading import load_model
+from calibrate.models.converted import CONVERSION_VERSION
+from calibrate.models.wheels import EMBEDDED
 
 
 def saved(folder):

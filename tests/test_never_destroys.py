@@ -20,17 +20,20 @@ from test_export import config_for, target
 from torch import nn
 
 import calibrate
-from calibrate import cache, files, workspace
-from calibrate.config import CONFIG_FILE, SteeringConfig
-from calibrate.errors import ArtefactError, ExportRefused, VerificationFailed
-from calibrate.export import FORMATS, check_request, export
-from calibrate.export import _exporter as exporter_of
-from calibrate.export.adapter import residual_writer
-from calibrate.export.folded import Folded
-from calibrate.export.restored import restored
-from calibrate.export.target import MARK_FILE
-from calibrate.files import write_together
-from calibrate.schema import InterventionSection
+from calibrate.artefact import directory as workspace
+from calibrate.artefact import report
+from calibrate.artefact.config import CONFIG_FILE, SteeringConfig
+from calibrate.artefact.sections import InterventionSection
+from calibrate.common import files, layout
+from calibrate.common.errors import ArtefactError, ExportRefused, VerificationFailed
+from calibrate.common.files import write_together
+from calibrate.deploy.export import FORMATS, check_request, export
+from calibrate.deploy.export import _exporter as exporter_of
+from calibrate.deploy.export.adapter import residual_writer
+from calibrate.deploy.export.folded import Folded
+from calibrate.deploy.export.restored import restored
+from calibrate.deploy.export.target import MARK_FILE
+from calibrate.models import cache
 
 DIRECTORIES = ("peft", "folded", "easysteer", "snippet")
 SINGLE = ("gguf", "lm-eval", "svec")
@@ -207,7 +210,7 @@ def opened(folder):
 
 def with_journal(name, content="years of work"):
     def act(folder):
-        (folder / workspace.JOURNAL_FILE).touch()
+        (folder / layout.JOURNAL_FILE).touch()
         foreign(name, content, opened)(folder)
 
     return act
@@ -216,14 +219,14 @@ def with_journal(name, content="years of work"):
 def workers_elsewhere(folder):
     (folder / "elsewhere").mkdir()
     (folder / "out").mkdir()
-    (folder / "out" / workspace.JOURNAL_FILE).touch()
-    (folder / "out" / workspace.WORKERS_FOLDER).symlink_to(folder / "elsewhere")
+    (folder / "out" / layout.JOURNAL_FILE).touch()
+    (folder / "out" / layout.WORKERS_FOLDER).symlink_to(folder / "elsewhere")
     opened(folder / "out")
 
 
 def laws_of_somebody(folder):
-    (folder / workspace.LAWS_FILE).write_text('{"laws": ["of Hammurabi"]}')
-    workspace.require_free(folder, workspace.LAWS_FILE, workspace.LAWS_PICTURES)
+    (folder / layout.LAWS_FILE).write_text('{"laws": ["of Hammurabi"]}')
+    workspace.require_free(folder, layout.LAWS_FILE, layout.LAWS_PICTURES)
 
 
 IN_THE_WAY = (
@@ -753,7 +756,7 @@ def test_all_that_a_calibration_writes_is_known_beforehand(finished):
         for path in finished.directory.rglob("*")
         if path.is_file()
     }
-    assert names - {workspace.JOURNAL_FILE} == set(workspace.ARTEFACT_FILES)
+    assert names - {layout.JOURNAL_FILE} == set(workspace.ARTEFACT_FILES)
     for name in workspace.ARTEFACT_FILES:
         assert workspace.wrote(finished.directory / name), name
 
@@ -789,14 +792,14 @@ def test_a_vector_of_the_users_beside_no_config_is_not_ours(finished, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def report(finished):
-    return calibrate.report.render(finished.result.config, finished.result.evidence)
+def pages(finished):
+    return report.render(finished.result.config, finished.result.evidence)
 
 
 @pytest.fixture
-def drawn(finished, report, monkeypatch):
+def drawn(finished, pages, monkeypatch):
     """A finished calibration whose report has been drawn: that takes seconds."""
-    monkeypatch.setattr(calibrate.report, "render", lambda *_: report)
+    monkeypatch.setattr(report, "render", lambda *_: pages)
     return finished.result
 
 
@@ -844,7 +847,7 @@ def test_a_file_system_without_links_does_as_well(drawn, tmp_path, monkeypatch):
 
 
 def test_only_locks_of_ours_are_removed(tmp_path):
-    locks = tmp_path / workspace.WORKERS_FOLDER
+    locks = tmp_path / layout.WORKERS_FOLDER
     locks.mkdir()
     (locks / "mine.lock").write_text("years of work")
     (locks / f"{'a' * 32}.lock").touch()
@@ -869,14 +872,14 @@ def test_only_locks_of_ours_are_removed(tmp_path):
     ],
 )
 def test_a_journal_of_ours_is_known_however_far_it_came(content, tmp_path):
-    (tmp_path / workspace.JOURNAL_FILE).write_bytes(content)
+    (tmp_path / layout.JOURNAL_FILE).write_bytes(content)
     assert workspace.open_workspace(tmp_path, "fingerprint") == (tmp_path, False)
 
 
 def test_the_cache_makes_room_among_its_own_entries_only(loaded, monkeypatch):
     from dataclasses import replace
 
-    from calibrate.replies import REPLIES
+    from calibrate.texts.replies import REPLIES
 
     monkeypatch.setattr(cache, "MOST_BYTES", 0)
     kept = cache.cache_directory() / "kept"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from calibrate.alike import near_copies
-from calibrate.concept import SAME, built_in_concepts, read_concept, read_prompts
-from calibrate.graded_replies import graded_replies, teacher_scale
+from calibrate.common.alike import near_copies
+from calibrate.judging.graded_replies import graded_replies, teacher_scale
+from calibrate.texts.concept import SAME, built_in_concepts, read_concept, read_prompts
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 PAPERS_EIGHT = (

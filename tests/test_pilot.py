@@ -10,22 +10,17 @@ import tiny
 import torch
 from scipy.optimize import brentq
 
-from calibrate.completions import sample
-from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered, steered_hidden
-from calibrate.errors import Infeasible
-from calibrate.log_odds import measure_log_odds
-from calibrate.pilot import (
-    MAX_PASSES,
-    TEST_SHARE,
-    concept_token_ids,
-    fit_pilot,
-    run_pilot,
-    run_pilots,
-)
-from calibrate.rendering import encode_prompt
-from calibrate.settings import Sampling, Settings
-from calibrate.tokens import TokenSequence
-from calibrate.vector import SteeringVector
+from calibrate.common.errors import Infeasible
+from calibrate.common.settings import Sampling, Settings
+from calibrate.engine.cross_entropy import delta_ce, steered_hidden
+from calibrate.engine.generation import sample
+from calibrate.engine.unsteered import Corpus, run_unsteered
+from calibrate.engine.vector import SteeringVector
+from calibrate.laws.log_odds import measure_log_odds
+from calibrate.laws.pilot import MAX_PASSES, TEST_SHARE, fit_pilot, run_pilot, run_pilots
+from calibrate.models.prompts import encode_prompt
+from calibrate.models.tokens import TokenSequence
+from calibrate.texts.concept_tokens import concept_token_ids
 
 
 def setting(architecture="llama", sequences=(), self_sampled=True, layers=(1,)):

@@ -7,7 +7,7 @@ import pytest
 from scipy.special import expit
 from scipy.stats import mannwhitneyu, norm
 
-from calibrate.ppi import ADDED_SHARE, Corrected, auc, corrected_share
+from calibrate.judging.ppi import ADDED_SHARE, Corrected, auc, corrected_share
 
 GRADED = np.array([1, 0, 1, 1, 0, 0, 1, 0, 1, 0.0])
 JUDGED = np.array([0.9, 0.2, 0.7, 0.6, 0.4, 0.1, 0.8, 0.5, 0.4, 0.3])

@@ -9,9 +9,10 @@ import torch
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from calibrate.cross_entropy import Corpus, measure_steered, run_unsteered, tangent_hidden
-from calibrate.errors import CalibrateWarning
-from calibrate.tokens import TokenSequence
+from calibrate.common.errors import CalibrateWarning
+from calibrate.engine.cross_entropy import measure_steered, tangent_hidden
+from calibrate.engine.unsteered import Corpus, run_unsteered
+from calibrate.models.tokens import TokenSequence
 
 SHARED = tuple(range(5, 25))  # longer than the sliding windows of the tiny models
 ROUNDING = 1e-5

@@ -12,7 +12,7 @@ import tiny
 from scipy.special import logit
 
 import probes
-from calibrate.errors import ArtefactError, InputError
+from calibrate.common.errors import ArtefactError, InputError
 from probes import Example, GradedText, fit_written_probe, learn_probe
 from probes.features import text_features
 from probes.fit import _p_value as p_value

@@ -7,13 +7,14 @@ import pytest
 import tiny
 import torch
 
-from calibrate import ranking
-from calibrate.cross_entropy import Corpus, run_unsteered, steered_hidden
-from calibrate.log_odds import measure_log_odds
-from calibrate.model import borrowed
-from calibrate.ranking import BlockRank, carried_blocks, rank_blocks
-from calibrate.settings import Settings
-from calibrate.vector import concept_vectors, encode
+from calibrate.common.settings import Settings
+from calibrate.engine.cross_entropy import steered_hidden
+from calibrate.engine.unsteered import Corpus, run_unsteered
+from calibrate.laws.log_odds import measure_log_odds
+from calibrate.models.model import borrowed
+from calibrate.search import block_ranking as ranking
+from calibrate.search.block_ranking import BlockRank, carried_blocks, rank_blocks
+from calibrate.texts.extraction import concept_vectors, encode
 
 
 def log_likelihood(loaded, texts, vector, strength):
@@ -59,7 +60,7 @@ def test_the_estimates_agree_with_steered_passes(architecture, positions, sequen
 
 def test_replies_count_where_both_labels_have_some(sequences):
     """Texts that reply to nothing are left out then, and nothing hangs on them."""
-    from calibrate.concept import Text, Texts
+    from calibrate.texts.concept import Text, Texts
 
     loaded, settings = tiny.loaded(), Settings()
     with borrowed(loaded):

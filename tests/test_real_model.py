@@ -17,12 +17,13 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 import calibrate
 import probes
-from calibrate.concept import read_concept, read_prompts
-from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
-from calibrate.loading import load_model
-from calibrate.model import borrowed
-from calibrate.rendering import encode_prompt
-from calibrate.settings import Sampling
+from calibrate.common.settings import Sampling
+from calibrate.engine.cross_entropy import delta_ce
+from calibrate.engine.loading import load_model
+from calibrate.engine.unsteered import Corpus, run_unsteered
+from calibrate.models.model import borrowed
+from calibrate.models.prompts import encode_prompt
+from calibrate.texts.concept import read_concept, read_prompts
 
 pytestmark = pytest.mark.slow
 

@@ -16,23 +16,17 @@ from tokenizers import processors
 from transformers.utils import chat_template_utils
 
 import calibrate
-from calibrate.chat import open_steered
-from calibrate.completions import sample
-from calibrate.errors import CalibrateWarning, InputError, ModelError
-from calibrate.export import export
-from calibrate.gate import as_calibrated, check_directory, open_model
-from calibrate.loading import load_model
-from calibrate.rendering import (
-    encode_empty,
-    encode_prompt,
-    encode_reply,
-    encode_text,
-    render,
-    settle,
-)
-from calibrate.schema import RenderingSection
-from calibrate.settings import Sampling
-from calibrate.vector import extract_vectors
+from calibrate.artefact.sections import RenderingSection
+from calibrate.common.errors import CalibrateWarning, InputError, ModelError
+from calibrate.common.settings import Sampling
+from calibrate.deploy.chat import open_steered
+from calibrate.deploy.export import export
+from calibrate.deploy.verify import as_calibrated, check_directory, open_model
+from calibrate.engine.generation import sample
+from calibrate.engine.loading import load_model
+from calibrate.models.prompts import encode_empty, encode_prompt, encode_reply, encode_text
+from calibrate.models.rendering import render, settle
+from calibrate.texts.extraction import extract_vectors
 
 PARTS = (
     "{% for m in messages %}<user> {% if m.content is not string %}{% for p in m.content %}"
@@ -241,7 +235,7 @@ def test_every_later_command_renders_as_the_calibration_did(dated, monkeypatch):
     """On another day, and without naming the variables again."""
     result, directory, options, _ = dated
     config = result.config
-    monkeypatch.setattr("calibrate.rendering.day_of", Someday)
+    monkeypatch.setattr("calibrate.models.rendering.day_of", Someday)
     monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
     prompt = result.evidence.splits.prompts["verify"][0]
     reference = config.reference.input_ids
@@ -283,7 +277,7 @@ def test_an_interrupted_study_keeps_its_date(tiny_options, tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         calibrate.calibrate(tiny.model("gpt2"), progress=Interrupting(), **options)
     before = datetime.now().date().isoformat()
-    monkeypatch.setattr("calibrate.rendering.day_of", Someday)
+    monkeypatch.setattr("calibrate.models.rendering.day_of", Someday)
     config = calibrate.calibrate(tiny.model("gpt2"), **options).config
     assert config.rendering.date == before
 

@@ -6,10 +6,12 @@ import pytest
 import tiny
 import torch
 
-from calibrate.cross_entropy import Corpus, _run_from, run_unsteered, steered_hidden
-from calibrate.errors import NumericalError
-from calibrate.residual import final_hidden, pooled_residuals
-from calibrate.tokens import TokenSequence, batches
+from calibrate.common.errors import NumericalError
+from calibrate.engine.cross_entropy import _run_from, steered_hidden
+from calibrate.engine.forward import final_hidden
+from calibrate.engine.pooling import pooled_residuals
+from calibrate.engine.unsteered import Corpus, run_unsteered
+from calibrate.models.tokens import TokenSequence, batches
 
 ROUNDING = 2e-5  # float32, on residuals of size 1 to 10
 

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import tiny
 
-from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
-from calibrate.model import borrowed
-from calibrate.pilot import run_pilots
-from calibrate.replies import sample_unsteered
-from calibrate.search import FIRST_PART, SearchObjective, rung_sizes
-from calibrate.settings import Sampling, Settings
-from calibrate.study import SUGGESTED_SHARE
-from calibrate.vector import concept_vectors
+from calibrate.common.settings import Sampling, Settings
+from calibrate.engine.cross_entropy import delta_ce
+from calibrate.engine.unsteered import Corpus, run_unsteered
+from calibrate.laws.pilot import run_pilots
+from calibrate.models.model import borrowed
+from calibrate.search.objective import FIRST_PART, SearchObjective, rung_sizes
+from calibrate.search.trials import SUGGESTED_SHARE
+from calibrate.texts.extraction import concept_vectors
+from calibrate.texts.replies import sample_unsteered
 from probes import Reader
 from probes.judges import FunctionJudge
 

@@ -9,13 +9,14 @@ import tiny
 import torch
 from test_export import LAYER, config_for
 
-from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
-from calibrate.errors import ExportRefused, InputError
-from calibrate.export import export
-from calibrate.export.control_vector import read_directions
-from calibrate.llama_cpp import LlamaCpp, is_installed
-from calibrate.model import borrowed
-from calibrate.stacks import STACKS, check_stack, rise_in, serving
+from calibrate.common.errors import ExportRefused, InputError
+from calibrate.deploy.export import export
+from calibrate.deploy.export.control_vector import read_directions
+from calibrate.deploy.runtimes import STACKS, check_stack, rise_in, serving
+from calibrate.engine.cross_entropy import delta_ce
+from calibrate.engine.unsteered import Corpus, run_unsteered
+from calibrate.models.llama_cpp import LlamaCpp, is_installed
+from calibrate.models.model import borrowed
 
 needs_llama_cpp = pytest.mark.skipif(not is_installed(), reason="xllamacpp is not installed")
 

@@ -11,7 +11,7 @@ from scipy.special import expit, logit
 from sklearn.linear_model import Ridge as Oracle
 from sklearn.metrics import roc_auc_score
 
-from calibrate.errors import InputError
+from calibrate.common.errors import InputError
 from probes import GradedText
 from probes.graded import graded_lines, read_graded_lines
 from probes.learn import learn_probe

@@ -9,25 +9,19 @@ import optuna
 import pytest
 import torch
 
-from calibrate.cost import Allowance, Limits, Meter
-from calibrate.errors import ArtefactError, Infeasible
-from calibrate.estimate import Interval, RatioEstimate
-from calibrate.laws import CrossEntropyLaw, MassLaw, judge_mass, judge_rise
-from calibrate.pilot import Pilot, PilotPoint
-from calibrate.progress import Progress
-from calibrate.settings import Settings
-from calibrate.shared_study import StudyStore
-from calibrate.study import (
-    LOWER_SHARE,
-    SHARES,
-    SUGGESTED_SHARE,
-    WIDE_SHARES,
-    Replied,
-    Rise,
-    run_study,
-)
-from calibrate.token_law import TokenLaw
-from calibrate.vector import SteeringVector
+from calibrate.common.cost import Allowance, Limits, Meter
+from calibrate.common.errors import ArtefactError, Infeasible
+from calibrate.common.estimate import Interval, RatioEstimate
+from calibrate.common.progress import Progress
+from calibrate.common.settings import Settings
+from calibrate.engine.vector import SteeringVector
+from calibrate.laws.formulas import CrossEntropyLaw, MassLaw, judge_mass, judge_rise
+from calibrate.laws.pilot import Pilot, PilotPoint
+from calibrate.laws.tokens import TokenLaw
+from calibrate.search.objective_types import Replied, Rise
+from calibrate.search.storage import StudyStore
+from calibrate.search.study import run_study
+from calibrate.search.trials import LOWER_SHARE, SHARES, SUGGESTED_SHARE, WIDE_SHARES
 
 N_PROMPTS, N_SEQUENCES = 48, 16
 UNSTEERED = 0.2

@@ -15,17 +15,18 @@ from rich.console import Console
 
 import calibrate
 import probes
-from calibrate import judging, teaching
-from calibrate.concept import Concept, read_concept
-from calibrate.errors import CalibrateWarning, InputError
-from calibrate.graded_replies import is_built_in
-from calibrate.judging import Lesson, choose_lesson, train_probe, wants_fetching
-from calibrate.loading import load_model
-from calibrate.replies import sample_unsteered
-from calibrate.report.summary import summary
-from calibrate.settings import Settings
-from calibrate.teaching import MOST, Material, own_replies, taught_texts
-from calibrate.vector import concept_vectors
+from calibrate.cli.tables import summary
+from calibrate.common.errors import CalibrateWarning, InputError
+from calibrate.common.settings import Settings
+from calibrate.engine.loading import load_model
+from calibrate.judging import choice, panel, teaching
+from calibrate.judging.choice import Lesson, choose_lesson, wants_fetching
+from calibrate.judging.graded_replies import is_built_in
+from calibrate.judging.panel import train_probe
+from calibrate.judging.teaching import MOST, Material, own_replies, taught_texts
+from calibrate.texts.concept import Concept, read_concept
+from calibrate.texts.extraction import concept_vectors
+from calibrate.texts.replies import sample_unsteered
 from probes import GradedText, Reader
 from probes.judges import ScaledJudge
 from probes.scale import Scale
@@ -232,7 +233,7 @@ def test_a_teacher_who_says_no_to_everything_is_refused(made):
 def taught(cache, tiny_options, tmp_path, monkeypatch):
     """A calibration in which the double stands for the model that would be asked."""
     teacher = Teacher()
-    monkeypatch.setattr(judging, "asked_judge", lambda *_: teacher)
+    monkeypatch.setattr(panel, "asked_judge", lambda *_: teacher)
     options = {**tiny_options, "teacher": "some-model"}
     result = calibrate.calibrate(tiny.model("gpt2"), out=tmp_path / "out", **options)
     return result, teacher, tmp_path / "out"
@@ -280,8 +281,8 @@ def test_the_summary_says_what_the_probe_learned_from(taught):
 @pytest.fixture
 def nobody_at_hand(monkeypatch):
     """llama.cpp is installed, and the teacher would have to be fetched."""
-    monkeypatch.setattr(judging, "is_installed", lambda: True)
-    monkeypatch.setattr(judging, "is_at_hand", lambda _: False)
+    monkeypatch.setattr(choice, "is_installed", lambda: True)
+    monkeypatch.setattr(choice, "is_at_hand", lambda _: False)
 
 
 BRIGHT = tiny.concept()
@@ -303,7 +304,7 @@ def test_a_file_of_the_same_name_is_not_the_built_in_concept(nobody_at_hand):
 
 
 def test_other_concepts_are_taught_where_the_teacher_is_at_hand(nobody_at_hand, monkeypatch):
-    monkeypatch.setattr(judging, "is_at_hand", lambda name: name == "qwen2.5-1.5b")
+    monkeypatch.setattr(choice, "is_at_hand", lambda name: name == "qwen2.5-1.5b")
     assert choose_lesson(BRIGHT, "auto") == Lesson("taught", TEACHER)
     assert not wants_fetching("auto", None, BRIGHT)
 
@@ -337,8 +338,8 @@ def test_where_nobody_teaches_the_written_texts_are_left_and_a_warning_says_so(n
 
 def test_without_llama_cpp_the_teacher_is_of_no_use(monkeypatch):
     """Half a second a reply in llama.cpp is many times that in transformers."""
-    monkeypatch.setattr(judging, "is_installed", lambda: False)
-    monkeypatch.setattr(judging, "is_at_hand", lambda _: True)
+    monkeypatch.setattr(choice, "is_installed", lambda: False)
+    monkeypatch.setattr(choice, "is_at_hand", lambda _: True)
     with pytest.warns(CalibrateWarning, match="its level is a guess"):
         assert choose_lesson(BRIGHT, "auto") == Lesson("written")
     with pytest.raises(InputError, match=r"--fetch-teacher needs llama\.cpp"):
@@ -365,7 +366,7 @@ def test_a_probe_of_a_built_in_concept_learns_from_the_graded_replies(made, monk
         )
         for number, grade in enumerate(rng.integers(0, 3, size=90).tolist())
     )
-    monkeypatch.setattr(judging, "graded_replies", lambda name: {"bright": replies}[name])
+    monkeypatch.setattr(panel, "graded_replies", lambda name: {"bright": replies}[name])
     probe = train_probe(loaded, material, Lesson("graded"), None, settings)
     assert (probe.learned.source, probe.learned.teacher) == ("graded", None)
     assert probe.learned.n_texts == {"readers": 90, "teacher": 0}

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck
 from refused import Refused, each
 
-from calibrate.concept import Concept, read_concept, read_corpus, read_lines, read_prompts
-from calibrate.errors import CalibrateError, ConceptError
-from calibrate.text_files import Entry, read_asked, read_labelled, read_unlabelled
+from calibrate.common.errors import CalibrateError, ConceptError
+from calibrate.texts.concept import Concept, read_concept, read_corpus, read_lines, read_prompts
+from calibrate.texts.text_files import Entry, read_asked, read_labelled, read_unlabelled
 
 UP, DOWN = "What a day!", "What a mess."
 PAIR = [

@@ -9,13 +9,13 @@ import tiny
 import torch
 from refused import Refused, each
 
-from calibrate import cli
-from calibrate.completions import completed
-from calibrate.loading import load_model
-from calibrate.rendering import encode_prompt, encode_reply
-from calibrate.replies import require_answers, sample_unsteered
-from calibrate.settings import Sampling, Settings
-from calibrate.thought import opened_by, thought_length
+from calibrate.cli import talk
+from calibrate.common.settings import Sampling, Settings
+from calibrate.engine.generation import completed
+from calibrate.engine.loading import load_model
+from calibrate.models.prompts import encode_prompt, encode_reply
+from calibrate.models.thought import opened_by, thought_length
+from calibrate.texts.replies import require_answers, sample_unsteered
 
 WORDS = {
     word: place
@@ -167,11 +167,11 @@ def test_generate_says_that_a_model_is_still_thinking(capsys):
         completed(loaded, prompt, 0, loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
         for text in ("<think> sun", "<think> sun </think> a song")
     )
-    cli._print_replies("the house", done, cut, 0.5, as_json=False)
+    talk._print_replies("the house", done, cut, 0.5, as_json=False)
     said = capsys.readouterr().out
     assert "a song" in said
     assert "still thinking after 2 tokens" in said
-    cli._print_replies("the house", done, cut, 0.5, as_json=True)
+    talk._print_replies("the house", done, cut, 0.5, as_json=True)
     assert json.loads(capsys.readouterr().out) == {
         "prompt": "the house",
         "strength": 0.5,

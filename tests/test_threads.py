@@ -6,7 +6,7 @@ import psutil
 import pytest
 import torch
 
-from calibrate.threads import use_idle_cores
+from calibrate.engine.threads import use_idle_cores
 
 
 @pytest.fixture

@@ -13,16 +13,17 @@ import torch
 from scipy.optimize import brentq
 
 import calibrate
-from calibrate.completions import sample
-from calibrate.concept import read_concept, read_prompts
-from calibrate.cross_entropy import Corpus, delta_ce, run_unsteered
-from calibrate.loading import load_model
-from calibrate.log_odds import measure_log_odds
-from calibrate.model import borrowed
-from calibrate.pilot import run_pilot
-from calibrate.rendering import encode_prompt
-from calibrate.settings import Sampling, Settings
-from calibrate.vector import concept_vectors
+from calibrate.common.settings import Sampling, Settings
+from calibrate.engine.cross_entropy import delta_ce
+from calibrate.engine.generation import sample
+from calibrate.engine.loading import load_model
+from calibrate.engine.unsteered import Corpus, run_unsteered
+from calibrate.laws.log_odds import measure_log_odds
+from calibrate.laws.pilot import run_pilot
+from calibrate.models.model import borrowed
+from calibrate.models.prompts import encode_prompt
+from calibrate.texts.concept import read_concept, read_prompts
+from calibrate.texts.extraction import concept_vectors
 
 MODELS = Path(__file__).parent / "models"
 PROMPTS, UPPERCASE = MODELS / "prompts.txt", MODELS / "uppercase-words.jsonl"

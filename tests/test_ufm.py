@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, logit
 
-from calibrate.dose import dose_of
-from calibrate.laws import CrossEntropyLaw, MassLaw
-from calibrate.token_law import TokenLaw, bumps
+from calibrate.laws.dose import dose_of
+from calibrate.laws.formulas import CrossEntropyLaw, MassLaw
+from calibrate.laws.tokens import TokenLaw, bumps
 
 STRENGTHS = np.linspace(-6, 6, 241)
 

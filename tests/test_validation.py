@@ -13,12 +13,13 @@ from refused import Refused, each
 from sklearn.metrics import brier_score_loss, roc_auc_score
 from test_cli import calibrated, model_directory, run  # noqa: F401 - fixtures
 
-from calibrate.errors import ConceptError
-from calibrate.graded import GradedText, read_graded
-from calibrate.named_judges import open_judge
+from calibrate.common.errors import ConceptError
+from calibrate.deploy.judge import open_judge
+from calibrate.judging.graded_texts import read_graded
+from calibrate.judging.validation import hold_against
 from probes import Reader
+from probes.graded import GradedText
 from probes.judges import FunctionJudge
-from probes.validation import hold_against
 
 
 def scoring(scores):

@@ -6,11 +6,11 @@ import pytest
 import tiny
 import torch
 
-from calibrate.concept import Text, Texts
-from calibrate.errors import ConceptError
-from calibrate.rendering import encode_text
-from calibrate.settings import Settings
-from calibrate.vector import concept_vectors, extract_vectors
+from calibrate.common.errors import ConceptError
+from calibrate.common.settings import Settings
+from calibrate.models.prompts import encode_text
+from calibrate.texts.concept import Text, Texts
+from calibrate.texts.extraction import concept_vectors, extract_vectors
 
 ROUNDING = 2e-5  # float32, on residuals of size 1 to 10
 

@@ -8,20 +8,15 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from calibrate.completions import Completion
-from calibrate.effect import decide
-from calibrate.errors import Infeasible
-from calibrate.estimate import RatioEstimate
-from calibrate.presence import Presence, read
-from calibrate.settings import Settings
-from calibrate.tokens import TokenSequence
-from calibrate.verify import (
-    LADDER,
-    Verified,
-    require_fluency,
-    require_replies,
-    verify_budget,
-)
+from calibrate.common.errors import Infeasible
+from calibrate.common.estimate import RatioEstimate
+from calibrate.common.settings import Settings
+from calibrate.engine.generation import Completion
+from calibrate.judging.presence import Presence, read
+from calibrate.models.tokens import TokenSequence
+from calibrate.search.budget import LADDER, verify_budget
+from calibrate.search.effect import decide
+from calibrate.search.verification import Verified, require_fluency, require_replies
 from probes import Reader
 from probes.judges import FunctionJudge
 

@@ -34,9 +34,9 @@ from transformers import (
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from transformers.models.gemma3 import Gemma3ForConditionalGeneration
 
-from calibrate.concept import Concept
-from calibrate.loading import load_model
-from calibrate.model import LoadedModel
+from calibrate.engine.loading import load_model
+from calibrate.models.model import LoadedModel
+from calibrate.texts.concept import Concept
 
 BRIGHT = tuple("sun laugh song dance bright feast kite gift smile spark bloom cheer".split())
 DULL = tuple("rain sigh hush limp grey crust mud debt frown ash wilt groan".split())

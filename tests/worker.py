@@ -14,9 +14,10 @@ from typing import Any
 
 from test_study import ALPHAS, BASELINE, Synthetic, by_site
 
-from calibrate.settings import Settings
-from calibrate.shared_study import StudyStore, act_once
-from calibrate.study import run_study
+from calibrate.common.settings import Settings
+from calibrate.search.agreement import act_once
+from calibrate.search.storage import StudyStore
+from calibrate.search.study import run_study
 
 
 class Slow(Synthetic):

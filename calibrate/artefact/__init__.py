@@ -1,0 +1,1 @@
+"""What is written: the config, its sections, the evidence, the report, the directory."""

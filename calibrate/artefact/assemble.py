@@ -1,0 +1,279 @@
+"""Put the results of a calibration into its config and its evidence."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple
+from datetime import datetime, timezone
+from importlib.metadata import version
+from itertools import count
+
+import numpy as np
+
+from calibrate.artefact.config import VECTOR_FILE, VECTOR_KEY, SteeringConfig, vector_file
+from calibrate.artefact.evidence import (
+    CompletionRecord,
+    Evidence,
+    PilotRecord,
+    RankRecord,
+    SplitRecord,
+    TestedRecord,
+)
+from calibrate.artefact.law_sections import (
+    ConceptLawSection,
+    CrossEntropyLawSection,
+    LawsSection,
+    PresenceLawSection,
+    TokenLawSection,
+)
+from calibrate.artefact.measured import measured_section
+from calibrate.artefact.sections import (
+    BudgetSection,
+    CapabilitiesSection,
+    ConceptSection,
+    CostSection,
+    InterventionSection,
+    ProvenanceSection,
+    RangeSection,
+    ReferenceSection,
+    RenderingSection,
+    VectorSection,
+)
+from calibrate.common.cost import Cost
+from calibrate.common.estimate import RatioEstimate
+from calibrate.common.record import IntervalSection, ModelSection
+from calibrate.common.settings import Settings
+from calibrate.laws.formulas import GOOD_RISE, Goodness, judge_rise
+from calibrate.laws.pilot import Pilot
+from calibrate.laws.presence import judge_presence
+from calibrate.laws.records import GoodnessSection
+from calibrate.models.model import LoadedModel
+from calibrate.search.block_ranking import BlockRank
+from calibrate.search.study import StudyResult
+from calibrate.search.trials import laws_hold, presence_law
+from calibrate.search.verification import Verified
+from calibrate.texts.concept import Concept, Texts
+from calibrate.texts.replies import UnsteeredReplies
+from probes import Learned
+
+VERSIONED = ("steering-calibrate", "torch", "transformers", "optuna", "scikit-learn", "numpy")
+DOUBLED_ODDS = 2.0  # the sweet spot begins where the concept's tokens have twice their odds
+
+
+def build_config(
+    loaded: LoadedModel,
+    concept: Concept,
+    pilot: Pilot,
+    laws: LawsSection,
+    verified: Verified,
+    judges: Sequence[str],
+    learned: Learned | None,
+    settings: Settings,
+    cost: Mapping[str, Cost],
+    fingerprint: str,
+) -> SteeringConfig:
+    """Return the config of a verified strength, carrying its vector.
+
+    learned: what the probe that read the study had learned from, if one did.
+    """
+    vector, strength = pilot.vector, verified.budget.strength
+    file = vector_file(vector.values.numpy())
+    config = SteeringConfig(
+        model=ModelSection(**asdict(loaded.identity)),
+        rendering=_rendering_section(loaded) if loaded.is_chat else None,
+        concept=ConceptSection(
+            name=concept.name,
+            goal=settings.goal,
+            n_positive=len(concept.texts.positives),
+            n_negative=len(concept.texts.negatives),
+            negatives=settings.negatives,
+            data_sha256=concept.data_sha256,
+        ),
+        vector=VectorSection(
+            file=VECTOR_FILE,
+            key=VECTOR_KEY,
+            norm=vector.norm,
+            sha256=hashlib.sha256(file).hexdigest(),
+        ),
+        intervention=InterventionSection(
+            layer=vector.layer,
+            positions=pilot.positions,
+            strength=strength,
+            relative_strength=vector.relative(strength),
+        ),
+        budget=BudgetSection(limit=settings.ce_budget, confidence=settings.confidence),
+        measured=measured_section(verified, judges, learned, settings),
+        laws=laws,
+        range=RangeSection(
+            strength_at_budget=IntervalSection(**asdict(pilot.strength_at_budget)),
+            sweet_spot=_sweet_spot(pilot),
+        ),
+        reference=ReferenceSection(**{k: list(v) for k, v in asdict(verified.reference).items()}),
+        capabilities=CapabilitiesSection(**asdict(loaded.capabilities.report())),
+        cost={stage: _cost_section(spent, loaded.num_layers) for stage, spent in cost.items()},
+        provenance=ProvenanceSection(
+            versions=_versions(),
+            seed=settings.seed,
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            fingerprint=fingerprint,
+            settings=asdict(settings),
+        ),
+    )
+    return config.with_vector(file)
+
+
+def build_laws(
+    pilots: Mapping[str, Pilot],
+    found: StudyResult,
+    baseline: RatioEstimate,
+    verified: Verified,
+    settings: Settings,
+) -> LawsSection:
+    """Return the laws at the block that was steered, each judged where it was not fitted.
+
+    baseline: unsteered presence on the search prompts.
+    """
+    pilot = pilots[found.best.site]
+    return LawsSection(
+        cross_entropy=_law_section(pilot, _rise_goodness(pilot, found)),
+        concept=ConceptLawSection(
+            **asdict(pilot.mass_law),
+            errors=pilot.mass_errors,
+            goodness=GoodnessSection.of(pilot.mass_goodness),
+        ),
+        presence=_presence_section(found, baseline, verified, settings),
+        tokens=TokenLawSection(saturation=pilot.tokens.saturation, mass_peak=pilot.mass_peak),
+        relied_on=laws_hold(pilots),
+    )
+
+
+def build_evidence(
+    ranks: Sequence[BlockRank],
+    pilots: Mapping[str, Pilot],
+    found: StudyResult,
+    verified: Verified,
+    splits: Mapping[str, Texts],
+    replies: UnsteeredReplies,
+) -> Evidence:
+    """Return every point behind the config."""
+    return Evidence(
+        ranks=[RankRecord(**asdict(rank)) for rank in ranks],
+        pilots=[_pilot_record(pilot) for pilot in pilots.values()],
+        trials=list(found.trials),
+        tested=[
+            TestedRecord(
+                strength=rung.strength,
+                delta_ce=rung.delta_ce.value,
+                upper=rung.upper,
+                within=rung.within,
+                loop_excess=None if rung.loop_excess is None else rung.loop_excess.value,
+            )
+            for rung in verified.budget.tested
+        ],
+        completions=_completion_records(verified),
+        splits=SplitRecord(
+            texts={
+                name: [text.text for text in (*part.positives, *part.negatives)]
+                for name, part in splits.items()
+            },
+            prompts={
+                name: [prompt.text for prompt in prompts]
+                for name, prompts in replies.prompts.items()
+            },
+        ),
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}}
+
+
+def _rendering_section(loaded: LoadedModel) -> RenderingSection:
+    facts = asdict(loaded.rendering)
+    return RenderingSection(strips_end=any(facts.pop("trailing")), **facts)
+
+
+def _sweet_spot(pilot: Pilot) -> tuple[float, float]:
+    """From the strength that doubles the concept's odds to α_B or the peak of its mass."""
+    end = min(abs(pilot.strength_at_budget.value), abs(pilot.mass_peak))
+    start = min(abs(pilot.mass_law.invert(np.log(DOUBLED_ODDS))), end / 2)
+    sign = np.sign(pilot.strength_at_budget.value)
+    low, high = sorted((float(sign * start), float(sign * end)))
+    return low, high
+
+
+def _cost_section(spent: Cost, num_layers: int) -> CostSection:
+    blocks = spent.token_forwards * num_layers
+    return CostSection(**asdict(spent), token_block_forwards=blocks)
+
+
+def _law_section(pilot: Pilot, goodness: Goodness) -> CrossEntropyLawSection:
+    return CrossEntropyLawSection(
+        **asdict(pilot.law), errors=pilot.errors, goodness=GoodnessSection.of(goodness)
+    )
+
+
+def _rise_goodness(pilot: Pilot, found: StudyResult) -> Goodness:
+    """The law of ΔCE at the pilot's test and at the trials of its site: fitted to none.
+
+    Trials whose ΔCE is uncertain by a fifth of what would fail the law say nothing about it.
+    """
+    points = list(pilot.rise_goodness.points)
+    points += [
+        (trial.strength, float(pilot.law.predict(trial.strength)), trial.delta_ce)
+        for trial in found.trials
+        if trial.site == pilot.site
+        and trial.delta_ce_error <= 0.2 * GOOD_RISE * abs(trial.delta_ce)
+    ]
+    return judge_rise(*zip(*points, strict=True))
+
+
+def _presence_section(
+    found: StudyResult, baseline: RatioEstimate, verified: Verified, settings: Settings
+) -> PresenceLawSection:
+    """Fit presence to the study's trials at the site; judge it where it was verified."""
+    fit = presence_law(found.best.site, found.trials, baseline, settings.goal)
+    strength, measured = verified.budget.strength, verified.presence.estimate
+    error = float(np.hypot(fit.standard_error(strength), measured.standard_error))
+    predicted = float(fit.law.predict(strength))
+    return PresenceLawSection(
+        **asdict(fit.law),
+        log_odds_error=fit.log_odds_error,
+        gain_error=fit.gain_error,
+        fall=fit.fall,
+        goodness=GoodnessSection.of(judge_presence(strength, predicted, measured.value, error)),
+    )
+
+
+def _pilot_record(pilot: Pilot) -> PilotRecord:
+    return PilotRecord(
+        site=pilot.site,
+        layer=pilot.vector.layer,
+        law=_law_section(pilot, pilot.rise_goodness),
+        concept_gain=pilot.mass_law.gain,
+        strength_at_budget=IntervalSection(**asdict(pilot.strength_at_budget)),
+        relative_strength_at_budget=pilot.vector.relative(pilot.strength_at_budget.value),
+        points=[astuple(point) for point in pilot.points],
+    )
+
+
+def _completion_records(verified: Verified) -> list[CompletionRecord]:
+    """Every final reply, unsteered and steered side by side."""
+    steered, unsteered = verified.presence, verified.baseline
+    numbers = defaultdict[str, Iterator[int]](count)
+    return [
+        CompletionRecord(
+            prompt=after.prompt,
+            unsteered=before.text,
+            steered=after.text,
+            unsteered_presence=float(unsteered.scores[row]),
+            steered_presence=float(steered.scores[row]),
+            reply=next(numbers[after.prompt]),
+        )
+        for row, (before, after) in enumerate(
+            zip(unsteered.completions, steered.completions, strict=True)
+        )
+    ]

@@ -1,0 +1,191 @@
+"""The steering config: what a calibration found, ready to use, and what it rests on.
+
+A config is `steering.json` and `steering.safetensors` in one directory. The JSON says what is
+done to the model (operation, site, block, positions, strength), what was measured about it on
+held-out data, and which model, tokenizer and texts that holds for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import PrivateAttr, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from calibrate.artefact.law_sections import LawsSection
+from calibrate.artefact.measured_sections import MeasuredSection
+from calibrate.artefact.sections import (
+    BudgetSection,
+    CapabilitiesSection,
+    ConceptSection,
+    CostSection,
+    InterventionSection,
+    ProvenanceSection,
+    RangeSection,
+    ReferenceSection,
+    RenderingSection,
+    VectorSection,
+)
+from calibrate.common.errors import AlteredError, ArtefactError, InputError
+from calibrate.common.record import ModelSection, Section
+from calibrate.common.settings import Sampling, check_seed, finite_strength
+
+if TYPE_CHECKING:
+    from calibrate.engine.vector import SteeringVector
+
+CONFIG_FILE = "steering.json"
+VECTOR_FILE = "steering.safetensors"
+VECTOR_KEY = "vector"
+FORMAT, VERSION = "steering-config", 2
+READABLE = (1, 2)  # version 1 knew neither rendering nor the long run
+
+
+class SteeringConfig(Section):
+    """A calibrated steering config (see the module's docstring)."""
+
+    format: Literal["steering-config"] = "steering-config"
+    version: Literal[1, 2] = 2
+    model: ModelSection
+    rendering: RenderingSection | None = None
+    concept: ConceptSection
+    vector: VectorSection
+    intervention: InterventionSection
+    budget: BudgetSection
+    measured: MeasuredSection
+    laws: LawsSection
+    range: RangeSection
+    reference: ReferenceSection
+    cost: dict[str, CostSection]
+    capabilities: CapabilitiesSection | None = None
+    provenance: ProvenanceSection
+
+    _vector_file: bytes = PrivateAttr(default=b"")
+
+    @property
+    def steering_vector(self) -> SteeringVector:
+        """The steering vector itself."""
+        import torch
+
+        from calibrate.engine.vector import SteeringVector
+
+        if not self._vector_file:
+            raise ArtefactError("this config carries no vector; load it with calibrate.load(DIR)")
+        values = torch.from_numpy(load_tensors(self._vector_file)[self.vector.key])
+        done = self.intervention
+        residual_norm = abs(done.strength) * self.vector.norm / abs(done.relative_strength)
+        return SteeringVector(values, done.layer, residual_norm)
+
+    def with_vector(self, vector_file: bytes) -> SteeringConfig:
+        """Return this config carrying its vector, the contents of a safetensors file."""
+        config = self.model_copy()
+        config._vector_file = vector_file
+        return config
+
+    @contextmanager
+    def steer(self, model: Any, strength: float | None = None) -> Iterator[None]:
+        """Steer a model inside the `with`, by the calibrated strength or another one.
+
+        model: a LoadedModel, or a transformers model of the calibrated shape. Nests, and
+            leaves no hook behind. Positions "last" need batches padded on the left.
+        Raises: ArtefactError if the model has another number of blocks or hidden size; InputError
+            for a strength that is not finite.
+        """
+        from calibrate.models.model import blocks_of
+
+        blocks, hidden_size = blocks_of(model)
+        if (len(blocks), hidden_size) != (self.model.num_layers, self.model.hidden_size):
+            raise ArtefactError(
+                f"this config is for {self.model.id} ({self.model.num_layers} blocks of size "
+                f"{self.model.hidden_size}), got {len(blocks)} blocks of size {hidden_size}"
+            )
+        chosen = self.intervention.strength if strength is None else finite_strength(strength)
+        with self.steering_vector.apply(blocks, chosen, self.intervention.positions):
+            yield
+
+    def files(self) -> dict[str, bytes]:
+        """Return the contents of `steering.json` and `steering.safetensors`."""
+        text = self.model_dump_json(indent=2)
+        return {CONFIG_FILE: f"{text}\n".encode(), self.vector.file: self._vector_file}
+
+
+def vector_file(values: np.ndarray) -> bytes:
+    """Return the safetensors file of a vector of shape (hidden_size,)."""
+    return bytes(save_tensors({VECTOR_KEY: values.astype(np.float32)}))
+
+
+def load(directory: str | Path) -> SteeringConfig:
+    """Load the config in a directory.
+
+    Raises: ArtefactError if it is missing, damaged, or of a version this release cannot read.
+    """
+    folder = Path(directory)
+    try:
+        text = (folder / CONFIG_FILE).read_text(encoding="utf-8")
+        facts = json.loads(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtefactError(
+            f"{folder} must hold a {CONFIG_FILE}, but it cannot be read ({error}); "
+            "name a directory that calibrate wrote"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise ArtefactError(f"{folder / CONFIG_FILE} must be JSON: {error}") from error
+    found = (facts.get("format"), facts.get("version")) if isinstance(facts, dict) else (None, None)
+    if found[0] != FORMAT or found[1] not in READABLE:
+        raise ArtefactError(
+            f"{folder / CONFIG_FILE} must be a {FORMAT} of version 1 or {VERSION}, got {found[0]} "
+            f"of version {found[1]}; use the release that wrote it"
+        )
+    try:
+        config = SteeringConfig.model_validate(facts)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtefactError(
+            f"{folder / CONFIG_FILE} is damaged: {where}: {first['msg']}"
+        ) from error
+    _require_meaning(folder / CONFIG_FILE, config)
+    return config.with_vector(_checked_vector(folder, config))
+
+
+def _require_meaning(path: Path, config: SteeringConfig) -> None:
+    """Raise ArtefactError for values that no calibration writes, whatever their types."""
+    done, settings = config.intervention, config.provenance.settings
+    try:
+        Sampling(**settings["sampling"])
+        check_seed(settings["seed"])
+    except (KeyError, TypeError, InputError) as error:
+        raise ArtefactError(f"{path} is damaged: provenance.settings: {error}") from error
+    wrong = {
+        "intervention.layer": not 0 <= done.layer < config.model.num_layers,
+        "intervention.strength": not math.isfinite(done.strength),
+        "intervention.relative_strength": not done.relative_strength,
+        "reference.input_ids": not config.reference.input_ids
+        or min(config.reference.input_ids) < 0,
+    }
+    for where in (name for name, is_wrong in wrong.items() if is_wrong):
+        raise ArtefactError(f"{path} is damaged: {where} is out of range; calibrate again")
+
+
+def _checked_vector(folder: Path, config: SteeringConfig) -> bytes:
+    path = folder / config.vector.file
+    try:
+        content = path.read_bytes()
+        load_tensors(content)[config.vector.key]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise ArtefactError(f"{path} must hold the steering vector: {error}") from error
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != config.vector.sha256:
+        raise AlteredError(
+            f"{path} must have SHA-256 {config.vector.sha256}, got {digest}: it is not the "
+            "vector this config was calibrated with"
+        )
+    return content

@@ -1,0 +1,151 @@
+"""The output directory: may it be used, does it hold a finished or an interrupted calibration.
+
+Nothing in it is replaced that does not show by its contents that we wrote it (`wrote`), and that is
+seen to before anything is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock
+
+from calibrate.artefact.config import CONFIG_FILE, FORMAT, VECTOR_FILE
+from calibrate.artefact.evidence import EVIDENCE_FILE
+from calibrate.artefact.grades import GRADES_FILE, is_grades
+from calibrate.common.errors import ArtefactError
+from calibrate.common.files import is_plain_file, nobodys, require_ours
+from calibrate.common.layout import (
+    JOURNAL_FILE,
+    JOURNAL_LOCK,
+    LAWS_FILE,
+    LAWS_KEYS,
+    WORKER_LOCK,
+    WORKERS_FOLDER,
+    WRITING_LOCK,
+    is_journal,
+)
+from calibrate.common.marks import facts_in, names_us, sha256_of
+
+# What a calibration writes beside its journal.
+ARTEFACT_FILES = (
+    CONFIG_FILE, VECTOR_FILE, EVIDENCE_FILE, "probe/probe.json", "probe/probe.safetensors",
+    "report.html", "delta_ce.png", "presence.png", "blocks.png",
+    "long_run.png",
+)  # fmt: skip
+
+
+def wrote(path: Path) -> bool:
+    """Whether a file in an output directory shows by its contents that we wrote it."""
+    facts = facts_in(path) if path.suffix == ".json" else {}
+    if path.name == CONFIG_FILE:
+        return facts.get("format") == FORMAT
+    if path.name == EVIDENCE_FILE:
+        return facts.keys() >= {"pilots", "trials", "completions", "splits"}
+    if path.name == GRADES_FILE:
+        return is_grades(path)
+    if path.name == LAWS_FILE:
+        return facts.keys() >= LAWS_KEYS
+    if path.name == VECTOR_FILE:
+        beside = facts_in(path.with_name(CONFIG_FILE)).get("vector")
+        return isinstance(beside, dict) and beside.get("sha256") == sha256_of(path)
+    if path.name.startswith("probe."):
+        from probes.probe import is_probe  # brings torch along, which takes seconds
+
+        return is_probe(path)
+    return names_us(path)
+
+
+def open_workspace(out: str | Path | None, fingerprint: str) -> tuple[Path | None, bool]:
+    """Return the output directory, made if need be, and whether it holds this very result.
+
+    Raises: ArtefactError if it holds something else, or cannot be made.
+    """
+    if out is None:
+        return None, False
+    directory = Path(out)
+    finished = directory / CONFIG_FILE
+    if finished.is_file():
+        if _fingerprint_of(finished) == fingerprint:
+            return directory, True
+        require_ours(finished, wrote)
+        raise ArtefactError(
+            f"{directory} holds a calibration made with other settings, data or another model; "
+            "choose another --out, or remove it"
+        )
+    require_free(directory, JOURNAL_FILE, (*ARTEFACT_FILES, GRADES_FILE))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtefactError(f"cannot make --out {directory}: {error.strerror}") from error
+    return directory, False
+
+
+@contextmanager
+def writing(directory: Path | None, fingerprint: str) -> Iterator[bool]:
+    """Hold the right to write into an output directory; tell whether its result is there already.
+
+    Whoever else wants to write waits, so that the second of two workers finds what the first wrote.
+    """
+    if directory is None:
+        yield False
+        return
+    locks, finished = directory / WORKERS_FOLDER, directory / CONFIG_FILE
+    locks.mkdir(exist_ok=True)
+    with FileLock(locks / WRITING_LOCK):
+        yield finished.is_file() and _fingerprint_of(finished) == fingerprint
+        if finished.is_file():
+            _clear(locks)
+
+
+def require_free(directory: Path, ours: str, files: Iterable[str] = ()) -> None:
+    """Raise ArtefactError unless a directory is new, empty, or of an earlier run of ours.
+
+    ours: the file by which an earlier run is known. files: what will be written beside it.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise ArtefactError(f"--out must be a directory, got the file {directory}")
+    if not directory.is_dir() or not any(directory.iterdir()):
+        return
+    if not (directory / ours).exists():
+        example = sorted(path.name for path in directory.iterdir())[0]
+        raise ArtefactError(
+            f"--out must be new, empty or of an earlier run, but {directory} holds {example!r}; "
+            "choose another --out"
+        )
+    require_ours(directory / ours, is_journal if ours == JOURNAL_FILE else wrote)
+    for name in files:
+        require_ours(directory / name, wrote)
+    _require_locks(directory)
+
+
+def _require_locks(directory: Path) -> None:
+    """Raise ArtefactError if something else stands where the locks of those at work will be."""
+    lock, locks = directory / JOURNAL_LOCK, directory / WORKERS_FOLDER
+    linked = lock.is_symlink() and Path(os.readlink(lock)).name == JOURNAL_FILE
+    if os.path.lexists(lock) and not linked:
+        require_ours(lock, nobodys)
+    if os.path.lexists(locks) and (locks.is_symlink() or not locks.is_dir()):
+        require_ours(locks, nobodys)
+
+
+def _clear(locks: Path) -> None:
+    """Remove the workers' locks, and their folder if that is all there was in it."""
+    for lock in locks.iterdir():
+        if is_plain_file(lock) and (lock.name == WRITING_LOCK or WORKER_LOCK.fullmatch(lock.name)):
+            with suppress(OSError):
+                lock.unlink()
+    with suppress(OSError):
+        locks.rmdir()
+
+
+def _fingerprint_of(config: Path) -> str | None:
+    try:
+        facts = json.loads(config.read_text(encoding="utf-8"))
+        return str(facts["provenance"]["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,108 @@
+"""What a calibration went through: every point behind its answer, for reports and for reading."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from calibrate.artefact.law_sections import CrossEntropyLawSection
+from calibrate.common.errors import ArtefactError
+from calibrate.common.record import IntervalSection, Section
+from calibrate.common.trial import Trial
+
+EVIDENCE_FILE = "evidence.json"
+
+
+class RankRecord(Section):
+    """What one block has to offer, by its derivatives: α_B as estimated, and nats per token.
+
+    gain: by how much the budget moves the concept's replies ahead of their opposites.
+    """
+
+    layer: int
+    strength_at_budget: float
+    gain: float
+
+
+class PilotRecord(Section):
+    """The pilot of one site; points are (strength, ΔCE, mass of concept tokens)."""
+
+    site: str
+    layer: int
+    law: CrossEntropyLawSection
+    concept_gain: float
+    strength_at_budget: IntervalSection
+    relative_strength_at_budget: float
+    points: list[tuple[float, float, float]]
+
+
+class TestedRecord(Section):
+    """One strength tested on held-out text: its ΔCE, the upper bound, and whether it held.
+
+    loop_excess: by how much its long replies loop more than unsteered ones, where that was tried.
+    """
+
+    strength: float
+    delta_ce: float
+    upper: float
+    within: bool
+    loop_excess: float | None = None
+
+
+class CompletionRecord(Section):
+    """One verify prompt with an unsteered and a steered reply, and the presence in each.
+
+    That of an empty reply is 0, and counts for nothing. reply: which of the prompt's replies these
+    are, from 0; both were sampled with the same noise.
+    """
+
+    prompt: str
+    unsteered: str
+    steered: str
+    unsteered_presence: float
+    steered_presence: float
+    reply: int = 0
+
+
+class SplitRecord(Section):
+    """Which texts and prompts were used for what; the splits are disjoint."""
+
+    texts: dict[str, list[str]]
+    prompts: dict[str, list[str]]
+
+
+class Evidence(Section):
+    """Ranks of blocks, pilots, trials, tested strengths, completions and splits of a calibration.
+
+    ranks: of every block, best first; empty where the block was given. completions: all replies
+    to each verify prompt; only the first in what was written before all were kept.
+    """
+
+    ranks: list[RankRecord]
+    pilots: list[PilotRecord]
+    trials: list[Trial]
+    tested: list[TestedRecord]
+    completions: list[CompletionRecord]
+    splits: SplitRecord
+
+    @property
+    def first_completions(self) -> list[CompletionRecord]:
+        """The first reply to each verify prompt, unsteered and steered."""
+        return [one for one in self.completions if one.reply == 0]
+
+    def to_bytes(self) -> bytes:
+        """Return the contents of `evidence.json`."""
+        return f"{self.model_dump_json(indent=1)}\n".encode()
+
+    @classmethod
+    def load(cls, directory: Path) -> Evidence:
+        """Read `evidence.json` in a directory.
+
+        Raises: ArtefactError if it is missing or damaged.
+        """
+        path = directory / EVIDENCE_FILE
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise ArtefactError(f"{path} cannot be read: {error}") from error

@@ -1,0 +1,73 @@
+"""What the config says of the fitted laws."""
+
+from __future__ import annotations
+
+from calibrate.common.record import Section
+from calibrate.laws.records import GoodnessSection
+
+
+class CrossEntropyLawSection(Section):
+    """ΔCE(α) = q / (1 + q/P), q = g·a + ½c·a²: g, c, the saturation of a(α), and P.
+
+    errors: their standard errors over resampled sequences. goodness: by relative error, at the
+        pilot's test and, for the steered block, at the study's trials.
+    """
+
+    slope: float
+    curvature: float
+    saturation: float
+    plateau: float
+    errors: dict[str, float]
+    goodness: GoodnessSection
+
+
+class ConceptLawSection(Section):
+    """logit F(α) = r + ν·a(α), F the mass of the concept's tokens: r, ν, the saturation of a(α).
+
+    errors: their standard errors over resampled sequences. goodness: by the log-odds of the
+        mass, at the pilot's test.
+    """
+
+    log_odds: float
+    gain: float
+    saturation: float
+    errors: dict[str, float]
+    goodness: GoodnessSection
+
+
+class PresenceLawSection(Section):
+    """F(α) = floor + (ceiling - floor)·σ(r + να), F the measured presence: fitted to the study.
+
+    fall: the strength from which presence fell again, if it did; only strengths before it
+        count. goodness: in standard errors, at the verified strength.
+    """
+
+    log_odds: float
+    log_odds_error: float
+    gain: float
+    gain_error: float
+    floor: float
+    ceiling: float
+    fall: float | None
+    goodness: GoodnessSection
+
+
+class TokenLawSection(Section):
+    """p_α(z|c) ∝ p₀(z|c)·exp(a(α)M(z)): the saturation of a(α), and where F peaks by it."""
+
+    saturation: float
+    mass_peak: float
+
+
+class LawsSection(Section):
+    """The laws at the steered block.
+
+    relied_on: whether the law of ΔCE held at every candidate block; where it did not, the study
+        searched more widely than the laws suggest.
+    """
+
+    cross_entropy: CrossEntropyLawSection
+    concept: ConceptLawSection
+    presence: PresenceLawSection
+    tokens: TokenLawSection
+    relied_on: bool

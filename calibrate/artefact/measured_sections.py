@@ -1,0 +1,243 @@
+"""What the config says of what was measured at the verified strength."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from calibrate.common.record import IntervalSection, Section
+
+
+class DeltaCESection(IntervalSection):
+    """ΔCE on held-out text; `upper` is the one-sided bound that was verified.
+
+    corpus: "own_replies", where the exact KL stands for ΔCE, or "file".
+    """
+
+    upper: float
+    corpus: Literal["own_replies", "file"]
+    n_sequences: int
+    n_tokens: int
+
+
+class PresenceScaleSection(Section):
+    """Whose yes presence predicts, and how that was checked.
+
+    source, teacher, n_texts: as in `probes.Learned`. auc, calibration_error: of the probe that read
+    the study, out of fold, against the readers' yes ("graded"), the teacher's ("taught"), or the
+    labels of held-out texts ("written").
+    """
+
+    source: Literal["graded", "taught", "written"]
+    teacher: str | None
+    n_texts: dict[str, int]
+    auc: IntervalSection
+    calibration_error: IntervalSection
+
+    @property
+    def says(self) -> str:
+        """The same in words."""
+        said = {
+            "graded": "readers', learned from {readers} replies that they graded and {teacher} "
+            "that a teacher did",
+            "taught": "a teacher's, learned from {teacher} texts that it graded",
+            "written": "a guess, learned from written texts alone ({positive} and {negative}); "
+            "to check it: calibrate grade",
+        }[self.source].format(**self.n_texts)
+        return f"{said}; AUC {self.auc.value:.2f} on texts it had not seen"
+
+
+class PresenceSection(IntervalSection):
+    """Presence: the share of replies of which a reader would say yes, by the judge.
+
+    At the strength, and at α = 0 on the same prompts with the same noise. clear, clear_baseline:
+    the share that clearly expresses the concept, where the judge can tell. scale: whose yes it is;
+    None where no probe read.
+    change: the paired difference from the baseline, from n_replies to each prompt. detectable: the
+    smallest change that would have been told from 0 with a probability of 80 %; None in configs
+    written before it was known. explained_by_length: how much of it longer or
+    shorter replies alone would make, from how presence goes with length among unsteered replies.
+    n_prompts, n_completions: replied to, and replies, that are not empty: empty ones count for
+    nothing here. empty, empty_baseline: their share, steered and unsteered; None in configs
+    written before they were told apart. unanswered, unanswered_baseline: share of the replies that
+    are empty since they end within the thought.
+    """
+
+    baseline: float
+    baseline_interval: tuple[float, float]
+    change: IntervalSection
+    explained_by_length: float
+    n_prompts: int
+    n_completions: int
+    n_replies: int = 2
+    detectable: float | None = None
+    empty: float | None = None
+    empty_baseline: float | None = None
+    unanswered: float = 0.0
+    unanswered_baseline: float = 0.0
+    clear: float | None = None
+    clear_baseline: float | None = None
+    scale: PresenceScaleSection | None = None
+
+
+class AuditSection(IntervalSection):
+    """Presence in the same replies to a second judge.
+
+    agreement: Spearman's rank correlation of the two judges over all replies that are not empty.
+    opinion: whether its change "confirms" the first judge's; "sees no change", where it could have
+    seen half of that one; or "cannot tell". None in configs written before it was asked.
+    """
+
+    judge: str
+    baseline: float
+    change: IntervalSection
+    agreement: float
+    opinion: Literal["confirms", "sees no change", "cannot tell"] | None = None
+
+    @property
+    def says(self) -> str:
+        """The opinion as a sentence; empty where there is none."""
+        if self.opinion is None:
+            return ""
+        rest = {"confirms": " the change", "cannot tell": " whether there is one"}
+        return f"the second judge {self.opinion}{rest.get(self.opinion, '')}"
+
+
+class ControlsSection(Section):
+    """Presence without the concept's own vector: how much any push, or a request, does.
+
+    random_vector: a random vector of the same norm at the same strength and block.
+    prompt_only: unsteered, asked in plain words for the concept (or its absence).
+    """
+
+    random_vector: IntervalSection
+    prompt_only: IntervalSection
+
+
+class FluencySection(Section):
+    """How the steered replies read to the unsteered model, and how repetitive they are.
+
+    log_prob: mean log-probability per token under the unsteered model, nats. drop: how much lower
+    it is than the baseline's, prompt by prompt; upper: its one-sided bound. distinct_2: distinct
+    token pairs per token pair, in [0, 1]. longest_loop: share of a reply's tokens in its longest
+    loop, in [0, 1]. n_tokens: mean length of a reply.
+    """
+
+    log_prob: float
+    log_prob_baseline: float
+    drop: IntervalSection
+    drop_upper: float
+    distinct_2: float
+    distinct_2_baseline: float
+    longest_loop: float
+    longest_loop_baseline: float
+    n_tokens: float
+    n_tokens_baseline: float
+
+
+class AlongSection(Section):
+    """Replies along their length, a value a window.
+
+    loops: share of the tokens in loops, in [0, 1]. presence: of the windows' texts, None where
+    there was none to read. log_prob: mean over tokens under the unsteered model, nats.
+    n_replies: how many replies reach the window.
+    """
+
+    loops: list[float]
+    presence: list[float | None]
+    log_prob: list[float]
+    n_replies: list[int]
+
+
+class LongRunSection(Section):
+    """What replies are like that are as long as they are served.
+
+    n_tokens: how long they may be. window: tokens of one. loops, loops_baseline: mean share of a
+    reply's tokens in loops, steered and unsteered. loop_excess: the paired difference, of which
+    the value may be no larger than margin.
+    """
+
+    n_tokens: int
+    n_prompts: int
+    window: int
+    loops: float
+    loops_baseline: float
+    loop_excess: IntervalSection
+    margin: float
+    steered: AlongSection
+    unsteered: AlongSection
+
+
+class ShareSection(Section):
+    """A share of replies by people's grades, before (unsteered) and after, and the change."""
+
+    before: IntervalSection
+    after: IntervalSection
+    change: IntervalSection
+
+
+class AgreementSection(Section):
+    """How two graders agree on whether replies express the concept at least somewhat.
+
+    alike: share of the n_replies both graded of which they say the same. kappa: Cohen's, 0 for
+    chance and 1 for always; None where both say the same of all.
+    """
+
+    graders: tuple[str, str]
+    n_replies: int
+    alike: float
+    kappa: float | None
+
+
+class ScaleSection(Section):
+    """How grades correct the probe: its log-odds times `slope` plus `offset`.
+
+    method: "unchanged", "offset", or "slope and offset": what predicted left-out prompts' grades
+    best, each shrunken towards no correction. log_loss, log_loss_before: of left-out grades, nats.
+    """
+
+    method: Literal["unchanged", "offset", "slope and offset"]
+    slope: float
+    offset: float
+    log_loss: float
+    log_loss_before: float
+
+
+class ReadersSection(Section):
+    """What people say who read final replies without knowing which are steered.
+
+    n_replies, n_prompts: graded. n_judged: prompts that only the judge read; what it read is
+    corrected by the grades (prediction-powered inference). presence: share of replies graded 1
+    or 2. clearly: share graded 2. judge_auc: how often the judge ranks a reply that they say yes
+    of above one that they do not; None where the grades are all alike. judge_level: by how much
+    it reads more presence than they do in the same replies. scale: None where the judge is no
+    probe, or was not corrected.
+    """
+
+    graders: list[str]
+    n_replies: int
+    n_prompts: int
+    n_judged: int
+    presence: ShareSection
+    clearly: ShareSection
+    judge_auc: IntervalSection | None
+    judge_level: IntervalSection
+    agreement: list[AgreementSection]
+    scale: ScaleSection | None = None
+
+
+class MeasuredSection(Section):
+    """Everything measured, all of it on held-out data.
+
+    judges: who read presence, and the auditor if there was one, by name. long_run: None where
+    none was asked for, or the model's context has no room for one. readers: None until people
+    have graded replies (`calibrate grade`).
+    """
+
+    judges: list[str]
+    delta_ce: DeltaCESection
+    presence: PresenceSection
+    audit: AuditSection | None
+    controls: ControlsSection
+    fluency: FluencySection
+    long_run: LongRunSection | None = None
+    readers: ReadersSection | None = None

@@ -1,0 +1,31 @@
+"""What people look at: pictures, an HTML page, and the summary in the terminal.
+
+Matplotlib and Jinja are imported when something is drawn, so that the summary comes at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from calibrate.artefact.config import SteeringConfig
+    from calibrate.artefact.evidence import Evidence
+    from calibrate.common.errors import Infeasible
+
+REPORT_FILE = "report.html"
+
+
+def render(config: SteeringConfig, evidence: Evidence) -> dict[str, bytes]:
+    """Return the report's files by name: `report.html` and the pictures it shows."""
+    from calibrate.artefact.report.page import page
+    from calibrate.artefact.report.pictures import pictures
+
+    drawn = pictures(config, evidence)
+    return {REPORT_FILE: page(config, evidence, drawn).encode(), **drawn}
+
+
+def render_infeasible(model: str, concept: str, infeasible: Infeasible) -> dict[str, bytes]:
+    """Return the report of a calibration that found no strength."""
+    from calibrate.artefact.report.page import infeasible_page
+
+    return {REPORT_FILE: infeasible_page(model, concept, infeasible).encode()}

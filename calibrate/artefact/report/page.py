@@ -1,0 +1,52 @@
+"""The HTML report: one self-contained page."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from functools import cache
+
+from jinja2 import Environment, PackageLoader, Template
+
+from calibrate.artefact.config import SteeringConfig
+from calibrate.artefact.evidence import Evidence
+from calibrate.common.errors import Infeasible
+
+SHOWN_COMPLETIONS = 12
+
+
+def page(config: SteeringConfig, evidence: Evidence, pictures: Mapping[str, bytes]) -> str:
+    """Return the report of a finished calibration, its pictures embedded."""
+    return _template("page.html").render(
+        config=config,
+        evidence=evidence,
+        completions=evidence.first_completions[:SHOWN_COMPLETIONS],
+        pictures={name: _data_url(image) for name, image in pictures.items()},
+        seconds=sum(spent.seconds for spent in config.cost.values()),
+        token_forwards=sum(spent.token_forwards for spent in config.cost.values()),
+    )
+
+
+def infeasible_page(model: str, concept: str, infeasible: Infeasible) -> str:
+    """Return the report of a calibration that found no strength."""
+    return _template("infeasible.html").render(
+        model=model, concept=concept, reasons=infeasible.reasons, advice=infeasible.advice
+    )
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("calibrate.artefact.report", "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _template(name: str) -> Template:
+    return _environment().get_template(name)
+
+
+def _data_url(image: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(image).decode()

@@ -1,0 +1,47 @@
+"""A finished calibration in its directory: written all or nothing, and read again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import probes
+from calibrate.artefact import report
+from calibrate.artefact.config import CONFIG_FILE, SteeringConfig
+from calibrate.artefact.config import load as load_config
+from calibrate.artefact.directory import wrote
+from calibrate.artefact.evidence import EVIDENCE_FILE, Evidence
+from calibrate.common.files import write_together
+from probes import Probe
+
+PROBE_FOLDER = "probe"
+
+
+def save(
+    directory: str | Path, config: SteeringConfig, evidence: Evidence, probe: Probe | None
+) -> None:
+    """Write the config, the vector, the probe, the evidence and the report; all or nothing.
+
+    What an earlier calibration wrote there is replaced, and nothing else.
+    Raises: ArtefactError if the directory cannot be written, or if a file of another origin has a
+        name that is needed.
+    """
+    probe_files = {} if probe is None else probe.files()
+    files = {
+        **config.files(),
+        EVIDENCE_FILE: evidence.to_bytes(),
+        **{f"{PROBE_FOLDER}/{name}": content for name, content in probe_files.items()},
+        **report.render(config, evidence),
+    }
+    write_together(directory, files, last=CONFIG_FILE, ours=wrote)
+
+
+def load(directory: str | Path) -> tuple[SteeringConfig, Evidence, Probe | None]:
+    """Read what `save` wrote; no probe where others judged.
+
+    Raises: ArtefactError if anything is missing or damaged.
+    """
+    folder, probe = Path(directory), None
+    config = load_config(folder)
+    if (folder / PROBE_FOLDER).is_dir():
+        probe = probes.load(folder / PROBE_FOLDER)
+    return config, Evidence.load(folder), probe

@@ -1,0 +1,150 @@
+"""The sections of the steering config: what each part of `steering.json` says."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from calibrate.common.record import IntervalSection, Section
+
+
+class RenderingSection(Section):
+    """How conversations become prompts; whatever uses the config renders them the same way.
+
+    kwargs: variables of the chat template. date: what it takes for today, None if it does not ask.
+    content: whether a message's content is text or a list of parts. system: whether there is a
+    system role, or its message leads the first prompt. history: whether earlier turns are turns,
+    or stand in the prompt's text. strips_end: whether end tokens that the tokenizer puts after a
+    text are left out.
+    """
+
+    kwargs: dict[str, Any]
+    date: str | None
+    content: Literal["text", "parts"]
+    system: Literal["role", "folded"]
+    history: Literal["turns", "folded"]
+    strips_end: bool
+
+
+class ConceptSection(Section):
+    """The concept, the direction steered in, and the texts used."""
+
+    name: str
+    goal: Literal["increase", "decrease"]
+    n_positive: int
+    n_negative: int
+    negatives: Literal["contrastive", "random"]
+    data_sha256: str
+
+
+class VectorSection(Section):
+    """Where the steering vector is; `norm` is ‖v‖, `sha256` that of the file."""
+
+    file: str
+    key: str
+    norm: float
+    sha256: str
+
+
+class InterventionSection(Section):
+    """What is done: `strength`·v is added to the output of block `layer` (0-based).
+
+    relative_strength: α‖v‖ / median ‖h‖, comparable across blocks and models.
+    """
+
+    operation: Literal["add"] = "add"
+    site: Literal["block_output"] = "block_output"
+    layer: int
+    positions: Literal["all", "last"]
+    strength: float
+    relative_strength: float
+
+
+class BudgetSection(Section):
+    """The largest allowed rise of cross-entropy, and the confidence it holds at."""
+
+    metric: Literal["cross_entropy"] = "cross_entropy"
+    limit: float
+    unit: Literal["nats/token"] = "nats/token"
+    confidence: float
+
+
+class RangeSection(Section):
+    """Which strengths make sense.
+
+    strength_at_budget: α_B, the law's strength that spends the budget.
+    sweet_spot: from where something happens to where it stops paying: from the strength that
+        doubles the odds of the concept's tokens, or half of the upper end if that comes first,
+        to α_B, or to where the mass of the concept's tokens peaks if that comes first; beyond
+        its peak, more strength costs more and brings less (Theorem 3.3). Ordered by size.
+    """
+
+    strength_at_budget: IntervalSection
+    sweet_spot: tuple[float, float]
+
+
+class ReferenceSection(Section):
+    """For checking another stack: one input, and the next token's log-probabilities after it.
+
+    token_ids: the likeliest next tokens under steering; log_probs: their steered, and
+        unsteered_log_probs their unsteered, log-probabilities.
+    """
+
+    input_ids: list[int]
+    token_ids: list[int]
+    log_probs: list[float]
+    unsteered_log_probs: list[float]
+
+
+class CapabilitySection(Section):
+    """Whether a shortcut was found to say what the plain way says; if not, why, and what is done.
+
+    works: whether it is taken. reason: why not. fallback: what is done instead.
+    """
+
+    works: bool
+    reason: str | None
+    fallback: str | None
+
+
+class CapabilitiesSection(Section):
+    """What the model was found to be able to do, each tried on the model once.
+
+    logit_scale, softcap: its logits are those of its unembedding times `logit_scale`, soft-capped.
+    suffix_passes: running only the blocks after the steered one. prefix_sharing: running once what
+    all texts begin with. batching: scoring several texts in one pass. fast_decoding: replies by a
+    loop of our own, with what all prompts begin with run once for them (decoding_prefix).
+    batched_generation: several prompts in one `generate`; null where fast decoding works.
+    token_forwards: what trying took.
+    """
+
+    logit_scale: float
+    softcap: float | None
+    suffix_passes: CapabilitySection
+    prefix_sharing: CapabilitySection
+    batching: CapabilitySection
+    fast_decoding: CapabilitySection
+    decoding_prefix: CapabilitySection
+    batched_generation: CapabilitySection | None
+    token_forwards: int
+
+
+class CostSection(Section):
+    """What one stage spent.
+
+    token_forwards: tokens through the model, padding included; a pass over some of the blocks
+        counts as their share. token_block_forwards: the same, tokens through one block.
+    """
+
+    token_forwards: int
+    token_block_forwards: int
+    seconds: float
+
+
+class ProvenanceSection(Section):
+    """How the config was made, so that it can be made again."""
+
+    versions: dict[str, str]
+    seed: int
+    created: str
+    fingerprint: str
+    settings: dict[str, Any]

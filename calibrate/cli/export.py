@@ -1,0 +1,57 @@
+"""calibrate export: the config in the files of its consumers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from calibrate.cli.console import say
+from calibrate.cli.option_groups import options
+from calibrate.cli.option_types import FILE, TEXT
+from calibrate.cli.shared import Command, working
+
+EXPORT_FORMATS = "gguf, peft, folded, easysteer, lm-eval, svec or snippet."
+
+
+@click.command(name="export", cls=Command)
+@click.argument("directory", type=FILE, metavar="DIR")
+@click.option("--format", "format_name", required=True, metavar="NAME", help=EXPORT_FORMATS)
+@click.option(
+    "--to",
+    required=True,
+    type=FILE,
+    metavar="PATH",
+    help="File or directory.",
+)
+@click.option("--model", type=TEXT, metavar="MODEL", help="Another place to load the model from.")
+@click.option("--no-check", is_flag=True, help="Do not load it back and compare.")
+@options("device", "revision", "trust-remote-code")
+def export_config(
+    directory: Path,
+    format_name: str,
+    to: Path,
+    model: str | None,
+    no_check: bool,
+    **place: Any,
+) -> None:
+    """Write the config in DIR for a consumer, and check that it does there what it does here."""
+    from calibrate.artefact.config import load
+    from calibrate.deploy.export import check_request, export
+    from calibrate.deploy.verify import open_model
+
+    config = load(directory)
+    check_request(config, format_name, to, directory)
+    with working() as progress:
+        loaded = open_model(config, model, progress=progress, **place)
+        written = export(config, format_name, to, loaded, check=not no_check, source=directory)
+    if written.gap is None:
+        say(f"wrote {written.path}, unchecked")
+    else:
+        say(
+            f"wrote {written.path}; log-probabilities as in the calibration within "
+            f"{written.gap:.1e} (at most {written.tolerance:g} will do)"
+        )
+    for line in written.serve:
+        say(f"  {line}")

@@ -1,0 +1,81 @@
+"""calibrate laws: the paper's curves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from calibrate.cli.console import say_json
+from calibrate.cli.option_groups import LAWS, options
+from calibrate.cli.shared import Command, checked, named, stem, working
+
+
+@click.command(cls=Command)
+@options(*LAWS)
+@click.option(
+    "--layer",
+    "layers",
+    type=int,
+    multiple=True,
+    metavar="N",
+    help="Block to measure; may be repeated.  [default: early, middle and late]",
+)
+@click.option(
+    "--resamples",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Resample the concept's texts this often, for error bars.",
+)
+def laws(
+    *,
+    concept: str | None,
+    out: Path | None,
+    positives: Path | None,
+    negatives: tuple[str, ...],
+    corpus: Path | None,
+    prompts: Path | None,
+    layers: tuple[int, ...],
+    resamples: int,
+    as_json: bool,
+    quiet: bool,
+    **rest: Any,
+) -> None:
+    """Measure the paper's curves at some blocks, and draw them with the laws over them."""
+    from calibrate.artefact.directory import require_free, wrote
+    from calibrate.common.layout import LAWS_FILE, LAWS_PICTURES
+    from calibrate.texts.concept import read_concept
+
+    concept = named(concept)
+    file, place, settings = checked(negatives, prompts, rest)
+    texts = read_concept(concept, positives, file)
+    directory = out or Path(f"{stem(concept)}-{stem(place['model'])}-laws")
+    require_free(directory, LAWS_FILE, LAWS_PICTURES)
+
+    from calibrate.cli.progress_bars import PatientConsole
+    from calibrate.cli.tables import laws_summary
+    from calibrate.common.files import write_together
+    from calibrate.engine.loading import load_model
+    from calibrate.laws.experiment import measure_laws
+    from calibrate.laws.plots import law_pictures
+
+    with working(quiet) as progress:
+        loaded = load_model(**place, progress=progress)
+        curves = measure_laws(
+            loaded,
+            texts,
+            layers=layers,
+            prompts=prompts,
+            corpus=corpus,
+            resamples=resamples,
+            progress=progress,
+            **settings,
+        )
+    write_together(directory, law_pictures(curves), last=LAWS_FILE, ours=wrote)
+    if as_json:
+        say_json(curves.to_bytes().decode())
+    else:
+        PatientConsole().print(laws_summary(curves, directory))

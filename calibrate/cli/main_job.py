@@ -1,0 +1,137 @@
+"""The main job, and its summary again."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from calibrate.cli.console import say_json
+from calibrate.cli.exit_status import resumable
+from calibrate.cli.option_types import FILE
+from calibrate.cli.shared import Command, checked, named, stem, working
+
+if TYPE_CHECKING:
+    from calibrate.artefact.config import SteeringConfig
+    from calibrate.artefact.evidence import Evidence
+    from calibrate.common.progress import Progress
+    from calibrate.models.model import LoadedModel
+    from calibrate.texts.concept import Concept
+
+
+def run_main_job(
+    *,
+    concept: str | None,
+    out: Path | None,
+    positives: Path | None,
+    negatives: tuple[str, ...],
+    describe: str | None,
+    corpus: Path | None,
+    prompts: Path | None,
+    judge: str,
+    audit: str,
+    teacher: str | None,
+    fetch_teacher: bool,
+    storage: str | None,
+    study: str | None,
+    max_tokens: int | None,
+    max_minutes: float | None,
+    as_json: bool,
+    quiet: bool,
+    **rest: Any,
+) -> None:
+    """Run the main job and print its result."""
+    from calibrate.common.cost import Limits
+    from calibrate.texts.concept import read_concept
+
+    concept = named(concept)
+    file, place, settings = checked(negatives, prompts, rest)
+    Limits(max_tokens, max_minutes)
+    texts = None if describe else read_concept(concept, positives, file)
+
+    from calibrate.calibration import calibrate
+    from calibrate.common.settings import Settings
+    from calibrate.engine.loading import load_model
+    from calibrate.judging.choice import check_judges
+
+    directory = out or Path(f"{stem(concept)}-{stem(place['model'])}")
+    check_judges(judge, audit, Settings(**settings))
+    with working(quiet) as progress:
+        loaded = load_model(**place, progress=progress)
+        with resumable(directory):
+            result = calibrate(
+                loaded,
+                texts or _described(loaded, concept, describe, settings["seed"], progress),
+                out=directory,
+                prompts=prompts,
+                corpus=corpus,
+                judge=judge,
+                audit=audit,
+                teacher=teacher,
+                fetch_teacher=fetch_teacher or _may_fetch(judge, teacher, texts),
+                storage=storage,
+                study=study,
+                max_tokens=max_tokens,
+                max_minutes=max_minutes,
+                progress=progress,
+                **settings,
+            )
+    print_result(result.config, result.evidence, directory, as_json, quiet)
+
+
+def _may_fetch(judge: str, teacher: str | None, concept: Any) -> bool:
+    """Ask whether the teacher may be fetched, where one is wanted and somebody is there to ask."""
+    from calibrate.judging.choice import wants_fetching
+
+    if not wants_fetching(judge, teacher, concept) or not sys.stdin.isatty():
+        return False
+    return click.confirm(
+        "Nobody has graded replies for this concept. Fetch a teacher that does (qwen2.5-1.5b, "
+        "1.1 GB, once)?",
+        default=True,
+        err=True,
+    )
+
+
+@click.command(cls=Command)
+@click.argument("directory", type=FILE, metavar="DIR")
+@click.option("--json", "as_json", is_flag=True, help="Print the config as JSON.")
+def show(directory: Path, as_json: bool) -> None:
+    """Print the summary of the calibration in DIR again."""
+    from calibrate.artefact.config import load
+    from calibrate.artefact.evidence import Evidence
+
+    print_result(load(directory), Evidence.load(directory), directory, as_json, quiet=False)
+
+
+def _described(
+    loaded: LoadedModel, name: str, description: str | None, seed: int, progress: Progress
+) -> Concept:
+    from calibrate.models.model import borrowed
+    from calibrate.texts.describe import describe_concept
+
+    assert description is not None
+    progress.began("writing texts", None)
+    try:
+        with borrowed(loaded):
+            return describe_concept(loaded, name, description, seed)
+    finally:
+        progress.ended("writing texts")
+
+
+def print_result(
+    config: SteeringConfig, evidence: Evidence, directory: Path, as_json: bool, quiet: bool
+) -> None:
+    """Print a finished calibration: as JSON, as a summary, or in one line."""
+    if as_json:
+        say_json(config.model_dump_json(indent=2))
+        return
+    from calibrate.cli.progress_bars import PatientConsole
+    from calibrate.cli.tables import headline, summary
+
+    console = PatientConsole()
+    console.print(headline(config), soft_wrap=True)
+    if not quiet:
+        console.print(summary(config, evidence, directory))

@@ -1,0 +1,84 @@
+"""What several commands need: progress, checked arguments, JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from calibrate.cli.console import Readable
+from calibrate.cli.option_groups import MODEL, apart
+
+if TYPE_CHECKING:
+    from calibrate.cli.progress_bars import TerminalProgress
+
+NEGATIVE_KINDS = ("contrastive", "random")
+
+
+class Command(Readable, click.Command):
+    """A command whose help can be printed anywhere."""
+
+
+@contextmanager
+def working(quiet: bool = False) -> Iterator[TerminalProgress]:
+    """Show progress on stderr, and leave to others the cores that are theirs."""
+    from calibrate.cli.progress_bars import PatientConsole, TerminalProgress
+    from calibrate.engine.threads import use_idle_cores
+
+    use_idle_cores()
+    with TerminalProgress(PatientConsole(stderr=True, quiet=quiet)) as progress:
+        yield progress
+
+
+def _negatives(given: tuple[str, ...]) -> tuple[str, Path | None]:
+    """Tell the kind of negatives from a file of them; both may be given."""
+    kinds = [value for value in given if value in NEGATIVE_KINDS]
+    files = [Path(value) for value in given if value not in NEGATIVE_KINDS]
+    if len(kinds) > 1 or len(files) > 1:
+        raise click.UsageError(
+            f"--negatives takes one of {' or '.join(NEGATIVE_KINDS)}, and one file, got "
+            f"{', '.join(given)}"
+        )
+    return (kinds[0] if kinds else NEGATIVE_KINDS[0]), (files[0] if files else None)
+
+
+def checked(
+    negatives: tuple[str, ...], prompts: Path | None, rest: dict[str, Any]
+) -> tuple[Path | None, dict[str, Any], dict[str, Any]]:
+    """Refuse what can be refused at once, before torch is imported.
+
+    Returns: the file of negatives, if one was given; the arguments of `load_model`; the settings.
+    """
+    from calibrate.common.settings import Sampling, Settings
+    from calibrate.texts.concept import read_prompts
+    from calibrate.texts.rows import decoded
+
+    place, settings = apart(rest, MODEL)
+    settings["negatives"], file = _negatives(negatives)
+    settings["sampling"] = Sampling(max_new_tokens=settings.pop("reply_tokens"))
+    if settings.get("judge_question") is not None:
+        settings["judge_question"] = decoded(settings["judge_question"])
+    Settings(**settings)
+    read_prompts(prompts)
+    return file, place, settings
+
+
+def as_json_text(facts: Any) -> str:
+    """Facts as JSON for a terminal or a machine."""
+    return json.dumps(facts, ensure_ascii=False, indent=2, allow_nan=False)
+
+
+def named(concept: str | None) -> str:
+    """The concept that was named, or a usage error."""
+    if concept is None:
+        raise click.UsageError("--concept is missing; `calibrate concepts` lists the built-in ones")
+    return concept
+
+
+def stem(name: str) -> str:
+    """The part of a model's or concept's name that can name a directory."""
+    return Path(name).name.removesuffix(".jsonl").removesuffix(".gguf") or "model"

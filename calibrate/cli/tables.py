@@ -1,0 +1,291 @@
+"""The summary in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from calibrate.artefact.config import SteeringConfig
+from calibrate.artefact.evidence import Evidence
+from calibrate.artefact.measured_sections import (
+    AuditSection,
+    FluencySection,
+    MeasuredSection,
+    PresenceSection,
+)
+from calibrate.cli.reader_table import readers_line
+from calibrate.common.record import IntervalSection
+from calibrate.laws.records import GoodnessSection
+
+if TYPE_CHECKING:
+    from calibrate.deploy.verify import GateReport
+    from calibrate.laws.experiment import LawCurves
+
+EXAMPLES = 3
+LAW_NAMES = {
+    "cross_entropy": "ΔCE, relative error",
+    "concept": "concept, log-odds error",
+    "bumps": "tokens with more than one bump",
+    "peaks": "peaks, 1 - rank correlation",
+}
+
+
+def summary(config: SteeringConfig, evidence: Evidence, directory: Path | None) -> RenderableType:
+    """Return what comes after the headline: price, effect, examples, cost, and the files."""
+    return Group(
+        "",
+        _facts(config, evidence),
+        "",
+        _examples(evidence),
+        "",
+        _cost(config),
+        *_files(directory),
+    )
+
+
+def headline(config: SteeringConfig) -> Text:
+    """Return the strength in one line."""
+    done, name = config.intervention, config.concept.name
+    verb = "towards" if config.concept.goal == "increase" else "away from"
+    return Text.from_markup(
+        f"[bold]{escape(config.model.id)}[/] steered {verb} [bold]{escape(name)}[/]: "
+        f"α = [bold green]{done.strength:.4g}[/] at block [bold green]{done.layer}[/] "
+        f"({done.positions} positions, α‖v‖/‖h‖ = {done.relative_strength:.3f})"
+    )
+
+
+def laws_summary(curves: LawCurves, directory: Path) -> RenderableType:
+    """Return where each law held, block by block."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("block", "α at budget", *LAW_NAMES.values()):
+        table.add_column(f"[dim]{heading}[/]")
+    for block in curves.blocks:
+        at_budget = block.strength_at_budget["positive"]
+        table.add_row(
+            f"[bold]{block.layer}[/]",
+            f"{at_budget.value:.4g} ({at_budget.low:.4g} to {at_budget.high:.4g})",
+            *(_verdict(block.goodness[law]) for law in LAW_NAMES),
+        )
+    return Group(
+        Text.from_markup(
+            f"The laws of steering [bold]{escape(curves.model.id)}[/] towards "
+            f"[bold]{escape(curves.concept)}[/], on {curves.n_sequences} sequences, judged up to "
+            "α at the budget"
+        ),
+        "",
+        table,
+        "",
+        Text.from_markup(f"Pictures and every point are in [bold]{escape(str(directory))}/[/]."),
+    )
+
+
+def gate_summary(report: GateReport) -> RenderableType:
+    """Return what the gate looked at, and whether it opens."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for check in report.checks:
+        mark = "[green]✓[/]" if check.passed else "[red]✗[/]"
+        table.add_row(mark, f"[bold]{check.name}[/]", escape(check.found))
+    return table
+
+
+def _verdict(goodness: GoodnessSection) -> str:
+    colour, word = ("green", "holds") if goodness.good else ("red", "fails")
+    return f"[{colour}]{word}[/] ({goodness.error:.3f}, {goodness.tolerance:g} will do)"
+
+
+def _facts(config: SteeringConfig, evidence: Evidence) -> Table:
+    measured, confidence = config.measured, f"{config.budget.confidence:.0%}"
+    rise, presence = measured.delta_ce, measured.presence
+    low, high = presence.baseline_interval
+    at_budget = config.range.strength_at_budget
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for label, value in (
+        (
+            "ΔCE",
+            f"[bold]{rise.value:.4f}[/] nat/token "
+            f"({confidence} {rise.low:.4f} to {rise.high:.4f}), "
+            f"at most {rise.upper:.4f} of the budget of {config.budget.limit:g}",
+        ),
+        (
+            "presence",
+            f"[bold]{presence.value:.3f}[/] ({presence.low:.3f} to {presence.high:.3f}) against "
+            f"{presence.baseline:.3f} ({low:.3f} to {high:.3f}) unsteered",
+        ),
+        *_clear(presence),
+        ("change", _change(presence)),
+        *_scale(presence),
+        ("random vector", _control(measured.controls.random_vector, presence)),
+        ("asked in words", _control(measured.controls.prompt_only, presence)),
+        *_audit(measured),
+        *_readers(measured),
+        *_silence(presence),
+        ("fluency", _fluency(measured.fluency)),
+        *_long_run(measured),
+        (
+            "law's α at budget",
+            f"{at_budget.value:.4g} ({at_budget.low:.4g} to {at_budget.high:.4g}), "
+            f"off by at most {config.laws.cross_entropy.goodness.error:.2%} where tested"
+            + ("" if config.laws.relied_on else "; it failed at a block, so the search was wider"),
+        ),
+        *_choice(config, evidence),
+        (
+            "held out",
+            f"{rise.n_sequences} sequences, {rise.n_tokens} tokens; {presence.n_completions} "
+            f"completions of {presence.n_prompts} prompts",
+        ),
+    ):
+        table.add_row(f"[dim]{label}[/]", value)
+    return table
+
+
+def _choice(config: SteeringConfig, evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """Why this block."""
+    if not evidence.ranks:
+        return
+    layers = [rank.layer for rank in evidence.ranks]
+    shipped = config.intervention.layer
+    others = [str(pilot.layer) for pilot in evidence.pilots if pilot.layer != shipped]
+    yield (
+        f"block {shipped}",
+        f"ranked {layers.index(shipped) + 1} of {len(layers)} by its derivatives; in the study it "
+        f"brought more presence than block {', '.join(others)}"
+        if others
+        else f"ranked {layers.index(shipped) + 1} of {len(layers)} by its derivatives",
+    )
+
+
+def _clear(presence: PresenceSection) -> Iterator[tuple[str, str]]:
+    if presence.clear is not None and presence.clear_baseline is not None:
+        yield "clearly", f"{presence.clear:.3f} against {presence.clear_baseline:.3f} unsteered"
+
+
+def _scale(presence: PresenceSection) -> Iterator[tuple[str, str]]:
+    """Whose yes it is, and how well that is predicted."""
+    scale = presence.scale
+    if scale is None:
+        return
+    said = f"[yellow]{scale.says}[/]" if scale.source == "written" else scale.says
+    yield "whose yes", said
+
+
+def _change(presence: PresenceSection) -> str:
+    change = presence.change
+    found = f"[bold]{change.value:+.3f}[/] ({change.low:+.3f} to {change.high:+.3f}), paired"
+    if presence.detectable is None:
+        return found
+    return f"{found}; changes of {presence.detectable:.3f} or more would be seen (80% power)"
+
+
+def _control(control: IntervalSection, presence: PresenceSection) -> str:
+    share = (control.value - presence.baseline) / (presence.value - presence.baseline)
+    return (
+        f"presence {control.value:.3f} ({control.low:.3f} to {control.high:.3f}), "
+        f"{share:.0%} of the change"
+    )
+
+
+def _audit(measured: MeasuredSection) -> Iterator[tuple[str, str]]:
+    audit = measured.audit
+    if audit is not None:
+        yield (
+            f"audit by {audit.judge}",
+            f"presence {audit.value:.3f} against {audit.baseline:.3f}, a change of "
+            f"{audit.change.value:+.3f} ({audit.change.low:+.3f} to {audit.change.high:+.3f}); "
+            f"ranks replies as {measured.judges[0]} does: {audit.agreement:.2f}"
+            + (f"; {_emphasised(audit)}" if audit.says else ""),
+        )
+
+
+def _readers(measured: MeasuredSection) -> Iterator[tuple[str, str]]:
+    if measured.readers is not None:
+        yield "to readers", readers_line(measured.readers)
+
+
+def _emphasised(audit: AuditSection) -> str:
+    """What the second judge says, in yellow where it sees no change."""
+    return f"[yellow]{audit.says}[/]" if audit.opinion == "sees no change" else audit.says
+
+
+def _fluency(fluency: FluencySection) -> str:
+    return (
+        f"replies are {fluency.drop.value:.3f} nat/token less likely to the unsteered model "
+        f"({fluency.drop.low:.3f} to {fluency.drop.high:.3f})"
+    )
+
+
+def _long_run(measured: MeasuredSection) -> Iterator[tuple[str, str]]:
+    """What becomes of replies as long as they are served."""
+    found = measured.long_run
+    if found is None:
+        return
+    first, last = (
+        f"{steered:.2f} against {plain:.2f}" if None not in (steered, plain) else "nothing to read"
+        for steered, plain in (
+            (found.steered.presence[at], found.unsteered.presence[at]) for at in (0, -1)
+        )
+    )
+    yield (
+        "long replies",
+        f"{found.loops:.1%} of the tokens of {found.n_prompts} replies of {found.n_tokens} tokens "
+        f"in loops, unsteered {found.loops_baseline:.1%}; presence {first} at the beginning, "
+        f"{last} at the end",
+    )
+
+
+def _silence(presence: PresenceSection) -> Iterator[tuple[str, str]]:
+    """How many replies are empty, and how many of these since they never get to the answer."""
+    if presence.empty or presence.empty_baseline:
+        yield (
+            "empty replies",
+            f"{presence.empty:.0%}, unsteered {presence.empty_baseline:.0%}; presence is over the "
+            "others",
+        )
+    if presence.unanswered or presence.unanswered_baseline:
+        yield (
+            "still thinking",
+            f"{presence.unanswered:.0%} of the replies end before the answer, unsteered "
+            f"{presence.unanswered_baseline:.0%}; --reply-tokens allows more",
+        )
+
+
+def _examples(evidence: Evidence) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("prompt", "unsteered", "steered"):
+        table.add_column(f"[dim]{heading}[/]", ratio=1)
+    for one in evidence.first_completions[:EXAMPLES]:
+        table.add_row(escape(one.prompt), escape(one.unsteered), escape(one.steered))
+    return table
+
+
+def _cost(config: SteeringConfig) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(justify="right")
+    for stage, spent in config.cost.items():
+        table.add_row(
+            f"[dim]{stage}[/]", f"{spent.token_forwards:,} token-forwards", f"{spent.seconds:.1f} s"
+        )
+    tokens, blocks, seconds = (
+        sum(getattr(spent, kind) for spent in config.cost.values())
+        for kind in ("token_forwards", "token_block_forwards", "seconds")
+    )
+    table.add_row("together", f"{tokens:,} token-forwards", f"{seconds:.1f} s")
+    table.add_row("", f"{blocks:,} token-block-forwards", "")
+    return table
+
+
+def _files(directory: Path | None) -> Iterator[RenderableType]:
+    if directory is None:
+        return
+    yield ""
+    yield Text.from_markup(
+        f"Config, vector, probe and evidence are in [bold]{escape(str(directory))}/[/]; "
+        f"look at [bold]{escape(str(directory / 'report.html'))}[/]."
+    )

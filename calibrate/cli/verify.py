@@ -1,0 +1,81 @@
+"""calibrate verify: the gate before deployment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from calibrate.cli.console import say_json
+from calibrate.cli.option_groups import options
+from calibrate.cli.option_types import FILE, TEXT
+from calibrate.cli.shared import Command, as_json_text, working
+
+
+@click.command(cls=Command)
+@click.argument("directory", type=FILE, metavar="DIR")
+@click.option("--model", type=TEXT, metavar="MODEL", help="Another place to load the model from.")
+@click.option(
+    "--corpus",
+    type=FILE,
+    metavar="FILE",
+    help="Texts to measure cross-entropy on.  [default: the replies it was verified on]",
+)
+@click.option("--quick", is_flag=True, help="Check identity and reference only: seconds.")
+@click.option(
+    "--against",
+    type=TEXT,
+    metavar="STACK",
+    help="Export to llama.cpp, peft or folded, and measure ΔCE in that stack as well.",
+)
+@click.option(
+    "--gguf",
+    type=FILE,
+    metavar="FILE",
+    help="The model for llama.cpp.  [default: the file the model came from]",
+)
+@options("device", "dtype", "batch-tokens", "revision", "trust-remote-code", "json")
+def verify(
+    directory: Path,
+    model: str | None,
+    corpus: Path | None,
+    quick: bool,
+    against: str | None,
+    gguf: Path | None,
+    dtype: str,
+    as_json: bool,
+    **place: Any,
+) -> None:
+    """Check that the config in DIR does what it says, on the model it will be used with.
+
+    Exit status 0 if everything holds, 4 if anything does not: meant for deployment pipelines.
+    """
+    from calibrate.artefact.config import load
+    from calibrate.cli.progress_bars import PatientConsole
+    from calibrate.cli.tables import gate_summary
+    from calibrate.common.errors import AlteredError, VerificationFailed
+    from calibrate.deploy.runtimes import check_stack, require_stack
+    from calibrate.deploy.verify import check_directory, open_model
+    from calibrate.texts.concept import read_lines
+
+    if dtype != "auto":
+        place["dtype"] = dtype
+    if against is not None:
+        require_stack(against, gguf)
+    if corpus is not None:
+        read_lines(corpus)
+    with working(as_json) as progress:
+        try:
+            loaded = open_model(load(directory), model, progress=progress, **place)
+        except AlteredError:  # the gate says so
+            loaded = None
+        report = check_directory(directory, loaded, corpus, quick, progress)
+        if against is not None and loaded is not None and report.passed:
+            report = report.with_check(check_stack(directory, loaded, against, gguf, progress))
+    if as_json:
+        say_json(as_json_text(report.facts()))
+    else:
+        PatientConsole().print(gate_summary(report))
+    if not report.passed:
+        raise VerificationFailed("; ".join(report.failures))

@@ -1,0 +1,33 @@
+"""One strength that the study tried: what a front end shows, and the evidence keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One strength the study tried.
+
+    site: the block, and which positions were steered. share: of the site's α_B. delta_ce: nats
+    per token over the search corpus, from the first n_sequences of it, with that standard error,
+    which is 0 where these are all. presence: on the first n_prompts of
+    the search prompts, or None if ΔCE was beyond the budget. complete: False if the trial was
+    pruned, for its ΔCE or since it was behind the best. fluency_drop: nats per token, if limited.
+    empty: the share of its replies that are empty, which count for nothing in presence.
+    """
+
+    number: int
+    site: str
+    share: float
+    strength: float
+    delta_ce: float
+    delta_ce_error: float
+    n_sequences: int
+    presence: float | None
+    n_prompts: int
+    complete: bool
+    fluency_drop: float | None
+    token_forwards: int
+    seconds: float
+    empty: float = 0.0

@@ -1,0 +1,158 @@
+"""Talk to a steered model, from whatever carries its steering.
+
+A calibration's directory, a PEFT adapter and a folded checkpoint all hold the config, so each can
+be steered by any strength: what the weights carry already is made up for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, TextStreamer
+
+from calibrate.artefact.config import SteeringConfig, load
+from calibrate.common.errors import InputError
+from calibrate.common.progress import SILENT, Progress
+from calibrate.common.settings import Sampling, finite_strength
+from calibrate.deploy.export.adapter import adapted
+from calibrate.deploy.verify import as_calibrated, open_model
+from calibrate.engine.generation import completed
+from calibrate.engine.loading import load_model
+from calibrate.models.model import LoadedModel
+from calibrate.models.prompts import encode_prompt
+from calibrate.models.tokens import Prompt
+
+HELP = "/strength X  /off  /concept  /quit"
+
+
+@dataclass(frozen=True, eq=False)
+class SteeredModel:
+    """A model, its config, and the strength its weights carry by themselves."""
+
+    loaded: LoadedModel
+    config: SteeringConfig
+    built_in: float
+
+    def at(self, strength: float | None = None) -> AbstractContextManager[None]:
+        """Steer by a strength inside the `with`, in all; by the calibrated one if None."""
+        wanted = self.config.intervention.strength if strength is None else strength
+        missing = wanted - self.built_in
+        return self.config.steer(self.loaded, missing) if missing else nullcontext()
+
+
+@contextmanager
+def open_steered(
+    path: str | Path, model: str | None = None, progress: Progress = SILENT
+) -> Iterator[SteeredModel]:
+    """Open a calibration's directory, an adapter or a folded checkpoint inside the `with`.
+
+    model: another place to load the (base) model from.
+    Raises: ArtefactError if there is no config in it; ModelError if the model cannot be loaded.
+    """
+    folder = Path(path)
+    config = load(folder)
+    strength = config.intervention.strength
+    if _is_folded(folder):
+        dtype = config.model.dtype
+        folded = load_model(str(folder), dtype=dtype, progress=progress)
+        yield SteeredModel(as_calibrated(config, folded), config, strength)
+        return
+    loaded = open_model(config, model, progress=progress)
+    if (folder / "adapter_config.json").is_file():
+        with adapted(loaded, folder):
+            yield SteeredModel(loaded, config, strength)
+        return
+    yield SteeredModel(loaded, config, 0.0)
+
+
+@dataclass(eq=False)
+class Chat:
+    """A conversation with a steered model.
+
+    strength: how strongly it is steered from now on.
+    """
+
+    steered: SteeredModel
+    sampling: Sampling
+    strength: float
+    history: list[tuple[str, str]] = field(default_factory=list)
+
+    def command(self, line: str) -> str:
+        """Do what a line that begins with a slash says, and return what to tell the user.
+
+        Raises: InputError for a command there is not.
+        """
+        word, _, rest = line.partition(" ")
+        concept = self.steered.config.concept
+        if word == "/strength":
+            try:
+                self.strength = finite_strength(float(rest))
+            except ValueError as error:
+                raise InputError(f"/strength takes a number, got {rest!r}") from error
+        elif word == "/off":
+            self.strength = 0.0
+        elif word == "/concept":
+            calibrated = self.steered.config.intervention.strength
+            return f"{concept.name} ({concept.goal}d), calibrated at α = {calibrated:+.4g}"
+        else:
+            raise InputError(f"there is no {word}; there are {HELP}")
+        return f"α = {self.strength:+.4g}"
+
+    def reply(self, text: str, write: Callable[[str], None]) -> str:
+        """Reply to a text, writing the words as they come, thought included; return the answer."""
+        loaded, prompt = self.steered.loaded, self._prompt(text)
+        tokens = torch.tensor([prompt.ids], device=loaded.device)
+        with self.steered.at(self.strength):
+            out = loaded.model.generate(
+                input_ids=tokens,
+                attention_mask=torch.ones_like(tokens),
+                streamer=_Writer(loaded.tokenizer, write),
+                generation_config=GenerationConfig(
+                    do_sample=True,
+                    temperature=self.sampling.temperature,
+                    top_p=self.sampling.top_p,
+                    max_new_tokens=self.sampling.max_new_tokens,
+                    eos_token_id=loaded.model.generation_config.eos_token_id,
+                    pad_token_id=loaded.tokenizer.eos_token_id,
+                ),
+            )
+        reply = completed(loaded, prompt, 0, out[0, len(prompt.ids) :].tolist()).text
+        self.history.append((text, reply))
+        return reply
+
+    def _prompt(self, text: str) -> Prompt:
+        """The conversation so far, its oldest turns forgotten where it would not fit."""
+        loaded = self.steered.loaded
+        room = loaded.context_length - self.sampling.max_new_tokens
+        while self.history:
+            with suppress(InputError):  # a conversation longer than the context
+                prompt = encode_prompt(loaded, text, history=self.history)
+                if len(prompt.ids) <= room:
+                    return prompt
+            self.history.pop(0)
+        return encode_prompt(loaded, text)
+
+
+class _Writer(TextStreamer):  # type: ignore[misc]
+    """Hands on the words of a reply as they come."""
+
+    def __init__(self, tokenizer: Any, write: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._write = write
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Pass it on."""
+        self._write(text)
+
+
+def _is_folded(folder: Path) -> bool:
+    try:
+        return "steering" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,258 @@
+"""The checks of the gate: identity, reference, budget, presence, long replies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from calibrate.artefact.config import SteeringConfig
+from calibrate.artefact.evidence import Evidence
+from calibrate.common.errors import Infeasible, InputError
+from calibrate.common.estimate import RatioEstimate
+from calibrate.common.settings import Sampling, Settings
+from calibrate.deploy.diagnosis import Check, ReferenceInput
+from calibrate.engine.cross_entropy import delta_ce
+from calibrate.engine.generation import Completion, Request, sample, sample_all
+from calibrate.engine.unsteered import Corpus, run_unsteered
+from calibrate.judging.panel import judge_again
+from calibrate.judging.presence import read
+from calibrate.models.model import LoadedModel
+from calibrate.models.prompts import encode_prompt
+from calibrate.models.tokens import TokenSequence
+from calibrate.search.long_run import unsteered_at_length
+from calibrate.texts.concept import read_lines
+from calibrate.texts.replies import corpus_texts
+from probes import Judge, Reader
+from probes import load as load_probe
+
+# Largest gap between log-probabilities of the same computation, by precision: float32 on other
+# hardware stays below 1e-3; bfloat16 keeps three digits.
+TOLERANCES = {"float32": 5e-3, "float64": 5e-3, "bfloat16": 0.25, "float16": 0.05}
+
+
+def check_identity(config: SteeringConfig, loaded: LoadedModel) -> Iterator[Check]:
+    """Compare the model with the one the config was made on, fact by fact."""
+    expected, found = config.model, asdict(loaded.identity)
+    for name, what in IDENTITY.items():
+        was, now = getattr(expected, name), found[name]
+        unknown = name == "revision" and None in (was, now)
+        if unknown or was == now:
+            continue
+        yield Check(
+            "identity",
+            False,
+            f"{what} must be {_short(was)}, as in the calibration, got {_short(now)} "
+            f"({loaded.name}); {REMEDIES.get(name, 'calibrate this model anew')}",
+        )
+        return
+    yield Check("identity", True, f"{loaded.name}: architecture, revision, tokenizer, template")
+
+
+IDENTITY = {
+    "architecture": "the architecture",
+    "num_layers": "the number of blocks",
+    "hidden_size": "the hidden size",
+    "dtype": "the precision",
+    "revision": "the model's revision",
+    "tokenizer_sha256": "the tokenizer",
+    "chat_template_sha256": "the chat template",
+    "adds_bos": "whether texts begin with a BOS",
+}
+REMEDIES = {
+    "dtype": "load it with --dtype, or calibrate in the precision that is served",
+    "revision": "load that revision with --revision, or calibrate this one anew",
+    "chat_template_sha256": "restore the template: every prompt is steered through it",
+}
+
+
+def check_reference(config: SteeringConfig, loaded: LoadedModel) -> Check:
+    """Compare the reference's log-probabilities; say which mistake explains a difference."""
+    reference, tolerance = ReferenceInput(config, loaded), TOLERANCES[config.model.dtype]
+    if max(config.reference.input_ids) >= loaded.embedding_rows:
+        return Check(
+            "reference", False, "the reference's token ids must be the model's, got others"
+        )
+    gap = reference.unsteered_gap()
+    if gap > tolerance:
+        return Check(
+            "reference",
+            False,
+            f"unsteered log-probabilities must be as recorded within {tolerance:g}, but differ by "
+            f"up to {gap:.2g}: these are other weights, or another tokenizer or precision",
+        )
+    gap = reference.gap()
+    if gap <= tolerance:
+        return Check("reference", True, f"log-probabilities as recorded, within {gap:.1e}")
+    reason = next(reference.explanations(tolerance), "no single mistake explains it")
+    return Check(
+        "reference",
+        False,
+        f"steered log-probabilities must be as recorded within {tolerance:g}, but differ by up to "
+        f"{gap:.2g}: {reason}",
+    )
+
+
+def check_budget(
+    config: SteeringConfig,
+    evidence: Evidence,
+    loaded: LoadedModel,
+    corpus: str | Path | None = None,
+) -> Check:
+    """Measure ΔCE on a corpus file, or on the replies it was verified on, drawn again.
+
+    Raises: InputError if it was verified on a file, and none is given.
+    """
+    if corpus is None and config.measured.delta_ce.corpus == "file":
+        raise InputError(
+            "this config was verified on a corpus file, so its budget holds for such text only; "
+            "give texts like those with --corpus FILE"
+        )
+    if corpus is None:
+        sequences = own_replies(config, evidence, loaded)
+    else:
+        sequences = corpus_texts(loaded, read_lines(corpus))
+    done = config.intervention
+    run = run_unsteered(loaded, Corpus(sequences, self_sampled=corpus is None), [done.layer])
+    rise = delta_ce(
+        loaded, run, config.steering_vector.values, done.layer, done.strength, done.positions
+    )
+    return judged("budget", rise, config)
+
+
+def judged(name: str, rise: RatioEstimate, config: SteeringConfig) -> Check:
+    """Hold a measured ΔCE to the config's budget."""
+    upper, limit = rise.upper(config.budget.confidence), config.budget.limit
+    found = (
+        f"ΔCE {rise.value:.4f} on {len(rise.counts)} sequences, "
+        f"{config.budget.confidence:.0%} bound {upper:.4f}"
+    )
+    if upper <= limit:
+        return Check(name, True, f"{found}, within {limit:g} nat")
+    return Check(name, False, f"{found}, above the budget of {limit:g} nat")
+
+
+def own_replies(
+    config: SteeringConfig, evidence: Evidence, loaded: LoadedModel
+) -> tuple[TokenSequence, ...]:
+    """The unsteered replies a config was verified on, drawn again."""
+    prompts = [encode_prompt(loaded, text) for text in evidence.splits.prompts["verify"]]
+    sampling, seed = _sampling(config)
+    replies = sample(loaded, prompts, sampling, seed)
+    return tuple(reply.sequence for reply in replies if reply.text)
+
+
+def check_presence(
+    config: SteeringConfig, evidence: Evidence, loaded: LoadedModel, folder: Path
+) -> Iterator[Check]:
+    """Draw steered and unsteered replies again, for the judge and the auditor.
+
+    A judge that cannot be made again is named.
+    """
+    measured, name = config.measured, config.concept.name
+    judges = {"presence": (measured.judges[0], measured.presence.change)}
+    if measured.audit is not None:
+        judges["audit"] = measured.audit.judge, measured.audit.change
+    readers: list[tuple[str, Reader]] = []
+    for check, (judge, change) in judges.items():
+        try:
+            readers.append((check, Reader(_again(judge, config, loaded, folder), name, judge)))
+        except InputError as missing:
+            said = f"{judge} read a change of {change.value:+.3f}"
+            yield Check(check, True, f"{said}, and is not asked again here: {missing}")
+    if readers:
+        plain, steered = _drawn_again(config, evidence, loaded)
+        for check, reader in readers:
+            yield _moved(check, reader, steered, plain, config)
+
+
+def _again(name: str, config: SteeringConfig, loaded: LoadedModel, folder: Path) -> Judge:
+    """A judge of the calibration; the probe as it read what is recorded."""
+    if name == "probe":
+        return load_probe(folder / "probe").as_fitted.on(loaded)
+    concept = config.concept
+    settings = _asked_settings(config)
+    return judge_again(loaded, name, concept.name, concept.data_sha256, settings)
+
+
+def _asked_settings(config: SteeringConfig) -> Settings:
+    """How judges that are asked were asked."""
+    recorded = config.provenance.settings
+    return Settings(
+        judge_question=recorded.get("judge_question"), judge_url=recorded.get("judge_url")
+    )
+
+
+def _drawn_again(
+    config: SteeringConfig, evidence: Evidence, loaded: LoadedModel
+) -> list[tuple[Completion, ...]]:
+    """The replies it was verified on, unsteered and steered."""
+    prompts = [encode_prompt(loaded, text) for text in evidence.splits.prompts["verify"]]
+    sampling, seed = _sampling(config)
+    done = config.intervention
+    push = config.steering_vector.push(done.strength, done.positions)
+    n_replies = config.measured.presence.n_replies
+    return sample_all(
+        loaded, [Request(prompts, n_replies, by) for by in (None, push)], sampling, seed
+    )
+
+
+def check_long_run(
+    config: SteeringConfig, evidence: Evidence, loaded: LoadedModel
+) -> Iterator[Check]:
+    """Have the same prompts answered at length again; none where the config has no long run."""
+    recorded = config.measured.long_run
+    if recorded is None:
+        return
+    texts = evidence.splits.prompts["verify"][: recorded.n_prompts]
+    prompts = tuple(encode_prompt(loaded, text) for text in texts)
+    sampling, seed = _sampling(config)
+    sampling = replace(sampling, max_new_tokens=recorded.n_tokens)
+    long_replies = unsteered_at_length(loaded, prompts, sampling, seed)
+    done = config.intervention
+    steered = long_replies.steered(config.steering_vector.push(done.strength, done.positions))
+    excess = long_replies.excess(steered).value
+    yield Check(
+        "long run",
+        excess <= recorded.margin,
+        f"in {recorded.n_prompts} replies of up to {recorded.n_tokens} tokens {excess:+.1%} of the "
+        f"tokens lie in loops beside unsteered replies, and {recorded.margin:+.0%} will do",
+    )
+
+
+def _moved(
+    name: str,
+    reader: Reader,
+    steered: Sequence[Completion],
+    plain: Sequence[Completion],
+    config: SteeringConfig,
+) -> Check:
+    """Whether presence changes as it did, to the first judge ("presence") or the second."""
+    measured, confidence = config.measured, config.budget.confidence
+    recorded, what, says = measured.presence.change, "presence", ""
+    if name == "audit" and measured.audit is not None:
+        recorded, what = measured.audit.change, f"presence to {reader.name}"
+        says = f"; {measured.audit.says}" if measured.audit.says else ""
+    try:
+        change = read(reader, steered).change_from(read(reader, plain))
+    except Infeasible as silent:
+        return Check(name, False, str(silent))
+    low, high = change.interval(confidence)
+    holds = low <= recorded.value <= high and recorded.low <= change.value <= recorded.high
+    return Check(
+        name,
+        holds,
+        f"{what} changes by {change.value:+.3f} ({confidence:.0%} interval {low:+.3f} to "
+        f"{high:+.3f}), {'as' if holds else 'but'} {recorded.value:+.3f} was recorded{says}",
+    )
+
+
+def _sampling(config: SteeringConfig) -> tuple[Sampling, int]:
+    settings = config.provenance.settings
+    return Sampling(**settings["sampling"]), int(settings["seed"])
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}…" if len(text) > 40 else text

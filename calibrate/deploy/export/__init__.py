@@ -1,0 +1,118 @@
+"""Exports: one steering config, in the files of its consumers.
+
+Every export derives from the config, refuses with a reason what its format cannot express, and
+proves itself: it is loaded back the way its consumer loads it, and must reproduce the reference
+log-probabilities that are kept in the config, before it is moved to where it was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from calibrate.artefact.config import SteeringConfig
+from calibrate.common.errors import InputError, VerificationFailed, did_you_mean
+from calibrate.common.progress import SILENT, Progress
+from calibrate.deploy.checks import TOLERANCES
+from calibrate.deploy.export.exporter import Exported, Exporter
+from calibrate.deploy.export.restored import restored
+from calibrate.deploy.export.target import Target, target_for
+from calibrate.deploy.verify import open_model
+from calibrate.models.model import LoadedModel, borrowed
+
+__all__ = ["FORMATS", "Exported", "check_request", "export"]
+
+# By name, the module and class that write it; imported when asked for, with what they need.
+FORMATS: Mapping[str, tuple[str, str]] = {
+    "gguf": ("control_vector", "ControlVector"),
+    "peft": ("adapter", "Adapter"),
+    "folded": ("folded", "Folded"),
+    "easysteer": ("easysteer", "EasySteer"),
+    "lm-eval": ("lm_eval", "LmEval"),
+    "svec": ("svec", "Svec"),
+    "snippet": ("snippet", "Snippet"),
+}
+
+
+def export(
+    config: SteeringConfig,
+    format_name: str,
+    to: str | Path,
+    loaded: LoadedModel | None = None,
+    check: bool = True,
+    progress: Progress = SILENT,
+    source: str | Path | None = None,
+) -> Exported:
+    """Write a config in the format of a consumer, having checked what was written.
+
+    format_name: one of FORMATS. to: a file or a directory, as the format has it; an earlier
+        export there is replaced, and nothing else (`calibrate.deploy.export.target`).
+    loaded: the model the config is for (default: what `deploy.verify.open_model` loads); it comes
+        back as it was.
+    check: load it back and compare; without, nothing is proved.
+    source: the directory the config came from.
+
+    Raises: ExportRefused if the format cannot express the config; ArtefactError if it cannot be
+        written there; VerificationFailed if what was written does not reproduce the reference.
+        All is then as it was.
+    """
+    exporter, target = _planned(config, format_name, to, source)
+    model = loaded
+    if model is None and (check or exporter.needs_model):
+        model = open_model(config, progress=progress)
+    if model is None:
+        with target.writing() as path:
+            exporter.write(config, None, path, target.given)
+        return Exported(target.given, exporter.serve(config, None, target.given))
+    with borrowed(model), restored(model.model):
+        subject = exporter.subject(model)
+        exporter.check_model(config, subject)
+        with target.writing() as path:
+            exporter.write(config, subject, path, target.given)
+            gap = _gap(exporter, config, subject, path) if check else None
+        served = exporter.serve(config, subject, target.given)
+    return Exported(target.given, served, gap, TOLERANCES[config.model.dtype] if check else None)
+
+
+def check_request(
+    config: SteeringConfig, format_name: str, to: str | Path, source: str | Path | None = None
+) -> None:
+    """Raise what `export` would without a model: the format, what it can express, the place."""
+    _planned(config, format_name, to, source)
+
+
+def _planned(
+    config: SteeringConfig, format_name: str, to: str | Path, source: str | Path | None
+) -> tuple[Exporter, Target]:
+    exporter = _exporter(format_name)
+    exporter.check_config(config)
+    return exporter, target_for(exporter, to, source)
+
+
+def _exporter(name: str) -> Exporter:
+    if name not in FORMATS:
+        raise InputError(
+            f"--format must be one of {', '.join(FORMATS)}, got {name!r}"
+            f"{did_you_mean(name, FORMATS)}"
+        )
+    module, kind = FORMATS[name]
+    exporter: Exporter = getattr(import_module(f"calibrate.deploy.export.{module}"), kind)()
+    return exporter
+
+
+def _gap(exporter: Exporter, config: SteeringConfig, model: LoadedModel, path: Path) -> float:
+    """How far what was written is from the reference; raises if it is too far."""
+    reference, tolerance = config.reference, TOLERANCES[config.model.dtype]
+    with exporter.loaded_back(config, model, path) as next_log_probs:
+        found = next_log_probs(reference.input_ids)[reference.token_ids]
+    gap = float((found - torch.tensor(reference.log_probs)).abs().max())
+    if not gap <= tolerance:
+        raise VerificationFailed(
+            f"the {exporter.name} export must reproduce the reference log-probabilities within "
+            f"{tolerance:g}, but is off by {gap:.2g}; nothing was kept. Does `calibrate verify` "
+            "pass with this model?"
+        )
+    return gap

@@ -1,0 +1,121 @@
+"""llama.cpp control vectors: GGUF files with one `direction.N` a block, α baked in.
+
+`direction.N` is added to the output of 0-based block N, at every position; block 0 has none, as
+N counts from 1. The recommended scale is therefore 1.0, which is what --control-vector applies.
+Read by llama.cpp and repeng (vgel's control vectors); keys under `glp.` describe the file to
+whoever knows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+from calibrate.artefact.config import SteeringConfig
+from calibrate.common.errors import ArtefactError, ExportRefused
+from calibrate.common.marks import signature
+from calibrate.deploy.export.exporter import EveryPosition, NextLogProbs, baked, with_vector
+from calibrate.models.model import LoadedModel
+
+ARCHITECTURE = "controlvector"
+SIGNATURE = "glp.written_by"
+
+
+class ControlVector(EveryPosition):
+    """Writes one direction, F32."""
+
+    name = "gguf"
+
+    def check_config(self, config: SteeringConfig) -> None:
+        """Refuse block 0 and the last position."""
+        super().check_config(config)
+        if config.intervention.layer == 0:
+            raise ExportRefused(
+                "a llama.cpp control vector counts blocks from 1, so block 0 has no direction in "
+                "it; calibrate another --layer, or export peft or folded"
+            )
+
+    def wrote(self, path: Path) -> bool:
+        """Whether the key that signs the direction is there, and right."""
+        try:
+            reader = gguf.GGUFReader(path)
+            (tensor,) = reader.tensors
+            return bool(reader.fields[SIGNATURE].contents() == signature(tensor.data.tobytes()))
+        except (OSError, ValueError, KeyError, IndexError):
+            return False
+
+    def write(
+        self, config: SteeringConfig, loaded: LoadedModel | None, path: Path, target: Path
+    ) -> None:
+        """Write the GGUF file."""
+        write_directions(path, config)
+
+    def serve(
+        self, config: SteeringConfig, loaded: LoadedModel | None, target: Path
+    ) -> tuple[str, ...]:
+        """By llama.cpp, with the GGUF file it came from if there was one, and repeng."""
+        model = config.model.id
+        file = Path(model).resolve() if model.endswith(".gguf") else "MODEL.gguf"
+        return (
+            f"llama-cli -m {file} --control-vector {target}",
+            f"repeng: ControlVector.import_gguf('{target}'), coefficient 1.0",
+        )
+
+    @contextmanager
+    def loaded_back(
+        self, config: SteeringConfig, loaded: LoadedModel, path: Path
+    ) -> Iterator[NextLogProbs]:
+        """Apply the file's direction by llama.cpp's rule."""
+        ((layer, values),) = read_directions(path).items()
+        yield with_vector(loaded, values, layer)
+
+
+def write_directions(path: Path, config: SteeringConfig) -> None:
+    """Write α·v as the direction of its block, with what describes it."""
+    done = config.intervention
+    writer = gguf.GGUFWriter(path, ARCHITECTURE)
+    hint = config.model.architecture.removesuffix("ForCausalLM").lower()
+    writer.add_string(f"{ARCHITECTURE}.model_hint", hint)
+    writer.add_uint32(f"{ARCHITECTURE}.layer_count", 1)
+    for key, fact in {
+        "operation": done.operation,
+        "site": done.site,
+        "positions": done.positions,
+        "concept": config.concept.name,
+        "model": config.model.id,
+        "recommended_scale": "1.0",
+    }.items():
+        writer.add_string(f"glp.{key}", fact)
+    writer.add_float32("glp.baked_strength", done.strength)
+    writer.add_uint32("glp.layer", done.layer)
+    direction = baked(config)
+    writer.add_string(SIGNATURE, signature(direction.tobytes()))
+    writer.add_tensor(f"direction.{done.layer}", direction)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def read_directions(path: Path) -> dict[int, np.ndarray]:
+    """Read a control vector as llama.cpp does: by block, F32 arrays of shape (hidden_size,).
+
+    Raises: ArtefactError if it is not one.
+    """
+    try:
+        reader = gguf.GGUFReader(path)
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"{path} must be a GGUF file: {error}") from error
+    found = {
+        int(tensor.name.removeprefix("direction.")): np.array(tensor.data, dtype=np.float32)
+        for tensor in reader.tensors
+        if tensor.name.startswith("direction.")
+        and tensor.tensor_type == gguf.GGMLQuantizationType.F32
+    }
+    if not found:
+        raise ArtefactError(f"{path} must hold a tensor direction.N of type F32, got none")
+    return found

@@ -1,0 +1,63 @@
+"""EasySteer, a vLLM fork: the control vector, and a steering spec that says how to apply it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from calibrate.artefact.config import SteeringConfig
+from calibrate.deploy.export.control_vector import read_directions, write_directions
+from calibrate.deploy.export.exporter import EveryPosition, NextLogProbs, with_vector
+from calibrate.models.model import LoadedModel
+
+VECTOR_NAME, SPEC_NAME = "vector.gguf", "steering.json"
+
+
+class EasySteer(EveryPosition):
+    """Writes a directory with both files; blocks are named as the model's modules are, from 0."""
+
+    name = "easysteer"
+
+    directory = True
+
+    def write(
+        self, config: SteeringConfig, loaded: LoadedModel | None, path: Path, target: Path
+    ) -> None:
+        """Write the vector and the spec, which names the vector by its full path."""
+        write_directions(path / VECTOR_NAME, config)
+        spec = steering_spec(str(target.resolve() / VECTOR_NAME), config.intervention.layer)
+        (path / SPEC_NAME).write_text(f"{json.dumps(spec, indent=2)}\n", encoding="utf-8")
+
+    def serve(
+        self, config: SteeringConfig, loaded: LoadedModel | None, target: Path
+    ) -> tuple[str, ...]:
+        """By the fork of vLLM."""
+        return (f"vllm serve MODEL --enable-steer-vector --steering-config {target / SPEC_NAME}",)
+
+    @contextmanager
+    def loaded_back(
+        self, config: SteeringConfig, loaded: LoadedModel, path: Path
+    ) -> Iterator[NextLogProbs]:
+        """Follow the spec: the file it names, at the block it names, at its scale."""
+        (one,) = json.loads((path / SPEC_NAME).read_text(encoding="utf-8"))["vectors"]
+        (layer,) = one["layers"]
+        values = read_directions(path / Path(one["source"]).name)[layer]
+        yield with_vector(loaded, one["scale"] * values, layer)
+
+
+def steering_spec(source: str, layer: int) -> dict[str, object]:
+    """The spec of one vector whose strength is baked in, added as it is at every position."""
+    return {
+        "vectors": [
+            {
+                "source": source,
+                "algorithm": "direct",
+                "scale": 1.0,
+                "layers": [layer],
+                "normalize": False,
+                "apply": {"prompt": "all", "generation": "all"},
+            }
+        ]
+    }

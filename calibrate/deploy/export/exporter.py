@@ -1,0 +1,139 @@
+"""What an exporter does, and what most of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from calibrate.artefact.config import SteeringConfig
+from calibrate.common.errors import ExportRefused
+from calibrate.engine.vector import SteeringVector
+from calibrate.models.model import LoadedModel
+from calibrate.search.reference import next_log_probs
+
+NextLogProbs = Callable[[Sequence[int]], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, how to serve it, and how well it reproduces the reference.
+
+    path: the file or directory. serve: what to do with it, a line each. gap: largest difference
+    of log-probabilities from the reference, and the tolerance it was held to; None if unchecked.
+    """
+
+    path: Path
+    serve: tuple[str, ...]
+    gap: float | None = None
+    tolerance: float | None = None
+
+
+class Exporter(Protocol):
+    """Writes a config in one format, and loads it back as the consumer does.
+
+    directory: whether it writes a directory. suffix: how the file's name has to end.
+    """
+
+    name: str
+    directory: bool
+    suffix: str | None
+    needs_model: bool
+
+    def check_config(self, config: SteeringConfig) -> None:
+        """Raise ExportRefused if the format cannot express the config."""
+        ...
+
+    def subject(self, loaded: LoadedModel) -> LoadedModel:
+        """The model that is exported: this one, or a copy where the format needs it plainer."""
+        ...
+
+    def check_model(self, config: SteeringConfig, loaded: LoadedModel) -> None:
+        """Raise ExportRefused if the format cannot express it for this model."""
+        ...
+
+    def wrote(self, path: Path) -> bool:
+        """Whether a file is an export of this format; of no interest for directories."""
+        ...
+
+    def write(
+        self, config: SteeringConfig, loaded: LoadedModel | None, path: Path, target: Path
+    ) -> None:
+        """Write it to a path, from where it will be moved to `target`.
+
+        path: of a file that is not there, or of an empty directory. `loaded` is there if
+        `needs_model`.
+        """
+        ...
+
+    def serve(
+        self, config: SteeringConfig, loaded: LoadedModel | None, target: Path
+    ) -> tuple[str, ...]:
+        """What to do with it, a line each."""
+        ...
+
+    def loaded_back(
+        self, config: SteeringConfig, loaded: LoadedModel, path: Path
+    ) -> AbstractContextManager[NextLogProbs]:
+        """Give a function from token ids to the next token's log-probabilities, steered."""
+        ...
+
+
+class AnyModel:
+    """What most exporters are: one file, for any model."""
+
+    name: str
+    directory = False
+    suffix: str | None = None
+    needs_model = False
+
+    def subject(self, loaded: LoadedModel) -> LoadedModel:
+        """The model as it is."""
+        return loaded
+
+    def check_model(self, config: SteeringConfig, loaded: LoadedModel) -> None:
+        """Accept any model."""
+
+    def wrote(self, path: Path) -> bool:
+        """Know no file."""
+        return False
+
+
+class EveryPosition(AnyModel):
+    """Refuses what steers only some positions."""
+
+    def check_config(self, config: SteeringConfig) -> None:
+        """Raise ExportRefused if not all positions are steered."""
+        if config.intervention.positions != "all":
+            raise ExportRefused(
+                f"the {self.name} format steers every position, but this strength was calibrated "
+                "for the last one and would over-steer; calibrate with --positions all, or export "
+                "a snippet"
+            )
+
+
+def baked(config: SteeringConfig) -> np.ndarray:
+    """α·v, float32 array of shape (hidden_size,)."""
+    values: np.ndarray = config.steering_vector.values.numpy() * config.intervention.strength
+    return values.astype(np.float32)
+
+
+def with_vector(loaded: LoadedModel, values: np.ndarray, layer: int) -> NextLogProbs:
+    """The next token's log-probabilities with a vector added after a block, at all positions."""
+    vector = SteeringVector(torch.from_numpy(values), layer, residual_norm=1.0)
+
+    def steered(ids: Sequence[int]) -> torch.Tensor:
+        with vector.apply(loaded.blocks, 1.0):
+            return next_log_probs(loaded, ids)
+
+    return steered
+
+
+def unsteered(loaded: LoadedModel) -> NextLogProbs:
+    """The next token's log-probabilities of a model that is steered by itself."""
+    return lambda ids: next_log_probs(loaded, ids)

@@ -1,0 +1,93 @@
+"""lm-evaluation-harness: a `.pt` file for `--model steered`.
+
+A dict from a module's name, relative to the model's `base_model`, to what is added to its output.
+The file holds tensors and plain values only, so that `torch.load(weights_only=True)` reads it.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from calibrate.artefact.config import SteeringConfig
+from calibrate.common.marks import signature
+from calibrate.deploy.export.exporter import EveryPosition, NextLogProbs, with_vector
+from calibrate.deploy.export.place import place_of, to_be_named
+from calibrate.models.architecture import base_of
+from calibrate.models.model import LoadedModel
+
+
+class LmEval(EveryPosition):
+    """Writes one file with the vector and its strength."""
+
+    name = "lm-eval"
+    needs_model = True
+
+    suffix = ".pt"  # by which the harness tells the format
+
+    def wrote(self, path: Path) -> bool:
+        """Whether the archive's comment signs what is in it."""
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return archive.comment.decode() == _signature(archive)
+        except (OSError, ValueError, zipfile.BadZipFile):
+            return False
+
+    def write(
+        self, config: SteeringConfig, loaded: LoadedModel | None, path: Path, target: Path
+    ) -> None:
+        """Write the file, an archive of torch's, and sign it in the archive's comment."""
+        assert loaded is not None
+        steering = {
+            "steering_vector": config.steering_vector.values.clone(),
+            "steering_coefficient": config.intervention.strength,
+            "action": "add",
+            "bias": None,
+            "head_index": None,
+        }
+        content = io.BytesIO()
+        torch.save({hookpoint(loaded, config.intervention.layer): steering}, content)
+        with zipfile.ZipFile(content, "a") as archive:
+            archive.comment = _signature(archive).encode()
+        path.write_bytes(content.getvalue())
+
+    def serve(
+        self, config: SteeringConfig, loaded: LoadedModel | None, target: Path
+    ) -> tuple[str, ...]:
+        """By the harness, from any folder."""
+        assert loaded is not None
+        model = place_of(loaded) or "MODEL"
+        steering = f"pretrained={model},steer_path={target.resolve()}"
+        return (f"lm_eval --model steered --model_args {steering}", *to_be_named(loaded, "MODEL"))
+
+    @contextmanager
+    def loaded_back(
+        self, config: SteeringConfig, loaded: LoadedModel, path: Path
+    ) -> Iterator[NextLogProbs]:
+        """Find the named module as the harness does, and add what the file says."""
+        ((name, one),) = torch.load(path, weights_only=True).items()
+        module = dict(_base(loaded).named_modules())[name]
+        layer = next(i for i, block in enumerate(loaded.blocks) if block is module)
+        values = (one["steering_vector"] * one["steering_coefficient"]).numpy()
+        yield with_vector(loaded, values, layer)
+
+
+def hookpoint(loaded: LoadedModel, layer: int) -> str:
+    """The name of a block relative to the model's `base_model`."""
+    named = _base(loaded).named_modules()
+    return str(next(name for name, module in named if module is loaded.blocks[layer]))
+
+
+def _base(loaded: LoadedModel) -> Any:
+    """What transformers calls the base model: the model without its head, or PEFT around it."""
+    return base_of(loaded.model).base_model
+
+
+def _signature(archive: zipfile.ZipFile) -> str:
+    return signature(repr([(file.filename, file.CRC) for file in archive.infolist()]).encode())

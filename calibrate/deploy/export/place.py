@@ -1,0 +1,35 @@
+"""Names that travel: where any program, in any folder, finds the model that a config is for.
+
+A hub id is one. A directory is named by its full path; a `.gguf` file and an embedded model by the
+full path of the directory in the user cache that holds them as transformers loads them.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from calibrate.deploy.export.adapters import carries_adapter
+from calibrate.models.architecture import base_of
+from calibrate.models.model import LoadedModel
+
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+def place_of(loaded: LoadedModel) -> str | None:
+    """What `from_pretrained` finds a model by, in any folder; None if it is only in memory."""
+    own = str(getattr(base_of(loaded.model).config, "_name_or_path", None) or "")
+    if carries_adapter(loaded.model):
+        # An adapter's directory was named; of one that was put on in memory there is no name.
+        own = "" if loaded.name == own else loaded.name
+    if own and Path(own).exists():
+        return str(Path(own).resolve())
+    return own if HUB_ID.fullmatch(own) else None
+
+
+def to_be_named(loaded: LoadedModel, what: str) -> tuple[str, ...]:
+    """A line that says what is to be filled in, for a model that no name leads to."""
+    if place_of(loaded) is not None:
+        return ()
+    adapter = ", with its adapter," if carries_adapter(loaded.model) else ""
+    return (f"save the model{adapter} with save_pretrained, and set {what} to its directory",)

@@ -1,0 +1,1 @@
+"""People read final replies blind, and their grades correct presence."""

@@ -1,0 +1,174 @@
+"""Other stacks that serve a steered model, and what the same steering costs in them.
+
+ΔCE in a stack is the KL of its steered from its own unsteered predictions, on the replies the
+config was verified on: a quantised model, another engine or a folded bias may answer otherwise
+than the one α was calibrated in, and this says by how much, and whether the budget still holds.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from calibrate.artefact.config import SteeringConfig, load
+from calibrate.artefact.evidence import Evidence
+from calibrate.common.cost import Ledger
+from calibrate.common.errors import InputError, did_you_mean
+from calibrate.common.estimate import RatioEstimate
+from calibrate.common.progress import SILENT, Progress
+from calibrate.deploy.checks import judged, own_replies
+from calibrate.deploy.diagnosis import Check
+from calibrate.deploy.export import export
+from calibrate.deploy.export.adapter import adapted
+from calibrate.deploy.export.control_vector import read_directions
+from calibrate.deploy.verify import as_calibrated
+from calibrate.engine.loading import load_model
+from calibrate.models.embedded import embedded_gguf
+from calibrate.models.llama_cpp import LlamaCpp
+from calibrate.models.model import LoadedModel, borrowed
+from calibrate.models.tokens import TokenSequence
+from calibrate.models.wheels import EMBEDDED
+
+STACKS = ("llama.cpp", "peft", "folded")
+
+Logits = Callable[[Sequence[int]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A way of serving the config: logits after every position, unsteered and steered."""
+
+    name: str
+    unsteered: Logits
+    steered: Logits
+
+
+def require_stack(name: str, gguf: str | Path | None = None) -> None:
+    """Raise InputError for a stack there is not, or a GGUF that is missing."""
+    if name not in STACKS:
+        raise InputError(
+            f"--against must be one of {', '.join(STACKS)}, got {name!r}"
+            f"{did_you_mean(name, STACKS)}"
+        )
+    if gguf is not None and not Path(gguf).is_file():
+        raise InputError(f"--gguf must be an existing file, got {str(gguf)!r}")
+
+
+@contextmanager
+def serving(
+    name: str, config: SteeringConfig, loaded: LoadedModel, gguf: str | Path | None = None
+) -> Iterator[Stack]:
+    """Export a config for a stack, and have the stack serve it inside the `with`.
+
+    gguf: the model's GGUF for llama.cpp (default: the file the config's model came from).
+    Raises: InputError for a stack there is not, or a GGUF that is missing; ExportRefused as the
+        export does.
+    """
+    require_stack(name, gguf)
+    with tempfile.TemporaryDirectory() as folder, borrowed(loaded):
+        target = Path(folder) / "export"
+        if name == "llama.cpp":
+            export(config, "gguf", target, loaded)
+            with _llama_cpp(config, target, gguf) as stack:
+                yield stack
+        elif name == "peft":
+            export(config, "peft", target, loaded)
+            yield Stack(name, _logits_of(loaded), _adapted_logits(loaded, target))
+        else:
+            export(config, "folded", target, loaded)
+            folded = load_model(str(target), device=str(loaded.device), dtype=config.model.dtype)
+            yield Stack(name, _logits_of(loaded), _logits_of(folded))
+
+
+def check_stack(
+    directory: str | Path,
+    loaded: LoadedModel,
+    name: str,
+    gguf: str | Path | None = None,
+    progress: Progress = SILENT,
+) -> Check:
+    """Measure ΔCE in another stack, on the replies a config was verified on, and judge it.
+
+    Raises: InputError as `serving` does; ArtefactError if the directory holds no config.
+    """
+    config, evidence = load(directory), Evidence.load(Path(directory))
+    loaded = as_calibrated(config, loaded)
+    with Ledger(loaded.meter, progress).stage(f"ΔCE in {name}"):
+        with borrowed(loaded):
+            sequences = own_replies(config, evidence, loaded)
+        with serving(name, config, loaded, gguf) as stack:
+            return judged(f"budget in {name}", rise_in(stack, sequences), config)
+
+
+def rise_in(stack: Stack, sequences: Sequence[TokenSequence]) -> RatioEstimate:
+    """ΔCE in a stack over sequences the model sampled itself, nats per token."""
+    sums, counts = [], []
+    for sequence in sequences:
+        scored = slice(sequence.start - 1, len(sequence.ids) - 1)
+        before, after = (
+            torch.log_softmax(torch.from_numpy(logits(sequence.ids)[scored]).double(), dim=-1)
+            for logits in (stack.unsteered, stack.steered)
+        )
+        sums.append(float((before.exp() * (before - after)).sum()))
+        counts.append(float(sequence.n_scored))
+    return RatioEstimate(np.array(sums), np.array(counts))
+
+
+@contextmanager
+def _llama_cpp(config: SteeringConfig, vector: Path, gguf: str | Path | None) -> Iterator[Stack]:
+    directions = read_directions(vector)
+    with LlamaCpp(gguf or _gguf_of(config), config_length(config)) as engine:
+
+        def steered(ids: Sequence[int]) -> np.ndarray:
+            engine.steer(directions)
+            return engine.logits(ids)
+
+        def unsteered(ids: Sequence[int]) -> np.ndarray:
+            engine.steer(None)
+            return engine.logits(ids)
+
+        yield Stack("llama.cpp", unsteered, steered)
+
+
+def config_length(config: SteeringConfig) -> int:
+    """Positions a reply of the config's own sampling may take, its prompt generously reckoned."""
+    longest: int = config.provenance.settings["sampling"]["max_new_tokens"]
+    return 512 + longest
+
+
+def _gguf_of(config: SteeringConfig) -> Path:
+    name = config.model.id
+    if name in EMBEDDED:
+        return embedded_gguf(name)
+    if name.endswith(".gguf") and Path(name).is_file():
+        return Path(name)
+    raise InputError(
+        f"llama.cpp needs {name} as a GGUF file; name it with --gguf FILE (llama.cpp's "
+        "convert_hf_to_gguf.py makes one)"
+    )
+
+
+def _logits_of(loaded: LoadedModel) -> Logits:
+    def logits(ids: Sequence[int]) -> np.ndarray:
+        with torch.no_grad():
+            tokens = torch.tensor([list(ids)], device=loaded.device)
+            found = loaded.model(input_ids=tokens, use_cache=False).logits[0]
+        return np.asarray(found.float().cpu().numpy())
+
+    return logits
+
+
+def _adapted_logits(loaded: LoadedModel, adapter: Path) -> Logits:
+    plain = _logits_of(loaded)
+
+    def logits(ids: Sequence[int]) -> np.ndarray:
+        with adapted(loaded, adapter):
+            return plain(ids)
+
+    return logits

@@ -1,0 +1,117 @@
+"""The gate before deployment: does a steering config still do what it says, on this model, here?
+
+    identity    the model, its tokenizer and chat template are those it was calibrated with
+    reference   one input's steered log-probabilities come out as they were recorded
+    budget      ΔCE keeps to the budget, with its one-sided bound
+    presence    the concept moves as it did
+    audit       to the second judge as well, if there was one
+    long run    replies as long as they are served hardly loop more than unsteered ones
+
+Replies to the prompts it was verified on are drawn again with the recorded seed, so that an
+unchanged config on an unchanged model always passes. A corpus takes the place of those replies.
+Where the reference is missed, the gate looks for the mistake that explains it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from calibrate.artefact.config import SteeringConfig, load
+from calibrate.artefact.evidence import Evidence
+from calibrate.common.cost import Ledger
+from calibrate.common.errors import AlteredError
+from calibrate.common.progress import SILENT, Progress
+from calibrate.deploy.checks import (
+    check_budget,
+    check_identity,
+    check_long_run,
+    check_presence,
+    check_reference,
+)
+from calibrate.deploy.diagnosis import Check
+from calibrate.engine.loading import load_model, rendered_with
+from calibrate.models.model import LoadedModel, borrowed
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """Everything the gate looked at, in order; a check that needs an earlier one may be missing."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything holds."""
+        return all(check.passed for check in self.checks)
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What was found where it does not."""
+        return tuple(check.found for check in self.checks if not check.passed)
+
+    def with_check(self, check: Check) -> GateReport:
+        """This report and one check more."""
+        return GateReport((*self.checks, check))
+
+    def facts(self) -> dict[str, Any]:
+        """The report as JSON has it."""
+        return {"passed": self.passed, "checks": [asdict(check) for check in self.checks]}
+
+
+def check_directory(
+    directory: str | Path,
+    loaded: LoadedModel | None = None,
+    corpus: str | Path | None = None,
+    quick: bool = False,
+    progress: Progress = SILENT,
+) -> GateReport:
+    """Put the config in a directory to the test.
+
+    loaded: the model to run it on (default: what `open_model` loads for it).
+    corpus: a file of texts to measure ΔCE on, one a line or .jsonl.
+    quick: identity and reference alone, two passes over one input.
+    Raises: ArtefactError or InputError if there is nothing to check, or the model cannot be loaded.
+    """
+    folder = Path(directory)
+    try:
+        config = load(folder)
+    except AlteredError as error:
+        return GateReport((Check("artefact", False, str(error)),))
+    model = open_model(config) if loaded is None else as_calibrated(config, loaded)
+    ledger = Ledger(model.meter, progress)
+    checks = list(check_identity(config, model))
+    if not all(check.passed for check in checks):
+        return GateReport(tuple(checks))
+    with borrowed(model):
+        with ledger.stage("reference"):
+            checks.append(check_reference(config, model))
+        if checks[-1].passed and not quick:
+            evidence = Evidence.load(folder)
+            with ledger.stage("budget"):
+                checks.append(check_budget(config, evidence, model, corpus))
+            with ledger.stage("presence"):
+                checks += check_presence(config, evidence, model, folder)
+            with ledger.stage("long run"):
+                checks += check_long_run(config, evidence, model)
+    return GateReport(tuple(checks))
+
+
+def open_model(config: SteeringConfig, model: str | None = None, **options: Any) -> LoadedModel:
+    """Load the model a config is for, in the precision and with the prompts of its calibration.
+
+    model, options: another place to load it from, and other arguments of `load_model`.
+    """
+    how: dict[str, Any] = {"dtype": config.model.dtype, **options}
+    if config.rendering is not None:
+        how["chat_template_kwargs"] = config.rendering.kwargs
+        how["template_date"] = config.rendering.date
+    return load_model(model or config.model.id, **how)
+
+
+def as_calibrated(config: SteeringConfig, loaded: LoadedModel) -> LoadedModel:
+    """The same model, with prompts rendered as they were for the config."""
+    if config.rendering is None:
+        return loaded
+    return rendered_with(loaded, config.rendering.kwargs, config.rendering.date)

@@ -1,0 +1,1 @@
+"""Running a model: passes, caches, generation, cross-entropy, and the steering vector itself."""

@@ -1,0 +1,170 @@
+"""What a model can do beside plain passes, tried on the model itself and never looked up.
+
+Each shortcut is tried once, when it is first wanted, on a few tokens and with steering, against the
+plain way that it stands for; whatever goes wrong in a try counts as "no". Then the plain way is
+taken, and a warning says so once.
+
+    suffix passes       run only the blocks after the steered one    or: all blocks
+    prefix sharing      run what all texts begin with once           or: every text whole
+    batching            score several texts in one padded pass       or: text by text
+    fast decoding       the loop of `engine.decoding`            or: transformers' generate
+    decoding prefix     run what all prompts begin with once         or: every prompt whole
+    batched generation  several prompts in one `generate`            or: prompt by prompt
+
+The last is tried only where fast decoding fails. What replies should be is what `generate` says to
+each prompt alone, since that is what is served.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+
+from calibrate.common.cost import Meter
+from calibrate.common.errors import CalibrateWarning, ModelError
+from calibrate.engine.decoding import by_generate, by_own_loop
+from calibrate.engine.tries import Tries
+from calibrate.models.capabilities import Capability, CapabilityReport
+from calibrate.models.model import LoadedModel, borrowed
+from calibrate.models.steering import Push
+
+# How far, relatively, what a shortcut says may be off.
+ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-4}
+HALF_ROUNDING = 0.05
+FEWER_BLOCKS = 0.1  # of that for suffix passes, which do the very same sums
+
+WAYS = {  # each shortcut, and what is done without it
+    "suffix passes": "every strength runs all blocks",
+    "prefix sharing": "every text runs whole",
+    "batching": "texts run one by one",
+    "fast decoding": "replies are left to transformers' generate",
+    "decoding prefix": "every prompt runs whole",
+    "batched generation": "prompts are replied to one by one",
+}
+
+
+class TriedCapabilities:
+    """The capabilities of one model, each tried when it is first asked for."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded = replace(loaded, meter=Meter())
+        self._after: dict[int, Capability] = {}
+        self._warned: set[str] = set()
+        self._tries = Tries(self._loaded)
+
+    def suffix_after(self, layer: int) -> Capability:
+        """Whether the blocks after `layer` can run alone, on residuals that were kept."""
+        if layer not in self._after:
+            self._after[layer] = self._tried(
+                "suffix passes", lambda: self._tries.suffix_gap(layer), FEWER_BLOCKS
+            )
+        return self._after[layer]
+
+    @property
+    def suffix_passes(self) -> Capability:
+        """Whether suffix passes work after the blocks that were wanted, or else after three."""
+        last = self._loaded.num_layers - 1
+        for layer in () if self._after else (max(last - 1, 0), last // 2, 0):
+            self.suffix_after(layer)
+        failed = [layer for layer, found in sorted(self._after.items()) if not found.works]
+        if not failed:
+            return Capability(True)
+        where = f"after block {failed[0]}: {self._after[failed[0]].reason}"
+        return replace(self._after[failed[0]], reason=where)
+
+    @cached_property
+    def prefix_sharing(self) -> Capability:
+        """Whether texts say the same after a beginning that has run before, once for all."""
+        return self._tried("prefix sharing", self._prefix_gap)
+
+    @cached_property
+    def batching(self) -> Capability:
+        """Whether texts say the same beside others in one right-padded pass as alone."""
+        return self._tried("batching", self._tries.batch_gap)
+
+    @cached_property
+    def fast_decoding(self) -> Capability:
+        """Whether our own loop says what transformers' `generate` says to each prompt alone."""
+        return self._tried("fast decoding", lambda: self._tries.reply_gap(by_own_loop, False))
+
+    @cached_property
+    def decoding_prefix(self) -> Capability:
+        """The same where what all prompts begin with runs once for them."""
+        if not self.fast_decoding.works:
+            return Capability(False, "fast decoding does not work", WAYS["decoding prefix"])
+        return self._tried("decoding prefix", lambda: self._tries.reply_gap(by_own_loop, True))
+
+    @cached_property
+    def batched_generation(self) -> Capability:
+        """Whether `generate` says to several prompts at once what it says to each alone."""
+        return self._tried("batched generation", lambda: self._tries.reply_gap(by_generate))
+
+    def check_replies(self, pushes: Sequence[Push | None]) -> None:
+        """Raise ModelError where `generate` cannot make these replies as they are to be steered."""
+        alone = self._tries.alone
+        if isinstance(alone, Exception):
+            raise ModelError(
+                f"{self._loaded.name} must be able to reply, and transformers' generate fails for "
+                f"it: {_said(alone)}"
+            ) from alone
+        if not self._tries.keeps_cache and any(
+            push and push.positions == "last" for push in pushes
+        ):
+            raise ModelError(
+                "positions must be all for a model that reads its whole reply again for every "
+                f"token, as {self._loaded.name} does, got last: the last position moves on, and "
+                "what was steered no longer is; use --positions all"
+            )
+
+    def report(self) -> CapabilityReport:
+        """Try what has not been tried, and say it all."""
+        fast = self.fast_decoding
+        return CapabilityReport(
+            logit_scale=self._loaded.logit_scale,
+            softcap=self._loaded.softcap,
+            suffix_passes=self.suffix_passes,
+            prefix_sharing=self.prefix_sharing,
+            batching=self.batching,
+            fast_decoding=fast,
+            decoding_prefix=self.decoding_prefix,
+            batched_generation=None if fast.works else self.batched_generation,
+            token_forwards=self._loaded.meter.tokens,
+        )
+
+    def _tried(self, name: str, gap: Callable[[], float], strict: float = 1.0) -> Capability:
+        """Try a shortcut once; warn where it is not taken."""
+        with borrowed(self._loaded):
+            _ = self._tries.plain  # what fails here is no matter of a shortcut
+        try:
+            with borrowed(self._loaded):
+                off = gap()
+            allowed = strict * ROUNDING.get(self._loaded.dtype, HALF_ROUNDING)
+            reason = None if off <= allowed else f"what it says is off by {off:.2g} of its size"
+        except Exception as error:  # whatever goes wrong in a try is a "no"
+            reason = _said(error)
+        if reason is None:
+            return Capability(True)
+        self._warn(name, reason)
+        return Capability(False, reason, WAYS[name])
+
+    def _warn(self, name: str, reason: str) -> None:
+        if name not in self._warned:
+            self._warned.add(name)
+            warnings.warn(
+                f"{self._loaded.name} goes without {name}, so {WAYS[name]} ({reason})",
+                CalibrateWarning,
+                stacklevel=2,
+            )
+
+    def _prefix_gap(self) -> float:
+        return self._tries.prefix_gap(self.suffix_after(self._tries.middle).works)
+
+
+def _said(error: Exception) -> str:
+    """The first line of an error."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,180 @@
+"""How far steering moves a model's predictions on a corpus, in nats per token.
+
+    ΔCE(α) = mean over scored tokens of CE(steered) - CE(unsteered)
+
+On replies the model sampled itself the label is a draw from its own prediction p₀, so the
+exact KL(p₀ ‖ p_α) over the vocabulary stands for ΔCE: the same expectation without the label
+noise (arXiv:2602.02712, Theorem 3.8 and its proof). On other texts the labels are used.
+
+One unsteered pass keeps what every strength is compared with: the final hidden states (their
+logits are recomputed in slices, never stored), what the comparison needs of those logits, and the
+residuals after the blocks asked for, so that each strength runs only the blocks after its own.
+What all sequences begin with runs once for all of them (`calibrate.engine.prefix`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from calibrate.common.estimate import RatioEstimate
+from calibrate.engine.forward import final_hidden
+from calibrate.engine.unsteered import UnsteeredBatch, UnsteeredRun, logit_slices
+from calibrate.models.hooks import (
+    Edit,
+    Positions,
+    add_everywhere,
+    add_where,
+    edited_after,
+    with_tangent,
+)
+from calibrate.models.model import LoadedModel
+
+
+@dataclass(frozen=True, eq=False)
+class Steered:
+    """What one strength did to the predictions on a corpus.
+
+    rise: ΔCE over sequences, nats per token. mass: probability of the concept's tokens over
+    sequences, in [0, 1]. watched: next-token probabilities of the contexts asked for, float32
+    array (n_watched, vocabulary).
+    """
+
+    rise: RatioEstimate
+    mass: RatioEstimate
+    watched: np.ndarray
+
+
+def measure_steered(
+    loaded: LoadedModel,
+    run: UnsteeredRun,
+    vector: torch.Tensor,
+    layer: int,
+    strength: float,
+    positions: Positions = "all",
+    concept_tokens: Sequence[int] = (),
+    watched: Sequence[int] = (),
+) -> Steered:
+    """Measure what adding `strength · vector` to the residual stream after a block does.
+
+    watched: indices of scored tokens, counted batch by batch, whose contexts are watched.
+    """
+    tokens = torch.tensor(list(concept_tokens), dtype=torch.long, device=loaded.device)
+    sums = np.zeros((2, len(run.corpus.sequences)))
+    counts = np.array([sequence.n_scored for sequence in run.corpus.sequences], dtype=float)
+    seen = 0
+    distributions: list[np.ndarray] = []
+    for one in run.batches:
+        steered = steered_hidden(loaded, one, strength * vector, layer, positions)
+        per_token = _compared(loaded, one, steered, run.corpus.self_sampled, tokens)
+        sums[:, list(one.batch.rows)] = one.batch.sums(per_token)
+        rows = [row - seen for row in watched if 0 <= row - seen < len(steered)]
+        distributions.append(loaded.logits(steered[rows]).softmax(dim=-1).cpu().numpy())
+        seen += len(steered)
+    return Steered(
+        RatioEstimate(sums[0], counts),
+        RatioEstimate(sums[1], counts),
+        np.concatenate(distributions),
+    )
+
+
+def delta_ce(
+    loaded: LoadedModel,
+    run: UnsteeredRun,
+    vector: torch.Tensor,
+    layer: int,
+    strength: float,
+    positions: Positions = "all",
+) -> RatioEstimate:
+    """Measure ΔCE of adding `strength · vector` to the residual stream after block `layer`.
+
+    Returns: the estimate over sequences, nats per token.
+    """
+    return measure_steered(loaded, run, vector, layer, strength, positions).rise
+
+
+def steered_hidden(
+    loaded: LoadedModel,
+    unsteered: UnsteeredBatch,
+    shift: torch.Tensor,
+    layer: int,
+    positions: Positions = "all",
+) -> torch.Tensor:
+    """Return the final hidden states, (n_scored, hidden), with `shift` added after a block.
+
+    With positions "last", a reply is steered from its prompt's last token on, as it would be
+    while being generated.
+    """
+    shift = shift.to(loaded.device)
+    mask = unsteered.batch.generated()
+    edit = add_everywhere(shift) if positions == "all" else add_where(shift, mask)
+    return _run_from(loaded, unsteered, layer, edit, positions)
+
+
+def tangent_hidden(
+    loaded: LoadedModel,
+    unsteered: UnsteeredBatch,
+    vector: torch.Tensor,
+    layer: int,
+    positions: Positions = "all",
+) -> torch.Tensor:
+    """Return the unsteered final hidden states, with their derivative by strength as tangent.
+
+    To be called within `torch.autograd.forward_ad.dual_level`.
+    """
+    mask = None if positions == "all" else unsteered.batch.generated()
+    edit = with_tangent(vector.to(loaded.device), mask)
+    return _run_from(loaded, unsteered, layer, edit, positions)
+
+
+def _run_from(
+    loaded: LoadedModel, unsteered: UnsteeredBatch, layer: int, edit: Edit, positions: Positions
+) -> torch.Tensor:
+    """Run with `edit` after a block; the prefix too, unless only later positions are steered."""
+    cache = unsteered.prefix and unsteered.prefix.cache
+    if unsteered.prefix and positions == "all":
+        cache = unsteered.prefix.edited(loaded, layer, edit)
+    with edited_after(loaded.blocks, layer, edit, unsteered.residuals.get(layer)) as share:
+        return final_hidden(loaded, unsteered.batch, share, cache=cache)
+
+
+def _compared(
+    loaded: LoadedModel,
+    unsteered: UnsteeredBatch,
+    steered: torch.Tensor,
+    self_sampled: bool,
+    tokens: torch.Tensor,
+) -> torch.Tensor:
+    """Rise of cross-entropy and mass of `tokens` at each scored token, float64 (2, n_scored)."""
+    found = torch.empty(2, len(steered), dtype=torch.float64)
+    for part in logit_slices(loaded, steered):
+        after = loaded.logits(steered[part])
+        normaliser = after.logsumexp(dim=-1)
+        lost = _lost(loaded, unsteered, steered, after, part, self_sampled)
+        found[0, part] = (lost + normaliser).double().cpu()
+        found[1, part] = (after[:, tokens] - normaliser[:, None]).exp().sum(dim=-1).double().cpu()
+    return found
+
+
+def _lost(
+    loaded: LoadedModel,
+    unsteered: UnsteeredBatch,
+    steered: torch.Tensor,
+    after: torch.Tensor,
+    part: slice,
+    self_sampled: bool,
+) -> torch.Tensor:
+    """How far steering lowers the expected logit, less the unsteered normaliser, (n_part,)."""
+    hidden, prediction = unsteered.hidden[part], unsteered.prediction
+    if prediction is not None:
+        gap = (prediction.direction[part] * (hidden - steered[part])).sum(dim=-1)
+        return gap - prediction.normaliser[part]
+    before = loaded.logits(hidden)
+    if self_sampled:
+        gap = (before.softmax(dim=-1) * (before - after)).sum(dim=-1)
+    else:
+        gap = (before - after).gather(1, unsteered.batch.labels()[part, None])[:, 0]
+    return gap - before.logsumexp(dim=-1)

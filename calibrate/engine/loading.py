@@ -1,0 +1,271 @@
+"""Load a language model from wherever `--model` names it, and prove that its parts were found."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from calibrate.common.errors import CalibrateError, ModelError, did_you_mean
+from calibrate.common.progress import SILENT, Progress
+from calibrate.common.settings import check_batch_tokens
+from calibrate.engine.capabilities import TriedCapabilities
+from calibrate.models.architecture import find_blocks
+from calibrate.models.checkpoint import require_whole
+from calibrate.models.converted import converted_gguf
+from calibrate.models.embedded import embedded_directory
+from calibrate.models.given import given_model, given_tokenizer, require_next_token_model
+from calibrate.models.model import DEFAULT_BATCH_TOKENS, LoadedModel, borrowed
+from calibrate.models.parts import proved
+from calibrate.models.quiet import load_report, quiet_transformers
+from calibrate.models.rendering import settle
+from calibrate.models.unreadable import first_line, unmergeable, why_no_tokenizer, why_unloadable
+from calibrate.models.wheels import EMBEDDED
+
+HUB_TIMEOUT = 10  # seconds
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+BALANCED = "balanced"  # accelerate's name for as many blocks on each GPU as on the others
+
+
+def load_model(
+    model: Any,
+    tokenizer: Any = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    blocks: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    template_date: str | None = None,
+    progress: Progress = SILENT,
+) -> LoadedModel:
+    """Load what `--model` accepts, or take an in-memory model as it is.
+
+    model: an embedded model's name, a hub id, a local directory, a `.gguf` file, or a
+        transformers model (then `tokenizer` is needed and device and dtype stay as they are).
+    tokenizer: one that is in memory, a processor that has one, or the name of a model that has.
+    device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps", or "balanced", which
+        spreads the blocks over all GPUs, for a model larger than one of them.
+    dtype: "auto" (float32 on a CPU, the checkpoint's own elsewhere), "float32", "bfloat16",
+        "float16".
+    blocks: dotted path of the decoder blocks, for an architecture not found by itself.
+    batch_tokens: how many positions one forward pass may hold; trades memory for speed.
+    chat_template_kwargs: variables for the chat template, such as {"enable_thinking": False};
+        template_date: what it takes for today, YYYY-MM-DD (default: today).
+    Raises: ModelError naming the model, the reason and the way out; InputError for variables the
+        template cannot be given.
+    """
+    check_batch_tokens(batch_tokens)
+    if isinstance(model, LoadedModel):
+        return rendered_with(model, chat_template_kwargs, template_date)
+    if not isinstance(model, str | Path):
+        parts = _from_memory(model, tokenizer, blocks, batch_tokens, progress)
+        return _settled(parts, chat_template_kwargs, template_date)
+    _check_choice("dtype", str(dtype).removeprefix("torch."), DTYPES)
+    where = None if device == BALANCED else _resolve_device(str(device))
+    source, name, known_revision = _resolve_source(str(model), progress)
+    options = {"trust_remote_code": trust_remote_code, "revision": revision}
+    with torch.inference_mode(False):  # what is loaded in it could never have gradients
+        loaded = _from_pretrained(name, source, where, str(dtype).removeprefix("torch."), options)
+    own_tokenizer = _tokenizer_for(name, source, tokenizer, options, progress)
+    require_next_token_model(loaded, name)
+    parts = _with_parts(
+        loaded, own_tokenizer, blocks, name, known_revision or _commit(loaded), batch_tokens
+    )
+    parts = replace(parts, by_name=tokenizer is None)
+    return _settled(parts, chat_template_kwargs, template_date)
+
+
+def rendered_with(
+    loaded: LoadedModel, kwargs: Mapping[str, Any] | None, date: str | None
+) -> LoadedModel:
+    """The same model, its prompts rendered with these variables and this date; None: as it is."""
+    before = loaded.rendering
+    if (kwargs is None or kwargs == before.kwargs) and (date is None or date == before.date):
+        return loaded
+    chosen = before.kwargs if kwargs is None else kwargs
+    return _settled(loaded, chosen, date or before.date)
+
+
+def _settled(
+    loaded: LoadedModel, kwargs: Mapping[str, Any] | None, date: str | None
+) -> LoadedModel:
+    return replace(loaded, rendering=settle(loaded.tokenizer, kwargs, date))
+
+
+def _from_memory(
+    model: Any, tokenizer: Any, blocks: str | None, batch_tokens: int, progress: Progress
+) -> LoadedModel:
+    found = given_model(model)
+    name = str(found.config._name_or_path or type(found).__name__)
+    if tokenizer is None:
+        raise ModelError("an in-memory model needs its tokenizer; pass tokenizer=…")
+    own_tokenizer = _tokenizer_for(name, name, tokenizer, {}, progress)
+    require_next_token_model(found, name)
+    return _with_parts(found, own_tokenizer, blocks, name, _commit(found), batch_tokens)
+
+
+def _with_parts(
+    model: Any, tokenizer: Any, blocks: str | None, name: str, revision: str | None, tokens: int
+) -> LoadedModel:
+    loaded = LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        blocks=find_blocks(model, blocks),
+        unembedding=model.get_output_embeddings(),
+        name=name,
+        revision=revision,
+        examine=TriedCapabilities,
+        batch_tokens=tokens,
+    )
+    with borrowed(loaded):
+        return proved(loaded)
+
+
+def _resolve_source(model: str, progress: Progress) -> tuple[str, str, str | None]:
+    """Return (what from_pretrained loads, the name to record, the revision if known here)."""
+    if model in EMBEDDED:
+        return str(embedded_directory(model, progress)), model, EMBEDDED[model].revision
+    path = Path(model)
+    if model.endswith(".gguf"):
+        if not path.is_file():
+            raise ModelError(f"a .gguf model must be an existing file, got {model!r}")
+        directory, digest = converted_gguf(path, progress)
+        return str(directory), model, f"sha256:{digest}"
+    if not os.path.isdir(model):
+        _require_on_hub(model)
+    return model, model, None
+
+
+def _require_on_hub(name: str) -> None:
+    """Raise at once where transformers would retry an unknown or unreachable name for a minute."""
+    if os.path.exists(name):
+        raise ModelError(f"a model that is a file must be a .gguf, got {name!r}")
+    try:
+        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            HfApi().model_info(name, timeout=HUB_TIMEOUT)
+    except Exception as error:  # the hub's own errors, and those of its HTTP library
+        raise ModelError(
+            f"model must be {', '.join(EMBEDDED)}, a hub id, a local directory or a .gguf file, "
+            f"got {name!r}{did_you_mean(name, EMBEDDED)} ({first_line(error)})"
+        ) from error
+
+
+def _from_pretrained(
+    name: str, source: str, device: torch.device | None, dtype: str, options: dict[str, Any]
+) -> PreTrainedModel:
+    """Load onto one device, or, if that is None, spread over all there are."""
+    on_cpu = not torch.cuda.is_available() if device is None else device.type == "cpu"
+    resolved: Any = dtype if dtype != "auto" else ("float32" if on_cpu else "auto")
+    spread = {"device_map": BALANCED} if device is None else {}
+    base = _adapted_base(source)
+    with _loading(name, source):
+        model = _whole(name, base or source, {"dtype": resolved, **spread, **options})
+        if base is not None:
+            require_whole(name, model, model.load_adapter(source).to_dict())
+        return (model if device is None else model.to(device)).eval()
+
+
+def _whole(name: str, source: str, options: dict[str, Any]) -> PreTrainedModel:
+    """What transformers makes of a checkpoint, if that is all of a model."""
+    with load_report() as report:
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                source,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in the info then
+                **options,
+            )
+        except RuntimeError as error:
+            raise unmergeable(name, report) or error from error
+    require_whole(name, model, info)
+    return model  # type: ignore[no-any-return]
+
+
+def _adapted_base(source: str) -> str | None:
+    """What the adapter in a directory was trained on; None if it holds a model."""
+    path = Path(source) / "adapter_config.json"
+    if not path.is_file() or path.with_name("config.json").is_file():
+        return None
+    try:
+        base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        return _resolve_source(str(base), SILENT)[0]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} must name its base model, and does not; save it again") from error
+    except ModelError as error:
+        raise ModelError(
+            f"the adapter {source} needs the model it was trained on: {error}"
+        ) from error
+
+
+def _tokenizer_for(
+    name: str, source: str, given: Any, options: dict[str, Any], progress: Progress
+) -> Any:
+    """The tokenizer that was handed over, or named; a model's own if it is None."""
+    if given is not None and not isinstance(given, str | Path):
+        return given_tokenizer(given)
+    if given is not None:
+        source, name, _ = _resolve_source(str(given), progress)
+    elif not (Path(source) / "tokenizer_config.json").is_file():
+        source = _adapted_base(source) or source
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(source, **options)
+    except Exception as error:  # whatever transformers makes of files it does not understand
+        raise ModelError(why_no_tokenizer(name, Path(source), error)) from error
+
+
+@contextmanager
+def _loading(name: str, source: str) -> Iterator[None]:
+    """Turn whatever transformers raises over a checkpoint into one line that says why."""
+    try:
+        with quiet_transformers():
+            yield
+    except CalibrateError:
+        raise
+    except Exception as error:  # any kind, since the checkpoint can be wrong in any way
+        raise ModelError(why_unloadable(name, _folder_of(source), error)) from error
+
+
+def _folder_of(source: str) -> Path | None:
+    """Where the files of a model lie: its directory, or its place in the hub's cache."""
+    if os.path.isdir(source):
+        return Path(source)
+    config = try_to_load_from_cache(source, "config.json")
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def _resolve_device(device: str) -> torch.device:
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(1, device=resolved).cpu()  # also rules out meta, which holds no numbers
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ModelError(
+            f"device must be auto, cpu, cuda, mps or {BALANCED}, and present, got {device!r} "
+            f"({first_line(error)})"
+        ) from error
+    return resolved
+
+
+def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ModelError(f"{what} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _commit(model: Any) -> str | None:
+    return getattr(model.config, "_commit_hash", None)

@@ -1,0 +1,93 @@
+"""Make a judge that is asked a yes/no question about each reply, by its name.
+
+    question           the steered model itself, unsteered
+    question:MODEL     another model, as `load_model` takes it; a .gguf file and the default
+                       teacher run in llama.cpp if it is installed, all others in transformers
+    openai:MODEL       a model on a server that speaks the OpenAI interface
+
+Answers are kept in the user cache, except those of the steered model itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from calibrate.common.errors import InputError, ModelError
+from calibrate.common.progress import SILENT, Progress
+from calibrate.common.settings import Settings
+from calibrate.engine.loading import load_model
+from calibrate.models.cache import is_settled, model_digest
+from calibrate.models.embedded import embedded_gguf
+from calibrate.models.llama_cpp import is_installed
+from calibrate.models.model import LoadedModel
+from probes.address import check_address
+from probes.asking import QUESTION, Asked, check_question
+from probes.gguf_question import GgufQuestion
+from probes.judges import Judge
+from probes.openai_question import OpenAIQuestion
+from probes.question import Question
+from probes.verdicts import Remembered
+
+ASKED = ("question", "openai")
+TEACHER = "qwen2.5-1.5b"  # an embedded model that judges, and is quickest as it comes
+
+
+def is_asked(name: str) -> bool:
+    """Whether a name is that of a judge who is asked, other than the steered model itself."""
+    kind, _, model = name.partition(":")
+    return kind in ASKED and bool(model)
+
+
+def check_asked(names: Sequence[str], settings: Settings) -> None:
+    """Refuse at once what a judge that is asked would stumble over.
+
+    Raises: InputError.
+    """
+    if settings.judge_question is not None:
+        check_question(settings.judge_question)
+    for name in names:
+        kind, _, model = name.partition(":")
+        if kind == "openai":
+            if not model:
+                raise InputError(
+                    "a judge openai must name a model of the server, as in openai:gpt-4o, "
+                    f"got {name!r}"
+                )
+            check_address(settings.judge_url)
+        elif kind == "question" and model.endswith(".gguf"):
+            _require_file(model)
+
+
+def asked_judge(
+    name: str,
+    load: Callable[[], LoadedModel],
+    settings: Settings,
+    progress: Progress = SILENT,
+) -> Judge:
+    """Return the judge `question[:MODEL]` or `openai:MODEL` names.
+
+    load: gives the steered model.
+    Raises: InputError as `check_asked` does; ModelError if a model cannot be loaded.
+    """
+    check_asked([name], settings)
+    kind, _, model = name.partition(":")
+    question = settings.judge_question or QUESTION
+    if not model:
+        return Question(load(), question)
+    if kind == "openai":
+        address = check_address(settings.judge_url)
+        return Remembered(OpenAIQuestion(model, address, question), progress)
+    if is_installed() and (model == TEACHER or model.endswith(".gguf")):
+        gguf = embedded_gguf(model, progress) if model == TEACHER else Path(model)
+        return Remembered(GgufQuestion(gguf, question, progress=progress), progress)
+    other = load_model(model, progress=progress)
+    if not is_settled(other):
+        return Question(other, question)
+    judge: Asked = Question(other, question, identity=f"transformers {model_digest(other)}")
+    return Remembered(judge, progress)
+
+
+def _require_file(model: str) -> None:
+    if not Path(model).is_file():
+        raise ModelError(f"a .gguf model must be an existing file, got {model!r}")

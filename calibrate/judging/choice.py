@@ -1,0 +1,129 @@
+"""Which judges read, chosen before anything is measured."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from calibrate.common.errors import CalibrateWarning, InputError, ModelError
+from calibrate.common.progress import SILENT, Progress
+from calibrate.common.settings import Settings
+from calibrate.judging.asked import ASKED, TEACHER, check_asked
+from calibrate.judging.graded_replies import is_built_in
+from calibrate.models.embedded import encoder_directory, is_at_hand
+from calibrate.models.llama_cpp import is_installed
+from calibrate.texts.concept import Concept
+from probes.judges import NAMED, Judge, judge_function
+from probes.probe import Source
+
+JudgeChoice = str | Judge | Callable[[Sequence[str], str], Any]
+
+AUTO, NOBODY = "auto", "none"
+SECOND = "embedding"  # who reads the final replies besides, unless it is the judge
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a probe will learn from (`probes.probe.Learned`).
+
+    teacher: the name of the judge who grades own replies and reads the final ones; None for nobody.
+    """
+
+    source: Source
+    teacher: str | None = None
+
+
+def judge_name(judge: JudgeChoice) -> str:
+    """The name a judge goes by in the artefact."""
+    if isinstance(judge, str):
+        return "probe" if judge == AUTO else judge
+    named = judge if hasattr(judge, "__qualname__") else type(judge)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def check_judges(judge: JudgeChoice, audit: JudgeChoice | None, settings: Settings) -> None:
+    """Refuse at once a judge that does not exist, or an auditor who is the judge.
+
+    Raises: InputError.
+    """
+    for choice in (judge, None if audit == NOBODY else audit):
+        is_named = choice == AUTO or str(choice).partition(":")[0] in set(NAMED) - {AUTO}
+        if isinstance(choice, str) and not is_named:
+            judge_function(choice)
+    check_asked([one for one in (judge, audit) if isinstance(one, str)], settings)
+    if audit is not None and audit != AUTO and judge_name(audit) == judge_name(judge):
+        raise InputError(f"the auditor must be another than the judge, got {judge_name(audit)!r}")
+
+
+def choose_lesson(
+    concept: Concept, judge: JudgeChoice, teacher: str | None = None, fetch: bool = False
+) -> Lesson | None:
+    """Return what the probe will learn from, or None if no probe is the judge.
+
+    teacher: an embedded model, a hub id, a .gguf file, openai:MODEL, or "none"; if None, TEACHER
+        for concepts that are not built in, where it is at hand or may be fetched. Replies that
+        readers graded come with the others, and serve where no teacher is named.
+    fetch: whether TEACHER may be fetched.
+
+    Raises: InputError if it may be fetched, and could not be run.
+    Warns with CalibrateWarning where the probe has to learn from written texts alone.
+    """
+    if judge != AUTO:
+        return None
+    if teacher in (None, NOBODY) and is_built_in(concept):
+        return Lesson("graded")
+    if fetch and teacher is None and not is_installed():
+        raise InputError(
+            "--fetch-teacher needs llama.cpp to run the teacher: pip install "
+            "'steering-calibrate[llama-cpp]'"
+        )
+    if teacher is None and is_installed() and (fetch or is_at_hand(TEACHER)):
+        teacher = TEACHER
+    if teacher not in (None, NOBODY):
+        return Lesson("taught", teacher if _is_at_address(teacher) else f"question:{teacher}")
+    warnings.warn(
+        f"nobody has graded replies for {concept.name!r}, so the probe learns from its written "
+        "texts alone, and its level is a guess; fetch a teacher with --fetch-teacher (1.1 GB), "
+        "name one with --teacher, or grade some yourself afterwards with: calibrate grade",
+        CalibrateWarning,
+        stacklevel=2,
+    )
+    return Lesson("written")
+
+
+def wants_fetching(judge: JudgeChoice, teacher: str | None, concept: Concept | None) -> bool:
+    """Whether TEACHER would be of use, and is not at hand.
+
+    concept: None for one whose texts are not written yet.
+    """
+    of_use = judge == AUTO and teacher is None and (concept is None or not is_built_in(concept))
+    return of_use and is_installed() and not is_at_hand(TEACHER)
+
+
+def choose_audit(
+    judge: JudgeChoice, audit: JudgeChoice | None, progress: Progress = SILENT
+) -> JudgeChoice | None:
+    """Return who audits: whom `audit` names, SECOND for "auto", nobody for "none" and None.
+
+    Warns with CalibrateWarning where SECOND is wanted and its encoder cannot be had.
+    """
+    if audit != AUTO:
+        return None if audit == NOBODY else audit
+    if judge_name(judge) == SECOND:
+        return None
+    try:
+        encoder_directory(progress)
+    except ModelError as error:
+        warnings.warn(
+            f"no second judge reads the final replies, since its encoder cannot be had: {error}",
+            CalibrateWarning,
+            stacklevel=2,
+        )
+        return None
+    return SECOND
+
+
+def _is_at_address(teacher: str | None) -> bool:
+    return teacher is not None and teacher.partition(":")[0] in ASKED

@@ -1,0 +1,270 @@
+"""Appoint the judges: who reads presence in the study, who reads the final replies, who audits.
+
+By default a probe reads the replies of the study. It learns from the first of these there is:
+
+    graded    the graded replies that come with every built-in concept
+    taught    the model's own replies, graded by a teacher, which also reads the final replies
+    written   the concept's texts of either label; the level of presence is then a guess
+
+A second judge also reads the final replies. By default it is a sentence encoder that learned from
+the concept's written texts: no "graded" probe has seen them, a "written" one learned from the same.
+Where it cannot tell the concept in replies that readers graded, nobody audits.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+import probes
+from calibrate.common.errors import CalibrateWarning, Infeasible, InputError
+from calibrate.common.progress import SILENT, Progress
+from calibrate.common.settings import Settings
+from calibrate.judging.asked import ASKED, TEACHER, asked_judge
+from calibrate.judging.choice import SECOND, JudgeChoice, Lesson, judge_name
+from calibrate.judging.graded_replies import graded_replies, teacher_scale, written_scale
+from calibrate.judging.teaching import Material, replies_request, taught_texts
+from calibrate.models.cache import Form, recalled
+from calibrate.models.embedded import is_at_hand
+from calibrate.models.model import LoadedModel
+from calibrate.texts.concept import Texts, built_in_concepts, read_concept
+from probes import Example, Probe, Reader, fit_written_probe, learn_probe
+from probes.classifier import fit_embedding
+from probes.graded import graded_lines
+from probes.judges import NAMED, FunctionJudge, Judge, ScaledJudge, judge_function
+from probes.probe import FACTS_FILE
+from probes.quality import area_under_curve
+
+LEAST_AUC = 0.7  # below this a probe cannot tell the concept
+MOST_P_VALUE = 0.01  # above this, it may have told the written texts apart by chance
+
+PROBE = Form[Probe]("probe", Probe.files, FACTS_FILE, probes.load)
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """Who reads what.
+
+    reader: the many replies of the study. final: the last replies, of which presence is reported;
+    the reader again, or the teacher. auditor: those too, or nobody. probe: if one is the reader.
+    """
+
+    reader: Reader
+    final: Reader
+    auditor: Reader | None
+    probe: Probe | None
+
+    @property
+    def names(self) -> list[str]:
+        """Who reads the final replies."""
+        return [one.name for one in (self.final, self.auditor) if one is not None]
+
+
+def appoint(
+    loaded: LoadedModel,
+    material: Material,
+    judge: JudgeChoice,
+    audit: JudgeChoice | None,
+    lesson: Lesson | None,
+    settings: Settings,
+    progress: Progress = SILENT,
+) -> Panel:
+    """Make the judge, the reader of the final replies, and the auditor.
+
+    Raises: InputError for a judge that cannot be made, or reads all texts alike; Infeasible if the
+        probe cannot tell the concept.
+    """
+    probe = final = None
+    if lesson is not None:
+        teacher = _teacher(loaded, material.concept, lesson, settings, progress)
+        probe = train_probe(loaded, material, lesson, teacher, settings)
+        reader = Reader(probe.on(loaded), material.concept, "probe")
+        final = teacher
+    else:
+        reader = _reader(loaded, judge, material, settings, progress)
+    auditor = None if audit is None else _reader(loaded, audit, material, settings, progress)
+    for one in (reader, auditor):
+        if one is not None:
+            _require_distinctions(one, material)
+    if auditor is not None and audit == SECOND and lesson == Lesson("graded"):
+        auditor = _if_skilled(auditor)
+    return Panel(reader, final or reader, auditor, probe)
+
+
+def _if_skilled(auditor: Reader) -> Reader | None:
+    """The second judge, if it ranks replies as readers do; none is better than one that guesses."""
+    texts = [one for one in graded_replies(auditor.concept) if one.grade is not None]
+    yes = np.array([one.says_yes for one in texts], dtype=float)
+    said = auditor.read([one.text for one in texts])
+    auc = area_under_curve(said, yes, np.ones(len(yes)))
+    if auc >= LEAST_AUC:
+        return auditor
+    warnings.warn(
+        f"no second judge reads the final replies: {auditor.name} cannot tell {auditor.concept!r} "
+        f"in replies that readers graded (AUC {auc:.2f}, {LEAST_AUC} is needed); name another with "
+        "--audit",
+        CalibrateWarning,
+        stacklevel=2,
+    )
+    return None
+
+
+def _require_distinctions(reader: Reader, material: Material) -> None:
+    """Refuse a judge to whom held-out texts and unsteered replies are all the same."""
+    texts, said = material.splits["held_out"], material.replies.completions["search"]
+    written = [text.text for text in (*texts.positives, *texts.negatives)]
+    reader.require_distinctions(written, [completion.text for completion in said])
+
+
+def _teacher(
+    loaded: LoadedModel, concept: str, lesson: Lesson, settings: Settings, progress: Progress
+) -> Reader | None:
+    if lesson.teacher is None:
+        return None
+    judge = _asked(lesson.teacher, lambda: loaded, settings, progress)
+    return Reader(judge, concept, lesson.teacher)
+
+
+def _asked(
+    name: str, load: Callable[[], LoadedModel], settings: Settings, progress: Progress
+) -> Judge:
+    """A judge that is asked, on the scale of readers where it was held against them."""
+    judge = asked_judge(name, load, settings, progress)
+    held = name == f"question:{TEACHER}" and settings.judge_question is None
+    return ScaledJudge(judge, teacher_scale()) if held else judge
+
+
+def train_probe(
+    loaded: LoadedModel,
+    material: Material,
+    lesson: Lesson,
+    teacher: Reader | None,
+    settings: Settings,
+) -> Probe:
+    """Fit the concept's probe, and keep it for the next time.
+
+    Raises: Infeasible if it cannot tell the concept.
+    """
+    concept = material.concept
+    if lesson.source == "written":
+        request = [asdict(lesson), *replies_request(material, settings)]
+        probe = recalled(loaded, PROBE, request, lambda: _written_probe(loaded, material, settings))
+    else:
+        if teacher is None:
+            texts = graded_replies(concept)
+        else:
+            texts = taught_texts(loaded, material, teacher, settings)
+        request = [asdict(lesson), concept, graded_lines(texts)]
+        probe = recalled(
+            loaded,
+            PROBE,
+            request,
+            lambda: learn_probe(concept, texts, loaded, teacher=lesson.teacher),
+        )
+    _require_skill(probe)
+    return probe
+
+
+def _require_skill(probe: Probe) -> None:
+    learned = probe.learned
+    by_chance = learned.p_value is not None and learned.p_value > MOST_P_VALUE
+    if learned.quality.auc.value >= LEAST_AUC and not by_chance:
+        return
+    chance = "" if learned.p_value is None else f" (p = {learned.p_value:.2g})"
+    raise Infeasible(
+        [
+            f"the probe cannot tell {probe.concept!r} apart: its AUC is "
+            f"{learned.quality.auc.value:.2f}{chance}; at least {LEAST_AUC} is needed"
+            + (f", with p below {MOST_P_VALUE}" if chance else "")
+        ],
+        ["give more texts, or negatives that match the positives in everything else"],
+    )
+
+
+def _written_probe(loaded: LoadedModel, material: Material, settings: Settings) -> Probe:
+    own = [one.text for one in material.replies.first_replies("probe") if one.text]
+    return fit_written_probe(
+        material.concept,
+        written_examples(material.splits["probe"]),
+        written_examples(material.splits["held_out"]),
+        own,
+        loaded,
+        written_scale(),
+    )
+
+
+def judge_again(
+    loaded: LoadedModel, name: str, concept: str, sha256: str, settings: Settings
+) -> Judge:
+    """The judge of a finished calibration, made from its name.
+
+    concept, sha256: its name, and the hash of its texts.
+    Raises: InputError for a judge of which no more than the name is kept.
+    """
+    kind, _, _ = name.partition(":")
+    if name == f"question:{TEACHER}" and not is_at_hand(TEACHER):
+        raise InputError(f"judge {name!r} is not at hand")
+    if kind in ASKED:
+        return _asked(name, lambda: loaded, settings, SILENT)
+    if kind in NAMED:
+        if concept in built_in_concepts() and read_concept(concept).data_sha256 == sha256:
+            return judge_from_texts(name, read_concept(concept).split()["probe"])
+        raise InputError(f"judge {name!r} was fitted on texts that are not kept")
+    found = judge_function(name)
+    if isinstance(found.function, type):
+        raise InputError(
+            f"judge {name!r} was an object in memory, of which the class is known only"
+        )
+    return found
+
+
+def _reader(
+    loaded: LoadedModel,
+    choice: JudgeChoice,
+    material: Material,
+    settings: Settings,
+    progress: Progress,
+) -> Reader:
+    judge = judge_without_texts(choice, lambda: loaded, settings, progress)
+    if judge is None:
+        judge = judge_from_texts(str(choice), material.splits["probe"])
+    return Reader(judge, material.concept, judge_name(choice))
+
+
+def judge_without_texts(
+    choice: JudgeChoice,
+    load: Callable[[], LoadedModel],
+    settings: Settings,
+    progress: Progress = SILENT,
+) -> Judge | None:
+    """Return a judge that needs to see no texts of the concept; None for those that do.
+
+    load: gives the model that is calibrated, to judges who read with it.
+    Raises: InputError for a function that does not exist; ModelError for such a model.
+    """
+    if not isinstance(choice, str):
+        return choice if hasattr(choice, "score") else FunctionJudge(choice)
+    kind, _, _ = choice.partition(":")
+    if kind not in NAMED:
+        return judge_function(choice)
+    if kind in ASKED:
+        return _asked(choice, load, settings, progress)
+    return None
+
+
+def judge_from_texts(choice: str, texts: Texts) -> Judge:
+    """Return a judge of the text alone, fitted on texts of the concept."""
+    _, _, model = choice.partition(":")
+    return fit_embedding(written_examples(texts), model or None)
+
+
+def written_examples(texts: Texts) -> list[Example]:
+    """Texts of a concept as examples for a probe."""
+    return [
+        Example(text.text, positive, text.group or text.text, text.prompt is None)
+        for positive, group in ((True, texts.positives), (False, texts.negatives))
+        for text in group
+    ]

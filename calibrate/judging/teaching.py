@@ -1,0 +1,237 @@
+"""Have a teacher grade a model's own replies, for a probe to learn from.
+
+Some replies are plain, some steered, from weakly to far too much. Others are made to express the
+concept or its opposite: after written texts of that label (*primed*), or when asked for it in plain
+words (*asked*). A few written texts are added.
+
+A teacher takes half a second a reply. So it grades FIRST replies, then MORE at a time, half of them
+by chance and half where the probe is least sure, until the probe's mean is known to be within
+LEVEL_ERROR of its own. Its grades are kept for the next calibration on the same model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibrate.common.settings import Settings
+from calibrate.engine.generation import Request, sample_all
+from calibrate.engine.vector import SteeringVector
+from calibrate.models.cache import Form, recalled
+from calibrate.models.model import LoadedModel
+from calibrate.models.prompts import encode_prompt, encode_text
+from calibrate.models.tokens import Prompt
+from calibrate.texts.concept import Text, Texts
+from calibrate.texts.replies import UnsteeredReplies
+from probes import GradedText, Reader
+from probes.graded import graded_lines, read_graded_lines
+from probes.judges import ScaledJudge
+from probes.student import Student, fit_student, probe_layers, read_features
+from probes.verdicts import Remembered
+
+SHOTS = 2  # written texts shown before a primed reply
+PURPOSE_PROMPTS = 12  # prompts answered once for each label and way of asking
+OPENER = "Say something."  # stands before a written text that replies to nothing
+STEERED = (-0.1, 0.05, 0.1, 0.2, 0.3)  # ‖αv‖ / ‖h‖; a budget of 0.1 nat allows about 0.1
+STEERED_PROMPTS = 24  # replied to at each of them
+OVERSTEERED = 1.0  # ‖αv‖ / ‖h‖ at which little is left of a reply
+OVERSTEERED_PROMPTS = 8  # replied to with either sign
+POOL = 240  # replies of all these kinds, about
+WRITTEN = 16  # written texts of each label
+
+FIRST, MORE, MOST = 96, 48, 240  # replies graded at first, in each further round, and in all
+LEVEL_ERROR = 0.05  # how far the probe's mean may be off the teacher's, at most
+BOUND = 1.645  # standard errors of a one-sided bound of 95 %
+
+GRADED_FILE = "graded.jsonl"
+TAUGHT = Form[tuple[GradedText, ...]](
+    "taught",
+    lambda texts: {GRADED_FILE: graded_lines(texts).encode()},
+    GRADED_FILE,
+    lambda folder: read_graded_lines(Path(folder) / GRADED_FILE),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What judges are made from.
+
+    splits: the concept's texts; `probe` trains, `held_out` tests, `vector` is not touched.
+    replies: those to its "probe" prompts are what a probe learns to read.
+    vector: with which text is steered for it.
+    """
+
+    concept: str
+    splits: Mapping[str, Texts]
+    replies: UnsteeredReplies
+    vector: SteeringVector
+
+
+def taught_texts(
+    loaded: LoadedModel, material: Material, teacher: Reader, settings: Settings
+) -> tuple[GradedText, ...]:
+    """Return own replies of the model with the teacher's probabilities, and keep them."""
+
+    def graded() -> tuple[GradedText, ...]:
+        pool = own_replies(loaded, material, settings)
+        return tuple(_lessons(loaded, pool, teacher, settings.seed))
+
+    request = [_who(teacher), *replies_request(material, settings)]
+    return recalled(loaded, TAUGHT, request, graded)
+
+
+def _who(teacher: Reader) -> list[Any]:
+    """All that a teacher's answers depend on, as far as it is known."""
+    judge: object = teacher.judge
+    scale = asdict(judge.scale) if isinstance(judge, ScaledJudge) else None
+    judge = judge.judge if isinstance(judge, ScaledJudge) else judge
+    judge = judge.judge if isinstance(judge, Remembered) else judge
+    return [teacher.name, *(getattr(judge, fact, "") for fact in ("identity", "question")), scale]
+
+
+def replies_request(material: Material, settings: Settings) -> list[Any]:
+    """Everything beside the model that its own replies, and what is made of them, depend on."""
+    return [
+        material.concept,
+        {name: asdict(texts) for name, texts in material.splits.items()},
+        [prompt.ids for prompt in material.replies.prompts["probe"]],
+        [reply.sequence.ids for reply in material.replies.first_replies("probe")],
+        hashlib.sha256(material.vector.values.numpy().tobytes()).hexdigest(),
+        material.vector.residual_norm,
+        settings.seed,
+        asdict(settings.sampling),
+    ]
+
+
+def own_replies(
+    loaded: LoadedModel, material: Material, settings: Settings
+) -> tuple[GradedText, ...]:
+    """Replies of every condition, without grades; empty ones and copies are left out."""
+    wanted = dict(_wanted(loaded, material, settings))
+    drawn = sample_all(loaded, list(wanted.values()), settings.sampling, settings.seed)
+    plain = material.replies.first_replies("probe")
+    replies = {"plain": plain, **dict(zip(wanted, drawn, strict=True))}
+    found = [
+        GradedText(one.text, group=one.prompt, condition=condition)
+        for condition, completions in replies.items()
+        for one in completions
+        if one.text.strip()
+    ]
+    first: dict[str, GradedText] = {}
+    for one in (*found, *_written(material)):
+        first.setdefault(one.text, one)
+    return tuple(first.values())
+
+
+def _written(material: Material) -> Iterator[GradedText]:
+    """Some written texts of either label, since a model may hardly ever express the concept."""
+    texts = material.splits["probe"]
+    for label, side in (("+", texts.positives), ("-", texts.negatives)):
+        for text in side[:WRITTEN]:
+            yield GradedText(text.text, group=text.group or text.text, condition=f"written {label}")
+
+
+def _wanted(
+    loaded: LoadedModel, material: Material, settings: Settings
+) -> Iterator[tuple[str, Request]]:
+    """What is sampled for each condition."""
+    prompts, vector = material.replies.prompts["probe"], material.vector
+    for share in STEERED:
+        push = vector.push(share / vector.relative(1.0))
+        yield f"steered {share:+g}", Request(prompts[:STEERED_PROMPTS], push=push)
+    for positive, label in ((True, "+"), (False, "-")):
+        asked = asked_prompts(loaded, prompts[:PURPOSE_PROMPTS], material.concept, positive)
+        yield f"asked {label}", Request(asked)
+        yield f"primed {label}", Request(_primed(loaded, material, positive, settings))
+        sign = 1 if positive else -1
+        yield f"broken {label}", oversteered(vector, sign, prompts[:OVERSTEERED_PROMPTS])
+
+
+def asked_prompts(
+    loaded: LoadedModel, prompts: Sequence[Prompt], concept: str, positive: bool
+) -> list[Prompt]:
+    """The prompts again, after a request in plain words to express the concept, or its opposite."""
+    wanted = concept if positive else f"the opposite of {concept}"
+    system = f"Whatever you are asked, let your answer clearly express this: {wanted}."
+    return [encode_prompt(loaded, prompt.text, system=system) for prompt in prompts]
+
+
+def oversteered(vector: SteeringVector, sign: int, prompts: Sequence[Prompt]) -> Request:
+    """Replies of which little is left, since the vector drowns the residual stream."""
+    return Request(prompts, push=vector.push(sign * OVERSTEERED / vector.relative(1.0)))
+
+
+def _primed(
+    loaded: LoadedModel, material: Material, positive: bool, settings: Settings
+) -> list[Prompt]:
+    """Prompts after SHOTS written texts of one label; none where there are too few texts."""
+    rng, texts = random.Random(settings.seed), material.splits["probe"]
+    shown = _as_turns(loaded, texts.positives if positive else texts.negatives)
+    prompts = material.replies.prompts["probe"][:PURPOSE_PROMPTS]
+    if len(shown) < SHOTS:
+        return []
+    return [
+        encode_prompt(loaded, prompt.text, history=rng.sample(shown, SHOTS)) for prompt in prompts
+    ]
+
+
+def _as_turns(loaded: LoadedModel, texts: Sequence[Text]) -> list[tuple[str, str]]:
+    """Replies as they are; where there are too few, every text after a neutral opener.
+
+    Texts so long that SHOTS of them and a prompt would not fit the context are left out.
+    """
+    longest = loaded.context_length // (2 * SHOTS)
+    texts = [text for text in texts if len(encode_text(loaded, text.text).ids) <= longest]
+    replies = [(text.prompt, text.text) for text in texts if text.prompt]
+    if len(replies) >= 2 * SHOTS:
+        return replies
+    return [(text.prompt or OPENER, text.text) for text in texts]
+
+
+def _lessons(
+    loaded: LoadedModel, pool: Sequence[GradedText], teacher: Reader, seed: int
+) -> list[GradedText]:
+    """Grade FIRST replies of the pool, and rounds of MORE until the probe's level is known."""
+    features, layers = read_features(loaded, pool), probe_layers(loaded.num_layers)
+    order = list(range(len(pool)))
+    random.Random(seed).shuffle(order)
+    graded: dict[int, GradedText] = {}
+    chance: list[int] = []  # rows that were chosen by chance, so that they tell the level
+
+    def grade(rows: Sequence[int]) -> Student:
+        said = teacher.read([pool[row].text for row in rows])
+        graded.update(
+            {row: replace(pool[row], taught=float(p)) for row, p in zip(rows, said, strict=True)}
+        )
+        return fit_student(list(graded.values()), features[:, list(graded)], layers)
+
+    chance += order[:FIRST]
+    student = grade(chance)
+    while len(graded) < min(MOST, len(pool)):
+        if _level_error(student, graded, chance) <= LEVEL_ERROR:
+            break
+        rest = [row for row in order if row not in graded]
+        drawn = rest[: MORE // 2]
+        unsure = sorted(rest[MORE // 2 :], key=lambda row: abs(_score(student, features, row)))
+        chance += drawn
+        student = grade([*drawn, *unsure[: MORE - len(drawn)]])
+    return list(graded.values())
+
+
+def _level_error(
+    student: Student, graded: Mapping[int, GradedText], chance: Sequence[int]
+) -> float:
+    """Bound on how far the mean of the probe, out of fold, is off the teacher's."""
+    of_row = dict(zip(graded, student.yes(student.scores), strict=True))
+    gaps = np.array([of_row[row] - graded[row].taught for row in chance])
+    return float(abs(gaps.mean()) + BOUND * gaps.std(ddof=1) / np.sqrt(len(gaps)))
+
+
+def _score(student: Student, features: np.ndarray, row: int) -> float:
+    return float(np.sum(student.weights * features[:, row]) + student.bias)

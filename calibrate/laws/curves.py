@@ -1,0 +1,245 @@
+"""What steering after one block does, at strengths from within the budget to far beyond it.
+
+Strengths are shares of α_B, of both signs. The laws are fitted near 0, as in a calibration, and
+judged against every other strength here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+from calibrate.common.record import IntervalSection, Section
+from calibrate.common.settings import Settings
+from calibrate.engine.cross_entropy import Steered, measure_steered
+from calibrate.engine.unsteered import UnsteeredRun
+from calibrate.engine.vector import SteeringVector
+from calibrate.laws.formulas import CrossEntropyLaw, MassLaw, judge_mass, judge_rise
+from calibrate.laws.log_odds import LogOdds, measure_log_odds, sampled_contexts
+from calibrate.laws.pilot import Pilot, fit_pilot
+from calibrate.laws.records import GoodnessSection
+from calibrate.laws.tokens import TokenLaw, judge_peaks, judge_shapes
+from calibrate.models.hooks import Positions
+from calibrate.models.model import LoadedModel
+
+SHARES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)  # of α_B, of either sign
+WITHIN, BEYOND = 1.0, 3.0  # shares up to which the laws are judged
+LIKELY = 200  # tokens of each context whose curves are judged
+SHOWN = 8  # tokens of the shown context whose curves are kept
+CONTEXT_TOKENS = 24  # of the shown context, kept to be read
+
+
+class TokenCurve(Section):
+    """One token's probability in one context, measured and by the law, at every strength."""
+
+    token: str
+    log_odds: float
+    probability: list[float]
+    predicted: list[float]
+    peak: float
+    peak_predicted: float
+
+
+class BlockCurves(Section):
+    """Everything measured at one block, against strengths in ascending order.
+
+    delta_ce: nats per token; concept_mass: probability of the concept's tokens. Their errors are
+    standard deviations over resampled concept texts, where those were asked for, and for ΔCE
+    otherwise the standard error over sequences. law_*: what the laws say. goodness: by law, up
+    to α_B of either sign; goodness_beyond: up to BEYOND times as far, where the laws extrapolate.
+    context: the end of the text before the tokens shown; of the contexts sampled, the one in which
+    probabilities move most.
+    """
+
+    layer: int
+    relative_unit: float
+    strengths: list[float]
+    strength_at_budget: dict[str, IntervalSection]
+    plateaus: dict[str, float]
+    delta_ce: list[float]
+    delta_ce_error: list[float]
+    law_delta_ce: list[float]
+    quadratic: list[float]
+    concept_mass: list[float]
+    concept_mass_error: list[float] | None
+    law_concept_mass: list[float]
+    context: str
+    tokens: list[TokenCurve]
+    goodness: dict[str, GoodnessSection]
+    goodness_beyond: dict[str, GoodnessSection]
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """What every block is measured with."""
+
+    loaded: LoadedModel
+    run: UnsteeredRun
+    concept_tokens: tuple[int, ...]
+    settings: Settings
+    positions: Positions = "all"
+
+    def log_odds(self, vector: SteeringVector) -> LogOdds:
+        """The log-odds of one vector."""
+        return measure_log_odds(self.loaded, self.run, vector, self.concept_tokens, self.positions)
+
+    def pilot(self, vector: SteeringVector, odds: LogOdds, sign: int) -> Pilot:
+        """The pilot of one vector, in one direction."""
+        settings = replace(self.settings, goal="increase" if sign > 0 else "decrease")
+        return fit_pilot(
+            self.loaded, self.run, vector, odds, self.concept_tokens, settings, self.positions
+        )
+
+    def steered(
+        self, vector: SteeringVector, strength: float, watched: Sequence[int] = ()
+    ) -> Steered:
+        """What one strength does."""
+        return measure_steered(
+            self.loaded,
+            self.run,
+            vector.values,
+            vector.layer,
+            strength,
+            self.positions,
+            self.concept_tokens,
+            watched,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Watched:
+    """Probabilities of each watched context's likeliest tokens, measured at every strength.
+
+    ids: (n_contexts, LIKELY), token ids. probabilities: (n_contexts, LIKELY, n_strengths).
+    peaks, predicted: (n_contexts, LIKELY), where each token peaks, on the grid and by the law.
+    """
+
+    ids: np.ndarray
+    probabilities: np.ndarray
+    peaks: np.ndarray
+    predicted: np.ndarray
+
+
+def block_curves(
+    bench: Bench, vector: SteeringVector, resamples: Sequence[SteeringVector] = ()
+) -> BlockCurves:
+    """Measure the curves after one block, and judge the laws.
+
+    resamples: vectors of the same block made from resampled texts, for error bars.
+    Raises: Infeasible if no strength of either sign spends the budget.
+    """
+    odds = bench.log_odds(vector)
+    pilots = {sign: bench.pilot(vector, odds, sign) for sign in (1, -1)}
+    unit = abs(pilots[1].strength_at_budget.value)
+    strengths = unit * np.array([*(-share for share in reversed(SHARES)), 0.0, *SHARES])
+    contexts = sampled_contexts(bench.run)
+    measured = [bench.steered(vector, float(strength), contexts) for strength in strengths]
+    rises = np.array([one.rise.value for one in measured])
+    masses = np.array([one.mass.value for one in measured])
+    law_rises = _predicted({sign: pilot.law for sign, pilot in pilots.items()}, strengths)
+    law_masses = _predicted({sign: pilot.mass_law for sign, pilot in pilots.items()}, strengths)
+    again = [
+        [bench.steered(other, float(strength)) for strength in strengths] for other in resamples
+    ]
+    tokens = pilots[1].tokens
+    watched = _watch(tokens, strengths, np.stack([one.watched for one in measured]))
+    shown = int(np.argmax(np.ptp(watched.probabilities, axis=2).sum(axis=1)))
+
+    def judged(share: float) -> dict[str, GoodnessSection]:
+        near = np.abs(strengths) <= share * unit * (1 + 1e-9)
+        rest = near & (strengths != 0)
+        flat = watched.probabilities.reshape(-1, len(strengths))[:, near]
+        found = {
+            "cross_entropy": judge_rise(strengths[rest], law_rises[rest], rises[rest]),
+            "concept": judge_mass(strengths[rest], law_masses[rest], masses[rest]),
+            "bumps": judge_shapes(flat),
+            "peaks": judge_peaks(watched.peaks, watched.predicted, share * unit * (1 + 1e-9)),
+        }
+        return {name: GoodnessSection.of(goodness) for name, goodness in found.items()}
+
+    return BlockCurves(
+        layer=vector.layer,
+        relative_unit=vector.relative(1.0),
+        strengths=strengths.tolist(),
+        strength_at_budget={
+            _name(sign): IntervalSection(**asdict(pilot.strength_at_budget))
+            for sign, pilot in pilots.items()
+        },
+        plateaus={_name(sign): pilot.law.plateau for sign, pilot in pilots.items()},
+        delta_ce=rises.tolist(),
+        delta_ce_error=(
+            _spread([[one.rise.value for one in curve] for curve in again])
+            or [one.rise.standard_error for one in measured]
+        ),
+        law_delta_ce=law_rises.tolist(),
+        quadratic=(0.5 * pilots[1].law.curvature * strengths**2).tolist(),
+        concept_mass=masses.tolist(),
+        concept_mass_error=_spread([[one.mass.value for one in curve] for curve in again]),
+        law_concept_mass=law_masses.tolist(),
+        context=_before(bench, contexts[shown]),
+        tokens=_token_curves(bench, tokens, strengths, watched, shown),
+        goodness=judged(WITHIN),
+        goodness_beyond=judged(BEYOND),
+    )
+
+
+def _name(sign: int) -> str:
+    return "positive" if sign > 0 else "negative"
+
+
+def _spread(curves: Sequence[Sequence[float]]) -> list[float] | None:
+    """Standard deviation at each strength over resamples, None without any."""
+    return np.std(np.array(curves), axis=0, ddof=1).tolist() if len(curves) > 1 else None
+
+
+def _predicted(laws: Mapping[int, CrossEntropyLaw | MassLaw], strengths: np.ndarray) -> np.ndarray:
+    """What the laws of the two signs say."""
+    positive, negative = (np.asarray(laws[sign].predict(strengths)) for sign in (1, -1))
+    return np.where(strengths >= 0, positive, negative)
+
+
+def _watch(law: TokenLaw, strengths: np.ndarray, measured: np.ndarray) -> _Watched:
+    """measured: (n_strengths, n_contexts, vocabulary)."""
+    ids = np.argsort(-law.log_p, axis=1)[:, :LIKELY]
+    curves = np.take_along_axis(measured, ids[None], axis=2).transpose(1, 2, 0)
+    predicted = law.peaks(float(strengths[-1]))
+    return _Watched(
+        ids=ids,
+        probabilities=curves,
+        peaks=strengths[curves.argmax(axis=2)],
+        predicted=np.take_along_axis(predicted, ids, axis=1),
+    )
+
+
+def _token_curves(
+    bench: Bench, law: TokenLaw, strengths: np.ndarray, watched: _Watched, context: int
+) -> list[TokenCurve]:
+    """The tokens that move most in one context."""
+    picked = np.argsort(-np.ptp(watched.probabilities[context], axis=1))[:SHOWN]
+    predicted = np.stack([law.predict(float(strength))[context] for strength in strengths])
+    within = np.clip(watched.predicted[context], strengths[0], strengths[-1])
+    return [
+        TokenCurve(
+            token=bench.loaded.tokenizer.decode([int(watched.ids[context, row])]),
+            log_odds=float(law.log_odds[context, watched.ids[context, row]]),
+            probability=watched.probabilities[context, row].tolist(),
+            predicted=predicted[:, watched.ids[context, row]].tolist(),
+            peak=float(watched.peaks[context, row]),
+            peak_predicted=float(within[row]),
+        )
+        for row in picked
+    ]
+
+
+def _before(bench: Bench, scored: int) -> str:
+    """The end of the text before a scored token, counted batch by batch."""
+    for one in bench.run.batches:
+        for sequence in one.batch.sequences:
+            if scored < sequence.n_scored:
+                end = sequence.start + scored
+                ids = sequence.ids[max(0, end - CONTEXT_TOKENS) : end]
+                return str(bench.loaded.tokenizer.decode(list(ids)))
+            scored -= sequence.n_scored
+    raise IndexError(scored)

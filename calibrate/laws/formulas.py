@@ -1,0 +1,205 @@
+"""The laws of presence and of cross-entropy, as pure functions of numbers measured elsewhere.
+
+Source: Taimeskhanov, Vaiter, Garreau, "Towards Understanding Steering Strength",
+arXiv:2602.02712. Strengths are in units of the steering vector; cross-entropy in nats per token.
+
+With a = a(α) the effective dose (`calibrate.laws.dose`), which is α itself in the paper's model:
+
+Concept (Theorem 3.6), of the probability mass of a concept's tokens and of measured presence:
+
+    logit F(α) = r + ν·a                               mass
+    F(α) = floor + (ceiling - floor) · σ(r + ν·α)      presence
+
+Cross-entropy (Theorem 3.8 near 0, Proposition 4.1 far out):
+
+    ΔCE(α) = q / (1 + q/P),  q = g·a + ½·c·a²
+
+    g  slope; 0 on text the model sampled itself
+    c  curvature, the mean over contexts of Var_p₀[M]
+    P  plateau, the limit of ΔCE far out, known from the unembedding alone; it bends only what
+       is positive
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import expit, logit
+
+from calibrate.laws.dose import dose_of, saturation_of, strength_of
+
+GOOD_RISE = 0.05  # largest relative error of ΔCE, of points no smaller than a tenth of the largest
+GOOD_LOG_ODDS = 0.35  # largest error of the log-odds of a mass: a factor of √2 of the odds
+
+MOST_DOSE = 2.0  # times the strength: a law of mass whose dose outruns it further is not believed
+HIGHEST_SHARE = 0.99  # of the plateau: a rise beyond it says no more about the saturation
+
+
+@dataclass(frozen=True)
+class Goodness:
+    """How a law did at points it was not fitted on.
+
+    points: (strength, predicted, measured), or what else the law is judged by. error: the worst
+    misfit, in that measure; tolerance: the largest that will do.
+    """
+
+    points: tuple[tuple[float, float, float], ...]
+    error: float
+    tolerance: float
+
+    @property
+    def good(self) -> bool:
+        """Whether the law may be relied on near these strengths."""
+        return self.error <= self.tolerance
+
+
+def judge_rise(
+    strengths: Sequence[float], predicted: Sequence[float], measured: Sequence[float]
+) -> Goodness:
+    """Judge a law of ΔCE by its largest relative error.
+
+    Rises below a tenth of the largest are compared with that tenth, since near 0 the relative
+    error of a difference of cross-entropies means nothing.
+    """
+    found = np.abs(np.asarray(measured, dtype=float))
+    scale = np.maximum(found, max(0.1 * found.max(), 1e-12))
+    errors = np.abs(np.asarray(predicted) - np.asarray(measured)) / scale
+    return Goodness(_points(strengths, predicted, measured), float(errors.max()), GOOD_RISE)
+
+
+def judge_mass(
+    strengths: Sequence[float], predicted: Sequence[float], measured: Sequence[float]
+) -> Goodness:
+    """Judge a law of a probability mass by the largest error of its log-odds."""
+    errors = np.abs(_logit(np.asarray(predicted)) - _logit(np.asarray(measured)))
+    return Goodness(_points(strengths, predicted, measured), float(errors.max()), GOOD_LOG_ODDS)
+
+
+@dataclass(frozen=True)
+class CrossEntropyLaw:
+    """ΔCE as a function of strength, for strengths of one sign.
+
+    slope: g, nats per unit dose. curvature: c > 0, nats per squared unit.
+    saturation: of the dose, per unit strength. plateau: P > 0, nats.
+    """
+
+    slope: float
+    curvature: float
+    saturation: float
+    plateau: float
+
+    def predict(self, strength: float | np.ndarray) -> float | np.ndarray:
+        """ΔCE in nats per token at a strength, or at an array of them."""
+        dose = dose_of(strength, self.saturation)
+        rise = self.slope * dose + 0.5 * self.curvature * np.square(dose)
+        predicted: float | np.ndarray = rise / (1 + np.maximum(rise, 0.0) / self.plateau)
+        return predicted
+
+    def invert(self, budget: float, sign: int = 1) -> float:
+        """The strength of the given sign, nearest to 0, at which ΔCE reaches `budget`.
+
+        Returns infinity (with the sign) if the plateau does not rise above the budget.
+        """
+        if self.plateau <= budget:
+            return sign * float("inf")
+        return strength_of(self._dose(budget, sign), self.saturation)
+
+    def through(self, strength: float, rise: float) -> CrossEntropyLaw:
+        """Return this law with the saturation with which it passes through a measured point.
+
+        rise: ΔCE at the strength, nats. Where it is not positive no saturation explains it, and
+            the law is returned as it is.
+        """
+        if rise <= 0:
+            return self
+        dose = self._dose(min(rise, HIGHEST_SHARE * self.plateau), int(np.sign(strength)))
+        return replace(self, saturation=saturation_of(strength, dose))
+
+    def through_both(
+        self, near: tuple[float, float], other: tuple[float, float]
+    ) -> CrossEntropyLaw:
+        """Return this law with the slope and saturation with which it passes through two points.
+
+        near, other: strength, and the ΔCE measured there, nats; of one sign. Where no slope up to
+            c·α explains both, the law has its own slope and passes through the near one.
+        """
+
+        def missed(slope: float) -> float:
+            bent = replace(self, slope=slope).through(*near)
+            return float(bent.predict(other[0])) - other[1]
+
+        steepest = self.curvature * abs(near[0])
+        if min(near[1], other[1]) <= 0 or missed(-steepest) * missed(steepest) >= 0:
+            return self.through(*near)
+        slope = float(brentq(missed, -steepest, steepest))
+        return replace(self, slope=slope).through(*near)
+
+    def _dose(self, rise: float, sign: int) -> float:
+        """The dose that costs `rise`, which is below the plateau.
+
+        With q = rise / (1 - rise/P), its size A is the positive root of ½c·A² + sign·g·A - q = 0.
+        """
+        half, slope = 0.5 * self.curvature, sign * self.slope
+        reach = rise / (1 - rise / self.plateau)
+        return sign * float((np.sqrt(slope**2 + 4 * half * reach) - slope) / (2 * half))
+
+
+@dataclass(frozen=True)
+class MassLaw:
+    """Probability mass of a concept's tokens: logit F(α) = r + ν·a(α).
+
+    log_odds: r. gain: ν, per unit dose. saturation: of the dose, per unit strength.
+    """
+
+    log_odds: float
+    gain: float
+    saturation: float = 0.0
+
+    def predict(self, strength: float | np.ndarray) -> np.ndarray:
+        """Mass in (0, 1) at a strength, or at an array of them."""
+        mass: np.ndarray = expit(self.log_odds + self.change(strength))
+        return mass
+
+    def change(self, strength: float | np.ndarray) -> np.ndarray:
+        """How much the strength adds to the log-odds."""
+        change: np.ndarray = self.gain * dose_of(strength, self.saturation)
+        return change
+
+    def through(self, strength: float, mass: float) -> MassLaw:
+        """Return this law with the saturation with which it passes through a measured point.
+
+        Where the dose would have to be of the other sign, or more than MOST_DOSE times the
+        strength, the derivative at 0 is not what moved the mass: the law is returned as it is.
+        """
+        wanted = float(_logit(np.array(mass))) - self.log_odds
+        if not 0 < wanted / (self.gain * strength or np.nan) <= MOST_DOSE:
+            return self
+        return replace(self, saturation=saturation_of(strength, wanted / self.gain))
+
+    def invert(self, change: float) -> float:
+        """The strength that adds `change` to the log-odds; infinite if none does."""
+        if self.gain == 0:
+            return float("inf")
+        return strength_of(change / self.gain, self.saturation)
+
+    @classmethod
+    def from_mass(cls, mass: float, gain: float) -> MassLaw:
+        """The law of a known unsteered mass, in (0, 1), before any saturation is known."""
+        return cls(float(_logit(np.array(mass))), gain)
+
+
+def _points(
+    strengths: Sequence[float], predicted: Sequence[float], measured: Sequence[float]
+) -> tuple[tuple[float, float, float], ...]:
+    return tuple(
+        (float(strength), float(said), float(found))
+        for strength, said, found in zip(strengths, predicted, measured, strict=True)
+    )
+
+
+def _logit(mass: np.ndarray) -> np.ndarray:
+    log_odds: np.ndarray = logit(np.clip(mass, 1e-9, 1 - 1e-9))
+    return log_odds

@@ -1,0 +1,263 @@
+"""Pilot passes: the few measurements from which the laws predict everything else.
+
+1. one derivative on the first sequences gives every token's log-odds M = ∂logit/∂α
+   (`laws.log_odds`), and with them the curvature, the slope, the plateau, and how fast the
+   concept's tokens gain;
+2. one pass over all sequences at the strength where these alone would spend the budget gives the
+   saturation, and the law names another strength. Where it lies CLOSE, the law's exponent is known
+   well enough to go there unseen: an error of a twentieth of it moves the strength by CLOSE/20.
+   Otherwise a pass there comes next, until MAX_PASSES have been spent. The laws go through the pass
+   nearest to the budget, so that what their form misses elsewhere does not matter there. On text
+   that the model has not written, the slope is known badly from the first sequences: with a second
+   pass it is the one with which the law of ΔCE goes through both;
+3. one pass over the first sequences, at less of the strength, tests the form of the laws.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from calibrate.common.errors import Infeasible
+from calibrate.common.estimate import Interval, RatioEstimate
+from calibrate.common.settings import Settings, site_name
+from calibrate.engine.cross_entropy import Steered, measure_steered
+from calibrate.engine.unsteered import UnsteeredRun
+from calibrate.engine.vector import SteeringVector
+from calibrate.laws.bootstrap import (
+    mass_law_through,
+    of_first_sequences,
+    resample_counts,
+    resampled_laws,
+    rise_law_through,
+    standard_errors,
+    strength_interval,
+)
+from calibrate.laws.formulas import CrossEntropyLaw, Goodness, MassLaw, judge_mass, judge_rise
+from calibrate.laws.log_odds import LogOdds, measure_log_odds
+from calibrate.laws.tokens import TokenLaw
+from calibrate.models.hooks import Positions
+from calibrate.models.model import LoadedModel
+
+CLOSE = 0.03  # relative change of α_B below which no further pass is made
+MAX_PASSES = 3  # pilot strengths over all sequences, beyond the derivative and the test
+TEST_SHARE = 0.75  # of α_B, at which the laws are tested
+
+PEAK_REACH = 5.0  # how many α_B far the peak of the concept's mass is looked for
+
+
+@dataclass(frozen=True)
+class PilotPoint:
+    """One pilot pass: its strength, ΔCE in nats per token, and the mass of concept tokens.
+
+    The mass is that in the first sequences, on which the log-odds were measured.
+    """
+
+    strength: float
+    delta_ce: float
+    concept_mass: float
+
+
+@dataclass(frozen=True, eq=False)
+class Pilot:
+    """What the pilot learned about steering at one site, in one direction.
+
+    A site is a block, and which positions are steered there.
+
+    vector: the steering vector of that block. positions: those that are steered.
+    law: ΔCE as a function of strength, through the pass nearest to the budget; through the two
+        nearest where a part of a text that the model has not written gave the slope.
+    mass_law: mass of the concept's tokens as a function of strength, through the same pass.
+    errors, mass_errors: standard errors of the laws' parameters, by name.
+    rise_goodness, mass_goodness: how the laws did at the test's strength, on the first sequences.
+    strength_at_budget: α_B with its interval over resampled sequences.
+    points: every pilot pass. nearest: ΔCE of the one nearest to the budget, by sequence.
+    contexts: the law of single tokens in some of the corpus's contexts, before any saturation.
+    concept_tokens: ids of tokens typical of the concept.
+    """
+
+    vector: SteeringVector
+    positions: Positions
+    law: CrossEntropyLaw
+    mass_law: MassLaw
+    errors: dict[str, float]
+    mass_errors: dict[str, float]
+    rise_goodness: Goodness
+    mass_goodness: Goodness
+    strength_at_budget: Interval
+    points: tuple[PilotPoint, ...]
+    nearest: RatioEstimate
+    contexts: TokenLaw
+    concept_tokens: tuple[int, ...]
+
+    @property
+    def site(self) -> str:
+        """The name of the site, such as "block 15" or "block 15, last position"."""
+        return site_name(self.vector.layer, self.positions)
+
+    @cached_property
+    def tokens(self) -> TokenLaw:
+        """The law of single tokens, its dose fitted to the cost at α_B."""
+        return self.contexts.fitted_to(self.law, self.strength_at_budget.value)
+
+    @cached_property
+    def mass_peak(self) -> float:
+        """Where, by the law of tokens, the concept's have most mass; at most PEAK_REACH·α_B."""
+        return self.tokens.mass_peak(
+            self.concept_tokens, PEAK_REACH * self.strength_at_budget.value
+        )
+
+
+def run_pilots(
+    loaded: LoadedModel,
+    run: UnsteeredRun,
+    vectors: Sequence[SteeringVector],
+    concept_tokens: Sequence[int],
+    settings: Settings,
+) -> dict[str, Pilot]:
+    """Run a pilot at every site, and return them by site, in the order of the vectors.
+
+    Raises: Infeasible if no site's vector can spend the budget.
+    """
+    pilots, failures = [], []
+    for vector, positions in itertools.product(vectors, settings.position_choices):
+        try:
+            pilots.append(run_pilot(loaded, run, vector, concept_tokens, settings, positions))
+        except Infeasible as failure:
+            failures.append(failure)
+    if not pilots:
+        reasons = [reason for failure in failures for reason in failure.reasons]
+        raise Infeasible(reasons, failures[0].advice)
+    return {pilot.site: pilot for pilot in pilots}
+
+
+def run_pilot(
+    loaded: LoadedModel,
+    run: UnsteeredRun,
+    vector: SteeringVector,
+    concept_tokens: Sequence[int],
+    settings: Settings,
+    positions: Positions = "all",
+) -> Pilot:
+    """Fit the laws at one site and name the strength that spends the budget.
+
+    concept_tokens: ids of tokens typical of the concept (`concept_token_ids`).
+    Raises: Infeasible if the plateau lies below the budget, so that no strength spends it.
+    """
+    odds = measure_log_odds(loaded, run.first, vector, concept_tokens, positions)
+    return fit_pilot(loaded, run, vector, odds, concept_tokens, settings, positions)
+
+
+def fit_pilot(
+    loaded: LoadedModel,
+    run: UnsteeredRun,
+    vector: SteeringVector,
+    odds: LogOdds,
+    concept_tokens: Sequence[int],
+    settings: Settings,
+    positions: Positions = "all",
+) -> Pilot:
+    """Spend the pilot's passes, given the log-odds, in the direction of the goal.
+
+    odds: measured on `run.first`.
+    Raises: Infeasible as `run_pilot` does.
+    """
+    budget, sign = settings.ce_budget, settings.sign
+
+    def steered_at(strength: float, part: UnsteeredRun) -> Steered:
+        return measure_steered(
+            loaded, part, vector.values, vector.layer, strength, positions, concept_tokens
+        )
+
+    sequences = run.corpus.sequences
+    slope_known = run.corpus.self_sampled or len(odds.counts) == len(sequences)
+    law = odds.law(sign)
+    strength = law.invert(budget, sign)
+    measured: list[tuple[float, Steered]] = []
+    settled = False
+    while not settled and len(measured) < MAX_PASSES:
+        _require_finite(strength, law, budget, vector)
+        measured.append((strength, steered_at(strength, run)))
+        passes = _by_nearness(measured, budget)
+        law = _fitted_law(odds, passes, sign, slope_known)
+        named = law.invert(budget, sign)
+        settled = abs(named / strength - 1) < CLOSE
+        strength = named
+    _require_finite(strength, law, budget, vector)
+    at, nearest = passes[0]
+    test = TEST_SHARE * strength
+    goodness = _tested(odds, at, nearest, test, steered_at(test, run.first), sign)
+    laws = resampled_laws(odds, at, nearest.rise, settings)
+    low, high = strength_interval(laws, len(sequences), settings)
+    return Pilot(
+        vector=vector,
+        positions=positions,
+        law=law,
+        mass_law=mass_law_through(odds, at, nearest.mass),
+        errors=standard_errors(laws),
+        mass_errors=standard_errors(
+            [
+                mass_law_through(odds, at, nearest.mass, weights)
+                for weights in resample_counts(len(nearest.mass.counts), settings)
+            ]
+        ),
+        rise_goodness=goodness[0],
+        mass_goodness=goodness[1],
+        strength_at_budget=Interval(strength, low, high),
+        points=tuple(
+            PilotPoint(tried, steered.rise.value, of_first_sequences(steered.mass, odds).value)
+            for tried, steered in measured
+        ),
+        nearest=nearest.rise,
+        contexts=odds.tokens,
+        concept_tokens=tuple(concept_tokens),
+    )
+
+
+def _by_nearness(
+    measured: Sequence[tuple[float, Steered]], budget: float
+) -> list[tuple[float, Steered]]:
+    """Passes by how nearly they spent the budget; those that spent nothing, latest first, last."""
+    spent = [(at, steered) for at, steered in measured if steered.rise.value > 0]
+    idle = [(at, steered) for at, steered in measured if steered.rise.value <= 0]
+    return sorted(spent, key=lambda one: abs(np.log(one[1].rise.value / budget))) + idle[::-1]
+
+
+def _require_finite(
+    strength: float, law: CrossEntropyLaw, budget: float, vector: SteeringVector
+) -> None:
+    if not np.isfinite(strength):
+        raise Infeasible(
+            [
+                f"no strength at block {vector.layer} raises cross-entropy by the budget of "
+                f"{budget:g} nat: the law levels off at {law.plateau:.3g} nat"
+            ],
+            ["ask for a smaller --ce-budget, or another --layer"],
+        )
+
+
+def _fitted_law(
+    odds: LogOdds, passes: Sequence[tuple[float, Steered]], sign: int, slope_known: bool
+) -> CrossEntropyLaw:
+    """The law of ΔCE through the first pass, or the first two where its slope is to be found."""
+    if slope_known or len(passes) == 1:
+        at, nearest = passes[0]
+        return rise_law_through(odds, at, nearest.rise, sign)
+    near, other = ((at, steered.rise.value) for at, steered in passes[:2])
+    return odds.law(sign).through_both(near, other)
+
+
+def _tested(
+    odds: LogOdds, at: float, nearest: Steered, test: float, found: Steered, sign: int
+) -> tuple[Goodness, Goodness]:
+    """Both laws, fitted to the first sequences alone, against what these do at the test."""
+    law = rise_law_through(odds, at, of_first_sequences(nearest.rise, odds), sign)
+    mass_law = mass_law_through(odds, at, nearest.mass)
+    return (
+        judge_rise([test], [float(law.predict(test))], [found.rise.value]),
+        judge_mass([test], [float(mass_law.predict(test))], [found.mass.value]),
+    )

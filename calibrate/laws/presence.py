@@ -1,0 +1,141 @@
+"""The law of concept presence: a sigmoid in the strength, up to where it falls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit
+
+from calibrate.laws.formulas import Goodness, _logit
+
+GOOD_PRESENCE = 3.0  # largest error of presence, in standard errors of the difference
+
+FALL = 2.0  # standard errors below its best point at which presence has fallen
+ASYMPTOTE_POINTS = 6  # strengths needed before floor and ceiling are fitted too
+
+
+def judge_presence(strength: float, predicted: float, measured: float, error: float) -> Goodness:
+    """Judge a law of presence at one strength, in standard errors of the difference."""
+    misfit = abs(predicted - measured) / max(error, 1e-12)
+    return Goodness(((strength, predicted, measured),), misfit, GOOD_PRESENCE)
+
+
+@dataclass(frozen=True)
+class PresenceLaw:
+    """Measured presence: F(α) = floor + (ceiling - floor)·σ(r + ν·α).
+
+    log_odds: r. gain: ν, per unit strength. floor, ceiling: asymptotes, in [0, 1].
+    """
+
+    log_odds: float
+    gain: float
+    floor: float = 0.0
+    ceiling: float = 1.0
+
+    def predict(self, strength: float | np.ndarray) -> float | np.ndarray:
+        """Presence, in [floor, ceiling]."""
+        rise = expit(self.log_odds + self.gain * np.asarray(strength))
+        presence: float | np.ndarray = self.floor + (self.ceiling - self.floor) * rise
+        return presence
+
+
+@dataclass(frozen=True, eq=False)
+class PresenceFit:
+    """A law of presence fitted by maximum likelihood.
+
+    covariance: (4, 4), of log_odds, gain, floor and ceiling; zero for those not fitted.
+    fall: the strength from which presence turns back since text degenerates, or None. Only
+        strengths before it were used.
+    """
+
+    law: PresenceLaw
+    covariance: np.ndarray
+    fall: float | None
+
+    @property
+    def log_odds_error(self) -> float:
+        """Standard error of r."""
+        return float(np.sqrt(self.covariance[0, 0]))
+
+    @property
+    def gain_error(self) -> float:
+        """Standard error of ν."""
+        return float(np.sqrt(self.covariance[1, 1]))
+
+    def standard_error(self, strength: float) -> float:
+        """Standard error of the predicted presence at a strength."""
+        slope = _gradient(_parameters(self.law), np.array([strength]))[0]
+        return float(np.sqrt(max(slope @ self.covariance @ slope, 0.0)))
+
+
+def fit_presence(
+    strengths: Sequence[float],
+    presences: Sequence[float],
+    counts: Sequence[float],
+    rising: bool = True,
+) -> PresenceFit:
+    """Fit the law of presence, up to where presence falls, by maximum likelihood.
+
+    rising: whether steering is meant to raise presence; if not, it falls where it rises again.
+    The likelihood is the binomial's, of `counts` judgements that are probabilities themselves;
+    those vary less than coin tosses do, so that the standard errors err on the wide side.
+    """
+    order = np.argsort(np.abs(strengths))
+    alpha, y, n = (np.asarray(values, float)[order] for values in (strengths, presences, counts))
+    last = _before_fall(y if rising else 1 - y, n)
+    fall = None if last == len(y) else float(alpha[last])
+    alpha, y, n = alpha[:last], y[:last], n[:last]
+    free = 4 if len(set(alpha)) >= ASYMPTOTE_POINTS else 2
+
+    def loss(theta: np.ndarray) -> float:
+        f = np.clip(_sigmoid(_full(theta), alpha), 1e-9, 1 - 1e-9)
+        return float(-(n * (y * np.log(f) + (1 - y) * np.log(1 - f))).sum())
+
+    reach = max(float(np.abs(alpha).max()), 1e-12)
+    steepest = 20 / reach
+    bounds = [(-20.0, 20.0), (-steepest, steepest), (0.0, 0.5), (0.5, 1.0)][:free]
+    start = [float(_logit(y[:1])[0]), 1 / reach, 0.02, 0.98][:free]
+    found = minimize(loss, start, bounds=bounds, method="L-BFGS-B").x
+    slopes = _gradient(_full(found), alpha)[:, :free]
+    f = np.clip(_sigmoid(_full(found), alpha), 1e-9, 1 - 1e-9)
+    information = (slopes * (n / (f * (1 - f)))[:, None]).T @ slopes
+    covariance = np.zeros((4, 4))
+    covariance[:free, :free] = np.linalg.pinv(information)
+    return PresenceFit(PresenceLaw(*map(float, _full(found))), covariance, fall)
+
+
+def _before_fall(presences: np.ndarray, counts: np.ndarray) -> int:
+    """How many points, by size of strength, come before presence has fallen from its best."""
+    best = int(np.argmax(presences))
+    variances = presences * (1 - presences) / counts
+    for index in range(best + 1, len(presences)):
+        error = np.sqrt(variances[index] + variances[best])
+        if presences[best] - presences[index] > FALL * error:
+            return index
+    return len(presences)
+
+
+def _parameters(law: PresenceLaw) -> np.ndarray:
+    return np.array([law.log_odds, law.gain, law.floor, law.ceiling])
+
+
+def _full(theta: np.ndarray) -> np.ndarray:
+    """All four parameters; those not fitted at their defaults."""
+    return np.concatenate([theta, np.array([0.0, 0.0, 0.0, 1.0])[len(theta) :]])
+
+
+def _sigmoid(theta: np.ndarray, strengths: np.ndarray) -> np.ndarray:
+    r, gain, floor, ceiling = theta
+    values: np.ndarray = floor + (ceiling - floor) * expit(r + gain * strengths)
+    return values
+
+
+def _gradient(theta: np.ndarray, strengths: np.ndarray) -> np.ndarray:
+    """Derivatives of the law by its four parameters, (n_strengths, 4)."""
+    r, gain, floor, ceiling = theta
+    s = expit(r + gain * strengths)
+    steep = (ceiling - floor) * s * (1 - s)
+    return np.stack([steep, steep * strengths, 1 - s, s], axis=1)

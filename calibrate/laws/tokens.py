@@ -1,0 +1,163 @@
+"""The law of next-token probabilities: bumps, and where they peak.
+
+Steering tilts the next-token distribution by the tokens' log-odds M (Theorem 3.3 of Taimeskhanov,
+Vaiter, Garreau, "Towards Understanding Steering Strength", arXiv:2602.02712):
+
+    p_α(z|c) ∝ p₀(z|c) · exp(a(α)·M_c(z))
+
+so that a token rises while M(z) > E_{p_α}[M], peaks where they are equal, and then falls. a(α) is
+the effective dose (`laws.dose`); in the paper's model a(α) = α. Pure NumPy: what is measured
+comes from elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.signal import find_peaks
+from scipy.special import logsumexp, softmax
+from scipy.stats import spearmanr
+
+from calibrate.laws.dose import dose_of, saturation_of
+from calibrate.laws.formulas import CrossEntropyLaw, Goodness
+
+GOOD_SHAPE = 0.1  # largest share of tokens that bump more than once
+GOOD_PEAKS = 0.1  # largest 1 - rank correlation of the peaks
+FEWEST_PEAKS = 8  # in a context, for a rank correlation to say anything
+PROMINENCE = 0.05  # of a curve's range: a second rise smaller than this is no bump
+STRENGTHS = 161  # grid on which E[M] is inverted
+MASS_STRENGTHS = 41  # grid on which the largest mass is looked for
+
+
+@dataclass(frozen=True, eq=False)
+class TokenLaw:
+    """Next-token probabilities of some contexts under steering.
+
+    log_p, log_odds: arrays (n_contexts, n_tokens), log p₀(z|c) and M_c(z).
+    saturation: of the effective dose; 0 is the paper's model.
+    """
+
+    log_p: np.ndarray
+    log_odds: np.ndarray
+    saturation: float = 0.0
+
+    def predict(self, strength: float) -> np.ndarray:
+        """p_α(z|c), array (n_contexts, n_tokens)."""
+        tilted = self.log_p + dose_of(strength, self.saturation) * self.log_odds
+        probabilities: np.ndarray = softmax(tilted, axis=1)
+        return probabilities
+
+    def mean_log_odds(self, strength: float) -> np.ndarray:
+        """E_{p_α}[M], array (n_contexts,); it rises with the strength."""
+        dose = float(dose_of(strength, self.saturation))
+        contexts = zip(self.log_p, self.log_odds, strict=True)
+        return np.array([_tilted_mean(log_p, log_odds, dose) for log_p, log_odds in contexts])
+
+    def peaks(self, reach: float) -> np.ndarray:
+        """The strength at which each token peaks, array (n_contexts, n_tokens).
+
+        Where E_{p_α}[M] = M(z) (Theorem 3.3). Infinite, with the sign of the side, for tokens
+        that still rise at `reach`, or at `-reach`.
+        """
+        strengths = reach * np.linspace(-1, 1, STRENGTHS) ** 3  # finest near 0, where most peak
+        means = np.stack([self.mean_log_odds(strength) for strength in strengths], axis=1)
+        return np.stack(
+            [
+                np.interp(odds, mean, strengths, left=-np.inf, right=np.inf)
+                for odds, mean in zip(self.log_odds, means, strict=True)
+            ]
+        )
+
+    def mass(self, tokens: Sequence[int], strength: float) -> float:
+        """Probability of the given tokens together, averaged over the contexts, in [0, 1]."""
+        return float(self.predict(strength)[:, list(tokens)].sum(axis=1).mean())
+
+    def mass_peak(self, tokens: Sequence[int], reach: float) -> float:
+        """The strength at which the mass of the given tokens is largest, up to `reach`.
+
+        reach: the farthest strength looked at, of either sign; returned if mass still rises.
+        """
+        strengths = np.linspace(0, reach, MASS_STRENGTHS)
+        masses = [self.mass(tokens, strength) for strength in strengths]
+        return float(strengths[int(np.argmax(masses))])
+
+    def rise(self, dose: float) -> float:
+        """Mean KL(p₀ ‖ p_a) of a dose, nats per token."""
+        p = np.exp(self.log_p)
+        partition = logsumexp(self.log_p + dose * self.log_odds, axis=1)
+        return float((partition - dose * (p * self.log_odds).sum(axis=1)).mean())
+
+    @property
+    def curvature(self) -> float:
+        """Mean Var_p₀[M] of these contexts."""
+        p = np.exp(self.log_p)
+        mean = (p * self.log_odds).sum(axis=1, keepdims=True)
+        return float((p * (self.log_odds - mean) ** 2).sum(axis=1).mean())
+
+    def fitted_to(self, law: CrossEntropyLaw, strength: float) -> TokenLaw:
+        """Return this law with the saturation at which it costs what the law of ΔCE says.
+
+        These contexts are few, so the two are compared after division by their curvatures.
+        """
+        size = abs(strength)
+        quadratic = 0.5 * law.curvature * size**2
+        flat = replace(law, slope=0.0)
+        aim = float(flat.predict(size)) / quadratic * 0.5 * self.curvature * size**2
+        far = 4 * strength
+        if self.rise(far) <= aim:
+            return self
+        dose = brentq(lambda a: self.rise(a) - aim, 1e-3 * strength, far)
+        return replace(self, saturation=saturation_of(strength, dose))
+
+
+def _tilted_mean(log_p: np.ndarray, log_odds: np.ndarray, dose: float) -> float:
+    """E_{p_a}[M] in one context; large vocabularies fit the processor's cache only one by one."""
+    tilted = log_p + dose * log_odds
+    weights = np.exp(tilted - tilted.max())
+    return float(weights @ log_odds / weights.sum())
+
+
+def judge_shapes(curves: np.ndarray) -> Goodness:
+    """Judge the law of tokens by the share of curves that bump more than once.
+
+    curves: (n_curves, n_strengths), at ascending strengths. Points are (number of bumps, share of
+    the curves predicted to have as many, share that has).
+    """
+    found, counts = np.unique([bumps(curve) for curve in curves], return_counts=True)
+    shares = counts / len(curves)
+    points = tuple(
+        (float(n), float(n == 1), float(share)) for n, share in zip(found, shares, strict=True)
+    )
+    return Goodness(points, float(shares[found > 1].sum()), GOOD_SHAPE)
+
+
+def judge_peaks(measured: np.ndarray, predicted: np.ndarray, reach: float) -> Goodness:
+    """Judge predicted peaks by their rank correlation with those measured up to `reach`.
+
+    measured, predicted: strengths, (n_contexts, n_tokens). Points are (context, rank correlation,
+    peaks compared), of the contexts with FEWEST_PEAKS or more; the error is 1 less the median
+    correlation.
+    """
+    points = []
+    for index, (found, said) in enumerate(zip(measured, predicted, strict=True)):
+        inside = np.abs(found) <= reach
+        if inside.sum() >= FEWEST_PEAKS and len(set(found[inside])) > 1:
+            correlation = float(spearmanr(found[inside], said[inside]).statistic)
+            points.append((float(index), correlation, float(inside.sum())))
+    error = 1 - float(np.median([point[1] for point in points])) if points else 1.0
+    return Goodness(tuple(points), error, GOOD_PEAKS)
+
+
+def bumps(curve: np.ndarray) -> int:
+    """Count the local maxima of a curve, its ends included, that stand out from it.
+
+    Monotone curves have one, at an end; the law of tokens allows no more than one.
+    """
+    low, high = float(curve.min()), float(curve.max())
+    if high <= low:
+        return 1
+    walled = np.concatenate([[low], curve, [low]])
+    return len(find_peaks(walled, prominence=PROMINENCE * (high - low))[0])

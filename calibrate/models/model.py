@@ -1,0 +1,245 @@
+"""A loaded language model, with its parts in hand (`calibrate.models.architecture`)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import DynamicCache, PreTrainedModel
+
+from calibrate.common.cost import Meter
+from calibrate.common.errors import ModelError
+from calibrate.models.architecture import base_of, context_length, find_blocks, unwrapped
+from calibrate.models.capabilities import Capabilities
+from calibrate.models.rendering import Rendering, template_of
+
+DEFAULT_BATCH_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What a steering config must find again before it may be trusted on a model."""
+
+    id: str
+    revision: str | None
+    architecture: str
+    num_layers: int
+    hidden_size: int
+    dtype: str
+    tokenizer_sha256: str
+    chat_template_sha256: str | None
+    adds_bos: bool
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A language model with its parts in hand.
+
+    model, tokenizer: the transformers objects, as given or loaded.
+    blocks: the decoder blocks; block ℓ's output is the residual stream after it.
+    unembedding: the output embedding; its output times `logit_scale`, soft-capped at `softcap`,
+        is the logits.
+    examine: what tries out what the model can do beside plain passes.
+    rendering: how conversations become prompts.
+    by_name: whether it was loaded here, so that its weights are all there is to it.
+    batch_tokens: how many positions one forward pass may hold.
+    meter: counts the tokens pushed through.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Any
+    blocks: nn.ModuleList
+    unembedding: nn.Module
+    name: str
+    revision: str | None
+    examine: Callable[[LoadedModel], Capabilities]
+    rendering: Rendering = field(default_factory=Rendering)
+    logit_scale: float = 1.0
+    softcap: float | None = None
+    by_name: bool = False
+    batch_tokens: int = DEFAULT_BATCH_TOKENS
+    meter: Meter = field(default_factory=Meter)
+
+    @property
+    def num_layers(self) -> int:
+        """Number of decoder blocks."""
+        return len(self.blocks)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of logits."""
+        weight: torch.Tensor = self.unembedding.weight  # type: ignore[assignment]
+        return len(weight)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go: the device of the input embedding."""
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the residual stream."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+    @property
+    def context_length(self) -> int:
+        """Longest sequence the model takes, in tokens."""
+        return context_length(self.model.config.get_text_config())
+
+    @property
+    def embedding_rows(self) -> int:
+        """Number of token ids that the input embedding knows."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether the tokenizer brings a chat template."""
+        return template_of(self.tokenizer) is not None
+
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        """Identity recorded in the artefact."""
+        template = template_of(self.tokenizer)
+        return ModelIdentity(
+            id=self.name,
+            revision=self.revision,
+            architecture=type(base_of(self.model)).__name__,
+            num_layers=self.num_layers,
+            hidden_size=self.hidden_size,
+            dtype=str(self.dtype).removeprefix("torch."),
+            tokenizer_sha256=_tokenizer_sha256(self.tokenizer),
+            chat_template_sha256=template and _sha256(template),
+            adds_bos=self.adds_bos,
+        )
+
+    @cached_property
+    def adds_bos(self) -> bool:
+        """Whether the tokenizer puts a BOS before a plain text by itself."""
+        ids = self.tokenizer("a")["input_ids"]
+        return bool(ids) and ids[0] == self.tokenizer.bos_token_id
+
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """What the model can do beside plain passes, tried when it is first asked for."""
+        return self.examine(self)
+
+    @property
+    def scoring_tokens(self) -> int:
+        """How many positions a pass over texts may hold: one text where batches change them."""
+        return self.batch_tokens if self.capabilities.batching.works else 1
+
+    def check_ids(self, ids: Sequence[int], text: str) -> None:
+        """Raise ModelError if a text has a token that the model has no embedding for."""
+        largest = max(ids, default=0)
+        if largest >= self.embedding_rows:
+            token = self.tokenizer.convert_ids_to_tokens(largest)
+            raise ModelError(
+                f"token ids must be below {self.embedding_rows}, the rows of {self.name}'s "
+                f"embedding, got {largest} ({token!r}) in {text[:60]!r}; its tokenizer knows more "
+                "tokens than it does: give the tokenizer that it was trained with"
+            )
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Turn what the unembedding reads, (..., hidden), into float32 logits (..., vocabulary)."""
+        raw: torch.Tensor = self.unembedding(hidden).float()
+        return LogitRule(self.logit_scale, self.softcap).of(raw)
+
+    @property
+    def readout(self) -> torch.Tensor | None:
+        """The matrix (vocabulary, hidden) with logits = logit_scale · matrix · hidden + constant.
+
+        None where logits are not linear in the hidden state, or the matrix is not at hand in
+        float32.
+        """
+        head = self.unembedding
+        if type(head) is not nn.Linear or self.softcap is not None:
+            return None
+        at_hand = head.weight.dtype == torch.float32 and head.weight.device.type != "meta"
+        return head.weight.detach() if at_hand else None
+
+    def empty_cache(self) -> DynamicCache:
+        """Room for the keys and values of every block."""
+        return DynamicCache(config=self.model.config.get_text_config())
+
+    def check_layer(self, layer: int) -> int:
+        """Return `layer` if it names a block, else raise ModelError with the range."""
+        if not 0 <= layer < self.num_layers:
+            raise ModelError(
+                f"layer must be in 0..{self.num_layers - 1} for {self.name}, got {layer}"
+            )
+        return layer
+
+
+@contextmanager
+def borrowed(loaded: LoadedModel) -> Iterator[None]:
+    """Use a model in eval mode without gradients, and give it back exactly as it was."""
+    with at_rest(loaded.model, loaded.device):
+        yield
+
+
+@contextmanager
+def at_rest(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Use a module in eval mode without gradients, and give it back exactly as it was.
+
+    Restored are every module's train/eval flag and the random states of torch, its devices
+    and NumPy. What torch.compile has made of it rests meanwhile: it would take no notice of hooks.
+    Inference mode is left, since what is made in it can never have gradients.
+    """
+    training = [module for module in model.modules() if module.training]
+    numpy_state = np.random.get_state()
+    devices = [device] if device.type == "cuda" else []
+    eager = torch.compiler.set_stance("force_eager")
+    outside = torch.inference_mode(False)
+    with outside, eager, torch.random.fork_rng(devices=devices), torch.no_grad():
+        model.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+            np.random.set_state(numpy_state)
+
+
+def blocks_of(model: Any) -> tuple[nn.ModuleList, int]:
+    """Return the decoder blocks and the hidden size of a LoadedModel or a transformers model."""
+    if isinstance(model, LoadedModel):
+        return model.blocks, model.hidden_size
+    return find_blocks(model), int(unwrapped(model).config.get_text_config().hidden_size)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _tokenizer_sha256(tokenizer: Any) -> str:
+    """Hash what decides the ids: the vocabulary and the special tokens."""
+    parts = [sorted(tokenizer.get_vocab().items()), sorted(tokenizer.special_tokens_map.items())]
+    return _sha256(json.dumps(parts, default=str))
+
+
+@dataclass(frozen=True)
+class LogitRule:
+    """What is done to the logits after the unembedding: times `scale`, then soft-capped."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def of(self, raw: torch.Tensor) -> torch.Tensor:
+        """The logits that come of what the unembedding puts out."""
+        scaled = raw if self.scale == 1 else raw * self.scale
+        return scaled if self.softcap is None else self.softcap * torch.tanh(scaled / self.softcap)

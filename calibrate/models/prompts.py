@@ -1,0 +1,95 @@
+"""From prompts, replies and plain texts to token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from calibrate.common.errors import InputError
+from calibrate.models.model import LoadedModel
+from calibrate.models.rendering import render
+from calibrate.models.thought import opened_by
+from calibrate.models.tokens import Prompt, TokenSequence
+
+
+def encode_text(loaded: LoadedModel, text: str) -> TokenSequence:
+    """Encode a plain text with the special tokens the tokenizer puts before it (a BOS, say).
+
+    Raises: InputError if it does not fit the model's context, or has tokens the model lacks.
+    """
+    return _fitting(loaded, TokenSequence(_with_bos(loaded, text), start=1), text)
+
+
+def encode_prompt(
+    loaded: LoadedModel,
+    prompt: str,
+    *,
+    system: str | None = None,
+    history: Sequence[tuple[str, str]] = (),
+) -> Prompt:
+    """Encode a prompt so that the model's next token begins its reply.
+
+    history: earlier (prompt, reply) turns.
+    Raises: InputError if it is empty, does not fit the model's context, or cannot be rendered.
+    """
+    text = render(loaded.tokenizer, loaded.rendering, prompt, system=system, history=history)
+    ids = _bare(loaded, text) if loaded.is_chat else _with_bos(loaded, text)
+    if not ids:
+        raise InputError(f"a prompt must have at least one token, got {prompt!r}; write one")
+    encoded = Prompt(prompt, ids, opened_by(text))
+    _fitting(loaded, encoded.followed_by(()), prompt)
+    return encoded
+
+
+def encode_reply(loaded: LoadedModel, prompt: str, reply: str) -> TokenSequence:
+    """Encode a reply after its prompt; only the reply is scored.
+
+    Where the prompt begins a thought, the reply stands after an empty one.
+    """
+    asked = encode_prompt(loaded, prompt)
+    before = _bare(loaded, f"\n{asked.opened}\n\n") if asked.opened else ()
+    sequence = TokenSequence(
+        (*asked.ids, *before, *_bare(loaded, reply)), start=len(asked.ids) + len(before)
+    )
+    return _fitting(loaded, sequence, reply)
+
+
+def encode_empty(loaded: LoadedModel) -> Prompt:
+    """Encode the empty prompt: an empty chat turn, or a base model's BOS (or end) token.
+
+    Raises: InputError if the tokenizer has neither, or the template refuses an empty turn.
+    """
+    if loaded.is_chat:
+        try:
+            return encode_prompt(loaded, "")
+        except InputError as error:
+            raise InputError(f"{error}; use --negatives contrastive") from error
+    tokenizer = loaded.tokenizer
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if start is None:
+        raise InputError(
+            "sampling from an empty prompt needs a tokenizer with a BOS or EOS token, got "
+            "neither; use --negatives contrastive"
+        )
+    return Prompt("", (int(start),))
+
+
+def _with_bos(loaded: LoadedModel, text: str) -> tuple[int, ...]:
+    """Token ids of a plain text, with what the tokenizer puts before it."""
+    ids = loaded.tokenizer(text)["input_ids"]
+    return tuple(ids[: len(ids) - loaded.rendering.trailing[0]])
+
+
+def _bare(loaded: LoadedModel, text: str) -> tuple[int, ...]:
+    """Token ids of what the text says and nothing else."""
+    ids = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tuple(ids[: len(ids) - loaded.rendering.trailing[1]])
+
+
+def _fitting(loaded: LoadedModel, sequence: TokenSequence, text: str) -> TokenSequence:
+    if len(sequence.ids) > loaded.context_length:
+        raise InputError(
+            f"a text must fit the model's context of {loaded.context_length} tokens, got "
+            f"{len(sequence.ids)}: {text[:60]!r}…; shorten it or split it"
+        )
+    loaded.check_ids(sequence.ids, text)
+    return sequence

@@ -1,0 +1,93 @@
+"""What steers a row of a batch: a shift of the residual stream after one block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import get_args
+
+import torch
+from torch import nn
+
+from calibrate.models.hooks import Positions, edited
+
+
+@dataclass(frozen=True, eq=False)
+class Push:
+    """A shift of the residual stream after one block, (hidden,), and the positions it is for."""
+
+    shift: torch.Tensor
+    layer: int
+    positions: Positions = "all"
+
+
+class RowPushes:
+    """What steers each row of a batch that is being generated.
+
+    kinds: the different pushes, None among them for rows that nothing steers.
+    """
+
+    def __init__(self, rows: Sequence[Push | None]) -> None:
+        self.kinds: list[Push | None] = list(dict.fromkeys(rows))
+        self._rows: list[Push | None] = list(rows)
+        self._before_prompt = False
+        self._shifts: dict[tuple[int, Positions], torch.Tensor | None] = {}
+
+    @property
+    def layers(self) -> set[int]:
+        """Blocks after which some row is steered."""
+        return {push.layer for push in self.kinds if push is not None}
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Let the batch consist of these of its rows; one may come more than once."""
+        self._rows = [self._rows[row] for row in rows]
+        self._shifts.clear()
+
+    @contextmanager
+    def once_each(self) -> Iterator[None]:
+        """Inside the `with`, a batch has one row a kind, and its last position is no prompt's."""
+        rows, self._rows, self._before_prompt = self._rows, self.kinds, True
+        self._shifts.clear()
+        try:
+            yield
+        finally:
+            self._rows, self._before_prompt = rows, False
+            self._shifts.clear()
+
+    def steer(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        """The residual stream after a block, (rows, positions, hidden), every row pushed."""
+        everywhere, last = (self._shift(layer, kind, hidden) for kind in get_args(Positions))
+        if everywhere is not None:
+            hidden = hidden + everywhere
+        if last is not None and not self._before_prompt:
+            hidden = torch.cat([hidden[:, :-1], hidden[:, -1:] + last], dim=1)
+        return hidden
+
+    def _shift(self, layer: int, positions: Positions, like: torch.Tensor) -> torch.Tensor | None:
+        """What is added to each row at these positions, (rows, 1, hidden); None for nothing."""
+        place = layer, positions
+        if place not in self._shifts:
+            chosen = [
+                push if push and (push.layer, push.positions) == place else None
+                for push in self._rows
+            ]
+            still = torch.zeros(like.shape[-1])
+            rows = [still if push is None else push.shift for push in chosen]
+            self._shifts[place] = torch.stack(rows)[:, None].to(like) if any(chosen) else None
+        return self._shifts[place]
+
+
+@contextmanager
+def pushed(blocks: nn.ModuleList, rows: Sequence[Push | None]) -> Iterator[RowPushes]:
+    """Steer each row of the batches that run inside the `with` by its own push.
+
+    Positions "last" are the last of each pass, so that batches must be padded on the left.
+    """
+    pushes = RowPushes(rows)
+    with ExitStack() as stack:
+        for layer in pushes.layers:
+            edit = partial(pushes.steer, layer)
+            stack.enter_context(edited(blocks[layer], edit))
+        yield pushes

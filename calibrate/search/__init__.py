@@ -1,0 +1,1 @@
+"""From pilots to one verified strength: blocks, study, verification, and why there is none."""

@@ -1,0 +1,196 @@
+"""Rank blocks before any of them is steered: a few backward passes say what each has to offer.
+
+The derivative by the strength α of any sum of log-probabilities is, at every block at once, the
+gradient by its residual stream times that block's steering vector v: one backward pass a sum.
+
+    α_B(ℓ)   √(2B/c), c the mean over contexts of Var_p₀[M]. The variance of a token's log-odds M is
+             that of its score ∂log p₀(z)/∂α over tokens z drawn from p₀, and scores of different
+             positions are uncorrelated, so that the squared sum over a sequence will do
+             (arXiv:2602.02712, Theorem 3.8; the sum is Fisher's information).
+    gain(ℓ)  α_B(ℓ) · (d/dα log-likelihood of the concept's replies - the same of its opposites):
+             the nats per token by which all of the budget moves the ones ahead of the others.
+
+On the models measured the gain says more about presence in replies than the log-odds of the
+concept's tokens do, which favour late blocks that raise "happy" at once and write no happier
+replies (docs/study.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from calibrate.common.settings import Settings
+from calibrate.engine.forward import differentiable_hidden
+from calibrate.engine.unsteered import Corpus, logit_slices
+from calibrate.engine.vector import SteeringVector
+from calibrate.models.hooks import Positions
+from calibrate.models.model import LoadedModel
+from calibrate.models.tokens import TokenSequence, batches
+from calibrate.texts.concept import Text, Texts
+from calibrate.texts.extraction import encode
+
+DRAWS = 2  # labels drawn from p₀ for every context
+MOST_TEXTS = 24  # of each label that are differentiated
+MOST_SEQUENCES = 16  # of the corpus, for the curvature
+CARRIED = 3  # blocks carried into the study
+GRADIENT_TOKENS = 4  # a pass that is differentiated holds this many times more per token
+
+Labels = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class BlockRank:
+    """What one block has to offer: α_B as estimated, and the gain in nats per token."""
+
+    layer: int
+    strength_at_budget: float
+    gain: float
+
+
+def rank_blocks(
+    loaded: LoadedModel,
+    corpus: Corpus,
+    texts: Texts,
+    vectors: Sequence[SteeringVector],
+    settings: Settings,
+) -> tuple[BlockRank, ...]:
+    """Rank every block whose vector can do anything, best first.
+
+    corpus: ΔCE is estimated on its first sequences. texts: of the concept, not those that made
+    the vectors; replies are preferred to texts that reply to nothing.
+    """
+    stacked = torch.stack([vector.values for vector in vectors]).to(loaded.device)
+    curvature = _curvature(loaded, corpus.sequences[:MOST_SEQUENCES], stacked, settings)
+    liked, disliked = (
+        _likelihood_slope(loaded, [encode(loaded, text) for text in group], stacked, settings)
+        for group in _replies(texts)
+    )
+    reach = np.sqrt(2 * settings.ce_budget / np.maximum(curvature, 1e-12))
+    ranked = [
+        BlockRank(layer, settings.sign * float(reach[layer]), float(reach[layer] * slope))
+        for layer, slope in enumerate(liked - disliked)
+        if curvature[layer] > 0
+    ]
+    return tuple(sorted(ranked, key=lambda rank: -rank.gain))
+
+
+def carried_blocks(ranks: Sequence[BlockRank], num_layers: int) -> tuple[int, ...]:
+    """The best block of each of CARRIED parts of the depth, best first.
+
+    The gain hardly says which depth is best (docs/study.md), and is often largest in the last
+    blocks alone, so that blocks of every depth are tried.
+    """
+    best: dict[int, int] = {}
+    for rank in ranks:
+        best.setdefault(CARRIED * rank.layer // num_layers, rank.layer)
+    return tuple(best.values())
+
+
+def _replies(texts: Texts) -> tuple[list[Text], list[Text]]:
+    """MOST_TEXTS of each label: replies to a prompt, where both labels have some."""
+    groups = (texts.positives, texts.negatives)
+    replies = [[text for text in group if text.prompt is not None] for group in groups]
+    chosen = replies if all(replies) else [list(group) for group in groups]
+    return chosen[0][:MOST_TEXTS], chosen[1][:MOST_TEXTS]
+
+
+def _curvature(
+    loaded: LoadedModel,
+    sequences: Sequence[TokenSequence],
+    vectors: torch.Tensor,
+    settings: Settings,
+) -> np.ndarray:
+    """Mean variance of the log-odds at every block, (n_layers,)."""
+    generator = torch.Generator().manual_seed(settings.seed)
+
+    def drawn(log_probs: torch.Tensor, _labels: torch.Tensor) -> torch.Tensor:
+        uniform = torch.rand(log_probs.shape, generator=generator).to(log_probs.device)
+        return (log_probs - torch.log(-torch.log(uniform))).argmax(dim=-1)
+
+    positions = settings.position_choices[0]
+    scores = _slopes(loaded, sequences, vectors, [drawn] * DRAWS, positions)
+    total = sum(sequence.n_scored for sequence in sequences)
+    curvature: np.ndarray = np.square(scores).sum(axis=2).mean(axis=0) / total
+    return curvature
+
+
+def _likelihood_slope(
+    loaded: LoadedModel,
+    sequences: Sequence[TokenSequence],
+    vectors: torch.Tensor,
+    settings: Settings,
+) -> np.ndarray:
+    """d/dα of the texts' own log-likelihood per token at every block, (n_layers,)."""
+
+    def own(_log_probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return labels
+
+    slopes = _slopes(loaded, sequences, vectors, [own], settings.position_choices[0])[0]
+    per_token: np.ndarray = slopes.sum(axis=1) / sum(one.n_scored for one in sequences)
+    return per_token
+
+
+def _slopes(
+    loaded: LoadedModel,
+    sequences: Sequence[TokenSequence],
+    vectors: torch.Tensor,
+    choices: Sequence[Labels],
+    positions: Positions,
+) -> np.ndarray:
+    """d/dα of a sequence's log-probability of chosen labels, (n_choices, n_layers, n_sequences).
+
+    choices: functions from log-probabilities (n_tokens, vocabulary) and the sequence's own labels
+        to the labels whose log-probability is differentiated, (n_tokens,).
+    """
+    found = np.zeros((len(choices), len(vectors), len(sequences)))
+    room = max(loaded.scoring_tokens // GRADIENT_TOKENS, 1)
+    for batch in batches(sequences, room, loaded.device):
+        hidden, residuals = differentiable_hidden(loaded, batch)
+        steered = batch.mask.bool() if positions == "all" else batch.generated()
+        for index, choose in enumerate(choices):
+            gradient = _gradient(loaded, hidden, batch.labels(), choose)
+            loaded.meter.count(2 * batch.n_tokens)  # a backward pass costs two forward ones
+            by_block = torch.autograd.grad(
+                hidden, residuals, gradient, retain_graph=index + 1 < len(choices)
+            )
+            for layer, (by_residual, vector) in enumerate(zip(by_block, vectors, strict=True)):
+                moved = (by_residual.float() @ vector) * steered
+                found[index, layer, list(batch.rows)] = moved.sum(dim=1).double().cpu().numpy()
+    return found
+
+
+def _gradient(
+    loaded: LoadedModel, hidden: torch.Tensor, labels: torch.Tensor, choose: Labels
+) -> torch.Tensor:
+    """Gradient of the chosen labels' log-probabilities by the final hidden states, in slices."""
+    gradient = torch.empty_like(hidden)
+    for part in logit_slices(loaded, hidden):
+        with torch.enable_grad():
+            leaf = hidden[part].detach().requires_grad_()
+            log_probs = torch.log_softmax(loaded.logits(leaf), dim=-1)
+            chosen = choose(log_probs.detach(), labels[part])
+            score = log_probs.gather(1, chosen[:, None]).sum()
+        (gradient[part],) = torch.autograd.grad(score, leaf)
+    return gradient.detach()
+
+
+def choose_blocks(
+    loaded: LoadedModel,
+    corpus: Corpus,
+    texts: Texts,
+    vectors: Sequence[SteeringVector],
+    most: int,
+    settings: Settings,
+) -> tuple[tuple[BlockRank, ...], tuple[int, ...]]:
+    """Rank the blocks, and choose those carried into the study; or the one asked for.
+
+    most: how many are carried at most.
+    """
+    if settings.layer is not None:
+        return (), (settings.layer,)
+    ranks = rank_blocks(loaded, corpus, texts, vectors, settings)
+    return ranks, carried_blocks(ranks, loaded.num_layers)[:most]

@@ -1,0 +1,97 @@
+"""The largest strength that keeps to the budget on held-out text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from calibrate.common.errors import Infeasible
+from calibrate.common.estimate import RatioEstimate
+from calibrate.engine.generation import Completion
+from calibrate.models.steering import Push
+from calibrate.search.long_run import LOOP_MARGIN, LongReplies
+
+# Shares of the strength the study chose. Near 1 the steps are fine, since that is where the
+# answer nearly always lies; the first are a fall-back for text unlike the search corpus.
+LADDER = (0.5, 0.8, 0.9, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class TestedStrength:
+    """One rung: a strength, its ΔCE on held-out text, and the upper bound that was tested.
+
+    loop_excess: by how much its long replies loop more than unsteered ones, where that was tried.
+    """
+
+    strength: float
+    delta_ce: RatioEstimate
+    upper: float
+    within: bool
+    loop_excess: RatioEstimate | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class VerifiedBudget:
+    """The strength that keeps to the budget, and every strength that was tested."""
+
+    strength: float
+    delta_ce: RatioEstimate
+    tested: tuple[TestedStrength, ...]
+
+
+def verify_budget(
+    measure_delta_ce: Callable[[float], RatioEstimate],
+    strength: float,
+    budget: float,
+    confidence: float,
+) -> VerifiedBudget:
+    """Return the largest verified share of `strength`.
+
+    measure_delta_ce: ΔCE of a strength on held-out text.
+    Raises: Infeasible if not even the first strength keeps to the budget.
+    """
+    tested: list[TestedStrength] = []
+    for share in LADDER:
+        rise = measure_delta_ce(share * strength)
+        upper = rise.upper(confidence)
+        tested.append(TestedStrength(share * strength, rise, upper, upper <= budget))
+        if not tested[-1].within:
+            break
+    passed = [rung for rung in tested if rung.within]
+    if not passed:
+        first = tested[0]
+        raise Infeasible(
+            [
+                f"at strength {first.strength:.3g}, the smallest tried, held-out ΔCE may be as "
+                f"high as {first.upper:.3g} nat ({confidence:.0%} bound), above the budget of "
+                f"{budget:g}"
+            ],
+            ["allow more with --ce-budget", "give more prompts or a larger --corpus"],
+        )
+    return VerifiedBudget(passed[-1].strength, passed[-1].delta_ce, tuple(tested))
+
+
+def verify_long_run(
+    long_replies: LongReplies, budget: VerifiedBudget, push: Callable[[float], Push]
+) -> tuple[VerifiedBudget, tuple[Completion, ...]]:
+    """Return the largest strength within the budget whose long replies hardly loop, and those.
+
+    push: what steers by a strength.
+    Raises: Infeasible if those of the smallest loop too.
+    """
+    tested = list(budget.tested)
+    for place in reversed([place for place, rung in enumerate(tested) if rung.within]):
+        rung = tested[place]
+        steered = long_replies.steered(push(rung.strength))
+        excess = long_replies.excess(steered)
+        tested[place] = replace(rung, loop_excess=excess)
+        if excess.value <= LOOP_MARGIN:
+            return VerifiedBudget(rung.strength, rung.delta_ce, tuple(tested)), steered
+    raise Infeasible(
+        [
+            f"replies of {long_replies.n_tokens} tokens loop too much: even at strength "
+            f"{rung.strength:.3g}, the smallest tried, {excess.value:.0%} more of their tokens "
+            f"lie in loops than in unsteered ones, and {LOOP_MARGIN:.0%} more are allowed"
+        ],
+        ["allow less with --ce-budget", "try another --layer"],
+    )

@@ -1,0 +1,155 @@
+"""Whether presence changes by enough to be worth having, and what change could have been seen.
+
+The paired change towards the goal, one value per prompt, is tested after each round of replies:
+
+    ships       the interval's low end is above 0, and the change is at least `min_gain`
+    refused     the interval's high end is below `min_gain`
+    undecided   anything else: every prompt gets as many replies again
+
+Testing growing data several times errs more often than testing once (Armitage, McPherson and Rowe,
+1969, J. R. Stat. Soc. A 132), so each look gets an equal share of the error that `confidence`
+allows (Bonferroni). A change of 0 then ships with a probability of at most (1 - confidence) / 2,
+and a change of at least `min_gain` is refused as too small with at most the same. Reported
+intervals have the confidence as given.
+
+A refusal says that there is no such change only if it would have been seen: if the smallest change
+that is told from 0 with a probability of POWER is at most `min_gain`. Otherwise it says that this
+cannot be told, and what would tell.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from calibrate.common.errors import Infeasible
+from calibrate.common.estimate import RatioEstimate
+from calibrate.common.settings import Settings
+from calibrate.texts.concept import PROMPT_SHARES
+from calibrate.texts.replies import VERIFY_COMPLETIONS
+
+LOOKS = (VERIFY_COMPLETIONS, 2 * VERIFY_COMPLETIONS, 4 * VERIFY_COMPLETIONS)  # replies per prompt
+POWER = 0.8  # probability of seeing a change that is there
+
+Decision = Literal["ships", "refused", "undecided"]
+
+
+def decide(change: RatioEstimate, settings: Settings) -> Decision:
+    """What one look says.
+
+    change: of presence, one value per prompt, negative where presence falls.
+    """
+    low, high = bounds(change, settings)
+    if low > 0 and settings.sign * change.value >= settings.min_gain:
+        return "ships"
+    return "refused" if high < settings.min_gain else "undecided"
+
+
+def bounds(change: RatioEstimate, settings: Settings) -> tuple[float, float]:
+    """The interval that one look decides by, of the change towards the goal."""
+    low, high = change.cautious_interval(_look_confidence(settings))
+    return (low, high) if settings.goal == "increase" else (-high, -low)
+
+
+def detectable(change: RatioEstimate, settings: Settings) -> float:
+    """The smallest true change that one look tells from 0 with a probability of POWER."""
+    return change.detectable(_look_confidence(settings), POWER)
+
+
+def prompts_needed(change: RatioEstimate, gain: float, settings: Settings) -> int:
+    """About how many verify prompts tell a change of `gain` from 0 with a probability of POWER.
+
+    Each with as many replies as the prompts of `change` have, and as different from each other.
+    gain: above 0.
+    """
+    return math.ceil(len(change.sums) * (detectable(change, settings) / gain) ** 2)
+
+
+def require_effect(change: RatioEstimate, n_replies: int, settings: Settings) -> None:
+    """Refuse a change that no look has found worth having.
+
+    change: at the last look, with n_replies to each prompt.
+    Raises: Infeasible, which says whether there is no such change, or whether none could be seen.
+    """
+    decision = decide(change, settings)
+    if decision == "ships":
+        return
+    if decision == "refused":
+        raise Infeasible([_too_small(change, settings)], _advice(settings))
+    if detectable(change, settings) <= settings.min_gain:
+        raise Infeasible([_not_seen(change, settings)], _advice(settings))
+    raise Infeasible(
+        [_cannot_tell(change, n_replies, settings)],
+        [*_more_replies(change, n_replies, settings), *_advice(settings)],
+    )
+
+
+def _too_small(change: RatioEstimate, settings: Settings) -> str:
+    most = bounds(change, settings)[1]
+    return (
+        f"no change worth having: within the budget presence is {settings.goal}d by at most "
+        f"{most:.3g}, below --min-gain {settings.min_gain:g} ({_seen(change, settings)})"
+    )
+
+
+def _not_seen(change: RatioEstimate, settings: Settings) -> str:
+    return (
+        f"within the budget presence does not measurably {settings.goal} by --min-gain "
+        f"{settings.min_gain:g}: {_seen(change, settings)}, where a change of "
+        f"{detectable(change, settings):.2g} would be seen with a probability of {POWER:.0%}"
+    )
+
+
+def _cannot_tell(change: RatioEstimate, n_replies: int, settings: Settings) -> str:
+    wanted = f"by --min-gain {settings.min_gain:g}" if settings.min_gain else "at all"
+    return (
+        f"it cannot be told whether presence {settings.goal}s {wanted}: {_seen(change, settings)} "
+        f"in {n_replies} replies to each of {len(change.sums)} prompts, where only a change of "
+        f"{detectable(change, settings):.2g} or more would be seen with a probability of "
+        f"{POWER:.0%}"
+    )
+
+
+def _seen(change: RatioEstimate, settings: Settings) -> str:
+    low, high = change.interval(settings.confidence)
+    return (
+        f"it changes by {change.value:+.3f}, {settings.confidence:.0%} interval {low:+.3f} to "
+        f"{high:+.3f}"
+    )
+
+
+def _more_replies(change: RatioEstimate, n_replies: int, settings: Settings) -> list[str]:
+    """What would tell; nothing about prompts where no gain is asked for, and none was seen."""
+    advice = []
+    if n_replies < LOOKS[-1]:
+        advice.append(
+            f"allow up to {LOOKS[-1]} replies a prompt with a higher --max-tokens or --max-minutes"
+        )
+    gain = settings.min_gain or max(settings.sign * change.value, 0.0)
+    spread_known = math.isfinite(detectable(change, settings))
+    if gain and spread_known:
+        needed = prompts_needed(change, gain, settings)
+        given = math.ceil(needed / PROMPT_SHARES["verify"])
+        advice.append(
+            f"give about {given:,} --prompts, of which {needed:,} are verified on: with "
+            f"{n_replies} replies each they would tell a change of {gain:.2g}"
+        )
+    if spread_known:
+        advice.append(
+            f"ask only for what these prompts can show, with --min-gain "
+            f"{_rounded_up(detectable(change, settings))}"
+        )
+    return advice
+
+
+def _advice(settings: Settings) -> list[str]:
+    smaller = ["accept a smaller change with a lower --min-gain"] if settings.min_gain else []
+    return [*smaller, "allow more with --ce-budget", "try another --layer"]
+
+
+def _rounded_up(gain: float) -> str:
+    return f"{math.ceil(100 * gain) / 100:g}"
+
+
+def _look_confidence(settings: Settings) -> float:
+    return 1 - (1 - settings.confidence) / len(LOOKS)

@@ -1,0 +1,35 @@
+"""What tells one calibration from another: a hash of all that its result depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from calibrate.common.settings import Settings
+from calibrate.judging.choice import Lesson
+from calibrate.models.model import LoadedModel
+from calibrate.texts.concept import Concept
+
+
+def fingerprint_of(
+    loaded: LoadedModel,
+    concept: Concept,
+    prompts: Sequence[str],
+    corpus: Mapping[str, Sequence[str]] | None,
+    judges: Sequence[str],
+    lesson: Lesson | None,
+    settings: Settings,
+) -> str:
+    """Hash of everything the result depends on."""
+    parts = [
+        asdict(loaded.identity),
+        dict(loaded.rendering.kwargs),
+        [concept.name, concept.data_sha256],
+        list(prompts),
+        corpus,
+        [*judges, lesson and asdict(lesson)],
+        asdict(settings),
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

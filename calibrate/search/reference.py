@@ -1,0 +1,54 @@
+"""The reference input of a config: by its log-probabilities a steered model is known again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from calibrate.engine.vector import SteeringVector
+from calibrate.models.hooks import Positions
+from calibrate.models.model import LoadedModel
+from calibrate.texts.replies import UnsteeredReplies
+
+REFERENCE_TOKENS = 20  # likeliest next tokens kept in the artefact's reference
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One input, and the likeliest next tokens' log-probabilities with and without steering."""
+
+    input_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    unsteered_log_probs: tuple[float, ...]
+
+
+def reference_of(
+    loaded: LoadedModel,
+    vector: SteeringVector,
+    strength: float,
+    positions: Positions,
+    replies: UnsteeredReplies,
+) -> Reference:
+    """Return the likeliest next tokens after a verify prompt, unsteered and steered."""
+    ids = replies.first_replies("verify")[0].sequence.ids
+    unsteered = next_log_probs(loaded, ids)
+    with vector.apply(loaded.blocks, strength, positions):
+        steered = next_log_probs(loaded, ids)
+    top = steered.topk(min(REFERENCE_TOKENS, len(steered))).indices
+    return Reference(
+        ids,
+        tuple(top.tolist()),
+        tuple(steered[top].tolist()),
+        tuple(unsteered[top].tolist()),
+    )
+
+
+def next_log_probs(loaded: LoadedModel, ids: Sequence[int]) -> torch.Tensor:
+    """Log-probabilities of the token after `ids`, float32 (vocabulary,)."""
+    tokens = torch.tensor([list(ids)], device=loaded.device)
+    loaded.meter.count(tokens.numel())
+    logits = loaded.model(input_ids=tokens, use_cache=False).logits[0, -1]
+    return torch.log_softmax(logits.float(), dim=-1).cpu()

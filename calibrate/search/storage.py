@@ -1,0 +1,141 @@
+"""Where a study is kept: a journal in a directory, or a database."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.trial import FrozenTrial
+from sqlalchemy.exc import SQLAlchemyError
+
+from calibrate.common.errors import ArtefactError
+from calibrate.common.files import require_ours
+from calibrate.common.layout import JOURNAL_FILE, is_journal
+
+HEARTBEAT = 30  # seconds between two signs of life in a database; silent for twice as long is dead
+OPENINGS = 3  # attempts at opening a database
+POLL = 0.5  # seconds between two looks at what other workers do
+ORIGIN = "origin"  # trial attribute: what it was started for; trials of one origin are one
+
+
+@dataclass(frozen=True)
+class StudyStore:
+    """Where a study is kept, and what tells it from another of the same name.
+
+    url: a database as SQLAlchemy names it (sqlite:///study.db, postgresql://…), an Optuna gRPC
+        proxy (grpc://host:port), or None for a journal in `directory`, or for memory if that is
+        None too.
+    """
+
+    name: str
+    fingerprint: str
+    directory: Path | None = None
+    url: str | None = None
+    heartbeat: int = HEARTBEAT
+
+
+def check_storage(store: StudyStore) -> None:
+    """Raise ArtefactError at once where a database or a proxy that was named cannot be opened."""
+    if store.url is not None:
+        open_storage(store)
+
+
+def open_storage(store: StudyStore) -> BaseStorage:
+    """Open where a study is kept.
+
+    Raises: ArtefactError if it cannot be opened.
+    """
+    if store.url is None and store.directory is None:
+        return InMemoryStorage()
+    if store.url is None:
+        assert store.directory is not None
+        path = store.directory / JOURNAL_FILE
+        _mend(path)
+        with quiet_optuna():
+            return JournalStorage(JournalFileBackend(str(path)))
+    try:
+        with quiet_optuna():
+            if store.url.startswith("grpc://"):
+                return _proxy(store.url)
+            return _database(store.url, store.heartbeat)
+    except Exception as error:  # SQLAlchemy's, gRPC's, and those of every database driver
+        raise ArtefactError(
+            f"--storage must be a database URL or grpc://HOST:PORT that can be opened, got "
+            f"{store.url!r} ({error})"
+        ) from error
+
+
+def _database(url: str, heartbeat: int) -> BaseStorage:
+    """Open a database; workers that make its tables at the same moment trip over each other."""
+    if url.rstrip("/") == "sqlite:" or ":memory:" in url:
+        raise ValueError("a database in memory is another one in every thread; name a file")
+    attempt = 0
+    while True:
+        try:
+            return RDBStorage(
+                url,
+                heartbeat_interval=heartbeat,
+                heartbeat_stale_trial_callback=queue_again,
+            )
+        except SQLAlchemyError:
+            attempt += 1
+            if attempt == OPENINGS:
+                raise
+            time.sleep(POLL * attempt)
+
+
+def _proxy(url: str) -> BaseStorage:
+    place = urlsplit(url)
+    proxy = optuna.storages.GrpcStorageProxy(
+        host=place.hostname or "localhost", port=place.port or 13000
+    )
+    proxy.wait_server_ready(timeout=10)
+    return proxy
+
+
+def _mend(journal: Path) -> None:
+    """Cut off a last line that a power loss left incomplete, as anything after it would be lost."""
+    if not journal.exists():
+        return
+    require_ours(journal, is_journal)
+    lock = JournalFileSymlinkLock(str(journal))  # Optuna's own: nobody writes meanwhile
+    lock.acquire()
+    try:
+        content = journal.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(journal, whole)
+    finally:
+        lock.release()
+
+
+def queue_again(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Queue a failed trial with the same parameters, once."""
+    params = trial.params or trial.system_attrs.get("fixed_params", {})
+    origin = trial.user_attrs.get(ORIGIN, f"trial {trial.number}")
+    later = study.get_trials(deepcopy=False)[trial.number + 1 :]
+    if params and origin not in {t.user_attrs.get(ORIGIN) for t in later}:
+        study.enqueue_trial(params, {ORIGIN: origin})
+
+
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Keep Optuna's own reports off the terminal."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        try:
+            yield
+        finally:
+            optuna.logging.set_verbosity(verbosity)

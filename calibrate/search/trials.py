@@ -1,0 +1,220 @@
+"""Which trials a study runs, and when there are enough: what the laws suggest, then the sampler."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from calibrate.common.cost import Allowance
+from calibrate.common.estimate import RatioEstimate
+from calibrate.common.progress import Progress
+from calibrate.common.settings import SEEDS, Settings
+from calibrate.common.trial import Trial
+from calibrate.judging.presence import MOST_EMPTY
+from calibrate.laws.pilot import Pilot
+from calibrate.laws.presence import PresenceFit, fit_presence
+from calibrate.search.objective_types import Objective
+from calibrate.search.storage import ORIGIN
+from calibrate.search.workers import FINISHED, Proposal
+
+SUGGESTED_SHARE = 0.95  # of α_B: verification wants the upper bound, not the mean, in budget
+LOWER_SHARE = 0.75  # tried at the best site, to see whether presence has fallen
+SHARES = (0.6, SUGGESTED_SHARE)  # range searched where the laws fit
+WIDE_SHARES = (0.05, 1.3)  # range searched where one does not
+
+
+def laws_hold(pilots: Mapping[str, Pilot]) -> bool:
+    """Whether the law of ΔCE held at every site, so that the search may be narrow."""
+    return all(pilot.rise_goodness.good for pilot in pilots.values())
+
+
+def as_trial(trial: FrozenTrial) -> Trial:
+    """A finished trial, as the evidence keeps it."""
+    measured = trial.user_attrs
+    return Trial(
+        number=trial.number,
+        site=trial.params["site"],
+        share=trial.params["share"],
+        strength=measured["strength"],
+        delta_ce=measured["delta_ce"],
+        delta_ce_error=measured["delta_ce_error"],
+        n_sequences=measured["n_sequences"],
+        presence=measured.get("presence"),
+        n_prompts=measured.get("n_prompts", 0),
+        complete=trial.state == TrialState.COMPLETE,
+        fluency_drop=measured.get("fluency_drop"),
+        empty=measured.get("empty", 0.0),
+        token_forwards=measured["token_forwards"],
+        seconds=measured["seconds"],
+    )
+
+
+def presence_law(
+    site: str, trials: Sequence[Trial], baseline: RatioEstimate, goal: str
+) -> PresenceFit:
+    """The law of presence at a site, fitted to its complete trials and to presence at α = 0."""
+    points = [(0.0, baseline.value, float(len(baseline.counts)))]
+    points += [
+        (trial.strength, trial.presence, float(trial.n_prompts))
+        for trial in trials
+        if trial.site == site and trial.complete and trial.presence is not None
+    ]
+    strengths, presences, counts = zip(*points, strict=True)
+    return fit_presence(strengths, presences, counts, rising=goal == "increase")
+
+
+@dataclass(frozen=True, eq=False)
+class TrialPolicy:
+    """The study's plan (`calibrate.search.workers.Plan`)."""
+
+    pilots: Mapping[str, Pilot]
+    objective: Objective
+    baseline: RatioEstimate
+    settings: Settings
+    allowance: Allowance | None
+    progress: Progress
+
+    @property
+    def most(self) -> int:
+        """How many trials are finished at most."""
+        return self.settings.trials
+
+    def enough(self, finished: Sequence[FrozenTrial]) -> bool:
+        """Whether nothing more may be spent, or the laws leave less to gain than the precision."""
+        trials = [as_trial(done) for done in finished]
+        if trials and self.allowance is not None:
+            dearest = max(trial.token_forwards for trial in trials)
+            if not self.allowance.left_for(dearest):
+                return True
+        if not laws_hold(self.pilots) or self._suggested(finished) is not None:
+            return False
+        return self._gain_left(trials) <= self.settings.precision
+
+    def propose(self, counting: Sequence[FrozenTrial]) -> Proposal | None:
+        """What the laws suggest and nobody has taken up; None to leave it to the sampler."""
+        return self._suggested(counting)
+
+    def sampler(self, n_finished: int) -> optuna.samplers.BaseSampler:
+        """TPE over site and share, a startup trial for each site."""
+        return optuna.samplers.TPESampler(
+            seed=(self.settings.seed + n_finished) % SEEDS,
+            n_startup_trials=len(self.pilots),
+            multivariate=True,
+            constant_liar=True,
+        )
+
+    def measure(self, trial: optuna.Trial) -> float:
+        """Measure ΔCE, and presence where that keeps to the budget."""
+        tokens, started = self.objective.meter.tokens, time.perf_counter()
+        try:
+            return self._measured(trial)
+        finally:
+            trial.set_user_attr("token_forwards", self.objective.meter.tokens - tokens)
+            trial.set_user_attr("seconds", time.perf_counter() - started)
+
+    def ended(self, trial: FrozenTrial) -> None:
+        """Tell who watches."""
+        self.progress.tried(as_trial(trial))
+
+    def _measured(self, trial: optuna.Trial) -> float:
+        site = trial.suggest_categorical("site", list(self.pilots))
+        share = trial.suggest_float("share", *self._shares())
+        strength = share * self.pilots[site].strength_at_budget.value
+        rise = self.objective.delta_ce(site, strength)
+        trial.set_user_attr("strength", strength)
+        trial.set_user_attr("delta_ce", rise.value)
+        trial.set_user_attr("delta_ce_error", rise.standard_error)
+        trial.set_user_attr("n_sequences", rise.n_sequences)
+        _constrain(trial, delta_ce=rise.value - self.settings.ce_budget)
+        if rise.value > self.settings.ce_budget:
+            raise optuna.TrialPruned
+        return self._presence(trial, site, strength)
+
+    def _presence(self, trial: optuna.Trial, site: str, strength: float) -> float:
+        """Presence over all rungs; prunes a trial that is behind after one, or mostly silent."""
+        scores: dict[int, float] = {}
+        n_empty = 0
+        drops: list[RatioEstimate] = []
+        for rung in range(len(self.objective.rungs)):
+            replied = self.objective.replies(site, strength, rung)
+            scores.update(replied.scores)
+            drops += [replied.fluency_drop] if replied.fluency_drop is not None else []
+            n_empty += replied.n_empty
+            self._require_replies(trial, n_empty / (n_empty + len(scores)))
+            for prompt, score in sorted(replied.scores.items()):
+                trial.report(score, prompt)
+            presence = RatioEstimate(np.array(list(scores.values())), np.ones(len(scores)))
+            trial.set_user_attr("presence", presence.value)
+            trial.set_user_attr("n_prompts", len(scores))
+            if rung + 1 < len(self.objective.rungs) and trial.should_prune():
+                raise optuna.TrialPruned
+            if presence.half_width(self.settings.confidence) <= self.settings.precision:
+                break
+        if drops and self.settings.max_fluency_drop is not None:
+            drop = RatioEstimate.joined(drops).value
+            trial.set_user_attr("fluency_drop", drop)
+            _constrain(trial, fluency_drop=drop - self.settings.max_fluency_drop)
+        return presence.value
+
+    def _require_replies(self, trial: optuna.Trial, empty: float) -> None:
+        """Presence cannot be read from silence, which verification does not accept either."""
+        trial.set_user_attr("empty", empty)
+        if empty > MOST_EMPTY:
+            _constrain(trial, empty=empty - MOST_EMPTY)
+            raise optuna.TrialPruned
+
+    def _shares(self) -> tuple[float, float]:
+        return SHARES if laws_hold(self.pilots) else WIDE_SHARES
+
+    def _suggested(self, counting: Sequence[FrozenTrial]) -> Proposal | None:
+        """The first of the laws' suggestions that nobody has taken up."""
+        taken = {trial.user_attrs.get(ORIGIN) for trial in counting}
+        return next((one for one in self._suggestions(counting) if one.origin not in taken), None)
+
+    def _suggestions(self, counting: Sequence[FrozenTrial]) -> Iterator[Proposal]:
+        for site in self.pilots:
+            yield Proposal(f"{site} at {SUGGESTED_SHARE}", _params(site, SUGGESTED_SHARE))
+        finished = [as_trial(trial) for trial in counting if trial.state in FINISHED]
+        best = self._best(finished)
+        if best is not None:
+            yield Proposal("below the best", _params(best.site, LOWER_SHARE))
+
+    def _best(self, trials: Sequence[Trial]) -> Trial | None:
+        sign = self.settings.sign
+        complete = [trial for trial in trials if trial.complete and trial.presence is not None]
+        return max(complete, key=lambda trial: sign * (trial.presence or 0.0), default=None)
+
+    def _gain_left(self, trials: Sequence[Trial]) -> float:
+        """How much more presence the law promises at the best site, up to the largest share.
+
+        Infinite where presence has fallen before, since then the law says nothing of the peak.
+        """
+        best = self._best(trials)
+        if best is None:
+            return float("inf")
+        law = presence_law(best.site, trials, self.baseline, self.settings.goal)
+        if law.fall is not None:
+            return float("inf")
+        end = SHARES[1] * self.pilots[best.site].strength_at_budget.value
+        here, there = (float(law.law.predict(at)) for at in (best.strength, end))
+        return self.settings.sign * (there - here)
+
+
+def _params(site: str, share: float) -> dict[str, str | float]:
+    return {"site": site, "share": share}
+
+
+def _constrain(trial: optuna.Trial, **limits: float) -> None:
+    """Set constraints, feasible at 0 or below, for Optuna 5 and for optuna-dashboard alike.
+
+    The dashboard reads only the list that Optuna wrote before version 5.
+    """
+    for name, excess in limits.items():
+        trial.set_constraint(name, excess)
+    known = trial.storage.get_trial_system_attrs(trial._trial_id).get("constraints", [])
+    trial.storage.set_trial_system_attr(trial._trial_id, "constraints", [*known, *limits.values()])

@@ -1,0 +1,263 @@
+"""Verification on prompts and texts that nothing before it has seen.
+
+Strengths on a fixed list are tested from small to large, and the last one whose one-sided upper
+confidence bound of ΔCE keeps to the budget, before the first that does not, is taken. Since ΔCE
+grows with |α|, testing in this order needs no correction for testing repeatedly: the error is
+made at most once, at the first strength that truly breaks the budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from calibrate.common.cost import Allowance
+from calibrate.common.errors import Infeasible
+from calibrate.common.estimate import RatioEstimate
+from calibrate.common.settings import Settings
+from calibrate.engine.cross_entropy import delta_ce
+from calibrate.engine.generation import Request
+from calibrate.engine.unsteered import Corpus, run_unsteered
+from calibrate.judging.fluency import Fluency, measure_fluency
+from calibrate.judging.panel import Panel
+from calibrate.judging.presence import MOST_EMPTY, Presence, measure_presence, read
+from calibrate.judging.teaching import asked_prompts
+from calibrate.laws.pilot import Pilot
+from calibrate.models.model import LoadedModel
+from calibrate.models.steering import Push
+from calibrate.models.tokens import Prompt
+from calibrate.search.audit import Audit, audit
+from calibrate.search.budget import VerifiedBudget, verify_budget, verify_long_run
+from calibrate.search.effect import LOOKS, decide, detectable, require_effect
+from calibrate.search.long_run import LongRun, answer_at_length
+from calibrate.search.reference import Reference, reference_of
+from calibrate.texts.replies import UnsteeredReplies, require_answers
+from probes import Reader
+
+CONTROL_PROMPTS = 32  # replied to once under a random vector, and once when asked in words
+
+
+def require_replies(presence: Presence) -> None:
+    """Raise Infeasible if steering silences the model: most of its replies are empty."""
+    if presence.empty > MOST_EMPTY:
+        raise Infeasible(
+            [
+                f"{presence.n_empty} of {len(presence.completions)} steered replies are empty; "
+                "presence cannot be read from silence"
+            ],
+            ["allow less with --ce-budget", "try another --layer"],
+        )
+
+
+def require_fluency(drop: RatioEstimate, settings: Settings) -> None:
+    """Raise Infeasible if the drop of fluency may be larger than allowed."""
+    most, upper = settings.max_fluency_drop, drop.upper(settings.confidence)
+    if most is not None and upper > most:
+        raise Infeasible(
+            [
+                f"steered replies may be {upper:.3g} nat per token less likely to the unsteered "
+                f"model ({settings.confidence:.0%} bound), above --max-fluency-drop {most:g}"
+            ],
+            ["allow more with --max-fluency-drop", "allow less with --ce-budget"],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Verified:
+    """What was measured about the shipped strength, all of it on held-out data.
+
+    change: of presence, prompt by prompt, after n_replies to each. detectable: the smallest change
+        that would be seen with a probability of `effect.POWER`.
+    random_vector: presence under a random vector of the same norm at the same strength.
+    prompt_only: presence of the unsteered model asked in plain words.
+    fluency_drop: how much less likely the steered replies are to the unsteered model.
+    audit: what a second judge says, if there is one. long_run: replies as long as they are
+        served, if there was room for them.
+    """
+
+    corpus_kind: Literal["own_replies", "file"]
+    budget: VerifiedBudget
+    presence: Presence
+    baseline: Presence
+    change: RatioEstimate
+    n_replies: int
+    detectable: float
+    random_vector: RatioEstimate
+    prompt_only: RatioEstimate
+    fluency: Fluency
+    fluency_baseline: Fluency
+    fluency_drop: RatioEstimate
+    audit: Audit | None
+    long_run: LongRun | None
+    reference: Reference
+
+    @property
+    def explained_by_length(self) -> float:
+        """Change of presence that longer or shorter replies alone would make.
+
+        From the slope of presence by length among unsteered replies; 0 where all are as long.
+        Empty replies are left out.
+        """
+        lengths, longer = (
+            np.array([completion.sequence.n_scored for completion in one.completions])[one.spoken]
+            for one in (self.baseline, self.presence)
+        )
+        if np.ptp(lengths) == 0:
+            return 0.0
+        slope = float(np.polyfit(lengths, self.baseline.scores[self.baseline.spoken], 1)[0])
+        return slope * float(longer.mean() - lengths.mean())
+
+
+@dataclass(frozen=True, eq=False)
+class Replies:
+    """Steered and unsteered replies to the verify prompts, as many to each, until they decide."""
+
+    presence: Presence
+    baseline: Presence
+    n_replies: int
+
+    @property
+    def change(self) -> RatioEstimate:
+        """The change of presence, one value per prompt."""
+        return self.presence.change_from(self.baseline)
+
+    def joined(self, presence: Presence, baseline: Presence) -> Replies:
+        """These and as many more of either."""
+        return Replies(
+            self.presence.joined(presence), self.baseline.joined(baseline), 2 * self.n_replies
+        )
+
+
+def reply_until_decided(
+    loaded: LoadedModel,
+    reader: Reader,
+    prompts: Sequence[Prompt],
+    push: Push,
+    replies: Replies,
+    settings: Settings,
+    may_spend: Callable[[int], bool],
+) -> Replies:
+    """Double the replies to every prompt until they decide, or no more may be taken.
+
+    replies: those of the first look. may_spend: whether so many replies more may be taken.
+    Raises: Infeasible if most of the steered ones are empty.
+    """
+    require_replies(replies.presence)
+    while decide(replies.change, settings) == "undecided" and replies.n_replies < LOOKS[-1]:
+        n = replies.n_replies
+        if not may_spend(2 * n * len(prompts)):
+            break
+        requests = [Request(prompts, n, by, first=n) for by in (push, None)]
+        more = measure_presence(loaded, reader, requests, settings.sampling, settings.seed)
+        replies = replies.joined(*more)
+        require_replies(replies.presence)
+    return replies
+
+
+def verify(
+    loaded: LoadedModel,
+    panel: Panel,
+    pilot: Pilot,
+    strength: float,
+    corpora: Mapping[str, Corpus],
+    replies: UnsteeredReplies,
+    settings: Settings,
+    allowance: Allowance | None = None,
+) -> Verified:
+    """Find the largest verified share of `strength`, and measure what it does.
+
+    Of `corpora` and `replies` only the "verify" split is touched, which nothing before has seen.
+    pilot: of the site that is steered. allowance: what may be spent on more replies where the
+        first do not decide; None for as much as it takes.
+    Raises: Infeasible if no share keeps to the budget, long replies loop, presence does not change
+        by enough or this cannot be told, replies are empty or less fluent than allowed, or the
+        auditor sees the opposite.
+    """
+    reader, corpus = panel.final, corpora["verify"]
+    vector, positions = pilot.vector, pilot.positions
+    run = run_unsteered(loaded, corpus, [vector.layer])
+    budget = verify_budget(
+        lambda tried: delta_ce(loaded, run, vector.values, vector.layer, tried, positions),
+        strength,
+        settings.ce_budget,
+        settings.confidence,
+    )
+    prompts = replies.prompts["verify"]
+    long_replies, long_run = answer_at_length(loaded, prompts, settings), None
+    if long_replies is not None:
+        budget, steered = verify_long_run(
+            long_replies, budget, lambda tried: vector.push(tried, positions)
+        )
+        long_run = long_replies.read(panel.reader, steered)
+    push = vector.push(budget.strength, positions)
+    spent = loaded.meter.tokens
+    presence, random_vector, asked = measure_presence(
+        loaded,
+        reader,
+        [
+            Request(prompts, LOOKS[0], push),
+            *_control_requests(loaded, pilot, budget.strength, prompts, reader.concept, settings),
+        ],
+        settings.sampling,
+        settings.seed,
+    )
+    n_read = sum(len(one.completions) for one in (presence, random_vector, asked))
+    per_reply = (loaded.meter.tokens - spent) / n_read
+    require_answers(presence.completions, settings)
+    final = reply_until_decided(
+        loaded,
+        reader,
+        prompts,
+        push,
+        Replies(presence, read(reader, replies.completions["verify"]), LOOKS[0]),
+        settings,
+        lambda n: _affords(allowance, round(n * per_reply)),
+    )
+    require_effect(final.change, final.n_replies, settings)
+    fluency = measure_fluency(loaded, final.presence.first_replies)
+    fluency_baseline = measure_fluency(
+        loaded, replies.first_replies("verify"), run if corpus.self_sampled else None
+    )
+    drop = fluency.drop_from(fluency_baseline)
+    require_fluency(drop, settings)
+    auditor = panel.auditor
+    return Verified(
+        corpus_kind="own_replies" if corpus.self_sampled else "file",
+        budget=budget,
+        presence=final.presence,
+        baseline=final.baseline,
+        change=final.change,
+        n_replies=final.n_replies,
+        detectable=detectable(final.change, settings),
+        random_vector=random_vector.estimate,
+        prompt_only=asked.estimate,
+        fluency=fluency,
+        fluency_baseline=fluency_baseline,
+        fluency_drop=drop,
+        audit=audit(auditor, final.presence, final.baseline, settings) if auditor else None,
+        long_run=long_run,
+        reference=reference_of(loaded, vector, budget.strength, positions, replies),
+    )
+
+
+def _affords(allowance: Allowance | None, tokens: int) -> bool:
+    """Whether more replies may be taken; as much again is put aside to have them audited."""
+    return allowance is None or allowance.left_for(tokens, reserve=tokens)
+
+
+def _control_requests(
+    loaded: LoadedModel,
+    pilot: Pilot,
+    strength: float,
+    prompts: Sequence[Prompt],
+    concept: str,
+    settings: Settings,
+) -> tuple[Request, Request]:
+    """Replies under a random vector of the same norm, and to the prompts asked in plain words."""
+    other = pilot.vector.random_like(settings.seed).push(strength, pilot.positions)
+    some = prompts[:CONTROL_PROMPTS]
+    asked = asked_prompts(loaded, some, concept, settings.goal == "increase")
+    return Request(some, 1, other), Request(asked)

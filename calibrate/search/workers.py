@@ -1,0 +1,254 @@
+"""A study that several workers may share, and that outlives each of them.
+
+A worker is a process. The study is kept in a journal in the output directory, or in a storage
+named by its URL; whoever runs the same command on it takes part. Nobody coordinates: each worker
+starts the next trial until enough are finished, by itself or by others.
+
+A trial whose worker died is handed on. With a journal a worker is alive as long as it holds the
+lock on its own file, which the operating system lets go of however it dies; with a database
+Optuna's heartbeats tell. Two workers that start the same trial at the same moment are told apart
+by its number: the later one steps back.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import optuna
+from filelock import FileLock, Timeout
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from calibrate.common.errors import ArtefactError
+from calibrate.common.layout import FINGERPRINT, WORKER_LOCK, WORKERS_FOLDER
+from calibrate.search.storage import (
+    ORIGIN,
+    POLL,
+    StudyStore,
+    open_storage,
+    queue_again,
+    quiet_optuna,
+)
+
+WORKER = "worker"  # trial attribute: who runs it
+SURPLUS = "surplus"  # trial attribute: it was started beside another, and dropped
+
+OVERDUE = 3  # times the longest trial, after which one without heartbeats counts as left behind
+PATIENCE = timedelta(minutes=10)  # and how long it is waited for at least
+
+Direction = Literal["maximize", "minimize"]
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A trial worth starting: its parameters, and what it is started for, once."""
+
+    origin: str
+    params: Mapping[str, Any]
+
+
+class _Surplus(Exception):
+    """Another worker has this trial already, or there are enough without it."""
+
+
+class Plan(Protocol):
+    """What a study's trials are, and when there are enough of them."""
+
+    @property
+    def most(self) -> int:
+        """How many trials are finished at most."""
+        ...
+
+    def enough(self, finished: Sequence[FrozenTrial]) -> bool:
+        """Whether the finished trials will do, though there are fewer than `most`."""
+        ...
+
+    def propose(self, counting: Sequence[FrozenTrial]) -> Proposal | None:
+        """What to start next, beside the trials that count; None to let the sampler choose."""
+        ...
+
+    def sampler(self, n_finished: int) -> optuna.samplers.BaseSampler:
+        """The sampler to use after so many trials."""
+        ...
+
+    def measure(self, trial: optuna.Trial) -> float:
+        """Run a trial and return its value, or raise TrialPruned."""
+        ...
+
+    def ended(self, trial: FrozenTrial) -> None:
+        """Be told of a trial this worker has finished or pruned."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class SharedStudy:
+    """An Optuna study and what is known of those who work on it.
+
+    worker: this process. directory: where workers hold their locks; None where heartbeats tell,
+        or nobody else can be there.
+    """
+
+    study: optuna.Study
+    worker: str
+    directory: Path | None
+
+    @property
+    def finished(self) -> list[FrozenTrial]:
+        """Trials that were measured, pruned ones included, in the order they were started."""
+        return self.study.get_trials(states=FINISHED)
+
+    def take_part(self, plan: Plan) -> None:
+        """Run trials until there are enough, and none is still run by another worker."""
+        while True:
+            self._hand_on_abandoned()
+            finished = self.finished
+            if plan.enough(finished) or len(finished) >= plan.most:
+                if not self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+                    return
+            elif len(self._under_way()) < plan.most and self._start(plan, len(finished)):
+                continue
+            time.sleep(POLL)
+
+    def _start(self, plan: Plan, n_finished: int) -> bool:
+        """Run one trial; False if it turned out to be surplus."""
+        if not self.study.get_trials(deepcopy=False, states=[TrialState.WAITING]):
+            proposal = plan.propose(self._counting())
+            if proposal is not None:
+                self.study.enqueue_trial(dict(proposal.params), {ORIGIN: proposal.origin})
+        self.study.sampler = plan.sampler(n_finished)
+        started = False
+
+        def objective(trial: optuna.Trial) -> float:
+            nonlocal started
+            trial.set_user_attr(WORKER, self.worker)
+            self._step_back_if_surplus(trial, plan.most)
+            started = True
+            return plan.measure(trial)
+
+        def ended(_study: optuna.Study, trial: FrozenTrial) -> None:
+            if trial.state in FINISHED:
+                plan.ended(trial)
+
+        with quiet_optuna():
+            self.study.optimize(objective, n_trials=1, catch=(_Surplus,), callbacks=[ended])
+        return started
+
+    def _under_way(self) -> list[FrozenTrial]:
+        """Trials that are finished or running."""
+        return [t for t in self._counting() if t.state != TrialState.WAITING]
+
+    def _counting(self) -> list[FrozenTrial]:
+        """Trials that are finished, running or waiting."""
+        return [t for t in self.study.get_trials() if t.state != TrialState.FAIL]
+
+    def _step_back_if_surplus(self, trial: optuna.Trial, most: int) -> None:
+        earlier = [other for other in self._under_way() if other.number < trial.number]
+        origin = trial.user_attrs.get(ORIGIN)
+        twice = origin is not None and origin in {t.user_attrs.get(ORIGIN) for t in earlier}
+        if twice or len(earlier) >= most:
+            trial.set_user_attr(SURPLUS, True)
+            raise _Surplus
+
+    def _hand_on_abandoned(self) -> None:
+        """Queue the trials again whose worker is gone, in the order they were started."""
+        with quiet_optuna():
+            optuna.storages.fail_stale_trials(self.study)
+        for trial in self.study.get_trials(states=[TrialState.RUNNING]):
+            if not self._alive(trial):
+                with suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
+                    self.study.tell(trial.number, state=TrialState.FAIL)
+        for trial in self.study.get_trials(states=[TrialState.FAIL]):
+            if SURPLUS not in trial.user_attrs:
+                queue_again(self.study, trial)
+
+    def _alive(self, trial: FrozenTrial) -> bool:
+        """Whether somebody still works on a running trial."""
+        worker = trial.user_attrs.get(WORKER)
+        if self.directory is not None:
+            if worker is None:  # started a moment ago, or killed at that moment
+                return bool(_others(self.directory, self.worker))
+            return worker != self.worker and _holds_lock(_lock_file(self.directory, worker))
+        if isinstance(self.study._storage, RDBStorage):  # Optuna has failed those without a beat
+            return True
+        longest = max((done.duration or PATIENCE for done in self.finished), default=PATIENCE)
+        started = trial.datetime_start or datetime.now()
+        return datetime.now() - started < max(OVERDUE * longest, PATIENCE)
+
+
+@contextmanager
+def shared_study(
+    store: StudyStore,
+    direction: Direction,
+    pruner: optuna.pruners.BasePruner | None = None,
+) -> Iterator[SharedStudy]:
+    """Open a study, or join it if it exists, and be known as a worker on it inside the `with`.
+
+    Raises: ArtefactError if the store holds a study of this name made with other settings, or
+        cannot be opened.
+    """
+    directory = store.directory if store.url is None else None
+    study = open_study(store, direction, pruner)
+    worker = uuid.uuid4().hex
+    if directory is None:
+        yield SharedStudy(study, worker, None)
+        return
+    (directory / WORKERS_FOLDER).mkdir(exist_ok=True)
+    with FileLock(_lock_file(directory, worker)):
+        try:
+            yield SharedStudy(study, worker, directory)
+        finally:
+            _lock_file(directory, worker).unlink(missing_ok=True)
+            with suppress(OSError):  # others are at work
+                (directory / WORKERS_FOLDER).rmdir()
+
+
+def open_study(
+    store: StudyStore, direction: Direction, pruner: optuna.pruners.BasePruner | None = None
+) -> optuna.Study:
+    """Make a study, or open the one of this name that was made with the same settings."""
+    with quiet_optuna():
+        study = optuna.create_study(
+            storage=open_storage(store),
+            study_name=store.name,
+            direction=direction,
+            pruner=pruner,
+            load_if_exists=True,
+        )
+    if study.user_attrs.get(FINGERPRINT, store.fingerprint) != store.fingerprint:
+        raise ArtefactError(
+            f"study {store.name!r} was made with other settings, data or another model; choose "
+            "another --out (or --study), or remove the old one"
+        )
+    study.set_user_attr(FINGERPRINT, store.fingerprint)
+    return study
+
+
+def _lock_file(directory: Path, worker: str) -> Path:
+    return directory / WORKERS_FOLDER / f"{worker}.lock"
+
+
+def _others(directory: Path, worker: str) -> list[Path]:
+    """The locks that other workers hold."""
+    found = (directory / WORKERS_FOLDER).glob("*.lock")
+    locks = [lock for lock in found if WORKER_LOCK.fullmatch(lock.name)]
+    return [lock for lock in locks if lock.stem != worker and _holds_lock(lock)]
+
+
+def _holds_lock(path: Path) -> bool:
+    """Whether the worker of a lock file is alive; the file of a dead one is removed."""
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            path.unlink(missing_ok=True)
+            return False
+    except Timeout:
+        return True

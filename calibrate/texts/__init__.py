@@ -1,0 +1,1 @@
+"""A concept's texts, the model's own replies, and the steering vectors extracted from them."""

@@ -1,0 +1,143 @@
+"""Steering vectors: the raw difference of means of the residual stream, at every block.
+
+    v = mean over positive texts of the pooled residual - the same over negative texts
+
+Pooled is the mean over a text's tokens, attention sinks left out, or its last token's residual
+(arXiv:2602.02712, section 2; Rimsky et al., arXiv:2312.06681, for the last token).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+
+from calibrate.common.errors import ConceptError
+from calibrate.common.settings import Settings
+from calibrate.engine.pooling import Pooling, pooled_residuals
+from calibrate.engine.vector import SteeringVector
+from calibrate.models.cache import Form, recalled
+from calibrate.models.model import LoadedModel, borrowed
+from calibrate.models.prompts import encode_reply, encode_text
+from calibrate.models.tokens import TokenSequence
+from calibrate.texts.concept import Text, Texts
+from calibrate.texts.replies import random_negatives
+
+
+def concept_vectors(
+    loaded: LoadedModel, texts: Texts, settings: Settings
+) -> tuple[SteeringVector, ...]:
+    """Return the steering vectors of a concept's texts, one per block.
+
+    With random negatives, the model's own samples from an empty prompt, as many as there are
+    positives, take the place of the negative texts. Vectors are kept for the next time
+    (`calibrate.models.cache`).
+    """
+
+    def extracted() -> tuple[SteeringVector, ...]:
+        positives = [encode(loaded, text) for text in texts.positives]
+        if settings.negatives == "random":
+            negatives = list(random_negatives(loaded, len(positives), settings))
+        else:
+            negatives = [encode(loaded, text) for text in texts.negatives]
+        return extract_vectors(
+            loaded, positives, negatives, pooling=settings.pooling, normalize=settings.normalize
+        )
+
+    names = ("negatives", "pooling", "normalize", "seed", "sampling")
+    facts = asdict(settings)
+    request = [asdict(texts), {name: facts[name] for name in names}]
+    return recalled(loaded, VECTORS, request, extracted)
+
+
+VECTORS_FILE = "vectors.safetensors"
+
+
+def _vector_files(vectors: Sequence[SteeringVector]) -> dict[str, bytes]:
+    tensors = {
+        "values": torch.stack([vector.values for vector in vectors]),
+        "residual_norms": torch.tensor([v.residual_norm for v in vectors], dtype=torch.float64),
+        "n_sinks": torch.tensor([vector.n_sinks for vector in vectors]),
+    }
+    return {VECTORS_FILE: save(tensors)}
+
+
+def _load_vectors(folder: Path) -> tuple[SteeringVector, ...]:
+    tensors = load_file(folder / VECTORS_FILE)
+    facts = zip(tensors["residual_norms"].tolist(), tensors["n_sinks"].tolist(), strict=True)
+    return tuple(
+        SteeringVector(values.clone(), layer, residual_norm, n_sinks)
+        for layer, (values, (residual_norm, n_sinks)) in enumerate(
+            zip(tensors["values"], facts, strict=True)
+        )
+    )
+
+
+VECTORS = Form[tuple[SteeringVector, ...]]("vectors", _vector_files, VECTORS_FILE, _load_vectors)
+
+
+def encode(loaded: LoadedModel, text: Text) -> TokenSequence:
+    """Encode a concept's text, after what it replies to if it does."""
+    if text.prompt is not None:
+        return encode_reply(loaded, text.prompt, text.text)
+    return encode_text(loaded, text.text)
+
+
+def extract_vectors(
+    loaded: LoadedModel,
+    positives: Sequence[TokenSequence],
+    negatives: Sequence[TokenSequence],
+    *,
+    pooling: Pooling = "mean",
+    normalize: bool = False,
+) -> tuple[SteeringVector, ...]:
+    """Return one steering vector per block, from one pass over the texts.
+
+    normalize: scale every vector to length 1, so that strengths are in units of ‖h‖'s space.
+    Raises: ConceptError if positives and negatives have the same mean at every block.
+    """
+    with borrowed(loaded):
+        positive = _summarise(loaded, positives, pooling)
+        negative = _summarise(loaded, negatives, pooling)
+    difference = (positive.mean - negative.mean).float()
+    if not difference.any():
+        raise ConceptError(
+            "positives and negatives must differ, but their difference of means is zero; "
+            "give texts that do not express the concept as negatives"
+        )
+    vectors = []
+    for layer, values in enumerate(difference):
+        norms = torch.cat([positive.norms[layer], negative.norms[layer]])
+        vectors.append(
+            SteeringVector(
+                values=values / values.norm() if normalize else values,
+                layer=layer,
+                residual_norm=float(norms.median()),
+                n_sinks=int(positive.n_sinks[layer] + negative.n_sinks[layer]),
+            )
+        )
+    return tuple(vectors)
+
+
+@dataclass(frozen=True, eq=False)
+class _Summary:
+    mean: torch.Tensor  # (n_blocks, hidden), float64
+    norms: list[torch.Tensor]  # per block, (n_tokens,)
+    n_sinks: torch.Tensor  # (n_blocks,)
+
+
+def _summarise(
+    loaded: LoadedModel, sequences: Sequence[TokenSequence], pooling: Pooling
+) -> _Summary:
+    total = torch.zeros(loaded.num_layers, 1, dtype=torch.float64)
+    n_sinks = torch.zeros(loaded.num_layers, dtype=torch.long)
+    norms: list[list[torch.Tensor]] = [[] for _ in loaded.blocks]
+    for pooled in pooled_residuals(loaded, sequences, range(loaded.num_layers), pooling):
+        total = total + pooled.means.double().sum(dim=1)
+        n_sinks += pooled.n_sinks
+        for layer, found in enumerate(pooled.norms):
+            norms[layer].append(found)
+    return _Summary(total / len(sequences), [torch.cat(found) for found in norms], n_sinks)

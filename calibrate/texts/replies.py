@@ -1,0 +1,167 @@
+"""The unsteered replies: sampled once, kept, and used four ways on disjoint prompts.
+
+probe prompts    what a probe of a concept without graded replies learns to read
+search prompts   corpus for the pilot and the study, and presence before steering
+verify prompts   corpus and baseline for the verification
+the empty prompt random negatives for the steering vector, where they are asked for
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from calibrate.common.errors import ConceptError, InputError
+from calibrate.common.settings import Settings
+from calibrate.engine.generation import Completion, Request, completed, sample, sample_all
+from calibrate.engine.unsteered import Corpus
+from calibrate.models.cache import Form, recalled
+from calibrate.models.model import LoadedModel
+from calibrate.models.prompts import encode_empty, encode_prompt, encode_text
+from calibrate.models.tokens import Prompt, TokenSequence
+from calibrate.texts.concept import split_prompts
+
+VERIFY_COMPLETIONS = 2  # replies to each verify prompt; the baseline and the final presence
+MOST_UNANSWERED = 0.5  # of the replies that may end before the answer
+MAX_CORPUS_TOKENS = 8192  # of a corpus file, taken for search and again for verification
+
+REPLIES_FILE = "replies.json"
+
+
+def _load_said(folder: Path) -> list[list[int]]:
+    said = json.loads((folder / REPLIES_FILE).read_text())
+    if not isinstance(said, list) or not all(isinstance(ids, list) for ids in said):
+        raise ValueError(f"{folder} must hold lists of token ids")
+    return said
+
+
+REPLIES = Form[list[list[int]]](
+    "replies", lambda said: {REPLIES_FILE: json.dumps(said).encode()}, REPLIES_FILE, _load_said
+)
+
+
+@dataclass(frozen=True)
+class UnsteeredReplies:
+    """Encoded prompts and the model's plain replies to them, by split.
+
+    prompts: by split, "probe", "search" and "verify".
+    completions: by split, in the order of the prompts; VERIFY_COMPLETIONS each for "verify".
+    """
+
+    prompts: dict[str, tuple[Prompt, ...]]
+    completions: dict[str, tuple[Completion, ...]]
+
+    def first_replies(self, split: str) -> tuple[Completion, ...]:
+        """The first reply to each prompt that says anything."""
+        first = {reply.prompt_index: reply for reply in reversed(self.completions[split])}
+        return tuple(reply for _, reply in sorted(first.items()) if reply.spoken)
+
+
+def sample_unsteered(
+    loaded: LoadedModel,
+    prompts: Sequence[str],
+    settings: Settings,
+    splits: Sequence[str] = ("probe", "search", "verify"),
+) -> UnsteeredReplies:
+    """Sample the model's plain replies to every prompt of some splits.
+
+    Raises: ConceptError if the model has nothing to say to most prompts; InputError if most
+        replies end before the model has finished thinking.
+    """
+    encoded = {
+        split: tuple(encode_prompt(loaded, text) for text in texts)
+        for split, texts in split_prompts(prompts).items()
+        if split in splits
+    }
+    replies = UnsteeredReplies(encoded, _sampled_together(loaded, encoded, settings))
+    for split, texts in encoded.items():
+        spoken = len(replies.first_replies(split))
+        if spoken < len(texts) / 2:
+            raise ConceptError(
+                f"the model must reply to the {split} prompts, but it had nothing to say to "
+                f"{len(texts) - spoken} of {len(texts)}; give others with --prompts"
+            )
+    require_answers([one for part in replies.completions.values() for one in part], settings)
+    return replies
+
+
+def require_answers(completions: Sequence[Completion], settings: Settings) -> None:
+    """Raise InputError if most replies end before the model has finished thinking."""
+    unanswered = sum(not one.answered for one in completions)
+    if unanswered > MOST_UNANSWERED * len(completions):
+        raise InputError(
+            f"most replies must get from the thought to the answer, but {unanswered} of "
+            f"{len(completions)} think for all of their {settings.sampling.max_new_tokens} tokens; "
+            "allow more with --reply-tokens, or try --chat-template-kwargs "
+            "'{\"enable_thinking\": false}'"
+        )
+
+
+def _sampled_together(
+    loaded: LoadedModel, prompts: Mapping[str, Sequence[Prompt]], settings: Settings
+) -> dict[str, tuple[Completion, ...]]:
+    """Sample every split's replies in the same batches, since large batches cost least."""
+    places = [(split, index) for split, texts in prompts.items() for index in range(len(texts))]
+    request = Request(
+        [prompts[split][index] for split, index in places],
+        [VERIFY_COMPLETIONS if split == "verify" else 1 for split, _ in places],
+    )
+
+    def sampled() -> list[list[int]]:
+        (drawn,) = sample_all(loaded, [request], settings.sampling, settings.seed)
+        return [list(one.ids) for one in drawn]
+
+    wanted = [asdict(prompt) for prompt in request.prompts]
+    facts = [wanted, request.per_prompt, asdict(settings.sampling), settings.seed]
+    said = recalled(loaded, REPLIES, facts, sampled)
+    completions: dict[str, list[Completion]] = {split: [] for split in prompts}
+    for (place, _), ids in zip(request.jobs, said, strict=True):
+        split, index = places[place]
+        completions[split].append(completed(loaded, prompts[split][index], index, ids))
+    return {split: tuple(drawn) for split, drawn in completions.items()}
+
+
+def build_corpora(
+    loaded: LoadedModel, replies: UnsteeredReplies, texts: Mapping[str, Sequence[str]] | None
+) -> dict[str, Corpus]:
+    """Return the corpora ΔCE is measured on, "search" and "verify".
+
+    texts: a corpus's texts by split (`concept.read_corpus`), or None for the own replies.
+    """
+    if texts is None:
+        return {
+            split: Corpus(
+                tuple(completion.sequence for completion in replies.first_replies(split)),
+                self_sampled=True,
+            )
+            for split in ("search", "verify")
+            if split in replies.completions
+        }
+    return {
+        split: Corpus(corpus_texts(loaded, part), self_sampled=False)
+        for split, part in texts.items()
+    }
+
+
+def random_negatives(loaded: LoadedModel, n: int, settings: Settings) -> tuple[TokenSequence, ...]:
+    """Sample n texts of the model's own from an empty prompt."""
+    completions = sample(
+        loaded, [encode_empty(loaded)], settings.sampling, settings.seed, per_prompt=n
+    )
+    return tuple(completion.sequence for completion in completions if completion.text)
+
+
+def corpus_texts(loaded: LoadedModel, texts: Sequence[str]) -> tuple[TokenSequence, ...]:
+    """The first texts that fit into MAX_CORPUS_TOKENS together, those of one token left out."""
+    chosen: list[TokenSequence] = []
+    total = 0
+    for text in texts:
+        sequence = encode_text(loaded, text)
+        total += len(sequence.ids)
+        if chosen and total > MAX_CORPUS_TOKENS:
+            break
+        if sequence.n_scored:
+            chosen.append(sequence)
+    return tuple(chosen)
