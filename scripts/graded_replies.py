@@ -1,5 +1,6 @@
 """Graded replies as data: what was sampled, what readers said in two readings, what a teacher says.
 
+    scripts/graded/prompts.txt           for train, tune and test; prompts-second.txt for the rest
     scripts/graded/replies-MODEL.jsonl   what scripts/sample_graded_replies.py sampled
     scripts/graded/readings.jsonl        grades of two readings, and of a third where they differ
     scripts/graded/taught.jsonl          P(yes) of the teacher, by scripts/teach_graded_replies.py
@@ -26,8 +27,9 @@ PARTS = {"train": 40, "tune": 14, "test": 66}  # prompts
 class Reply:
     """One reply, for one concept.
 
-    part: train, tune or test. grader: whether it is read "twice", or "once" for training alone.
-    condition: a share of α at the budget, "broken" or "primed". readings: one to three grades.
+    part: train, tune or test; or second, what the second judge learns from. grader: whether it is
+    read "twice", or "once" for training alone. condition: a share of α at the budget, "broken",
+    "primed" or "asked". readings: one to three grades.
     """
 
     id: str
@@ -49,11 +51,16 @@ class Reply:
 
 
 def prompts_by_part() -> dict[str, list[str]]:
-    """Return the prompts, split once and for all."""
-    texts = (FOLDER / "prompts.txt").read_text(encoding="utf-8").splitlines()
+    """Return the prompts, split once and for all; the second judge's are others."""
+    texts = _prompts("prompts.txt")
     random.Random(0).shuffle(texts)
     ends = [0, *accumulate(PARTS.values())]
-    return {part: texts[ends[n] : ends[n + 1]] for n, part in enumerate(PARTS)}
+    split = {part: texts[ends[n] : ends[n + 1]] for n, part in enumerate(PARTS)}
+    return {**split, "second": _prompts("prompts-second.txt")}
+
+
+def _prompts(name: str) -> list[str]:
+    return (FOLDER / name).read_text(encoding="utf-8").splitlines()
 
 
 def replies(part: str | None = None, concept: str | None = None) -> list[Reply]:

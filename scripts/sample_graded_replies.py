@@ -4,7 +4,8 @@
 
 Two models, plain and steered at their middle block towards each built-in concept, at several
 shares of α at a budget of 0.1 nat, and so far that the text breaks. The prompts are none that a
-calibration uses; they are split once into train, tune and test. Two hours on two cores.
+calibration uses; they are split once into train, tune and test, and others are for the second
+judge. What was sampled before is kept. Two hours on two cores.
 """
 
 from __future__ import annotations
@@ -15,21 +16,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import click
-from graded_replies import FOLDER, MODELS, prompts_by_part
+from graded_replies import FOLDER, MODELS, lines, prompts_by_part
 
 from calibrate import load_model
-from calibrate.completions import Completion, Request, sample_all
-from calibrate.concept import built_in_concepts, read_concept, read_prompts
-from calibrate.cross_entropy import UnsteeredRun, run_unsteered
-from calibrate.model import LoadedModel, borrowed
-from calibrate.pilot import run_pilot
-from calibrate.rendering import encode_prompt
-from calibrate.replies import build_corpora, sample_unsteered
-from calibrate.residual import Push
-from calibrate.settings import Sampling, Settings
-from calibrate.teaching import oversteered
-from calibrate.tokens import Prompt
-from calibrate.vector import SteeringVector, concept_vectors
+from calibrate.common.settings import Sampling, Settings
+from calibrate.engine.generation import Completion, Request, sample_all
+from calibrate.engine.unsteered import UnsteeredRun, run_unsteered
+from calibrate.engine.vector import SteeringVector
+from calibrate.judging.teaching import asked_prompts, oversteered
+from calibrate.laws.pilot import run_pilot
+from calibrate.models.model import LoadedModel, borrowed
+from calibrate.models.prompts import encode_prompt
+from calibrate.models.steering import Push
+from calibrate.models.tokens import Prompt
+from calibrate.texts.concept import built_in_concepts, read_concept, read_prompts
+from calibrate.texts.extraction import concept_vectors
+from calibrate.texts.replies import build_corpora, sample_unsteered
 
 SETTINGS = Settings()
 SHOTS, LONGEST_SHOT = 2, 30  # replies of the pack, and words of one
@@ -37,8 +39,9 @@ SEQUENCES = 16  # of own replies, on which α at the budget is found
 LONG_EVERY, LENGTHS = 6, (32, 128)  # every sixth reply is long
 
 # Replies that are read twice, by part and condition, and once, for each concept. A condition is a
-# share of α at the budget; "broken", half of it with either sign; or "primed", unsteered after
-# SHOTS replies that express the concept, since steering makes some concepts rarely clear. With the
+# share of α at the budget; "broken", half of it with either sign; "primed", unsteered after SHOTS
+# replies that express the concept, since steering makes some concepts rarely clear; or "asked",
+# unsteered and told in words to express it, for the same reason. With the
 # 262,000 tokens of gemma3-270m sampling takes eight times as long, so it has fewer.
 TWICE = {
     "smollm2": {
@@ -52,9 +55,27 @@ TWICE = {
         "test": {"0": 24, "-1.5": 8, "1": 18, "2": 18, "broken": 8, "primed": 16},
     },
 }
-ONCE = {
-    "smollm2": {"0": 8, "-1": 8, "0.6": 12, "1": 8, "1.5": 10, "3": 10},
-    "gemma3-270m": {"0.6": 4, "3": 6},
+ONCE: dict[str, list[tuple[str, dict[str, int]]]] = {
+    "smollm2": [
+        ("train", {"0": 8, "-1": 8, "0.6": 12, "1": 8, "1.5": 10, "3": 10}),
+        (
+            "second",
+            {
+                "0": 16,
+                "-1": 6,
+                "0.6": 8,
+                "1": 14,
+                "1.5": 10,
+                "2": 14,
+                "3": 6,
+                "broken": 6,
+                "primed": 14,
+                "asked": 20,
+            },
+        ),
+        ("train", {"asked": 24}),
+    ],
+    "gemma3-270m": [("train", {"0.6": 4, "3": 6})],
 }
 
 
@@ -75,15 +96,17 @@ class Wanted:
 @click.option("--concept", "concepts", multiple=True, default=built_in_concepts())
 def main(models: tuple[str, ...], concepts: tuple[str, ...]) -> None:
     for name in models:
-        loaded = load_model(name)
+        loaded, known = load_model(name), {row["id"] for row in lines(f"replies-{name}.jsonl")}
         with borrowed(loaded):
-            for concept, replies in of_model(loaded, concepts):
-                rows = [{"id": f"{name}-{concept}-{n}", **row} for n, row in enumerate(replies)]
+            for rows in of_model(loaded, concepts, known):
                 with (FOLDER / f"replies-{name}.jsonl").open("a", encoding="utf-8") as file:
                     file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def of_model(loaded: LoadedModel, concepts: tuple[str, ...]) -> Iterator[tuple[str, list[dict]]]:
+def of_model(
+    loaded: LoadedModel, concepts: tuple[str, ...], known: set[str]
+) -> Iterator[list[dict]]:
+    """The replies to each concept, without those of known ids."""
     prompts = split(loaded)
     replies = sample_unsteered(loaded, read_prompts(), SETTINGS, ("search",))
     corpus = build_corpora(loaded, replies, None)["search"]
@@ -98,25 +121,26 @@ def of_model(loaded: LoadedModel, concepts: tuple[str, ...]) -> Iterator[tuple[s
             sign: abs(pilot_at(loaded, run, vector, goal))
             for sign, goal in ((1, "increase"), (-1, "decrease"))
         }
-        wanted = list(wishes(loaded, prompts, vector, budget, place))
-        yield (
-            concept,
-            [
-                {
-                    "model": loaded.name,
-                    "concept": concept,
-                    "part": one.part,
-                    "grader": one.grader,
-                    "condition": one.condition,
-                    "tokens": one.tokens,
-                    "prompt": one.prompt.text,
-                    "text": completion.text,
-                }
-                for one, completion in zip(
-                    wanted, answered(loaded, wanted, place, plain), strict=True
-                )
-            ],
-        )
+        wishes_by_id = {
+            f"{loaded.name}-{concept}-{n}": one
+            for n, one in enumerate(wishes(loaded, prompts, vector, budget, place))
+        }
+        wanted = {name: one for name, one in wishes_by_id.items() if name not in known}
+        said = answered(loaded, list(wanted.values()), place, plain)
+        yield [
+            {
+                "id": name,
+                "model": loaded.name,
+                "concept": concept,
+                "part": one.part,
+                "grader": one.grader,
+                "condition": one.condition,
+                "tokens": one.tokens,
+                "prompt": one.prompt.text,
+                "text": completion.text,
+            }
+            for (name, one), completion in zip(wanted.items(), said, strict=True)
+        ]
         click.echo(f"{loaded.name} {concept}: {len(wanted)} replies, budget at {budget}")
 
 
@@ -144,20 +168,25 @@ def wishes(
 
     Plain replies are the same for every concept, so that each is read for all of them.
     """
-    primed = primer(loaded, built_in_concepts()[place])
+    concept = built_in_concepts()[place]
+    primed = primer(loaded, concept)
     for grader, part, counts in [
         *(("twice", part, counts) for part, counts in TWICE[loaded.name].items()),
-        ("once", "train", ONCE[loaded.name]),
+        *(("once", part, counts) for part, counts in ONCE[loaded.name]),
     ]:
         for row, (condition, count) in enumerate(counts.items()):
             plain = condition == "0"
             first = 0 if plain else 7 * place + 11 * row
-            if plain and grader == "once":
+            if plain and grader == "once" and part in TWICE[loaded.name]:
                 first = TWICE[loaded.name][part]["0"]
             for n in range(count):
                 prompt = prompts[part][(first + n) % len(prompts[part])]
                 if condition == "primed":
                     yield Wanted(part, condition, primed(prompt), grader, None, LENGTHS[0])
+                    continue
+                if condition == "asked":
+                    (asked,) = asked_prompts(loaded, [prompt], concept, positive=True)
+                    yield Wanted(part, condition, asked, grader, None, LENGTHS[0])
                     continue
                 push = pushed(vector, budget, condition, n)
                 long = n % LONG_EVERY == LONG_EVERY - 1
