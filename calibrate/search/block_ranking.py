@@ -18,7 +18,7 @@ replies (docs/study.md).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from calibrate.texts.extraction import encode
 
 DRAWS = 2  # labels drawn from p₀ for every context
 MOST_TEXTS = 24  # of each label that are differentiated
+MOST_TOKENS = 48  # of each, from its beginning
 MOST_SEQUENCES = 16  # of the corpus, for the curvature
 CARRIED = 3  # blocks carried into the study
 GRADIENT_TOKENS = 4  # a pass that is differentiated holds this many times more per token
@@ -66,7 +67,7 @@ def rank_blocks(
     stacked = torch.stack([vector.values for vector in vectors]).to(loaded.device)
     curvature = _curvature(loaded, corpus.sequences[:MOST_SEQUENCES], stacked, settings)
     liked, disliked = (
-        _likelihood_slope(loaded, [encode(loaded, text) for text in group], stacked, settings)
+        _likelihood_slope(loaded, [_beginning(loaded, text) for text in group], stacked, settings)
         for group in _replies(texts)
     )
     reach = np.sqrt(2 * settings.ce_budget / np.maximum(curvature, 1e-12))
@@ -96,6 +97,11 @@ def _replies(texts: Texts) -> tuple[list[Text], list[Text]]:
     replies = [[text for text in group if text.prompt is not None] for group in groups]
     chosen = replies if all(replies) else [list(group) for group in groups]
     return chosen[0][:MOST_TEXTS], chosen[1][:MOST_TEXTS]
+
+
+def _beginning(loaded: LoadedModel, text: Text) -> TokenSequence:
+    whole = encode(loaded, text)
+    return replace(whole, ids=whole.ids[: whole.start + MOST_TOKENS])
 
 
 def _curvature(

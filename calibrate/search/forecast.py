@@ -23,7 +23,7 @@ from calibrate.judging.teaching import POOL
 from calibrate.models.model import LoadedModel, borrowed
 from calibrate.models.prompts import encode_prompt, encode_text
 from calibrate.models.tokens import batches, common_prefix
-from calibrate.search.block_ranking import CARRIED, DRAWS, MOST_SEQUENCES, MOST_TEXTS
+from calibrate.search.block_ranking import CARRIED, DRAWS, MOST_SEQUENCES, MOST_TEXTS, MOST_TOKENS
 from calibrate.search.budget import LADDER
 from calibrate.search.long_run import PROMPTS as LONG_PROMPTS
 from calibrate.search.long_run import READ as LONG_READ
@@ -133,7 +133,8 @@ def _tokens(
     verify = counts["verify"] * (VERIFY_COMPLETIONS * reply + judged + reply + controls)
     part = concept.split()["probe"]
     per_text = texts["probe"] / (len(part.positives) + len(part.negatives))
-    ranking = min(texts["probe"], 2 * MOST_TEXTS * per_text)
+    longest = shared + asked + MOST_TOKENS
+    ranking = min(texts["probe"], 2 * MOST_TEXTS * min(per_text, longest))
     searched = counts["search"]
     differentiated = min(MOST_SEQUENCES, searched) * (shared + reply)
     ranked = differentiated * (1 + DRAWS * BACKWARD) + ranking * (1 + BACKWARD)
