@@ -1,6 +1,6 @@
-"""A judge that does not use the steered model: logistic regression on a sentence embedding.
+"""A judge that does not use the steered model: a linear read-out of a sentence embedding.
 
-It learns from a concept's written texts of either label.
+It learns from graded replies, or from a concept's written texts of either label.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from calibrate.models.embedded import encoder_directory
 from calibrate.models.quiet import quiet_transformers
 from probes.encoder import SentenceEncoder
 from probes.examples import Example
+from probes.graded import GradedText
 from probes.readout import Readout, fit_readout
+from probes.ridge import fit_ridge
+from probes.scale import Scale, fit_platt
+from probes.student import targets
 
 Featurise = Callable[[Sequence[str]], np.ndarray]
 
@@ -33,19 +37,35 @@ class TextClassifier:
 
 
 def fit_embedding(examples: Sequence[Example], model: str | None = None) -> TextClassifier:
-    """Fit a judge that reads a sentence embedding.
+    """Fit a judge that reads a sentence embedding, by logistic regression on written texts.
 
     model: what sentence-transformers loads, a directory or a hub id; None for all-MiniLM-L6-v2,
         which needs no package beside.
     Raises: InputError if sentence-transformers is wanted and not installed, or cannot load the
         model; ModelError if all-MiniLM-L6-v2 cannot be fetched.
     """
-    featurise = SentenceEncoder(encoder_directory()) if model is None else _encoder(model)
+    featurise = _encoder(model)
     features = featurise([example.text for example in examples])
     return TextClassifier(featurise, fit_readout(examples, features))
 
 
-def _encoder(model: str) -> Featurise:
+def fit_graded_embedding(texts: Sequence[GradedText], model: str | None = None) -> TextClassifier:
+    """Fit a judge that reads a sentence embedding as a probe is fitted (`probes.student`).
+
+    texts: that readers graded. model, Raises: as `fit_embedding`.
+    """
+    featurise = _encoder(model)
+    features = featurise([one.text for one in texts])
+    groups = [one.group for one in texts]
+    ridge = fit_ridge(features, targets(texts), groups, np.ones(len(texts)))
+    scale = fit_platt(ridge.out_of_fold, np.array([one.says_yes for one in texts])) or Scale()
+    readout = Readout(scale.slope * ridge.weights, scale.slope * ridge.bias + scale.offset)
+    return TextClassifier(featurise, readout)
+
+
+def _encoder(model: str | None) -> Featurise:
+    if model is None:
+        return SentenceEncoder(encoder_directory())
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:

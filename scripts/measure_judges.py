@@ -28,10 +28,12 @@ from calibrate.judging.graded_replies import graded_replies, written_scale
 from calibrate.judging.panel import judge_from_texts, written_examples
 from calibrate.judging.ppi import corrected_share
 from calibrate.models.model import LoadedModel, borrowed
-from calibrate.texts.concept import built_in_concepts, read_concept, read_prompts
+from calibrate.texts.concept import Texts, built_in_concepts, read_concept, read_prompts
 from calibrate.texts.replies import sample_unsteered
 from probes import GradedText, fit_written_probe
+from probes.classifier import fit_embedding
 from probes.features import text_features
+from probes.judges import Judge
 from probes.scale import Scale, fit_platt, log_odds
 from probes.student import CERTAIN, Student, fit_student, probe_layers
 
@@ -211,9 +213,18 @@ def by_written() -> Scores:
 
 
 def by_embedding() -> Scores:
+    """The second judge, which learned from graded replies of its own."""
+    return of_embedding(lambda concept, texts: judge_from_texts("embedding", concept, texts))
+
+
+def by_embedding_of_written() -> Scores:
+    return of_embedding(lambda _, texts: fit_embedding(written_examples(texts)))
+
+
+def of_embedding(fitted: Callable[[str, Texts], Judge]) -> Scores:
     found: Scores = {}
     for concept in built_in_concepts():
-        judge = judge_from_texts("embedding", read_concept(concept).split()["probe"])
+        judge = fitted(concept, read_concept(concept).split()["probe"])
         mine = [one for one in replies("test", concept) if one.text.strip()]
         said = judge.score([one.text for one in mine], concept)
         found.update(zip((one.id for one in mine), map(float, said), strict=True))
@@ -234,6 +245,7 @@ READ: dict[str, Callable[[], Scores]] = {
     "teacher, as it is": by_teacher_as_it_is,
     "VADER": by_vader,
     "embedding": by_embedding,
+    "embedding, written": by_embedding_of_written,
     "probe, graded": by_student(graded),
     "probe, graded, the texts that were taught": by_student(taught_first),
     **{f"probe, taught by {n or 'all'}": by_student(taught(n)) for n in TAUGHT},
@@ -470,7 +482,7 @@ AUC for a grade of 1 or more; the limit is what one reading reaches against the 
 ridge regressions on the token means of the model that wrote the reply. `graded` learned from the
 train part; `taught by n` from n grades of the teacher, with the concept left out of everything
 else; `written` from the pack's written texts (four concepts on smollm2). The embedding judge
-learned from these as well. The teacher read about 70 train and 60 test replies of three concepts.
+learned from graded replies of its own, or as `written` does. {taught}
 
 {auc}
 AUC for a grade of 2:

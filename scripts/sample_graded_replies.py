@@ -73,7 +73,6 @@ ONCE: dict[str, list[tuple[str, dict[str, int]]]] = {
                 "asked": 20,
             },
         ),
-        ("train", {"asked": 24}),
     ],
     "gemma3-270m": [("train", {"0.6": 4, "3": 6})],
 }

@@ -1,8 +1,9 @@
-"""Write the train part of the graded replies into the concept packs, and what it says of scales.
+"""Write graded replies into the concept packs, and what they say of scales.
 
     python scripts/ship_graded_replies.py
 
-Replies that readers graded, a teacher, or both; nothing of the tune and test parts goes there.
+The train part, which readers graded, a teacher, or both, and the second judge's part; nothing of
+the tune and test parts.
 `written.json` is how a probe that learned from written texts alone scores such replies, over four
 concepts on smollm2. Five minutes on two cores.
 """
@@ -33,10 +34,11 @@ FOR_SCALE = ("depression", "humorous", "joy", "optimistic")  # whose replies hav
 
 
 def main() -> None:
-    FOLDER.mkdir(exist_ok=True)
-    for concept in built_in_concepts():
-        texts = [shipped(one) for one in replies("train", concept) if is_graded(one)]
-        (FOLDER / f"{concept}.jsonl").write_text(graded_lines(texts), encoding="utf-8")
+    for part, folder in (("train", FOLDER), ("second", FOLDER / "second")):
+        folder.mkdir(exist_ok=True)
+        for concept in built_in_concepts():
+            texts = [shipped(one) for one in replies(part, concept) if is_graded(one)]
+            (folder / f"{concept}.jsonl").write_text(graded_lines(texts), encoding="utf-8")
     write_scale()
 
 

@@ -2,7 +2,8 @@
 
     python scripts/teach_graded_replies.py [--concept joy]
 
-Some of every concept and part, chosen by chance; what was graded is kept.
+Some of every concept and part, chosen by chance, but that in the test part those come first of
+which readers say yes: of some concepts there are few. What was graded is kept.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ def main(concepts: tuple[str, ...]) -> None:
         for part, count in PARTS.items():
             chosen = replies(part, concept)
             random.Random(f"{concept} {part}").shuffle(chosen)
+            if part == "test":
+                chosen.sort(key=lambda one: not one.grade)
             missing = [one for one in chosen[:count] if one.id not in known]
             for first in range(0, len(missing), BATCH):
                 grade(judge, missing[first : first + BATCH])

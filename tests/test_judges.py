@@ -21,15 +21,16 @@ from calibrate.engine.generation import Request
 from calibrate.engine.loading import load_model
 from calibrate.judging import panel as panels
 from calibrate.judging.choice import Lesson, choose_audit, judge_name
-from calibrate.judging.panel import appoint, judge_again
+from calibrate.judging.graded_replies import graded_replies
+from calibrate.judging.panel import appoint, judge_again, judge_from_texts
 from calibrate.judging.presence import measure_presence
 from calibrate.judging.teaching import Material
 from calibrate.models.prompts import encode_prompt
-from calibrate.texts.concept import Concept
+from calibrate.texts.concept import Concept, read_concept
 from calibrate.texts.extraction import concept_vectors
 from calibrate.texts.replies import sample_unsteered
-from probes import Example, GradedText, Reader
-from probes.classifier import fit_embedding
+from probes import Example, GradedText, Reader, classifier
+from probes.classifier import fit_embedding, fit_graded_embedding
 from probes.judges import FunctionJudge, ScaledJudge, judge_function
 from probes.question import Question
 from probes.scale import Scale
@@ -84,6 +85,43 @@ def test_the_embedding_judge_reads_any_sentence_transformer(examples, tmp_path):
     assert dull < 0.3
     with pytest.raises(InputError, match="cannot load"):
         fit_embedding(examples, str(tmp_path / "nothing here"))
+
+
+def test_the_embedding_judge_learns_the_graders_yes(monkeypatch):
+    """Words stand for the encoder; the graders say yes to one bright word in three."""
+    words = [*tiny.BRIGHT, *tiny.DULL]
+    monkeypatch.setattr(
+        classifier,
+        "_encoder",
+        lambda _: lambda texts: np.array([[t.split().count(w) for w in words] for t in texts]),
+    )
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(words, k=9)) for _ in range(240)]
+    bright = [sum(word in tiny.BRIGHT for word in text.split()) / 9 for text in texts]
+    graded = [
+        GradedText(text, grade=float(share > 1 / 2) + (share > 2 / 3), group=text)
+        for text, share in zip(texts[:160], bright[:160], strict=True)
+    ]
+    judge = fit_graded_embedding(graded)
+    said = judge.score(texts[160:], "bright")
+    yes = np.array(bright[160:]) > 1 / 2
+    assert said[yes].min() > said[~yes].max() - 0.2
+    assert said.mean() == pytest.approx(yes.mean(), abs=0.08)
+
+
+def test_the_second_judge_of_a_built_in_concept_learns_from_graded_replies(monkeypatch):
+    learned = []
+    monkeypatch.setattr(panels, "fit_graded_embedding", lambda texts, _: learned.append(texts))
+    monkeypatch.setattr(panels, "fit_embedding", lambda texts, _: learned.append("written"))
+    pack = read_concept("joy").split()["probe"]
+    judge_from_texts("embedding", "joy", pack)
+    judge_from_texts("embedding", "joy", tiny.concept().split()["probe"])  # a namesake
+    judge_from_texts("embedding", "my joy", pack)
+    assert learned[1:] == ["written", "written"]
+    first = {one.text for one in graded_replies("joy")}
+    assert len(learned[0]) > 100
+    assert not first & {one.text for one in learned[0]}
+    assert not {one.group for one in graded_replies("joy")} & {one.group for one in learned[0]}
 
 
 def test_the_question_is_answered_by_the_probabilities_of_yes_and_no():

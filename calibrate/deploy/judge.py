@@ -61,7 +61,7 @@ def open_judge(
     if ready is not None:
         return Reader(ready, concept, judge)
     known = read_concept(concept)
-    return Reader(judge_from_texts(judge, known.split()["probe"]), known.name, judge)
+    return Reader(judge_from_texts(judge, known.name, known.split()["probe"]), known.name, judge)
 
 
 def _probe_in(

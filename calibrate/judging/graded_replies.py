@@ -2,6 +2,7 @@
 
 For every built-in concept there are replies of two small models, plain and steered, which readers
 graded (0, 1, 2), a teacher graded (a probability), or both. A probe of any model learns from them.
+The second judge learns from others, to other prompts.
 The readers are a large language model in separate blind readings, not people: docs/judges.md, which
 also shows how far judges agree with them on replies that do not ship.
 """
@@ -14,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 
 from calibrate.common.errors import InputError
-from calibrate.texts.concept import PACKS, Concept, built_in_concepts, read_concept
+from calibrate.texts.concept import PACKS, Concept, Texts, built_in_concepts, read_concept
 from probes import GradedText
 from probes.graded import read_graded_lines
 from probes.scale import Scale, fit_platt, log_odds
@@ -37,6 +38,16 @@ def graded_replies(concept: str) -> tuple[GradedText, ...]:
             f"there are graded replies of {', '.join(built_in_concepts())}, got {concept!r}"
         )
     return read_graded_lines(path)
+
+
+def second_replies(concept: str, texts: Texts) -> tuple[GradedText, ...]:
+    """Return the graded replies the second judge learns from; none where the concept has none.
+
+    texts: of the concept's "probe" split, which must be those of the pack and not only its name's.
+    """
+    if concept not in built_in_concepts() or read_concept(concept).split()["probe"] != texts:
+        return ()
+    return read_graded_lines(FOLDER / "second" / f"{concept}.jsonl")
 
 
 def is_built_in(concept: Concept) -> bool:

@@ -6,9 +6,10 @@ By default a probe reads the replies of the study. It learns from the first of t
     taught    the model's own replies, graded by a teacher, which also reads the final replies
     written   the concept's texts of either label; the level of presence is then a guess
 
-A second judge also reads the final replies. By default it is a sentence encoder that learned from
-the concept's written texts: no "graded" probe has seen them, a "written" one learned from the same.
-Where it cannot tell the concept in replies that readers graded, nobody audits.
+A second judge also reads the final replies. By default it is a sentence encoder. For built-in
+concepts it learned from graded replies that no probe has seen; where it cannot tell the concept in
+those the probe learned from, nobody audits. For others it learned from the concept's written texts,
+as a "written" probe did.
 """
 
 from __future__ import annotations
@@ -25,14 +26,19 @@ from calibrate.common.progress import SILENT, Progress
 from calibrate.common.settings import Settings
 from calibrate.judging.asked import ASKED, TEACHER, asked_judge
 from calibrate.judging.choice import SECOND, JudgeChoice, Lesson, judge_name
-from calibrate.judging.graded_replies import graded_replies, teacher_scale, written_scale
+from calibrate.judging.graded_replies import (
+    graded_replies,
+    second_replies,
+    teacher_scale,
+    written_scale,
+)
 from calibrate.judging.teaching import Material, replies_request, taught_texts
 from calibrate.models.cache import Form, recalled
 from calibrate.models.embedded import is_at_hand
 from calibrate.models.model import LoadedModel
 from calibrate.texts.concept import Texts, built_in_concepts, read_concept
 from probes import Example, Probe, Reader, fit_written_probe, learn_probe
-from probes.classifier import fit_embedding
+from probes.classifier import fit_embedding, fit_graded_embedding
 from probes.graded import graded_lines
 from probes.judges import NAMED, FunctionJudge, Judge, ScaledJudge, judge_function
 from probes.probe import FACTS_FILE
@@ -211,7 +217,7 @@ def judge_again(
         return _asked(name, lambda: loaded, settings, SILENT)
     if kind in NAMED:
         if concept in built_in_concepts() and read_concept(concept).data_sha256 == sha256:
-            return judge_from_texts(name, read_concept(concept).split()["probe"])
+            return judge_from_texts(name, concept, read_concept(concept).split()["probe"])
         raise InputError(f"judge {name!r} was fitted on texts that are not kept")
     found = judge_function(name)
     if isinstance(found.function, type):
@@ -230,7 +236,7 @@ def _reader(
 ) -> Reader:
     judge = judge_without_texts(choice, lambda: loaded, settings, progress)
     if judge is None:
-        judge = judge_from_texts(str(choice), material.splits["probe"])
+        judge = judge_from_texts(str(choice), material.concept, material.splits["probe"])
     return Reader(judge, material.concept, judge_name(choice))
 
 
@@ -255,9 +261,15 @@ def judge_without_texts(
     return None
 
 
-def judge_from_texts(choice: str, texts: Texts) -> Judge:
-    """Return a judge of the text alone, fitted on texts of the concept."""
+def judge_from_texts(choice: str, concept: str, texts: Texts) -> Judge:
+    """Return a judge of the text alone, fitted on graded replies if there are any for it.
+
+    texts: of the concept's "probe" split, for want of graded replies.
+    """
     _, _, model = choice.partition(":")
+    graded = second_replies(concept, texts)
+    if graded:
+        return fit_graded_embedding(graded, model or None)
     return fit_embedding(written_examples(texts), model or None)
 
 
