@@ -10,6 +10,7 @@ on two cores; what was read is kept in docs/judges.json, and not read again.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -48,6 +49,7 @@ NAMES = {
     "broken": "broken",
 }
 FEW, RESAMPLINGS = 40, 200
+NO_LEVEL = ("VADER", "teacher", "teacher, as it is")  # no probabilities, or of chosen replies
 LEAST_OF_A_CELL = 8  # replies that judge and readers read
 LEAST_PAIRS = 25  # prompts with a plain and a steered reply, of which FEW / 2 are drawn
 TAUGHT = (36, 0)  # grades of the teacher that a student learns from; 0 for all of about 70
@@ -259,12 +261,28 @@ def page(scores: dict[str, Scores]) -> str:
         n_twice=sum(len(one.readings) > 1 for one in replies()),
         n_once=sum(len(one.readings) == 1 for one in replies()),
         n_test=sum(bool(one.readings) for one in test),
+        n_second=sum(bool(one.readings) for one in replies("second")),
+        taught=what_was_taught(),
         readers=readers_table(test),
         auc=auc_table(test, scores, 1),
         clearly=auc_table(test, scores, 2),
         cells=cells_table(test, scores),
         levels=levels_table(test, scores),
         few=few_table(test, scores["probe, graded"]),
+    )
+
+
+def what_was_taught() -> str:
+    """How much the teacher read."""
+    counts = {
+        part: Counter(one.concept for one in replies(part) if one.taught is not None)
+        for part in ("train", "test")
+    }
+    train, test = (sorted(counts[part].values()) for part in ("train", "test"))
+    return (
+        f"The teacher read {test[0]} to {test[-1]} replies of {len(test)} concepts in the test "
+        "part, first those of which readers say yes where these are few, and "
+        f"{train[0]} to {train[-1]} of {len(train)} in the train part."
     )
 
 
@@ -352,7 +370,7 @@ def cells(test: Sequence[Reply], judge: Scores) -> Iterator[tuple[str, str, floa
 def cells_table(test: Sequence[Reply], scores: dict[str, Scores]) -> str:
     body = []
     for name, judge in scores.items():
-        if name == "VADER":  # whose scores are no probabilities
+        if name in NO_LEVEL:
             continue
         found = list(cells(test, judge))
         steered = [gap for _, condition, _, gap in found if condition != "0"]
@@ -457,9 +475,9 @@ Written by `scripts/measure_judges.py`; what every judge says of every reply is 
 
 ## Who read, and what
 
-{n_twice} replies of smollm2 and gemma3-270m were read twice, and {n_once} more for training once,
-each for one of eight concepts, and graded 0 (not), 1 (somewhat) or 2 (clearly) by the rubrics of
-`calibrate/rubrics.py`. **The readers are a
+{n_twice} replies of smollm2 and gemma3-270m were read twice, and {n_once} more for training once
+({n_second} of them for the second judge), each for one of eight concepts, and graded 0 (not),
+1 (somewhat) or 2 (clearly) by the rubrics of `calibrate/texts/rubrics.py`. **The readers are a
 large language model in separate readings, not people.** Each reading was of the text alone, in
 random order, blind to model and condition and to the other reading; where two differed, a third
 decided. No judge, lexicon or script gave a grade. Prompts are split into train, tune and test;
