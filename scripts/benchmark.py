@@ -1,6 +1,6 @@
 """Name the strength that spends a budget in four ways, and write docs/benchmark.md.
 
-    python scripts/benchmark.py [--concept joy --layer 10]
+    python scripts/benchmark.py [--concept joy --layer 10] [--page]
 
 On the same model, block, corpus and budget, one after the other in one process: (a) a grid of 129
 strengths; (b) regula falsi in log-log; (c) Optuna's TPE; (d) this project's pilot. The first three
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +25,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optuna
 from markdown_tables import DOCS, table
+from records import page_option, read_records, write_records
 from scipy.interpolate import PchipInterpolator
 from scipy.optimize import brentq
 
@@ -44,6 +44,7 @@ from calibrate.texts.concept import read_concept, read_prompts
 from calibrate.texts.concept_tokens import concept_token_ids
 from calibrate.texts.extraction import concept_vectors
 
+TARGET = DOCS / "benchmark.json"
 MODEL = "smollm2"
 CONCEPTS = ("joy", "evil", "impolite")
 LAYERS = (10, 15, 20)
@@ -114,9 +115,20 @@ class Task:
 @click.command()
 @click.option("--concept", "concepts", multiple=True, default=CONCEPTS, show_default=True)
 @click.option("--layer", "layers", multiple=True, type=int, default=LAYERS, show_default=True)
-def main(concepts: tuple[str, ...], layers: tuple[int, ...]) -> None:
-    target = DOCS / "benchmark.json"
-    found: dict[str, Any] = json.loads(target.read_text()) if target.exists() else {}
+@page_option
+def main(concepts: tuple[str, ...], layers: tuple[int, ...], only_page: bool) -> None:
+    if not only_page:
+        measure_all(concepts, layers)
+    found = read_records(TARGET)
+    (DOCS / "benchmark").mkdir(exist_ok=True)
+    draw_ways(found, DOCS / "benchmark" / "ways.png")
+    draw_growth(found["growth"], DOCS / "benchmark" / "growth.png")
+    (DOCS / "benchmark.md").write_text(page(found), encoding="utf-8")
+
+
+def measure_all(concepts: tuple[str, ...], layers: tuple[int, ...]) -> None:
+    """Measure what is not kept yet."""
+    found: dict[str, Any] = read_records(TARGET)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     loaded = load_model(MODEL)
     with borrowed(loaded):
@@ -134,16 +146,12 @@ def main(concepts: tuple[str, ...], layers: tuple[int, ...]) -> None:
                 if key not in found:
                     task = Task(loaded, sequences[:N_SEQUENCES], vectors[layer], tokens)
                     found[key] = measure(task)
-                    target.write_text(json.dumps(found, indent=1) + "\n")
+                    write_records(TARGET, found)
                     click.echo(key)
             if "growth" not in found:
                 task = Task(loaded, sequences, vectors[layers[0]], tokens)
                 found["growth"] = growth(task)
-    target.write_text(json.dumps(found, indent=1) + "\n")
-    (DOCS / "benchmark").mkdir(exist_ok=True)
-    draw_ways(found, DOCS / "benchmark" / "ways.png")
-    draw_growth(found["growth"], DOCS / "benchmark" / "growth.png")
-    (DOCS / "benchmark.md").write_text(page(found), encoding="utf-8")
+    write_records(TARGET, found)
 
 
 def replies(loaded: LoadedModel, n: int) -> tuple[TokenSequence, ...]:

@@ -1,12 +1,13 @@
 """Measure every decoder-only architecture of transformers, tiny, against a hand-written oracle.
 
+    python scripts/measure_architectures.py [--page]
+
 Writes docs/architectures.md and docs/architectures.json. Nothing is downloaded; it takes six
 minutes on one core. The models, the oracle and what is compared are those of the tests.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -14,8 +15,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import click
 import transformers
 from markdown_tables import DOCS, table
+from records import page_option, read_records, write_records
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -57,8 +60,18 @@ own).
 """
 
 
-def main() -> None:
-    """Measure all, and write both documents."""
+@click.command()
+@page_option
+def main(only_page: bool) -> None:
+    """Write both documents."""
+    target = DOCS / "architectures.json"
+    if not only_page:
+        write_records(target, measured())
+    (DOCS / "architectures.md").write_text(page(read_records(target)), encoding="utf-8")
+
+
+def measured() -> dict[str, Any]:
+    """Every architecture, and why some could not be built."""
     found: list[Swept] = []
     missing: dict[str, str] = {}
     for name in [*decoders(), *VARIANTS]:
@@ -68,13 +81,13 @@ def main() -> None:
         except NotBuilt as error:
             missing[name] = str(error)
             print(name, "not built:", error, flush=True)
-    facts = {
+    return {
         "transformers": transformers.__version__,
-        "architectures": [asdict(one) for one in found],
-        "not built": missing,
+        "architectures": [
+            {name: value for name, value in asdict(one).items() if name != "hook"} for one in found
+        ],
+        "not built": sorted(missing.items()),
     }
-    (DOCS / "architectures.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    (DOCS / "architectures.md").write_text(page(facts), encoding="utf-8")
 
 
 def page(facts: dict[str, Any]) -> str:
@@ -89,7 +102,7 @@ def page(facts: dict[str, Any]) -> str:
     )
     headings = "architecture", "verdict", "ΔCE off by", "in batches", "same replies", "logits"
     body = table((*headings, "goes without, or why refused"), [cells(row) for row in rows])
-    lost = table(("architecture", "reason"), sorted(facts["not built"].items()))
+    lost = table(("architecture", "reason"), facts["not built"])
     return head + "\n" + body + NOT_BUILT + lost + LEFT_OUT.format(n=len(NOT_DECODERS))
 
 

@@ -10,7 +10,6 @@ to see whether the verdict was right. Ten minutes a concept on two cores.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,6 +17,7 @@ import click
 import numpy as np
 from graded_replies import prompts_by_part
 from markdown_tables import DOCS, table
+from records import page_option, read_records, write_records
 
 from calibrate import calibrate, load_model
 from calibrate.common.errors import Infeasible
@@ -41,15 +41,14 @@ FOLDER = DOCS / "concepts"
 
 @click.command()
 @click.option("--concept", "concepts", multiple=True, default=built_in_concepts())
-@click.option("--page", "only_page", is_flag=True)
+@page_option
 def main(concepts: tuple[str, ...], only_page: bool) -> None:
     FOLDER.mkdir(exist_ok=True)
     if not only_page:
         loaded = load_model(MODEL)
         for concept in concepts:
             found = measured(loaded, concept)
-            path = FOLDER / f"{concept}.json"
-            path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+            write_records(FOLDER / f"{concept}.json", found)
             click.echo(f"{concept}: {found['verdict']}")
     (DOCS / "concepts.md").write_text(page(), encoding="utf-8")
 
@@ -148,7 +147,7 @@ def read(found: dict) -> list[str]:
 def results() -> list[tuple[str, dict]]:
     """What was measured, by concept."""
     paths = [(concept, FOLDER / f"{concept}.json") for concept in built_in_concepts()]
-    return [(concept, json.loads(path.read_text())) for concept, path in paths if path.exists()]
+    return [(concept, read_records(path)) for concept, path in paths if path.exists()]
 
 
 def reasons() -> list[str]:

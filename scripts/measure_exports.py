@@ -1,6 +1,6 @@
 """Measure which exports are exact for which architecture, and write docs/exports.md.
 
-    python scripts/measure_exports.py [--artefact DIR]
+    python scripts/measure_exports.py [--artefact DIR] [--page]
 
 Every architecture is a random model of three blocks with random biases; every format is written,
 loaded back as its consumer does, and compared with the reference. Then the joy config of smollm2 is
@@ -10,7 +10,6 @@ served by transformers, by llama.cpp with the quantised weights the model came f
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ import click
 import numpy as np
 import torch
 from markdown_tables import DOCS, table
+from records import page_option, read_records, write_records
 
 from calibrate import Calibration, calibrate, load_model
 from calibrate.artefact.config import SteeringConfig
@@ -50,15 +50,13 @@ Sampler = Callable[[Sequence[int], int], int]
 
 @click.command()
 @click.option("--artefact", type=click.Path(exists=True, path_type=Path))
-def main(artefact: Path | None) -> None:
+@page_option
+def main(artefact: Path | None, only_page: bool) -> None:
     target = DOCS / "exports.json"
-    found: dict[str, Any] = json.loads(target.read_text()) if target.exists() else {}
-    if "architectures" not in found:
-        found["architectures"] = architectures()
-        target.write_text(json.dumps(found, indent=1) + "\n")
-    if "stacks" not in found:
-        found["stacks"] = stacks(artefact)
-        target.write_text(json.dumps(found, indent=1) + "\n")
+    found: dict[str, Any] = read_records(target)
+    for key, measure in (("architectures", architectures), ("stacks", lambda: stacks(artefact))):
+        if not only_page and key not in found:
+            found = write_records(target, {**found, key: measure()})
     (DOCS / "exports.md").write_text(page(found), encoding="utf-8")
 
 

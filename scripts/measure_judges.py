@@ -1,6 +1,6 @@
 """Hold every judge against readers, on replies that no judge has seen, and write docs/judges.md.
 
-    python scripts/measure_judges.py
+    python scripts/measure_judges.py [--page]
 
 The replies are the test part of scripts/graded: two models, eight concepts, plain and steered. Each
 judge reads a model's replies with what it would have in a calibration of that model. Half an hour
@@ -9,7 +9,6 @@ on two cores; what was read is kept in docs/judges.json, and not read again.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ import click
 import numpy as np
 from graded_replies import MODELS, Reply, replies
 from markdown_tables import DOCS, table
+from records import page_option, read_records, write_records
 from scipy.special import expit
 from ship_graded_replies import FOR_SCALE
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
@@ -38,6 +38,8 @@ from probes.judges import Judge
 from probes.scale import Scale, fit_platt, log_odds
 from probes.student import CERTAIN, Student, fit_student, probe_layers
 
+TARGET = DOCS / "judges.json"
+DECIMALS = 5  # of a score: with three, ranks of a rare concept are lost
 SENTIMENTS = {"joy": 1, "optimistic": 1, "depression": -1}  # and the sign of VADER's agreement
 CONDITIONS = ("0", "-1.5", "1", "2", "primed", "broken")
 NAMES = {
@@ -57,15 +59,44 @@ Scores = dict[str, float]  # by reply
 
 
 @click.command()
-def main() -> None:
-    target = DOCS / "judges.json"
-    scores = json.loads(target.read_text()) if target.exists() else {}
-    for judge, read in READ.items():
-        if judge not in scores:
-            scores[judge] = read()
-            target.write_text(json.dumps(scores) + "\n")
-            click.echo(judge)
-    (DOCS / "judges.md").write_text(page(scores), encoding="utf-8")
+@page_option
+def main(only_page: bool) -> None:
+    found = kept()
+    for judge in [] if only_page else [judge for judge in READ if judge not in found]:
+        found[judge] = READ[judge]()
+        keep(found)
+        click.echo(judge)
+    (DOCS / "judges.md").write_text(page(kept()), encoding="utf-8")
+
+
+def kept() -> dict[str, Scores]:
+    """By judge, in the order of READ, what it says of the replies that it read."""
+    facts = read_records(TARGET)
+    scores: dict[str, Scores] = {judge: {} for judge in facts.get("judges", ())}
+    for group, rows in facts.get("scores", {}).items():
+        for number, *said in rows:
+            for judge, score in zip(scores, said, strict=False):
+                if score is not None:
+                    scores[judge][f"{group}-{number}"] = score
+    return {judge: scores[judge] for judge in READ if judge in scores}
+
+
+def keep(scores: dict[str, Scores]) -> None:
+    """By model and concept, a reply a line: its number, then what each judge says, or null.
+
+    Who read most comes first, so that nulls gather at the end, where they are left out.
+    """
+    judges = sorted(scores, key=lambda judge: -len(scores[judge]))
+    groups: dict[str, list[list]] = {}
+    for one in sorted({reply for judge in judges for reply in scores[judge]}):
+        group, number = one.rsplit("-", 1)
+        said = [scores[judge].get(one) for judge in judges]
+        while said[-1] is None:
+            said.pop()
+        rounded = [score if score is None else round(score, DECIMALS) for score in said]
+        groups.setdefault(group, []).append([int(number), *rounded])
+    rows = {group: sorted(of_group, key=lambda row: row[0]) for group, of_group in groups.items()}
+    write_records(TARGET, {"judges": judges, "scores": rows})
 
 
 def by_teacher() -> Scores:

@@ -1,6 +1,6 @@
 """Measure how well the laws predict a real model, and write docs/laws.md.
 
-    python scripts/measure_laws.py [--model smollm2] [--corpus-file FILE.jsonl]
+    python scripts/measure_laws.py [--model smollm2] [--corpus-file FILE.jsonl] [--page]
 
 For every built-in concept and five blocks: the strength that spends a budget, named by a pilot,
 against the truth on the pilot's own sequences and on others. The truth costs a pass a budget:
@@ -11,15 +11,16 @@ core; what was measured is kept, and not measured again.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 from markdown_tables import DOCS, table
+from records import page_option, read_records, write_records
 from scipy.optimize import newton
 from scipy.stats import norm
 
@@ -41,6 +42,7 @@ from calibrate.models.tokens import TokenSequence
 from calibrate.texts.concept import built_in_concepts, read_concept, read_lines, read_prompts
 from calibrate.texts.extraction import concept_vectors
 
+TARGET = DOCS / "laws.json"
 BUDGETS = (0.05, 0.1, 0.3)
 DEPTHS = (0.15, 0.33, 0.5, 0.67, 0.85)
 GROUP, GROUPS, OWN_GROUPS = 16, 10, 3  # prompts or texts; the pilot's own are as many as by default
@@ -58,16 +60,12 @@ FARTHEST = 2.0  # times the named strength: the longest step
 
 @dataclass(frozen=True)
 class Cell:
-    """One concept, block and budget: what the law said and what is true.
+    """One budget at one block: what the law said and what is true.
 
     own, others: the strength that spends the budget there. covered: the share of deals in which
     the interval named from a pilot's own sequences holds that of the others.
     """
 
-    model: str
-    corpus: str
-    concept: str
-    layer: int
     budget: float
     named: float
     low: float
@@ -96,26 +94,34 @@ class Cell:
 class Far:
     """The far end at one block: the predicted plateau, and what is measured far out."""
 
-    model: str
-    corpus: str
-    concept: str
-    layer: int
-    strength: float
     residual_left: float
     predicted: float
     measured: float
 
 
 @dataclass(frozen=True)
-class Peaks:
-    """Median over contexts of the rank correlation of predicted and measured peaks."""
+class Block:
+    """What was measured of one concept at one block.
+
+    correlation: median over contexts of the rank correlation of predicted and measured peaks.
+    """
 
     model: str
     corpus: str
     concept: str
     layer: int
+    cells: list[Cell]
     correlation: float
-    n_contexts: int
+    far: Far
+
+    @property
+    def place(self) -> tuple[str, str, int]:
+        return self.model, self.corpus, self.layer
+
+    @classmethod
+    def of(cls, facts: dict[str, Any]) -> Block:
+        cells = [Cell(**cell) for cell in facts["cells"]]
+        return cls(**{**facts, "cells": cells, "far": Far(**facts["far"])})
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,34 +156,33 @@ class Pool:
 @click.option("--model", "models", multiple=True, default=("smollm2",), show_default=True)
 @click.option("--corpus-file", type=click.Path(exists=True, path_type=Path))
 @click.option("--concept", "concepts", multiple=True, default=tuple(built_in_concepts()))
-def main(models: tuple[str, ...], corpus_file: Path | None, concepts: tuple[str, ...]) -> None:
-    target = DOCS / "laws.json"
-    found = json.loads(target.read_text()) if target.exists() else {}
-    for name in models:
+@page_option
+def main(
+    models: tuple[str, ...], corpus_file: Path | None, concepts: tuple[str, ...], only_page: bool
+) -> None:
+    for name in () if only_page else models:
         loaded = load_model(name)
         with borrowed(loaded):
-            measure_model(loaded, corpus_file, concepts, found, target)
-    (DOCS / "laws.md").write_text(page(found), encoding="utf-8")
+            measure_model(loaded, corpus_file, concepts)
+    (DOCS / "laws.md").write_text(page(kept()), encoding="utf-8")
 
 
-def measure_model(
-    loaded: LoadedModel,
-    corpus_file: Path | None,
-    concepts: tuple[str, ...],
-    found: dict[str, dict],
-    target: Path,
-) -> None:
+def kept() -> list[Block]:
+    return [Block.of(facts) for facts in read_records(TARGET)]
+
+
+def measure_model(loaded: LoadedModel, corpus_file: Path | None, concepts: tuple[str, ...]) -> None:
     layers = [int(depth * loaded.num_layers) for depth in DEPTHS]
     pool = texts_of(loaded, corpus_file, layers) if corpus_file else replies_of(loaded, layers)
     for concept in concepts:
         vectors = concept_vectors(loaded, read_concept(concept).split()["vector"], Settings())
         for layer in layers:
-            key = f"{loaded.name} {pool.kind} {concept} {layer}"
-            if key not in found:
+            found, place = kept(), (loaded.name, pool.kind, layer)
+            if not any((one.concept, one.place) == (concept, place) for one in found):
                 dealt = pool.dealt(f"{concept} {layer}")
-                found[key] = measure_block(loaded, pool.kind, concept, vectors[layer], dealt)
-                target.write_text(json.dumps(found, indent=1))
-                click.echo(key)
+                block = measure_block(loaded, pool.kind, concept, vectors[layer], dealt)
+                write_records(TARGET, [asdict(one) for one in [*found, block]])
+                click.echo(f"{concept} {place}")
 
 
 def replies_of(loaded: LoadedModel, layers: Sequence[int]) -> Pool:
@@ -218,23 +223,19 @@ def run_groups(
 
 def measure_block(
     loaded: LoadedModel, corpus: str, concept: str, vector: SteeringVector, dealt: Dealt
-) -> dict:
+) -> Block:
     odds = measure_log_odds(loaded, dealt.own.first, vector, ())
     pilots = {
         budget: fit_pilot(loaded, dealt.own, vector, odds, (), Settings(ce_budget=budget))
         for budget in BUDGETS
     }
-    cells = [
-        measure_cell(loaded, corpus, concept, dealt, odds, pilot, budget)
-        for budget, pilot in pilots.items()
-    ]
+    cells = [measure_cell(loaded, dealt, odds, pilot, budget) for budget, pilot in pilots.items()]
     few = run_unsteered(loaded, in_contexts(dealt.group), [vector.layer])
     unseen = measure_log_odds(loaded, few, vector, ())
-    return {
-        "cells": [asdict(cell) for cell in cells],
-        "peaks": asdict(peaks(loaded, corpus, concept, few, unseen, pilots[0.1])),
-        "far": asdict(far(loaded, corpus, concept, few, unseen, vector)),
-    }
+    return Block(
+        loaded.name, corpus, concept, vector.layer, cells,
+        peaks(loaded, few, unseen, pilots[0.1]), far(loaded, few, unseen, vector),
+    )  # fmt: skip
 
 
 def in_contexts(corpus: Corpus) -> Corpus:
@@ -247,13 +248,7 @@ def in_contexts(corpus: Corpus) -> Corpus:
 
 
 def measure_cell(
-    loaded: LoadedModel,
-    corpus: str,
-    concept: str,
-    dealt: Dealt,
-    odds: LogOdds,
-    pilot: Pilot,
-    budget: float,
+    loaded: LoadedModel, dealt: Dealt, odds: LogOdds, pilot: Pilot, budget: float
 ) -> Cell:
     vector, named = pilot.vector, pilot.strength_at_budget
     rises = [
@@ -270,8 +265,8 @@ def measure_cell(
         one.ids[: one.start] if dealt.own.corpus.self_sampled else one.ids for one in sequences
     ]
     return Cell(
-        loaded.name, corpus, concept, vector.layer, budget, named.value, named.low, named.high,
-        len(pilot.points), own, others, coverage(pilot, odds, measured, prompts, budget),
+        budget, named.value, named.low, named.high, len(pilot.points), own, others,
+        coverage(pilot, odds, measured, prompts, budget),
     )  # fmt: skip
 
 
@@ -349,15 +344,8 @@ def steepness(law: CrossEntropyLaw, strength: float) -> float:
     return float(np.log(up / down) / np.log((1 + 1e-4) / (1 - 1e-4)))
 
 
-def peaks(
-    loaded: LoadedModel,
-    corpus: str,
-    concept: str,
-    run: UnsteeredRun,
-    odds: LogOdds,
-    pilot: Pilot,
-) -> Peaks:
-    """Predicted and measured peaks in contexts the pilot has not seen."""
+def peaks(loaded: LoadedModel, run: UnsteeredRun, odds: LogOdds, pilot: Pilot) -> float:
+    """How predicted and measured peaks agree in contexts the pilot has not seen."""
     vector, unit = pilot.vector, pilot.strength_at_budget.value
     contexts = sampled_contexts(run)
     strengths = unit * PEAK_SHARES
@@ -378,17 +366,10 @@ def peaks(
         np.take_along_axis(law.peaks(6 * unit), likely, axis=1),
         inside,
     )
-    return Peaks(loaded.name, corpus, concept, vector.layer, 1 - found.error, len(found.points))
+    return 1 - found.error
 
 
-def far(
-    loaded: LoadedModel,
-    corpus: str,
-    concept: str,
-    run: UnsteeredRun,
-    odds: LogOdds,
-    vector: SteeringVector,
-) -> Far:
+def far(loaded: LoadedModel, run: UnsteeredRun, odds: LogOdds, vector: SteeringVector) -> Far:
     """Push until the residual stream no longer matters, and compare with the plateau.
 
     residual_left: the largest total variation between a steered prediction and norm(v)'s own;
@@ -399,24 +380,12 @@ def far(
     steered = measure_steered(loaded, run, vector.values, vector.layer, strength, watched=contexts)
     limit = far_logits(loaded, vector, 1).softmax(dim=-1).cpu().numpy()
     left = 0.5 * np.abs(steered.watched - limit).sum(axis=1).max()
-    return Far(
-        loaded.name, corpus, concept, vector.layer, strength, float(left), odds.law(1).plateau,
-        steered.rise.value,
-    )  # fmt: skip
+    return Far(float(left), odds.law(1).plateau, steered.rise.value)
 
 
-def page(found: dict[str, dict]) -> str:
-    cells = [Cell(**cell) for one in found.values() for cell in one["cells"]]
-    ranks = [Peaks(**one["peaks"]) for one in found.values()]
-    ends = [Far(**one["far"]) for one in found.values()]
+def page(found: list[Block]) -> str:
     return "\n".join(
-        [
-            HEADER,
-            accuracy(cells),
-            by_block(cells),
-            peaks_table(ranks),
-            far_table(ends),
-        ]
+        [HEADER, accuracy(found), by_block(found), peaks_table(found), far_table(found)]
     )
 
 
@@ -443,14 +412,16 @@ interval would cover {perfect(TEXTS * N_OTHERS):.0%} on texts, and on replies be
 """
 
 
-def accuracy(cells: list[Cell]) -> str:
+def accuracy(found: list[Block]) -> str:
     rows = []
-    for model, corpus in sorted({(cell.model, cell.corpus) for cell in cells}):
+    for model, corpus in sorted({(one.model, one.corpus) for one in found}):
         for budget in (*BUDGETS, None):
             chosen = [
                 cell
-                for cell in cells
-                if (cell.model, cell.corpus) == (model, corpus) and budget in (None, cell.budget)
+                for one in found
+                if (one.model, one.corpus) == (model, corpus)
+                for cell in one.cells
+                if budget in (None, cell.budget)
             ]
             rows.append([model, corpus, f"{budget:g}" if budget else "all", *summary(chosen)])
     headings = ["model", "corpus", "budget", *SUMMARY]
@@ -478,33 +449,27 @@ def summary(cells: list[Cell]) -> list[str]:
     ]
 
 
-def by_block(cells: list[Cell]) -> str:
-    rows = []
-    for place in places(cells):
-        chosen = [cell for cell in cells if placed(cell) == place]
-        rows.append([*map(str, place), *summary(chosen)])
+def by_block(found: list[Block]) -> str:
+    rows = [
+        [*map(str, place), *summary([cell for one in there for cell in one.cells])]
+        for place, there in placed(found)
+    ]
     return "## By block\n\n" + table([*PLACE, *SUMMARY], rows)
 
 
 PLACE = ("model", "corpus", "block")
 
 
-def placed(one: Cell | Peaks | Far) -> tuple[str, str, int]:
-    return one.model, one.corpus, one.layer
+def placed(found: list[Block]) -> list[tuple[tuple[str, str, int], list[Block]]]:
+    """Every place, and what was measured there."""
+    places = sorted({one.place for one in found})
+    return [(place, [one for one in found if one.place == place]) for place in places]
 
 
-def places(measured: Sequence[Cell | Peaks | Far]) -> list[tuple[str, str, int]]:
-    return sorted({placed(one) for one in measured})
-
-
-def peaks_table(ranks: list[Peaks]) -> str:
+def peaks_table(found: list[Block]) -> str:
     rows = []
-    for place in places(ranks):
-        chosen = [
-            one.correlation
-            for one in ranks
-            if placed(one) == place and np.isfinite(one.correlation)
-        ]
+    for place, there in placed(found):
+        chosen = [one.correlation for one in there if np.isfinite(one.correlation)]
         rows.append([*map(str, place), f"{np.median(chosen):.3f}", f"{min(chosen):.3f}"])
     return (
         "## Where tokens peak\n\n"
@@ -515,10 +480,10 @@ def peaks_table(ranks: list[Peaks]) -> str:
     )
 
 
-def far_table(ends: list[Far]) -> str:
+def far_table(found: list[Block]) -> str:
     rows = []
-    for place in places(ends):
-        chosen = [one for one in ends if placed(one) == place]
+    for place, there in placed(found):
+        chosen = [one.far for one in there]
         errors = [abs(one.predicted / one.measured - 1) for one in chosen]
         left = max(one.residual_left for one in chosen)
         rows.append(

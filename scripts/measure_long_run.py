@@ -1,6 +1,6 @@
 """Measure what long replies are like before and after steering; write docs/long-run.md.
 
-    python scripts/measure_long_run.py [--concept joy --concept depression]
+    python scripts/measure_long_run.py [--concept joy --concept depression] [--page]
 
 Every concept is calibrated as by default, from an empty cache, and its long run is made again, to
 see what it took. Then the strength that the budget alone would ship and the one that ships are put
@@ -10,7 +10,6 @@ run meanwhile.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ import click
 import numpy as np
 from markdown_tables import DOCS, table
 from matplotlib.figure import Figure
+from records import page_option, read_records, write_records
 
 from calibrate import Calibration, LoadedModel, calibrate, load_model
 from calibrate.common.estimate import RatioEstimate
@@ -43,6 +43,11 @@ from probes import Reader
 LENGTH = 192  # tokens of a reply
 SEED = 1  # not the calibrations' own
 KINDS = ("unsteered", "budget alone", "shipped")
+ALONG = {
+    "loops": "tokens in loops",
+    "presence": "presence",
+    "log_prob": "log-probability, nats per token",
+}
 COLOURS = ("#999999", "#dd8452", "#111111")
 
 HEADER = f"""# Replies as long as they are served
@@ -61,7 +66,7 @@ class Measured:
     minutes: of the main job, without and with the long run. strengths: by kind. loops, replies,
     excess: by kind, on fresh prompts: share of the tokens in loops, share of replies of which a
     quarter is loops, and the paired difference from unsteered with its standard error.
-    along: by kind, loops, presence and log-probability a window.
+    along: by kind, what ALONG names, a value a window.
     """
 
     concept: str
@@ -77,17 +82,22 @@ class Measured:
 
 @click.command()
 @click.option("--concept", "concepts", multiple=True, default=("joy", "depression"))
-def main(concepts: tuple[str, ...]) -> None:
-    loaded = load_model("smollm2")
-    shutil.rmtree(cache_directory() / "kept", ignore_errors=True)
-    found = [measure(loaded, concept) for concept in concepts]
-    facts = [asdict(one) for one in found]
-    (DOCS / "long-run.json").write_text(f"{json.dumps(facts, indent=1)}\n", encoding="utf-8")
+@page_option
+def main(concepts: tuple[str, ...], only_page: bool) -> None:
+    target = DOCS / "long-run.json"
+    if not only_page:
+        loaded = load_model("smollm2")
+        shutil.rmtree(cache_directory() / "kept", ignore_errors=True)
+        write_records(target, [asdict(measure(loaded, concept)) for concept in concepts])
+    found = [Measured(**facts) for facts in read_records(target)]
     (DOCS / "long-run").mkdir(exist_ok=True)
     for one in found:
         draw(one, DOCS / "long-run" / f"{one.concept}.png")
-    page = "\n".join([HEADER, strengths(found), loops(found), along(found), minutes(found)])
-    (DOCS / "long-run.md").write_text(page, encoding="utf-8")
+    (DOCS / "long-run.md").write_text(page(found), encoding="utf-8")
+
+
+def page(found: Sequence[Measured]) -> str:
+    return "\n".join([HEADER, strengths(found), loops(found), along(found), minutes(found)])
 
 
 def measure(loaded: LoadedModel, concept: str) -> Measured:
@@ -153,7 +163,7 @@ def share(replies: Sequence[Completion]) -> RatioEstimate:
 
 
 def listed(one: Along) -> dict[str, list[float]]:
-    return {name: np.round(getattr(one, name), 4).tolist() for name in vars(one)}
+    return {name: np.round(getattr(one, name), 4).tolist() for name in ALONG}
 
 
 def strengths(found: Sequence[Measured]) -> str:
@@ -190,8 +200,7 @@ def loops(found: Sequence[Measured]) -> str:
 def along(found: Sequence[Measured]) -> str:
     parts = ["## Along the reply\n\nThe same replies, read by the unsteered model and the probe.\n"]
     starts = range(0, LENGTH, WINDOW)
-    for name, label in (("loops", "tokens in loops"), ("presence", "presence"),
-                        ("log_prob", "log-probability, nats per token")):  # fmt: skip
+    for name, label in ALONG.items():
         rows = [
             [one.concept, kind, *(f"{value:.3f}" for value in one.along[kind][name])]
             for one in found for kind in KINDS

@@ -1,6 +1,6 @@
 """Measure the study and the gates on a real model, and write docs/study.md.
 
-    python scripts/measure_study.py [--concept joy --concept evil]
+    python scripts/measure_study.py [--concept joy --concept evil] [--page]
 
 How far the shipped strength stays below the best of a dense grid; how well blocks are ranked; which
 sampler finds most; how often the shipped strength would break the budget; what survives kill -9;
@@ -28,6 +28,7 @@ import click
 import numpy as np
 import optuna
 from markdown_tables import DOCS, table
+from records import page_option, read_records, write_records
 from safetensors.numpy import load_file, save_file
 from scipy.stats import spearmanr
 
@@ -47,6 +48,7 @@ from calibrate.texts.extraction import concept_vectors
 from calibrate.texts.replies import build_corpora, sample_unsteered
 from probes import Reader
 
+TARGET = DOCS / "study.json"
 MODEL, OTHER_MODEL = "smollm2", "gemma3-270m"
 CONCEPTS = ("joy", "evil", "impolite", "optimistic")
 GRID_STEP = 4  # every fourth block of the middle of the model, and those the study tried
@@ -66,14 +68,20 @@ SURVIVORS = (
 
 @click.command()
 @click.option("--concept", "concepts", multiple=True, default=CONCEPTS, show_default=True)
-def main(concepts: tuple[str, ...]) -> None:
-    target = DOCS / "study.json"
-    found: dict[str, Any] = json.loads(target.read_text()) if target.exists() else {}
+@page_option
+def main(concepts: tuple[str, ...], only_page: bool) -> None:
+    if not only_page:
+        measure(concepts)
+    (DOCS / "study.md").write_text(page(read_records(TARGET)), encoding="utf-8")
+
+
+def measure(concepts: tuple[str, ...]) -> None:
+    """Measure what is not kept yet."""
+    found: dict[str, Any] = read_records(TARGET)
 
     def measured(key: str, measure: Callable[[], Any]) -> None:
         if key not in found:
-            found[key] = measure()
-            target.write_text(json.dumps(found, indent=1) + "\n")
+            found.update(write_records(TARGET, {**found, key: measure()}))
             click.echo(key)
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -83,7 +91,6 @@ def main(concepts: tuple[str, ...]) -> None:
     measured("samplers", lambda: samplers(found))
     measured("bound", bound)
     measured("survival", survival)
-    (DOCS / "study.md").write_text(page(found), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -156,7 +163,7 @@ def grid(concept: str, scratch: Path) -> dict[str, Any]:
         "cells": [asdict(one) for one in cells],
         "shipped": asdict(shipped),
         "ranks": [rank.model_dump() for rank in result.evidence.ranks],
-        "trials": [asdict(trial) for trial in result.evidence.trials],
+        "n_trials": len(result.evidence.trials),
         "grid_tokens": spent,
         "our_tokens": sum(cost[s].token_forwards for s in ("blocks", "pilot", "study")),
     }
@@ -350,7 +357,7 @@ def regret_table(grids: dict[str, Any]) -> str:
              f"{shipped['presence']:.3f}",
              f"{shipped['layer']}", f"{shipped['strength']:.3g}", f"{best['presence']:.3f}",
              f"{best['layer']}", f"{best['strength']:.3g}", f"{regrets[-1]:+.3f}",
-             f"{best['standard_error']:.3f}", f"{len(one['trials'])}",
+             f"{best['standard_error']:.3f}", f"{one['n_trials']}",
              f"{one['our_tokens']:,} of {one['grid_tokens']:,} ({shares[-1]:.0%})"]
         )  # fmt: skip
     rows.append(

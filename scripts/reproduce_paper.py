@@ -1,6 +1,6 @@
 """Repeat the paper's experiments on small models, and write docs/reproduction.md.
 
-    python scripts/reproduce_paper.py [--model smollm2 --model gemma3-270m]
+    python scripts/reproduce_paper.py [--model smollm2 --model gemma3-270m] [--page]
 
 For every built-in concept an early, a middle and a late block, and the small trained GPT-2s of
 the tests with uppercase words: does each law hold, and where not, by how much does it miss?
@@ -9,68 +9,135 @@ About twenty minutes on one core for the default, and forty for gemma3-270m.
 
 from __future__ import annotations
 
-import json
 import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 from markdown_tables import DOCS, table
+from records import page_option, read_records, write_records
 
 from calibrate import LawCurves, Sampling, measure_laws
 from calibrate.cli.tables import LAW_NAMES
-from calibrate.laws.curves import BEYOND, BlockCurves
+from calibrate.laws.curves import BEYOND, SHARES, BlockCurves
 from calibrate.laws.dose import EXPONENT
 from calibrate.laws.plots import law_pictures
-from calibrate.laws.records import GoodnessSection
 from calibrate.texts.concept import PACKS, built_in_concepts
 
+TARGET = DOCS / "reproduction.json"
 PICTURES = DOCS / "reproduction"
 TRAINED = Path(__file__).parents[1] / "tests" / "models"
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=16)
 PROMPTS = 80  # of the built-in ones; three tenths of them give the corpus
-SHOWN = ("smollm2", "joy")  # whose pictures are kept
+SHOWN = ("smollm2", "joy")  # whose pictures are drawn, from curves.json beside them
+PLACES = {1: ("late",), 2: ("early", "late"), 3: ("early", "middle", "late")}
+NEAR = tuple(share for share in SHARES if share <= BEYOND)
 EXPONENTS = (1.0, 1.25, 1.5, 2.0)  # of the effective dose, compared
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of a model and a concept.
+
+    units: α at the budget, by sign. plateaus: by sign. rises: ΔCE by sign, at NEAR times the
+    positive unit. quadratic: ½cα² at that unit. misfits: by law, within the budget, beyond it, and
+    the largest that will do.
+    """
+
+    model: str
+    concept: str
+    place: str
+    layer: int
+    units: dict[str, float]
+    plateaus: dict[str, float]
+    quadratic: float
+    rises: dict[str, list[float]]
+    misfits: dict[str, tuple[float, float, float]]
+
+    def holds(self, law: str, reach: str) -> bool:
+        """reach: within or beyond."""
+        within, beyond, tolerance = self.misfits[law]
+        return (within if reach == "within" else beyond) <= tolerance
 
 
 @click.command()
 @click.option("--model", "models", multiple=True, default=("smollm2",), show_default=True)
 @click.option("--concept", "concepts", multiple=True, default=tuple(built_in_concepts()))
-def main(models: tuple[str, ...], concepts: tuple[str, ...]) -> None:
+@page_option
+def main(models: tuple[str, ...], concepts: tuple[str, ...], only_page: bool) -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
-    for directory in sorted(TRAINED.glob("gpt2-*")):
-        measure(str(directory), str(TRAINED / "uppercase-words.jsonl"), TRAINED / "prompts.txt")
-    for name in models:
-        for concept in concepts:
-            measure(name, concept, PACKS / "prompts.txt")
-    found = [
-        LawCurves.model_validate(json.loads(path.read_text()))
-        for path in sorted(PICTURES.glob("*.json"))
-    ]
-    (DOCS / "reproduction.md").write_text(page(found), encoding="utf-8")
+    if not only_page:
+        for directory in sorted(TRAINED.glob("gpt2-*")):
+            measure(str(directory), str(TRAINED / "uppercase-words.jsonl"), TRAINED / "prompts.txt")
+        for name in models:
+            for concept in concepts:
+                measure(name, concept, PACKS / "prompts.txt")
+    draw(LawCurves.model_validate(read_records(PICTURES / "curves.json")))
+    (DOCS / "reproduction.md").write_text(page(kept()), encoding="utf-8")
+
+
+def kept() -> list[Block]:
+    return [Block(**facts) for facts in read_records(TARGET)]
 
 
 def measure(model: str, concept: str, prompts: Path) -> None:
-    """Measure the curves and keep their points, unless an earlier run has."""
-    path = PICTURES / f"{Path(model).name}-{Path(concept).stem}.json"
-    if path.exists():
+    """Measure the curves and keep what the page says of them, unless an earlier run has."""
+    key = Path(model).name, Path(concept).stem
+    found = kept()
+    if key in {(one.model, one.concept) for one in found}:
         return
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write("\n".join(prompts.read_text(encoding="utf-8").splitlines()[:PROMPTS]))
         file.flush()
         curves = measure_laws(model, concept, prompts=file.name, sampling=SAMPLING)
-    named = curves.model_copy(
-        update={"model": curves.model.model_copy(update={"id": Path(model).name})}
-    )
-    path.write_bytes(named.to_bytes())
-    click.echo(path.name)
-    if (model, concept) == SHOWN:
-        for name, content in law_pictures(named).items():
-            if name.endswith(".png"):
-                (PICTURES / name).write_bytes(content)
+    found += blocks_of(curves, key)
+    found.sort(key=lambda one: (one.model, one.concept))
+    write_records(TARGET, [asdict(one) for one in found])
+    click.echo(" ".join(key))
+    if key == SHOWN:
+        write_records(PICTURES / "curves.json", drawn(curves))
 
 
-def page(found: list[LawCurves]) -> str:
+def blocks_of(curves: LawCurves, key: tuple[str, str]) -> list[Block]:
+    places = PLACES[len(curves.blocks)]
+    return [block_of(one, key, place) for place, one in zip(places, curves.blocks, strict=True)]
+
+
+def block_of(curves: BlockCurves, key: tuple[str, str], place: str) -> Block:
+    units = {sign: at.value for sign, at in curves.strength_at_budget.items()}
+    zero, end = curves.strengths.index(0.0), len(NEAR) + 1
+    return Block(
+        *key, place, curves.layer, units, curves.plateaus,
+        quadratic=curves.quadratic[zero + 1 + NEAR.index(1.0)],
+        rises={
+            "positive": curves.delta_ce[zero:][1:end],
+            "negative": curves.delta_ce[zero::-1][1:end],
+        },
+        misfits={
+            law: (one.error, curves.goodness_beyond[law].error, one.tolerance)
+            for law, one in curves.goodness.items()
+        },
+    )  # fmt: skip
+
+
+def drawn(curves: LawCurves) -> dict[str, Any]:
+    """What the pictures show: all but the points behind the verdicts."""
+    facts = curves.model_dump(mode="json")
+    for block in facts["blocks"]:
+        for judged in (*block["goodness"].values(), *block["goodness_beyond"].values()):
+            judged["points"] = []
+    return facts
+
+
+def draw(curves: LawCurves) -> None:
+    for name, content in law_pictures(curves).items():
+        if name.endswith(".png"):
+            (PICTURES / name).write_bytes(content)
+
+
+def page(found: list[Block]) -> str:
     return "\n".join([HEADER, tallies(found), PICTURED, exponents(found), every_block(found)])
 
 
@@ -104,24 +171,15 @@ smollm2 and joy, early, middle and late block.
 """
 
 
-def tallies(found: list[LawCurves]) -> str:
+def tallies(found: list[Block]) -> str:
     rows = []
-    for model in sorted({one.model.id for one in found}):
-        for place in ("early", "middle", "late"):
-            blocks = [
-                one.blocks[index]
-                for one in found
-                if one.model.id == model
-                for index in [position(place, len(one.blocks))]
-                if index is not None
-            ]
-            if blocks:
-                for reach in ("within", "beyond"):
-                    held = [
-                        sum(judged(block, reach)[law].good for block in blocks) for law in LAW_NAMES
-                    ]
-                    counts = [f"{count} of {len(blocks)}" for count in held]
-                    rows.append([model, place, reach, *counts])
+    for model in sorted({one.model for one in found}):
+        for place in PLACES[3]:
+            blocks = [one for one in found if (one.model, one.place) == (model, place)]
+            for reach in ("within", "beyond") if blocks else ():
+                held = [sum(one.holds(law, reach) for one in blocks) for law in LAW_NAMES]
+                counts = [f"{count} of {len(blocks)}" for count in held]
+                rows.append([model, place, reach, *counts])
     return (
         "## Where the laws hold\n\nConcepts for which each law holds, within the budget and up to "
         f"{BEYOND:g} times the strength that spends it.\n\n"
@@ -129,24 +187,14 @@ def tallies(found: list[LawCurves]) -> str:
     )
 
 
-def judged(block: BlockCurves, reach: str) -> dict[str, GoodnessSection]:
-    return block.goodness if reach == "within" else block.goodness_beyond
-
-
-def position(place: str, n_blocks: int) -> int | None:
-    """Which of a model's measured blocks is the early, the middle or the late one."""
-    places = {1: ("late",), 2: ("early", "late"), 3: ("early", "middle", "late")}[n_blocks]
-    return places.index(place) if place in places else None
-
-
-def exponents(found: list[LawCurves]) -> str:
+def exponents(found: list[Block]) -> str:
     """Every curve of ΔCE refitted with other exponents of the effective dose."""
     rows = []
-    for model in sorted({one.model.id for one in found}):
-        blocks = [block for one in found if one.model.id == model for block in one.blocks]
+    for model in sorted({one.model for one in found}):
+        blocks = [one for one in found if one.model == model]
         for exponent in EXPONENTS:
             errors = np.array(
-                [refitted(block, sign, exponent) for block in blocks for sign in (1, -1)]
+                [refitted(block, sign, exponent) for block in blocks for sign in block.rises]
             )
             median, worst = np.median(errors, axis=0), errors.max(axis=0)
             rows.append(
@@ -162,33 +210,23 @@ def exponents(found: list[LawCurves]) -> str:
     )
 
 
-def refitted(block: BlockCurves, sign: int, exponent: float) -> tuple[float, float]:
+def refitted(block: Block, sign: str, exponent: float) -> tuple[float, float]:
     """Worst relative error of ΔCE within the budget and beyond it, with another exponent."""
-    strengths = np.array(block.strengths) / block.strength_at_budget["positive"].value
-    near = (sign * strengths > 0) & (np.abs(strengths) <= BEYOND * (1 + 1e-9))
-    share, rise, quadratic = (
-        np.abs(np.asarray(values)[near]) for values in (strengths, block.delta_ce, block.quadratic)
-    )
-    plateau = block.plateaus["positive" if sign > 0 else "negative"]
-    at = int(np.argmin(np.abs(share - 1)))
-    ratio = quadratic[at] * (1 / rise[at] - 1 / plateau)
+    share, rise, plateau = np.array(NEAR), np.abs(block.rises[sign]), block.plateaus[sign]
+    quadratic = block.quadratic * share**2
+    ratio = block.quadratic * (1 / rise[NEAR.index(1.0)] - 1 / plateau)
     term = share**exponent * (max(ratio, 1 / ratio) - 1)
     bent = quadratic / (1 + term) if ratio >= 1 else quadratic * (1 + term)
     errors = np.abs(bent / (1 + bent / plateau) / rise - 1)
-    return float(errors[share <= 1 + 1e-9].max()), float(errors.max())
+    return float(errors[share <= 1].max()), float(errors.max())
 
 
-def every_block(found: list[LawCurves]) -> str:
+def every_block(found: list[Block]) -> str:
     rows = []
     for one in found:
-        for block in one.blocks:
-            at = block.strength_at_budget
-            verdicts = [
-                f"{verdict(block.goodness[law])}, {verdict(block.goodness_beyond[law])}"
-                for law in LAW_NAMES
-            ]
-            unit = f"{at['negative'].value:.3g}, {at['positive'].value:.3g}"
-            rows.append([one.model.id, one.concept, str(block.layer), unit, *verdicts])
+        unit = f"{one.units['negative']:.3g}, {one.units['positive']:.3g}"
+        misfits = [", ".join(verdicts(one, law)) for law in LAW_NAMES]
+        rows.append([one.model, one.concept, str(one.layer), unit, *misfits])
     headings = ["model", "concept", "block", "α at budget, both signs", *LAW_NAMES.values()]
     return (
         "## Every block\n\nMisfits within the budget, and beyond it; those that are too large are "
@@ -196,8 +234,9 @@ def every_block(found: list[LawCurves]) -> str:
     )
 
 
-def verdict(goodness: GoodnessSection) -> str:
-    return f"{goodness.error:.3f}" if goodness.good else f"**{goodness.error:.3f}**"
+def verdicts(block: Block, law: str) -> list[str]:
+    *errors, tolerance = block.misfits[law]
+    return [f"{error:.3f}" if error <= tolerance else f"**{error:.3f}**" for error in errors]
 
 
 if __name__ == "__main__":
