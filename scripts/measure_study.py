@@ -162,7 +162,7 @@ def grid(concept: str, scratch: Path) -> dict[str, Any]:
         "baseline": baseline.estimate.value,
         "cells": [asdict(one) for one in cells],
         "shipped": asdict(shipped),
-        "ranks": [rank.model_dump() for rank in result.evidence.ranks],
+        "ranks": [asdict(rank) for rank in result.evidence.ranks],
         "n_trials": len(result.evidence.trials),
         "grid_tokens": spent,
         "our_tokens": sum(cost[s].token_forwards for s in ("blocks", "pilot", "study")),

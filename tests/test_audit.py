@@ -14,7 +14,7 @@ from calibrate.artefact.measured_sections import AuditSection
 from calibrate.artefact.report.page import page
 from calibrate.cli.tables import summary
 from calibrate.common.errors import Infeasible
-from calibrate.common.record import IntervalSection
+from calibrate.common.estimate import Interval
 from calibrate.common.settings import Settings
 from calibrate.engine.generation import Completion
 from calibrate.judging.presence import read
@@ -110,7 +110,7 @@ def test_an_auditor_who_says_the_same_of_all_sees_no_change():
 
 def test_the_summary_and_the_report_say_that_the_second_judge_sees_no_change(finished):
     config, evidence = finished.result.config, finished.result.evidence
-    nothing = IntervalSection(value=0.0, low=-0.01, high=0.01)
+    nothing = Interval(value=0.0, low=-0.01, high=0.01)
     second = AuditSection(
         value=0.1, low=0.1, high=0.1, baseline=0.1, change=nothing, judge="embedding",
         agreement=0.1, opinion="sees no change",

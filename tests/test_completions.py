@@ -8,6 +8,7 @@ import tiny
 import torch
 from scipy.stats import chisquare
 
+from calibrate.common.record import Capability
 from calibrate.common.settings import Sampling
 from calibrate.engine import decoding
 from calibrate.engine import generation as completions
@@ -15,12 +16,12 @@ from calibrate.engine import sampling as drawing
 from calibrate.engine.generation import Request, sample, sample_all
 from calibrate.engine.sampling import draw
 from calibrate.models import tokens
-from calibrate.models.capabilities import Capability
 from calibrate.models.model import borrowed
 from calibrate.models.prompts import encode_prompt
 from calibrate.models.steering import Push
 
 SAMPLING = Sampling(max_new_tokens=8)
+NOT_TAKEN = Capability(works=False, reason=None, fallback=None)
 
 
 def nucleus(scores, sampling):
@@ -139,9 +140,9 @@ def test_transformers_own_loop_says_the_same(architecture, monkeypatch):
     requests = [Request(prompts, 1, push) for push in pushes(loaded)[:4]]
     ours = sample_all(loaded, requests, SAMPLING, seed=0)
     monkeypatch.setattr(decoding._Decoding, "run", lambda *_: pytest.fail("not to be used here"))
-    monkeypatch.setitem(vars(loaded.capabilities), "fast_decoding", Capability(False))
+    monkeypatch.setitem(vars(loaded.capabilities), "fast_decoding", NOT_TAKEN)
     assert sample_all(loaded, requests, SAMPLING, seed=0) == ours
-    monkeypatch.setitem(vars(loaded.capabilities), "batched_generation", Capability(False))
+    monkeypatch.setitem(vars(loaded.capabilities), "batched_generation", NOT_TAKEN)
     assert sample_all(loaded, requests, SAMPLING, seed=0) == ours
 
 
@@ -149,7 +150,7 @@ def test_what_the_generation_config_does_to_logits_is_set_aside(loaded, monkeypa
     """Many chat models bring a penalty for repetition, which our loop knows nothing of."""
     ours = replies(loaded)
     loaded.model.generation_config.repetition_penalty = 5.0
-    monkeypatch.setitem(vars(loaded.capabilities), "fast_decoding", Capability(False))
+    monkeypatch.setitem(vars(loaded.capabilities), "fast_decoding", NOT_TAKEN)
     assert replies(loaded) == ours
     assert loaded.model.generation_config.repetition_penalty == 5.0
 

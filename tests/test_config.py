@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -81,6 +82,8 @@ def test_a_model_of_another_shape_is_refused(finished):
 def test_a_config_cannot_be_changed(finished):
     with pytest.raises(pydantic.ValidationError, match="frozen"):
         finished.result.config.intervention.strength = 3.0
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        finished.result.config.measured.presence.value = 1.0
 
 
 @pytest.mark.parametrize(

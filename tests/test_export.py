@@ -26,9 +26,8 @@ from transformers import (
 )
 
 from calibrate.artefact.config import vector_file
-from calibrate.artefact.sections import ReferenceSection
 from calibrate.common.errors import ArtefactError, ExportRefused, InputError, VerificationFailed
-from calibrate.common.record import ModelSection
+from calibrate.common.record import Reference
 from calibrate.deploy.export import FORMATS, export
 from calibrate.deploy.export.control_vector import read_directions
 from calibrate.engine.loading import load_model
@@ -105,16 +104,14 @@ def config_for(base, loaded, layer=LAYER, strength=STRENGTH, positions="all", re
     done = base.intervention.model_copy(
         update={"layer": layer, "strength": strength, "positions": positions}
     )
-    reference = ReferenceSection(
+    reference = Reference(
         input_ids=ids,
         token_ids=top.tolist(),
         log_probs=steered[top].tolist(),
         unsteered_log_probs=unsteered[top].tolist(),
     )
-    model = ModelSection(**{k: getattr(loaded.identity, k) for k in ModelSection.model_fields})
-    config = base.model_copy(
-        update={"vector": vector, "intervention": done, "reference": reference, "model": model}
-    )
+    changes = {"vector": vector, "intervention": done, "reference": reference}
+    config = base.model_copy(update={**changes, "model": loaded.identity})
     return config.with_vector(file)
 
 

@@ -105,17 +105,17 @@ def test_the_law_of_mass_is_a_sigmoid_through_the_unsteered_mass(mass, gain, str
 def test_the_law_of_mass_goes_through_a_measured_point(log_odds, gain, saturation, strength):
     true = MassLaw(log_odds, gain, saturation)
     assume(true.change(strength) <= 1.9 * gain * strength)
-    found = MassLaw(log_odds, gain).through(strength, float(true.predict(strength)))
+    found = MassLaw(log_odds, gain, 0.0).through(strength, float(true.predict(strength)))
     assert found.predict(strength) == pytest.approx(true.predict(strength), rel=1e-6)
     assert found.change(found.invert(0.7)) == pytest.approx(0.7)
 
 
 def test_a_mass_that_moved_the_other_way_leaves_its_law_alone():
-    law = MassLaw(-3.0, 1.0)
+    law = MassLaw(-3.0, 1.0, 0.0)
     assert law.through(1.0, float(law.predict(-0.5))) == law
     assert law.through(1.0, float(law.predict(3.0))) == law
-    assert MassLaw(-3.0, 0.0).through(1.0, 0.2) == MassLaw(-3.0, 0.0)
-    assert MassLaw(-3.0, 0.0).invert(0.7) == float("inf")
+    assert MassLaw(-3.0, 0.0, 0.0).through(1.0, 0.2) == MassLaw(-3.0, 0.0, 0.0)
+    assert MassLaw(-3.0, 0.0, 0.0).invert(0.7) == float("inf")
 
 
 def presences(law, strengths, n, seed=0):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from calibrate.common.errors import Infeasible, InputError
 from calibrate.common.estimate import RatioEstimate
+from calibrate.common.record import TestedStrength as Rung
 from calibrate.common.settings import Sampling, Settings
 from calibrate.deploy.verify import check_directory
 from calibrate.engine.generation import completed, sample
@@ -21,7 +22,6 @@ from calibrate.engine.loading import load_model
 from calibrate.judging.loops import LEAST, longest_loop, looped
 from calibrate.models.prompts import encode_prompt
 from calibrate.models.steering import Push
-from calibrate.search.budget import TestedStrength as Rung
 from calibrate.search.budget import VerifiedBudget, verify_long_run
 from calibrate.search.long_run import (
     LOOP_MARGIN,
@@ -171,9 +171,9 @@ class Looping(LongReplies):
 
 def ladder(*strengths):
     rise = RatioEstimate(np.array([0.05, 0.06]), np.ones(2))
-    rungs = [Rung(strength, rise, 0.09, True) for strength in strengths]
-    rungs.append(Rung(9.0, rise, 0.2, False))
-    return VerifiedBudget(strengths[-1], rise, tuple(rungs))
+    rungs = [Rung(strength, rise.value, 0.09, True) for strength in strengths]
+    rungs.append(Rung(9.0, rise.value, 0.2, False))
+    return VerifiedBudget(strengths[-1], tuple(rungs), dict.fromkeys((*strengths, 9.0), rise))
 
 
 def looping(slope):

@@ -7,13 +7,14 @@ import pytest
 import tiny
 import torch
 
+from calibrate.common.record import BlockRank
 from calibrate.common.settings import Settings
 from calibrate.engine.cross_entropy import steered_hidden
 from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.laws.log_odds import measure_log_odds
 from calibrate.models.model import borrowed
 from calibrate.search import block_ranking as ranking
-from calibrate.search.block_ranking import BlockRank, carried_blocks, rank_blocks
+from calibrate.search.block_ranking import carried_blocks, rank_blocks
 from calibrate.texts.extraction import concept_vectors, encode
 
 

@@ -37,7 +37,7 @@ def pilot(layer, alpha, good=True):
         vector=SteeringVector(torch.ones(4), layer, residual_norm=1.0),
         positions="all",
         law=law,
-        mass_law=MassLaw(-3.0, 1.0),
+        mass_law=MassLaw(-3.0, 1.0, 0.0),
         errors={},
         mass_errors={},
         rise_goodness=judge_rise([alpha], [0.1], [0.1 if good else 0.2]),

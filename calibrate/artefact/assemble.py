@@ -18,9 +18,7 @@ from calibrate.artefact.evidence import (
     CompletionRecord,
     Evidence,
     PilotRecord,
-    RankRecord,
     SplitRecord,
-    TestedRecord,
 )
 from calibrate.artefact.law_sections import (
     ConceptLawSection,
@@ -32,26 +30,22 @@ from calibrate.artefact.law_sections import (
 from calibrate.artefact.measured import measured_section
 from calibrate.artefact.sections import (
     BudgetSection,
-    CapabilitiesSection,
     ConceptSection,
     CostSection,
     InterventionSection,
     ProvenanceSection,
     RangeSection,
-    ReferenceSection,
     RenderingSection,
     VectorSection,
 )
 from calibrate.common.cost import Cost
 from calibrate.common.estimate import RatioEstimate
-from calibrate.common.record import IntervalSection, ModelSection
+from calibrate.common.record import BlockRank
 from calibrate.common.settings import Settings
 from calibrate.laws.formulas import GOOD_RISE, Goodness, judge_rise
 from calibrate.laws.pilot import Pilot
 from calibrate.laws.presence import judge_presence
-from calibrate.laws.records import GoodnessSection
 from calibrate.models.model import LoadedModel
-from calibrate.search.block_ranking import BlockRank
 from calibrate.search.study import StudyResult
 from calibrate.search.trials import laws_hold, presence_law
 from calibrate.search.verification import Verified
@@ -82,7 +76,7 @@ def build_config(
     vector, strength = pilot.vector, verified.budget.strength
     file = vector_file(vector.values.numpy())
     config = SteeringConfig(
-        model=ModelSection(**asdict(loaded.identity)),
+        model=loaded.identity,
         rendering=_rendering_section(loaded) if loaded.is_chat else None,
         concept=ConceptSection(
             name=concept.name,
@@ -108,11 +102,11 @@ def build_config(
         measured=measured_section(verified, judges, learned, settings),
         laws=laws,
         range=RangeSection(
-            strength_at_budget=IntervalSection(**asdict(pilot.strength_at_budget)),
+            strength_at_budget=pilot.strength_at_budget,
             sweet_spot=_sweet_spot(pilot),
         ),
-        reference=ReferenceSection(**{k: list(v) for k, v in asdict(verified.reference).items()}),
-        capabilities=CapabilitiesSection(**asdict(loaded.capabilities.report())),
+        reference=verified.reference,
+        capabilities=loaded.capabilities.report(),
         cost={stage: _cost_section(spent, loaded.num_layers) for stage, spent in cost.items()},
         provenance=ProvenanceSection(
             versions=_versions(),
@@ -140,9 +134,7 @@ def build_laws(
     return LawsSection(
         cross_entropy=_law_section(pilot, _rise_goodness(pilot, found)),
         concept=ConceptLawSection(
-            **asdict(pilot.mass_law),
-            errors=pilot.mass_errors,
-            goodness=GoodnessSection.of(pilot.mass_goodness),
+            **vars(pilot.mass_law), errors=pilot.mass_errors, goodness=pilot.mass_goodness
         ),
         presence=_presence_section(found, baseline, verified, settings),
         tokens=TokenLawSection(saturation=pilot.tokens.saturation, mass_peak=pilot.mass_peak),
@@ -160,19 +152,10 @@ def build_evidence(
 ) -> Evidence:
     """Return every point behind the config."""
     return Evidence(
-        ranks=[RankRecord(**asdict(rank)) for rank in ranks],
+        ranks=list(ranks),
         pilots=[_pilot_record(pilot) for pilot in pilots.values()],
         trials=list(found.trials),
-        tested=[
-            TestedRecord(
-                strength=rung.strength,
-                delta_ce=rung.delta_ce.value,
-                upper=rung.upper,
-                within=rung.within,
-                loop_excess=None if rung.loop_excess is None else rung.loop_excess.value,
-            )
-            for rung in verified.budget.tested
-        ],
+        tested=list(verified.budget.tested),
         completions=_completion_records(verified),
         splits=SplitRecord(
             texts={
@@ -207,13 +190,11 @@ def _sweet_spot(pilot: Pilot) -> tuple[float, float]:
 
 def _cost_section(spent: Cost, num_layers: int) -> CostSection:
     blocks = spent.token_forwards * num_layers
-    return CostSection(**asdict(spent), token_block_forwards=blocks)
+    return CostSection(**vars(spent), token_block_forwards=blocks)
 
 
 def _law_section(pilot: Pilot, goodness: Goodness) -> CrossEntropyLawSection:
-    return CrossEntropyLawSection(
-        **asdict(pilot.law), errors=pilot.errors, goodness=GoodnessSection.of(goodness)
-    )
+    return CrossEntropyLawSection(**vars(pilot.law), errors=pilot.errors, goodness=goodness)
 
 
 def _rise_goodness(pilot: Pilot, found: StudyResult) -> Goodness:
@@ -240,11 +221,11 @@ def _presence_section(
     error = float(np.hypot(fit.standard_error(strength), measured.standard_error))
     predicted = float(fit.law.predict(strength))
     return PresenceLawSection(
-        **asdict(fit.law),
+        **vars(fit.law),
         log_odds_error=fit.log_odds_error,
         gain_error=fit.gain_error,
         fall=fit.fall,
-        goodness=GoodnessSection.of(judge_presence(strength, predicted, measured.value, error)),
+        goodness=judge_presence(strength, predicted, measured.value, error),
     )
 
 
@@ -254,7 +235,7 @@ def _pilot_record(pilot: Pilot) -> PilotRecord:
         layer=pilot.vector.layer,
         law=_law_section(pilot, pilot.rise_goodness),
         concept_gain=pilot.mass_law.gain,
-        strength_at_budget=IntervalSection(**asdict(pilot.strength_at_budget)),
+        strength_at_budget=pilot.strength_at_budget,
         relative_strength_at_budget=pilot.vector.relative(pilot.strength_at_budget.value),
         points=[astuple(point) for point in pilot.points],
     )

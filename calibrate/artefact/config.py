@@ -25,18 +25,16 @@ from calibrate.artefact.law_sections import LawsSection
 from calibrate.artefact.measured_sections import MeasuredSection
 from calibrate.artefact.sections import (
     BudgetSection,
-    CapabilitiesSection,
     ConceptSection,
     CostSection,
     InterventionSection,
     ProvenanceSection,
     RangeSection,
-    ReferenceSection,
     RenderingSection,
     VectorSection,
 )
 from calibrate.common.errors import AlteredError, ArtefactError, InputError
-from calibrate.common.record import ModelSection, Section
+from calibrate.common.record import CapabilityReport, ModelIdentity, Reference, Section
 from calibrate.common.settings import Sampling, check_seed, finite_strength
 
 if TYPE_CHECKING:
@@ -54,7 +52,7 @@ class SteeringConfig(Section):
 
     format: Literal["steering-config"] = "steering-config"
     version: Literal[1, 2] = 2
-    model: ModelSection
+    model: ModelIdentity
     rendering: RenderingSection | None = None
     concept: ConceptSection
     vector: VectorSection
@@ -63,9 +61,9 @@ class SteeringConfig(Section):
     measured: MeasuredSection
     laws: LawsSection
     range: RangeSection
-    reference: ReferenceSection
+    reference: Reference
     cost: dict[str, CostSection]
-    capabilities: CapabilitiesSection | None = None
+    capabilities: CapabilityReport | None = None
     provenance: ProvenanceSection
 
     _vector_file: bytes = PrivateAttr(default=b"")

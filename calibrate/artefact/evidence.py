@@ -8,21 +8,11 @@ from pydantic import ValidationError
 
 from calibrate.artefact.law_sections import CrossEntropyLawSection
 from calibrate.common.errors import ArtefactError
-from calibrate.common.record import IntervalSection, Section
+from calibrate.common.estimate import Interval
+from calibrate.common.record import BlockRank, Section, TestedStrength
 from calibrate.common.trial import Trial
 
 EVIDENCE_FILE = "evidence.json"
-
-
-class RankRecord(Section):
-    """What one block has to offer, by its derivatives: α_B as estimated, and nats per token.
-
-    gain: by how much the budget moves the concept's replies ahead of their opposites.
-    """
-
-    layer: int
-    strength_at_budget: float
-    gain: float
 
 
 class PilotRecord(Section):
@@ -32,22 +22,9 @@ class PilotRecord(Section):
     layer: int
     law: CrossEntropyLawSection
     concept_gain: float
-    strength_at_budget: IntervalSection
+    strength_at_budget: Interval
     relative_strength_at_budget: float
     points: list[tuple[float, float, float]]
-
-
-class TestedRecord(Section):
-    """One strength tested on held-out text: its ΔCE, the upper bound, and whether it held.
-
-    loop_excess: by how much its long replies loop more than unsteered ones, where that was tried.
-    """
-
-    strength: float
-    delta_ce: float
-    upper: float
-    within: bool
-    loop_excess: float | None = None
 
 
 class CompletionRecord(Section):
@@ -79,10 +56,10 @@ class Evidence(Section):
     to each verify prompt; only the first in what was written before all were kept.
     """
 
-    ranks: list[RankRecord]
+    ranks: list[BlockRank]
     pilots: list[PilotRecord]
     trials: list[Trial]
-    tested: list[TestedRecord]
+    tested: list[TestedStrength]
     completions: list[CompletionRecord]
     splits: SplitRecord
 

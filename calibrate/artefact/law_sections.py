@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from calibrate.common.record import Section
-from calibrate.laws.records import GoodnessSection
+from calibrate.laws.formulas import CrossEntropyLaw, Goodness, MassLaw
 
 
-class CrossEntropyLawSection(Section):
+@dataclass(frozen=True)
+class CrossEntropyLawSection(CrossEntropyLaw):
     """ΔCE(α) = q / (1 + q/P), q = g·a + ½c·a²: g, c, the saturation of a(α), and P.
 
     errors: their standard errors over resampled sequences. goodness: by relative error, at the
         pilot's test and, for the steered block, at the study's trials.
     """
 
-    slope: float
-    curvature: float
-    saturation: float
-    plateau: float
     errors: dict[str, float]
-    goodness: GoodnessSection
+    goodness: Goodness
 
 
-class ConceptLawSection(Section):
+@dataclass(frozen=True)
+class ConceptLawSection(MassLaw):
     """logit F(α) = r + ν·a(α), F the mass of the concept's tokens: r, ν, the saturation of a(α).
 
     errors: their standard errors over resampled sequences. goodness: by the log-odds of the
         mass, at the pilot's test.
     """
 
-    log_odds: float
-    gain: float
-    saturation: float
     errors: dict[str, float]
-    goodness: GoodnessSection
+    goodness: Goodness
 
 
 class PresenceLawSection(Section):
@@ -49,7 +46,7 @@ class PresenceLawSection(Section):
     floor: float
     ceiling: float
     fall: float | None
-    goodness: GoodnessSection
+    goodness: Goodness
 
 
 class TokenLawSection(Section):

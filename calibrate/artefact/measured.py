@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,15 +17,11 @@ from calibrate.artefact.measured_sections import (
     PresenceScaleSection,
     PresenceSection,
 )
-from calibrate.common.record import IntervalSection
 from calibrate.common.settings import Settings
 from calibrate.engine.generation import Completion
 from calibrate.search.long_run import LOOP_MARGIN, WINDOW, Along, LongRun
 from calibrate.search.verification import Verified
 from probes import Learned
-
-if TYPE_CHECKING:
-    from calibrate.common.estimate import RatioEstimate
 
 
 def measured_section(
@@ -40,17 +34,17 @@ def measured_section(
     return MeasuredSection(
         judges=list(judges),
         delta_ce=DeltaCESection(
-            **_interval(rise, confidence),
+            **vars(rise.with_interval(confidence)),
             upper=rise.upper(confidence),
             corpus=verified.corpus_kind,
             n_sequences=len(rise.counts),
             n_tokens=int(rise.counts.sum()),
         ),
         presence=PresenceSection(
-            **_interval(presence, confidence),
+            **vars(presence.with_interval(confidence)),
             baseline=baseline.value,
             baseline_interval=baseline.interval(confidence),
-            change=IntervalSection(**_interval(verified.change, confidence)),
+            change=verified.change.with_interval(confidence),
             detectable=verified.detectable,
             n_replies=verified.n_replies,
             explained_by_length=verified.explained_by_length,
@@ -65,8 +59,8 @@ def measured_section(
             scale=None if learned is None else _scale_section(learned),
         ),
         controls=ControlsSection(
-            random_vector=IntervalSection(**_interval(verified.random_vector, confidence)),
-            prompt_only=IntervalSection(**_interval(verified.prompt_only, confidence)),
+            random_vector=verified.random_vector.with_interval(confidence),
+            prompt_only=verified.prompt_only.with_interval(confidence),
         ),
         audit=_audit_section(verified, confidence),
         fluency=_fluency_section(verified, confidence),
@@ -79,8 +73,8 @@ def _scale_section(learned: Learned) -> PresenceScaleSection:
         source=learned.source,
         teacher=learned.teacher,
         n_texts=learned.n_texts,
-        auc=IntervalSection(**asdict(learned.quality.auc)),
-        calibration_error=IntervalSection(**asdict(learned.quality.calibration_error)),
+        auc=learned.quality.auc,
+        calibration_error=learned.quality.calibration_error,
     )
 
 
@@ -89,10 +83,10 @@ def _audit_section(verified: Verified, confidence: float) -> AuditSection | None
     if found is None:
         return None
     return AuditSection(
-        **_interval(found.presence, confidence),
+        **vars(found.presence.with_interval(confidence)),
         judge=found.judge,
         baseline=found.baseline.value,
-        change=IntervalSection(**_interval(found.change, confidence)),
+        change=found.change.with_interval(confidence),
         agreement=found.agreement,
         opinion=found.opinion,
     )
@@ -103,7 +97,7 @@ def _fluency_section(verified: Verified, confidence: float) -> FluencySection:
     return FluencySection(
         log_prob=steered.log_prob.value,
         log_prob_baseline=plain.log_prob.value,
-        drop=IntervalSection(**_interval(verified.fluency_drop, confidence)),
+        drop=verified.fluency_drop.with_interval(confidence),
         drop_upper=verified.fluency_drop.upper(confidence),
         distinct_2=steered.distinct_2,
         distinct_2_baseline=plain.distinct_2,
@@ -123,7 +117,7 @@ def _long_run_section(found: LongRun | None, confidence: float) -> LongRunSectio
         window=WINDOW,
         loops=found.loops.value,
         loops_baseline=found.loops_baseline.value,
-        loop_excess=IntervalSection(**_interval(found.excess, confidence)),
+        loop_excess=found.excess.with_interval(confidence),
         margin=LOOP_MARGIN,
         steered=_along_section(found.steered),
         unsteered=_along_section(found.unsteered),
@@ -142,8 +136,3 @@ def _along_section(along: Along) -> AlongSection:
 def _unanswered(completions: Sequence[Completion]) -> float:
     """Share of the replies that end within the thought."""
     return sum(not one.answered for one in completions) / len(completions)
-
-
-def _interval(estimate: RatioEstimate, confidence: float) -> dict[str, Any]:
-    low, high = estimate.interval(confidence)
-    return {"value": estimate.value, "low": low, "high": high}

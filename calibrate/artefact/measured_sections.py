@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
-from calibrate.common.record import IntervalSection, Section
+from calibrate.common.estimate import Interval
+from calibrate.common.record import Section
 
 
-class DeltaCESection(IntervalSection):
+@dataclass(frozen=True)
+class DeltaCESection(Interval):
     """ΔCE on held-out text; `upper` is the one-sided bound that was verified.
 
     corpus: "own_replies", where the exact KL stands for ΔCE, or "file".
@@ -30,8 +33,8 @@ class PresenceScaleSection(Section):
     source: Literal["graded", "taught", "written"]
     teacher: str | None
     n_texts: dict[str, int]
-    auc: IntervalSection
-    calibration_error: IntervalSection
+    auc: Interval
+    calibration_error: Interval
 
     @property
     def says(self) -> str:
@@ -46,7 +49,8 @@ class PresenceScaleSection(Section):
         return f"{said}; AUC {self.auc.value:.2f} on texts it had not seen"
 
 
-class PresenceSection(IntervalSection):
+@dataclass(frozen=True)
+class PresenceSection(Interval):
     """Presence: the share of replies of which a reader would say yes, by the judge.
 
     At the strength, and at α = 0 on the same prompts with the same noise. clear, clear_baseline:
@@ -64,7 +68,7 @@ class PresenceSection(IntervalSection):
 
     baseline: float
     baseline_interval: tuple[float, float]
-    change: IntervalSection
+    change: Interval
     explained_by_length: float
     n_prompts: int
     n_completions: int
@@ -79,7 +83,8 @@ class PresenceSection(IntervalSection):
     scale: PresenceScaleSection | None = None
 
 
-class AuditSection(IntervalSection):
+@dataclass(frozen=True)
+class AuditSection(Interval):
     """Presence in the same replies to a second judge.
 
     agreement: Spearman's rank correlation of the two judges over all replies that are not empty.
@@ -89,7 +94,7 @@ class AuditSection(IntervalSection):
 
     judge: str
     baseline: float
-    change: IntervalSection
+    change: Interval
     agreement: float
     opinion: Literal["confirms", "sees no change", "cannot tell"] | None = None
 
@@ -109,8 +114,8 @@ class ControlsSection(Section):
     prompt_only: unsteered, asked in plain words for the concept (or its absence).
     """
 
-    random_vector: IntervalSection
-    prompt_only: IntervalSection
+    random_vector: Interval
+    prompt_only: Interval
 
 
 class FluencySection(Section):
@@ -124,7 +129,7 @@ class FluencySection(Section):
 
     log_prob: float
     log_prob_baseline: float
-    drop: IntervalSection
+    drop: Interval
     drop_upper: float
     distinct_2: float
     distinct_2_baseline: float
@@ -161,7 +166,7 @@ class LongRunSection(Section):
     window: int
     loops: float
     loops_baseline: float
-    loop_excess: IntervalSection
+    loop_excess: Interval
     margin: float
     steered: AlongSection
     unsteered: AlongSection
@@ -170,9 +175,9 @@ class LongRunSection(Section):
 class ShareSection(Section):
     """A share of replies by people's grades, before (unsteered) and after, and the change."""
 
-    before: IntervalSection
-    after: IntervalSection
-    change: IntervalSection
+    before: Interval
+    after: Interval
+    change: Interval
 
 
 class AgreementSection(Section):
@@ -219,8 +224,8 @@ class ReadersSection(Section):
     n_judged: int
     presence: ShareSection
     clearly: ShareSection
-    judge_auc: IntervalSection | None
-    judge_level: IntervalSection
+    judge_auc: Interval | None
+    judge_level: Interval
     agreement: list[AgreementSection]
     scale: ScaleSection | None = None
 

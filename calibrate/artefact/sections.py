@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from calibrate.common.record import IntervalSection, Section
+from calibrate.common.estimate import Interval
+from calibrate.common.record import Section
 
 
 class RenderingSection(Section):
@@ -78,54 +79,8 @@ class RangeSection(Section):
         its peak, more strength costs more and brings less (Theorem 3.3). Ordered by size.
     """
 
-    strength_at_budget: IntervalSection
+    strength_at_budget: Interval
     sweet_spot: tuple[float, float]
-
-
-class ReferenceSection(Section):
-    """For checking another stack: one input, and the next token's log-probabilities after it.
-
-    token_ids: the likeliest next tokens under steering; log_probs: their steered, and
-        unsteered_log_probs their unsteered, log-probabilities.
-    """
-
-    input_ids: list[int]
-    token_ids: list[int]
-    log_probs: list[float]
-    unsteered_log_probs: list[float]
-
-
-class CapabilitySection(Section):
-    """Whether a shortcut was found to say what the plain way says; if not, why, and what is done.
-
-    works: whether it is taken. reason: why not. fallback: what is done instead.
-    """
-
-    works: bool
-    reason: str | None
-    fallback: str | None
-
-
-class CapabilitiesSection(Section):
-    """What the model was found to be able to do, each tried on the model once.
-
-    logit_scale, softcap: its logits are those of its unembedding times `logit_scale`, soft-capped.
-    suffix_passes: running only the blocks after the steered one. prefix_sharing: running once what
-    all texts begin with. batching: scoring several texts in one pass. fast_decoding: replies by a
-    loop of our own, with what all prompts begin with run once for them (decoding_prefix).
-    batched_generation: several prompts in one `generate`; null where fast decoding works.
-    token_forwards: what trying took.
-    """
-
-    logit_scale: float
-    softcap: float | None
-    suffix_passes: CapabilitySection
-    prefix_sharing: CapabilitySection
-    batching: CapabilitySection
-    fast_decoding: CapabilitySection
-    decoding_prefix: CapabilitySection
-    batched_generation: CapabilitySection | None
-    token_forwards: int
 
 
 class CostSection(Section):

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from calibrate.artefact.measured_sections import ReadersSection, ShareSection
-from calibrate.common.record import IntervalSection
+from calibrate.common.estimate import Interval
 
 
 def readers_table(readers: ReadersSection) -> Table:
@@ -61,11 +61,11 @@ def _share(share: ShareSection) -> str:
     )
 
 
-def _auc(found: IntervalSection | None) -> str:
+def _auc(found: Interval | None) -> str:
     if found is None:
         return "undefined: the grades are all alike"
     return f"{_interval(found)}: how often it ranks a yes above a no"
 
 
-def _interval(found: IntervalSection, form: str = ".2f") -> str:
+def _interval(found: Interval, form: str = ".2f") -> str:
     return f"{found.value:{form}} ({found.low:{form}} to {found.high:{form}})"

@@ -20,8 +20,8 @@ from calibrate.artefact.measured_sections import (
     PresenceSection,
 )
 from calibrate.cli.reader_table import readers_line
-from calibrate.common.record import IntervalSection
-from calibrate.laws.records import GoodnessSection
+from calibrate.common.estimate import Interval
+from calibrate.laws.formulas import Goodness
 
 if TYPE_CHECKING:
     from calibrate.deploy.verify import GateReport
@@ -94,7 +94,7 @@ def gate_summary(report: GateReport) -> RenderableType:
     return table
 
 
-def _verdict(goodness: GoodnessSection) -> str:
+def _verdict(goodness: Goodness) -> str:
     colour, word = ("green", "holds") if goodness.good else ("red", "fails")
     return f"[{colour}]{word}[/] ({goodness.error:.3f}, {goodness.tolerance:g} will do)"
 
@@ -182,7 +182,7 @@ def _change(presence: PresenceSection) -> str:
     return f"{found}; changes of {presence.detectable:.3f} or more would be seen (80% power)"
 
 
-def _control(control: IntervalSection, presence: PresenceSection) -> str:
+def _control(control: Interval, presence: PresenceSection) -> str:
     share = (control.value - presence.baseline) / (presence.value - presence.baseline)
     return (
         f"presence {control.value:.3f} ({control.low:.3f} to {control.high:.3f}), "

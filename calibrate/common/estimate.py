@@ -18,7 +18,7 @@ DRAWS = 1 << 20  # random numbers for a quantile of the log-normal t statistic
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with a two-sided confidence interval."""
+    """A measured value with its two-sided confidence interval."""
 
     value: float
     low: float
@@ -66,6 +66,10 @@ class RatioEstimate:
         """Two-sided confidence interval."""
         half = self.half_width(confidence)
         return self.value - half, self.value + half
+
+    def with_interval(self, confidence: float) -> Interval:
+        """The ratio with its two-sided confidence interval."""
+        return Interval(self.value, *self.interval(confidence))
 
     def half_width(self, confidence: float) -> float:
         """Half the width of the two-sided confidence interval."""

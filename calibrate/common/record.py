@@ -1,17 +1,20 @@
-"""The base of everything that is written as JSON."""
+"""What one wing finds and the artefact keeps word for word; light enough to read without torch."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A part of the config; immutable once made."""
+    """A part of a file that is written as JSON; immutable once made."""
 
     model_config = ConfigDict(frozen=True)
 
 
-class ModelSection(Section):
+@dataclass(frozen=True)
+class ModelIdentity:
     """The model the config was made on."""
 
     id: str
@@ -25,9 +28,76 @@ class ModelSection(Section):
     adds_bos: bool
 
 
-class IntervalSection(Section):
-    """A measured value with its two-sided confidence interval."""
+@dataclass(frozen=True)
+class Capability:
+    """Whether a shortcut was found to say what the plain way says; if not, why, and what is done.
 
-    value: float
-    low: float
-    high: float
+    works: whether it is taken. reason: why not. fallback: what is done instead.
+    """
+
+    works: bool
+    reason: str | None
+    fallback: str | None
+
+
+@dataclass(frozen=True)
+class CapabilityReport:
+    """What the model was found to be able to do, each tried on the model once.
+
+    logit_scale, softcap: its logits are those of its unembedding times `logit_scale`, soft-capped.
+    suffix_passes: running only the blocks after the steered one. prefix_sharing: running once what
+    all texts begin with. batching: scoring several texts in one pass. fast_decoding: replies by a
+    loop of our own, with what all prompts begin with run once for them (decoding_prefix).
+    batched_generation: several prompts in one `generate`; null where fast decoding works.
+    token_forwards: what trying took.
+    """
+
+    logit_scale: float
+    softcap: float | None
+    suffix_passes: Capability
+    prefix_sharing: Capability
+    batching: Capability
+    fast_decoding: Capability
+    decoding_prefix: Capability
+    batched_generation: Capability | None
+    token_forwards: int
+
+
+@dataclass(frozen=True)
+class BlockRank:
+    """What one block has to offer, by its derivatives: α_B as estimated, and nats per token.
+
+    gain: by how much the budget moves the concept's replies ahead of their opposites.
+    """
+
+    layer: int
+    strength_at_budget: float
+    gain: float
+
+
+@dataclass(frozen=True)
+class TestedStrength:
+    """One strength tested on held-out text: its ΔCE, the upper bound, and whether it held.
+
+    loop_excess: by how much its long replies loop more than unsteered ones, where that was tried.
+    """
+
+    strength: float
+    delta_ce: float
+    upper: float
+    within: bool
+    loop_excess: float | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """For checking another stack: one input, and the next token's log-probabilities after it.
+
+    token_ids: the likeliest next tokens under steering; log_probs: their steered, and
+        unsteered_log_probs their unsteered, log-probabilities.
+    """
+
+    input_ids: list[int]
+    token_ids: list[int]
+    log_probs: list[float]
+    unsteered_log_probs: list[float]

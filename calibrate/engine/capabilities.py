@@ -26,9 +26,9 @@ import torch
 
 from calibrate.common.cost import Meter
 from calibrate.common.errors import CalibrateWarning, ModelError
+from calibrate.common.record import Capability, CapabilityReport
 from calibrate.engine.decoding import by_generate, by_own_loop
 from calibrate.engine.tries import Tries
-from calibrate.models.capabilities import Capability, CapabilityReport
 from calibrate.models.model import LoadedModel, borrowed
 from calibrate.models.steering import Push
 
@@ -72,7 +72,7 @@ class TriedCapabilities:
             self.suffix_after(layer)
         failed = [layer for layer, found in sorted(self._after.items()) if not found.works]
         if not failed:
-            return Capability(True)
+            return Capability(True, None, None)
         where = f"after block {failed[0]}: {self._after[failed[0]].reason}"
         return replace(self._after[failed[0]], reason=where)
 
@@ -147,7 +147,7 @@ class TriedCapabilities:
         except Exception as error:  # whatever goes wrong in a try is a "no"
             reason = _said(error)
         if reason is None:
-            return Capability(True)
+            return Capability(True, None, None)
         self._warn(name, reason)
         return Capability(False, reason, WAYS[name])
 

@@ -7,19 +7,19 @@ judged against every other strength here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from calibrate.common.record import IntervalSection, Section
+from calibrate.common.estimate import Interval
+from calibrate.common.record import Section
 from calibrate.common.settings import Settings
 from calibrate.engine.cross_entropy import Steered, measure_steered
 from calibrate.engine.unsteered import UnsteeredRun
 from calibrate.engine.vector import SteeringVector
-from calibrate.laws.formulas import CrossEntropyLaw, MassLaw, judge_mass, judge_rise
+from calibrate.laws.formulas import CrossEntropyLaw, Goodness, MassLaw, judge_mass, judge_rise
 from calibrate.laws.log_odds import LogOdds, measure_log_odds, sampled_contexts
 from calibrate.laws.pilot import Pilot, fit_pilot
-from calibrate.laws.records import GoodnessSection
 from calibrate.laws.tokens import TokenLaw, judge_peaks, judge_shapes
 from calibrate.models.hooks import Positions
 from calibrate.models.model import LoadedModel
@@ -56,7 +56,7 @@ class BlockCurves(Section):
     layer: int
     relative_unit: float
     strengths: list[float]
-    strength_at_budget: dict[str, IntervalSection]
+    strength_at_budget: dict[str, Interval]
     plateaus: dict[str, float]
     delta_ce: list[float]
     delta_ce_error: list[float]
@@ -67,8 +67,8 @@ class BlockCurves(Section):
     law_concept_mass: list[float]
     context: str
     tokens: list[TokenCurve]
-    goodness: dict[str, GoodnessSection]
-    goodness_beyond: dict[str, GoodnessSection]
+    goodness: dict[str, Goodness]
+    goodness_beyond: dict[str, Goodness]
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,25 +147,23 @@ def block_curves(
     watched = _watch(tokens, strengths, np.stack([one.watched for one in measured]))
     shown = int(np.argmax(np.ptp(watched.probabilities, axis=2).sum(axis=1)))
 
-    def judged(share: float) -> dict[str, GoodnessSection]:
+    def judged(share: float) -> dict[str, Goodness]:
         near = np.abs(strengths) <= share * unit * (1 + 1e-9)
         rest = near & (strengths != 0)
         flat = watched.probabilities.reshape(-1, len(strengths))[:, near]
-        found = {
+        return {
             "cross_entropy": judge_rise(strengths[rest], law_rises[rest], rises[rest]),
             "concept": judge_mass(strengths[rest], law_masses[rest], masses[rest]),
             "bumps": judge_shapes(flat),
             "peaks": judge_peaks(watched.peaks, watched.predicted, share * unit * (1 + 1e-9)),
         }
-        return {name: GoodnessSection.of(goodness) for name, goodness in found.items()}
 
     return BlockCurves(
         layer=vector.layer,
         relative_unit=vector.relative(1.0),
         strengths=strengths.tolist(),
         strength_at_budget={
-            _name(sign): IntervalSection(**asdict(pilot.strength_at_budget))
-            for sign, pilot in pilots.items()
+            _name(sign): pilot.strength_at_budget for sign, pilot in pilots.items()
         },
         plateaus={_name(sign): pilot.law.plateau for sign, pilot in pilots.items()},
         delta_ce=rises.tolist(),

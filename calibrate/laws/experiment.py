@@ -10,7 +10,7 @@ from typing import Any
 
 from calibrate.common.cost import Ledger
 from calibrate.common.progress import SILENT, Progress
-from calibrate.common.record import ModelSection, Section
+from calibrate.common.record import ModelIdentity, Section
 from calibrate.common.settings import Settings
 from calibrate.engine.loading import load_model
 from calibrate.engine.unsteered import run_unsteered
@@ -28,7 +28,7 @@ DEPTHS = (1 / 6, 1 / 2, 5 / 6)  # early, middle and late block, as shares of the
 class LawCurves(Section):
     """The curves of one model and concept, one set a block."""
 
-    model: ModelSection
+    model: ModelIdentity
     concept: str
     budget: float
     concept_tokens: list[str]
@@ -91,7 +91,7 @@ def measure_laws(
                 others = [resample[layer] for resample in again]
                 blocks.append(block_curves(bench, vectors[layer], others))
     return LawCurves(
-        model=ModelSection(**asdict(loaded.identity)),
+        model=loaded.identity,
         concept=concept.name,
         budget=settings.ce_budget,
         concept_tokens=[loaded.tokenizer.decode([token]) for token in tokens],

@@ -42,18 +42,21 @@ HIGHEST_SHARE = 0.99  # of the plateau: a rise beyond it says no more about the 
 class Goodness:
     """How a law did at points it was not fitted on.
 
-    points: (strength, predicted, measured), or what else the law is judged by. error: the worst
-    misfit, in that measure; tolerance: the largest that will do.
+    points: (strength, predicted, measured). error: the worst misfit, in the law's own measure,
+    against the largest that will do.
     """
 
     points: tuple[tuple[float, float, float], ...]
     error: float
     tolerance: float
+    good: bool
 
-    @property
-    def good(self) -> bool:
-        """Whether the law may be relied on near these strengths."""
-        return self.error <= self.tolerance
+    @classmethod
+    def of(
+        cls, points: Sequence[tuple[float, float, float]], error: float, tolerance: float
+    ) -> Goodness:
+        """The verdict: the law may be relied on near these points if no misfit is too large."""
+        return cls(tuple(points), error, tolerance, error <= tolerance)
 
 
 def judge_rise(
@@ -67,7 +70,7 @@ def judge_rise(
     found = np.abs(np.asarray(measured, dtype=float))
     scale = np.maximum(found, max(0.1 * found.max(), 1e-12))
     errors = np.abs(np.asarray(predicted) - np.asarray(measured)) / scale
-    return Goodness(_points(strengths, predicted, measured), float(errors.max()), GOOD_RISE)
+    return Goodness.of(_points(strengths, predicted, measured), float(errors.max()), GOOD_RISE)
 
 
 def judge_mass(
@@ -75,7 +78,7 @@ def judge_mass(
 ) -> Goodness:
     """Judge a law of a probability mass by the largest error of its log-odds."""
     errors = np.abs(_logit(np.asarray(predicted)) - _logit(np.asarray(measured)))
-    return Goodness(_points(strengths, predicted, measured), float(errors.max()), GOOD_LOG_ODDS)
+    return Goodness.of(_points(strengths, predicted, measured), float(errors.max()), GOOD_LOG_ODDS)
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ class MassLaw:
 
     log_odds: float
     gain: float
-    saturation: float = 0.0
+    saturation: float
 
     def predict(self, strength: float | np.ndarray) -> np.ndarray:
         """Mass in (0, 1) at a strength, or at an array of them."""
@@ -188,7 +191,7 @@ class MassLaw:
     @classmethod
     def from_mass(cls, mass: float, gain: float) -> MassLaw:
         """The law of a known unsteered mass, in (0, 1), before any saturation is known."""
-        return cls(float(_logit(np.array(mass))), gain)
+        return cls(float(_logit(np.array(mass))), gain, 0.0)
 
 
 def _points(

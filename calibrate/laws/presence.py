@@ -20,7 +20,7 @@ ASYMPTOTE_POINTS = 6  # strengths needed before floor and ceiling are fitted too
 def judge_presence(strength: float, predicted: float, measured: float, error: float) -> Goodness:
     """Judge a law of presence at one strength, in standard errors of the difference."""
     misfit = abs(predicted - measured) / max(error, 1e-12)
-    return Goodness(((strength, predicted, measured),), misfit, GOOD_PRESENCE)
+    return Goodness.of(((strength, predicted, measured),), misfit, GOOD_PRESENCE)
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ def judge_shapes(curves: np.ndarray) -> Goodness:
     points = tuple(
         (float(n), float(n == 1), float(share)) for n, share in zip(found, shares, strict=True)
     )
-    return Goodness(points, float(shares[found > 1].sum()), GOOD_SHAPE)
+    return Goodness.of(points, float(shares[found > 1].sum()), GOOD_SHAPE)
 
 
 def judge_peaks(measured: np.ndarray, predicted: np.ndarray, reach: float) -> Goodness:
@@ -148,7 +148,7 @@ def judge_peaks(measured: np.ndarray, predicted: np.ndarray, reach: float) -> Go
             correlation = float(spearmanr(found[inside], said[inside]).statistic)
             points.append((float(index), correlation, float(inside.sum())))
     error = 1 - float(np.median([point[1] for point in points])) if points else 1.0
-    return Goodness(tuple(points), error, GOOD_PEAKS)
+    return Goodness.of(points, error, GOOD_PEAKS)
 
 
 def bumps(curve: np.ndarray) -> int:

@@ -3,42 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+from calibrate.common.record import Capability, CapabilityReport
 from calibrate.models.steering import Push
-
-
-@dataclass(frozen=True)
-class Capability:
-    """Whether a shortcut says what the plain way says.
-
-    works: whether it is taken. reason: why not. fallback: what is done instead.
-    """
-
-    works: bool
-    reason: str | None = None
-    fallback: str | None = None
-
-
-@dataclass(frozen=True)
-class CapabilityReport:
-    """Everything that was tried on a model.
-
-    logit_scale, softcap: its logits are those of its unembedding times `logit_scale`, soft-capped.
-    batched_generation: None where it was not tried, since fast decoding works.
-    token_forwards: what trying took, beside what the meter counts.
-    """
-
-    logit_scale: float
-    softcap: float | None
-    suffix_passes: Capability
-    prefix_sharing: Capability
-    batching: Capability
-    fast_decoding: Capability
-    decoding_prefix: Capability
-    batched_generation: Capability | None
-    token_forwards: int
 
 
 class Capabilities(Protocol):

@@ -17,26 +17,12 @@ from transformers import DynamicCache, PreTrainedModel
 
 from calibrate.common.cost import Meter
 from calibrate.common.errors import ModelError
+from calibrate.common.record import ModelIdentity
 from calibrate.models.architecture import base_of, context_length, find_blocks, unwrapped
 from calibrate.models.capabilities import Capabilities
 from calibrate.models.rendering import Rendering, template_of
 
 DEFAULT_BATCH_TOKENS = 2048
-
-
-@dataclass(frozen=True)
-class ModelIdentity:
-    """What a steering config must find again before it may be trusted on a model."""
-
-    id: str
-    revision: str | None
-    architecture: str
-    num_layers: int
-    hidden_size: int
-    dtype: str
-    tokenizer_sha256: str
-    chat_template_sha256: str | None
-    adds_bos: bool
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,11 +18,12 @@ replies (docs/study.md).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 
+from calibrate.common.record import BlockRank
 from calibrate.common.settings import Settings
 from calibrate.engine.forward import differentiable_hidden
 from calibrate.engine.unsteered import Corpus, logit_slices
@@ -41,15 +42,6 @@ CARRIED = 3  # blocks carried into the study
 GRADIENT_TOKENS = 4  # a pass that is differentiated holds this many times more per token
 
 Labels = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class BlockRank:
-    """What one block has to offer: α_B as estimated, and the gain in nats per token."""
-
-    layer: int
-    strength_at_budget: float
-    gain: float
 
 
 def rank_blocks(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from calibrate.common.errors import Infeasible
 from calibrate.common.estimate import RatioEstimate
+from calibrate.common.record import TestedStrength
 from calibrate.engine.generation import Completion
 from calibrate.models.steering import Push
 from calibrate.search.long_run import LOOP_MARGIN, LongReplies
@@ -17,26 +18,20 @@ LADDER = (0.5, 0.8, 0.9, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
-class TestedStrength:
-    """One rung: a strength, its ΔCE on held-out text, and the upper bound that was tested.
+class VerifiedBudget:
+    """The strength that keeps to the budget, and every strength that was tested.
 
-    loop_excess: by how much its long replies loop more than unsteered ones, where that was tried.
+    rises: ΔCE of each of those, by its strength.
     """
 
     strength: float
-    delta_ce: RatioEstimate
-    upper: float
-    within: bool
-    loop_excess: RatioEstimate | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class VerifiedBudget:
-    """The strength that keeps to the budget, and every strength that was tested."""
-
-    strength: float
-    delta_ce: RatioEstimate
     tested: tuple[TestedStrength, ...]
+    rises: Mapping[float, RatioEstimate]
+
+    @property
+    def delta_ce(self) -> RatioEstimate:
+        """ΔCE of the strength that keeps to the budget."""
+        return self.rises[self.strength]
 
 
 def verify_budget(
@@ -51,10 +46,11 @@ def verify_budget(
     Raises: Infeasible if not even the first strength keeps to the budget.
     """
     tested: list[TestedStrength] = []
-    for share in LADDER:
-        rise = measure_delta_ce(share * strength)
+    rises: dict[float, RatioEstimate] = {}
+    for rung in (share * strength for share in LADDER):
+        rises[rung] = rise = measure_delta_ce(rung)
         upper = rise.upper(confidence)
-        tested.append(TestedStrength(share * strength, rise, upper, upper <= budget))
+        tested.append(TestedStrength(rung, rise.value, upper, upper <= budget))
         if not tested[-1].within:
             break
     passed = [rung for rung in tested if rung.within]
@@ -68,7 +64,7 @@ def verify_budget(
             ],
             ["allow more with --ce-budget", "give more prompts or a larger --corpus"],
         )
-    return VerifiedBudget(passed[-1].strength, passed[-1].delta_ce, tuple(tested))
+    return VerifiedBudget(passed[-1].strength, tuple(tested), rises)
 
 
 def verify_long_run(
@@ -84,9 +80,9 @@ def verify_long_run(
         rung = tested[place]
         steered = long_replies.steered(push(rung.strength))
         excess = long_replies.excess(steered)
-        tested[place] = replace(rung, loop_excess=excess)
+        tested[place] = replace(rung, loop_excess=excess.value)
         if excess.value <= LOOP_MARGIN:
-            return VerifiedBudget(rung.strength, rung.delta_ce, tuple(tested)), steered
+            return replace(budget, strength=rung.strength, tested=tuple(tested)), steered
     raise Infeasible(
         [
             f"replies of {long_replies.n_tokens} tokens loop too much: even at strength "

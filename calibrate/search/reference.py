@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
+from calibrate.common.record import Reference
 from calibrate.engine.vector import SteeringVector
 from calibrate.models.hooks import Positions
 from calibrate.models.model import LoadedModel
 from calibrate.texts.replies import UnsteeredReplies
 
 REFERENCE_TOKENS = 20  # likeliest next tokens kept in the artefact's reference
-
-
-@dataclass(frozen=True)
-class Reference:
-    """One input, and the likeliest next tokens' log-probabilities with and without steering."""
-
-    input_ids: tuple[int, ...]
-    token_ids: tuple[int, ...]
-    log_probs: tuple[float, ...]
-    unsteered_log_probs: tuple[float, ...]
 
 
 def reference_of(
@@ -38,12 +28,7 @@ def reference_of(
     with vector.apply(loaded.blocks, strength, positions):
         steered = next_log_probs(loaded, ids)
     top = steered.topk(min(REFERENCE_TOKENS, len(steered))).indices
-    return Reference(
-        ids,
-        tuple(top.tolist()),
-        tuple(steered[top].tolist()),
-        tuple(unsteered[top].tolist()),
-    )
+    return Reference(list(ids), top.tolist(), steered[top].tolist(), unsteered[top].tolist())
 
 
 def next_log_probs(loaded: LoadedModel, ids: Sequence[int]) -> torch.Tensor:

@@ -17,6 +17,7 @@ import numpy as np
 from calibrate.common.cost import Allowance
 from calibrate.common.errors import Infeasible
 from calibrate.common.estimate import RatioEstimate
+from calibrate.common.record import Reference
 from calibrate.common.settings import Settings
 from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.generation import Request
@@ -33,7 +34,7 @@ from calibrate.search.audit import Audit, audit
 from calibrate.search.budget import VerifiedBudget, verify_budget, verify_long_run
 from calibrate.search.effect import LOOKS, decide, detectable, require_effect
 from calibrate.search.long_run import LongRun, answer_at_length
-from calibrate.search.reference import Reference, reference_of
+from calibrate.search.reference import reference_of
 from calibrate.texts.replies import UnsteeredReplies, require_answers
 from probes import Reader
 

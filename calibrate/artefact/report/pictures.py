@@ -9,11 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from calibrate.artefact.config import SteeringConfig
-from calibrate.artefact.evidence import Evidence, PilotRecord
+from calibrate.artefact.evidence import Evidence
 from calibrate.artefact.measured_sections import LongRunSection
 from calibrate.common.marks import TOOL
 from calibrate.common.settings import site_name
-from calibrate.laws.formulas import CrossEntropyLaw
 
 COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#8172b3", "#937860", "#da8bc3")
 BUDGET, SHIPPED, MUTED = "#c44e52", "#111111", "#999999"
@@ -54,7 +53,7 @@ def _draw_cost(axes: Axes, config: SteeringConfig, evidence: Evidence) -> None:
     reach = 1.3 * max(abs(rung.strength) for rung in evidence.tested)
     reach = max(reach, 1.15 * abs(pilot.strength_at_budget.value))
     strengths = np.copysign(np.linspace(0, reach, 200), config.intervention.strength)
-    axes.plot(strengths, _law(pilot).predict(strengths), color=COLOURS[0], label="law")
+    axes.plot(strengths, pilot.law.predict(strengths), color=COLOURS[0], label="law")
     quadratic = 0.5 * pilot.law.curvature * strengths**2
     axes.plot(strengths, quadratic, "--", color=MUTED, lw=1, label="½cα²")
     axes.axhline(limit, color=BUDGET, lw=1.2, label=f"budget {limit:g} nat")
@@ -157,8 +156,3 @@ def _long_run(found: LongRunSection, concept: str) -> Figure:
         axes.legend(frameon=False, fontsize=9)
     figure.suptitle("Along replies as long as they are served, read by the unsteered model")
     return figure
-
-
-def _law(pilot: PilotRecord) -> CrossEntropyLaw:
-    law = pilot.law
-    return CrossEntropyLaw(law.slope, law.curvature, law.saturation, law.plateau)

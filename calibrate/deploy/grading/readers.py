@@ -7,7 +7,7 @@ of a reply are averaged. The judge read every reply, people some: `judging.ppi` 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from calibrate.artefact.grades import GRADES_FILE, Grades
 from calibrate.artefact.measured_sections import AgreementSection, ReadersSection, ShareSection
 from calibrate.common.errors import ArtefactError, InputError
-from calibrate.common.record import IntervalSection
+from calibrate.common.estimate import Interval
 from calibrate.deploy.grading.blind import FEWEST, Pair, ReadingRoom
 from calibrate.judging.ppi import ADDED_CHANGE, Corrected, auc, corrected_share
 
@@ -74,7 +74,7 @@ def infer(room: ReadingRoom, grades: Grades) -> ReadersSection:
         n_judged=len(found.others),
         presence=_change(found.somewhat, found, confidence),
         clearly=_change(found.clearly, found, confidence),
-        judge_auc=None if read_alike is None else IntervalSection(**asdict(read_alike)),
+        judge_auc=read_alike,
         judge_level=_level(found, confidence),
         agreement=_agreement(grades),
     )
@@ -111,17 +111,15 @@ def _change(graded: np.ndarray, found: Graded, confidence: float) -> ShareSectio
         for which in (0, 1)
     )
     named = {"before": before, "after": after, "change": after.minus(before)}
-    return ShareSection(
-        **{name: IntervalSection(**asdict(one.interval(confidence))) for name, one in named.items()}
-    )
+    return ShareSection(**{name: one.interval(confidence) for name, one in named.items()})
 
 
-def _level(found: Graded, confidence: float) -> IntervalSection:
+def _level(found: Graded, confidence: float) -> Interval:
     """How much more presence the judge reads than people do, in the same replies."""
     excess = (found.scores - found.somewhat).mean(axis=1)
     none = np.zeros(0)
     mean = Corrected(excess, none, 0.0, n_fitted=1, low=-1.0, high=1.0, added=ADDED_CHANGE)
-    return IntervalSection(**asdict(mean.interval(confidence)))
+    return mean.interval(confidence)
 
 
 def _active(grades: Grades) -> list[str]:
