@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from transformers import DynamicCache
 
 from calibrate.engine import unsteered
 from calibrate.engine.cross_entropy import delta_ce
@@ -116,13 +117,13 @@ def test_positions_last_scores_a_reply_as_it_would_have_been_generated(loaded, s
     run = run_unsteered(loaded, Corpus((sequence,), self_sampled=False), [1])
     ours = delta_ce(loaded, run, shift, 1, 0.8, "last")
     before = by_plain_pass(loaded, sequence)
-    rows, cache = [], None
+    rows, cache = [], loaded.using(DynamicCache())
     with tiny.hand_written_hook(loaded.blocks[1], 0.8 * shift, last=True):
         ids = torch.tensor([sequence.ids[: sequence.start]])
         for label in sequence.ids[sequence.start :]:
-            out = loaded.model(input_ids=ids, past_key_values=cache, use_cache=True)
-            cache, ids = out.past_key_values, torch.tensor([[label]])
-            rows.append(torch.log_softmax(out.logits[0, -1].double(), dim=-1))
+            logits = loaded.model(input_ids=ids, **cache).logits
+            rows.append(torch.log_softmax(logits[0, -1].double(), dim=-1))
+            ids = torch.tensor([[label]])
     labels = torch.tensor(sequence.ids[sequence.start :])[:, None]
     after = torch.stack(rows)
     expected = float((before.gather(1, labels) - after.gather(1, labels)).mean())

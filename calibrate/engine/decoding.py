@@ -8,7 +8,6 @@ something else in such a loop (`engine.capabilities`) are left to transformers' 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -114,8 +113,6 @@ class _Decoding:
         sharing = share and _within_window(loaded, prompts, loop.most)
         self._prefix = _shared_by(prompts) if sharing else ()
         self._ids, self._mask = _padded(prompts, len(self._prefix), loaded.device)
-        parameters = inspect.signature(type(base_of(loaded.model)).forward).parameters
-        self._takes_positions = "position_ids" in parameters
         self._cache = self._prefilled([push for _, push in starts])
 
     def run(self, which: Sequence[int], keys: torch.Tensor) -> list[list[int]]:
@@ -162,17 +159,11 @@ class _Decoding:
     def _forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Logits after the last of some new positions, (rows, vocabulary)."""
         self._loaded.meter.count(ids.numel())
-        options: dict[str, Any] = {}
-        if self._takes_positions:
+        options = self._loaded.using(self._cache)
+        if "position_ids" in self._loaded.forward_parameters:
             positions = self._mask.cumsum(dim=1) - 1
             options["position_ids"] = positions[:, -ids.shape[1] :].clamp(min=0)
-        out = self._loaded.model(
-            input_ids=ids,
-            attention_mask=self._mask,
-            past_key_values=self._cache,
-            use_cache=True,
-            **options,
-        )
+        out = self._loaded.model(input_ids=ids, attention_mask=self._mask, **options)
         logits: torch.Tensor = out.logits[:, -1]
         return logits
 
@@ -189,7 +180,7 @@ class _Decoding:
         with self._pushes.once_each():
             ids = torch.tensor([self._prefix] * len(kinds), device=self._loaded.device)
             self._loaded.meter.count(ids.numel())
-            self._loaded.model(input_ids=ids, past_key_values=cache, use_cache=True)
+            self._loaded.model(input_ids=ids, **self._loaded.using(cache))
         index = torch.tensor([kinds.index(push) for push in pushes], device=self._loaded.device)
         cache.batch_select_indices(index)
         return cache

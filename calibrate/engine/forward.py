@@ -74,14 +74,9 @@ def forward(
     cache: keys and values of what comes before the batch, or an empty one to fill.
     """
     loaded.meter.count(round(batch.n_tokens * share))
-    options = {} if cache is None else {"past_key_values": cache}
+    options = {"use_cache": False} if cache is None else loaded.using(cache)
     with torch.set_grad_enabled(gradients):
-        loaded.model(
-            input_ids=batch.ids,
-            attention_mask=batch.attended(),
-            use_cache=cache is not None,
-            **options,
-        )
+        loaded.model(input_ids=batch.ids, attention_mask=batch.attended(), **options)
 
 
 def require_finite(values: torch.Tensor, loaded: LoadedModel) -> None:

@@ -10,6 +10,7 @@ Nothing here outlives its `with`: hooks and borrowed methods are put back in `fi
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -61,9 +62,12 @@ def with_tangent(shift: torch.Tensor, mask: torch.Tensor | None = None) -> Edit:
     def edit(hidden: torch.Tensor) -> torch.Tensor:
         everywhere = shift.to(hidden).expand_as(hidden)
         tangent = everywhere if mask is None else everywhere * mask[..., None].to(hidden)
-        dual: torch.Tensor = forward_ad.make_dual(  # type: ignore[no-untyped-call]
-            hidden, tangent.contiguous()
-        )
+        with warnings.catch_warnings():  # the first dual number of a process calls torch.jit.script
+            warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
+            warnings.filterwarnings("ignore", "`torch.jit.script", DeprecationWarning)
+            dual: torch.Tensor = forward_ad.make_dual(  # type: ignore[no-untyped-call]
+                hidden, tangent.contiguous()
+            )
         return dual
 
     return edit

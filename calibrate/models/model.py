@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from calibrate.common.cost import Meter
 from calibrate.common.errors import ModelError
@@ -161,6 +162,16 @@ class LoadedModel:
     def empty_cache(self) -> DynamicCache:
         """Room for the keys and values of every block."""
         return DynamicCache(config=self.model.config.get_text_config())
+
+    @cached_property
+    def forward_parameters(self) -> frozenset[str]:
+        """Names of what the model's own forward pass takes."""
+        return frozenset(inspect.signature(type(base_of(self.model)).forward).parameters)
+
+    def using(self, cache: Cache) -> dict[str, Any]:
+        """Arguments of a pass that reads and fills a cache; transformers 5.24 renamed the first."""
+        name = "cache" if "cache" in self.forward_parameters else "past_key_values"
+        return {name: cache, "use_cache": True}
 
     def check_layer(self, layer: int) -> int:
         """Return `layer` if it names a block, else raise ModelError with the range."""
