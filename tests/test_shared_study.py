@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -150,8 +151,9 @@ def postgres(tmp_path_factory):
     data, as_user = folder / "data", []
     if os.geteuid() == 0:  # PostgreSQL refuses to run as root
         as_user = ["runuser", "-u", "postgres", "--"]
-        for path in (folder, *folder.parents[:2]):
-            path.chmod(0o755)
+        for path in (folder, *folder.parents):
+            if not path.stat().st_mode & stat.S_IXOTH:
+                path.chmod(0o755)
         shutil.chown(folder, "postgres")
     run = [*as_user, str(tools / "initdb"), "-D", str(data), "-A", "trust", "-U", "postgres"]
     subprocess.run(run, check=True, capture_output=True)

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tiny
+import torch
 from rich.console import Console
 
 import calibrate
@@ -62,15 +63,23 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("STEERING_CALIBRATE_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.fixture
-def made(cache, tiny_options):
-    """A model as if loaded by name, so that what is made of it is kept, and its material."""
-    loaded = replace(load_model(tiny.model("gpt2"), tiny_options["tokenizer"]), by_name=True)
+@pytest.fixture(scope="module")
+def drawn(tiny_options):
+    """A model, and its material."""
+    loaded = load_model(tiny.model("gpt2"), tiny_options["tokenizer"])
     settings = Settings(sampling=tiny_options["sampling"])
-    replies = sample_unsteered(loaded, tiny.prompts(100), settings)
-    splits = tiny_options["concept"].split()
-    vector = concept_vectors(loaded, splits["vector"], settings)[1]
+    with torch.no_grad():
+        replies = sample_unsteered(loaded, tiny.prompts(100), settings)
+        splits = tiny_options["concept"].split()
+        vector = concept_vectors(loaded, splits["vector"], settings)[1]
     return loaded, Material("bright", splits, replies, vector), settings
+
+
+@pytest.fixture
+def made(cache, drawn):
+    """The same, as if loaded by name, so that what is made of it from here on is kept."""
+    loaded, material, settings = drawn
+    return replace(loaded, by_name=True), material, settings
 
 
 CONDITIONS = {
@@ -229,14 +238,16 @@ def test_a_teacher_who_says_no_to_everything_is_refused(made):
 # -- a calibration with a teacher
 
 
-@pytest.fixture
-def taught(cache, tiny_options, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def taught(tiny_options, tmp_path_factory):
     """A calibration in which the double stands for the model that would be asked."""
-    teacher = Teacher()
-    monkeypatch.setattr(panel, "asked_judge", lambda *_: teacher)
+    teacher, folder = Teacher(), tmp_path_factory.mktemp("taught")
     options = {**tiny_options, "teacher": "some-model"}
-    result = calibrate.calibrate(tiny.model("gpt2"), out=tmp_path / "out", **options)
-    return result, teacher, tmp_path / "out"
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setenv("STEERING_CALIBRATE_CACHE", str(folder / "cache"))
+        patch.setattr(panel, "asked_judge", lambda *_: teacher)
+        result = calibrate.calibrate(tiny.model("gpt2"), out=folder / "out", **options)
+    return result, teacher, folder / "out"
 
 
 def test_the_student_reads_the_study_and_the_teacher_the_final_replies(taught):
