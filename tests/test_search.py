@@ -8,11 +8,12 @@ import tiny
 
 from calibrate.common.settings import Sampling, Settings
 from calibrate.engine.cross_entropy import delta_ce
+from calibrate.engine.generation import sample_all
 from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.laws.pilot import run_pilots
 from calibrate.models.model import borrowed
 from calibrate.search.objective import FIRST_PART, SearchObjective, rung_sizes
-from calibrate.search.trials import SUGGESTED_SHARE
+from calibrate.search.trials import PROPOSED_SHARE
 from calibrate.texts.extraction import concept_vectors
 from calibrate.texts.replies import sample_unsteered
 from probes import Reader
@@ -63,13 +64,13 @@ def test_delta_ce_is_that_of_all_sequences_from_no_more_than_it_takes(objective,
     """Within three of its standard errors, and these are small."""
     pilot = objective.pilots["block 1"]
     strength = share * pilot.strength_at_budget.value
-    found = objective.delta_ce("block 1", strength)
+    rise = objective.delta_ce("block 1", strength)
     truth = delta_ce(objective.loaded, objective.run, pilot.vector.values, 1, strength).value
-    assert abs(found.value - truth) <= 3 * found.standard_error + 1e-6
-    assert found.standard_error <= 0.03 * truth
-    assert found.n_sequences == (FIRST_PART if abs(share - 1) > 0.1 else found.n_sequences)
+    assert abs(rise.value - truth) <= 3 * rise.standard_error + 1e-6
+    assert rise.standard_error <= 0.03 * truth
+    assert rise.n_sequences == (FIRST_PART if abs(share - 1) > 0.1 else rise.n_sequences)
     if share == 1.0:
-        assert (found.n_sequences, found.standard_error) == (96, 0.0)
+        assert (rise.n_sequences, rise.standard_error) == (96, 0.0)
 
 
 def test_rungs_are_disjoint_and_replies_are_those_of_all_prompts_together(objective):
@@ -83,13 +84,21 @@ def test_rungs_are_disjoint_and_replies_are_those_of_all_prompts_together(object
     assert again.scores == second.scores
 
 
-def test_what_the_laws_suggest_is_sampled_in_one_go_and_comes_out_the_same(objective):
+def test_a_batch_is_sampled_in_one_go_and_comes_out_the_same(objective, monkeypatch):
+    sizes = []
+
+    def counted(loaded, requests, sampling, seed):
+        sizes.append(len(requests))
+        return sample_all(loaded, requests, sampling, seed)
+
+    monkeypatch.setattr("calibrate.search.objective.sample_all", counted)
     alpha = objective.pilots["block 1"].strength_at_budget.value
-    suggested = SUGGESTED_SHARE * alpha
-    before = objective.meter.tokens
-    ahead = objective.replies("block 1", suggested, 0)
-    spent = objective.meter.tokens - before
-    assert objective.replies("block 1", suggested, 0).scores == ahead.scores
-    assert objective.meter.tokens - before - spent < 0.5 * spent  # read again, not sampled again
-    alone = objective.replies("block 1", suggested * (1 + 1e-9), 0)
-    assert alone.scores == pytest.approx(ahead.scores)
+    batch = [("block 1", share * alpha) for share in (PROPOSED_SHARE, 0.5)]
+    alone = [objective.replies(*trial, 0) for trial in batch]
+    assert sizes == [1, 1]
+    objective.sample_ahead(batch)
+    objective.sample_ahead(batch[1:])
+    ahead = [objective.replies(*trial, 0) for trial in batch]
+    assert sizes == [1, 1, 2]
+    for together, by_itself in zip(ahead, alone, strict=True):
+        assert together.scores == pytest.approx(by_itself.scores)

@@ -21,7 +21,7 @@ from calibrate.laws.tokens import TokenLaw
 from calibrate.search.objective_types import Replied, Rise
 from calibrate.search.storage import StudyStore
 from calibrate.search.study import run_study
-from calibrate.search.trials import LOWER_SHARE, SHARES, SUGGESTED_SHARE, WIDE_SHARES
+from calibrate.search.trials import LOWER_SHARE, PROPOSED_SHARE, SHARES, WIDE_SHARES
 
 N_PROMPTS, N_SEQUENCES = 48, 16
 UNSTEERED = 0.2
@@ -65,9 +65,13 @@ class Synthetic:
     best_layer: int
     stop_after: int | None = None
     calls: list[tuple[str, float, int]] = field(default_factory=list)
+    batches: list[list[tuple[str, float]]] = field(default_factory=list)
     meter: Meter = field(default_factory=Meter)
     rungs: tuple[slice, ...] = (slice(0, 24), slice(24, N_PROMPTS))
     tokens_a_rung: int = 100
+
+    def sample_ahead(self, batch):
+        self.batches.append(list(batch))
 
     def share(self, site, strength):
         return strength / self.alphas[int(site.split()[1])]
@@ -109,11 +113,18 @@ def study(objective, settings=SETTINGS, where=None, pilots=PILOTS, **others):
 def test_the_laws_suggestions_come_first_and_the_best_feasible_trial_wins():
     result = study(Synthetic(ALPHAS, best_layer=5))
     assert [trial.site for trial in result.trials[:3]] == ["block 3", "block 5", "block 8"]
-    assert {trial.share for trial in result.trials[:3]} == {SUGGESTED_SHARE}
+    assert {trial.share for trial in result.trials[:3]} == {PROPOSED_SHARE}
     best = max((t for t in result.trials if t.complete), key=lambda t: t.presence)
     assert result.best == best
     assert result.best.site == "block 5"
     assert result.best.delta_ce <= 0.1
+
+
+def test_each_proposal_of_the_laws_hands_over_those_after_it_and_no_other_trial_does():
+    objective = Synthetic(ALPHAS, best_layer=5)
+    study(objective)
+    proposed = [(f"block {i}", PROPOSED_SHARE * alpha) for i, alpha in ALPHAS.items()]
+    assert objective.batches == [proposed, proposed[1:], proposed[2:], []]
 
 
 def test_it_stops_once_the_laws_leave_nothing_to_gain():
@@ -133,7 +144,7 @@ def test_where_presence_falls_it_goes_on_to_look_for_the_peak():
 
     result = study(Peaked(ALPHAS, best_layer=5), Settings(trials=12), pilots=by_site({5: 1.4}))
     assert len(result.trials) > 4
-    assert abs(result.best.share - 0.7) < abs(SUGGESTED_SHARE - 0.7)
+    assert abs(result.best.share - 0.7) < abs(PROPOSED_SHARE - 0.7)
 
 
 def test_a_trial_behind_the_best_is_pruned_after_its_first_rung():
@@ -243,7 +254,8 @@ def test_an_interrupted_study_resumes_to_the_same_answer(tmp_path, stop_after):
     rest = Synthetic(ALPHAS, 5)
     resumed = study(rest, where=store(tmp_path / "cut"), pilots=pilots)
     timeless = [
-        [replace(trial, number=0, seconds=0.0) for trial in one.trials] for one in (resumed, whole)
+        [replace(trial, number=0, seconds=0.0) for trial in result.trials]
+        for result in (resumed, whole)
     ]
     assert timeless[0] == timeless[1]
     finished = {(site, strength) for site, strength, rung in interrupted.calls if rung == 1}
@@ -277,12 +289,12 @@ def test_trials_carry_their_measurements_and_constraints_in_the_storage(tmp_path
     kept = optuna.load_study(study_name="joy", storage=url)
     assert kept.best_trial.params["site"] == result.best.site
     assert kept.best_value == result.best.presence
-    for one, trial in zip(kept.trials, result.trials, strict=True):
+    for stored, trial in zip(kept.trials, result.trials, strict=True):
         for name in ("strength", "delta_ce", "presence", "n_prompts", "token_forwards", "seconds"):
-            assert one.user_attrs[name] == getattr(trial, name)
-        assert one.constraints["delta_ce"] == pytest.approx(trial.delta_ce - 0.1)
+            assert stored.user_attrs[name] == getattr(trial, name)
+        assert stored.constraints["delta_ce"] == pytest.approx(trial.delta_ce - 0.1)
         # What optuna-dashboard reads.
-        assert one.system_attrs["constraints"] == [pytest.approx(trial.delta_ce - 0.1)]
+        assert stored.system_attrs["constraints"] == [pytest.approx(trial.delta_ce - 0.1)]
 
 
 def test_a_storage_that_cannot_be_opened_is_named():
@@ -306,15 +318,15 @@ class Silencing(Synthetic):
 
 def test_a_trial_that_silences_the_model_is_bad_and_no_crash():
     objective = Silencing(alphas={3: 1.0, 7: 1.0}, best_layer=7)
-    found = run_study(
+    result = run_study(
         by_site({7: 1.0, 3: 1.0}),
         objective,
         estimate(UNSTEERED),
         Settings(),
         store(name="silent"),
     )
-    assert found.best.site == "block 3"
-    silent = [trial for trial in found.trials if trial.site == "block 7"]
+    assert result.best.site == "block 3"
+    silent = [trial for trial in result.trials if trial.site == "block 7"]
     assert silent
     assert not any(trial.complete for trial in silent)
     assert all(trial.empty == pytest.approx(20 / 24) for trial in silent)

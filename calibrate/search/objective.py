@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 
@@ -18,7 +18,6 @@ from calibrate.judging.presence import read
 from calibrate.laws.pilot import Pilot
 from calibrate.models.model import LoadedModel
 from calibrate.search.objective_types import Replied, Rise
-from calibrate.search.trials import SUGGESTED_SHARE
 from calibrate.texts.replies import UnsteeredReplies
 from probes import Reader
 
@@ -40,18 +39,18 @@ def rung_sizes(total: int, first: int = FIRST_RUNG) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _by_ratio(found: RatioEstimate, nearest: RatioEstimate) -> Rise:
+def _by_ratio(rise: RatioEstimate, nearest: RatioEstimate) -> Rise:
     """The rise over all sequences, from some of them and from another strength's over all."""
-    n, total = len(found.counts), nearest.value
+    n, total = len(rise.counts), nearest.value
     if n == len(nearest.counts):
-        return Rise(found.value, 0.0, n)
-    ratio = RatioEstimate(found.sums, nearest.sums[:n])
+        return Rise(rise.value, 0.0, n)
+    ratio = RatioEstimate(rise.sums, nearest.sums[:n])
     return Rise(ratio.value * total, abs(total) * ratio.standard_error, n)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class SearchObjective:
-    """Measures a model on the search split (`calibrate.search.study.Objective`)."""
+    """Measures a model on the search split (`calibrate.search.objective_types.Objective`)."""
 
     loaded: LoadedModel
     reader: Reader
@@ -59,6 +58,7 @@ class SearchObjective:
     pilots: Mapping[str, Pilot]
     unsteered: UnsteeredReplies
     settings: Settings
+    _ahead: dict[tuple[str, float], list[Completion]] = field(default_factory=dict, init=False)
 
     @property
     def meter(self) -> Meter:
@@ -81,29 +81,28 @@ class SearchObjective:
         pilot, vector = self.pilots[site], self.pilots[site].vector
         measured: list[RatioEstimate] = []
         for part in self.run.parts:
-            rise = delta_ce(
-                self.loaded, part, vector.values, vector.layer, strength, pilot.positions
+            measured.append(
+                delta_ce(self.loaded, part, vector.values, vector.layer, strength, pilot.positions)
             )
-            measured.append(rise)
-            found = _by_ratio(RatioEstimate.joined(measured), pilot.nearest)
-            if abs(found.value - self.settings.ce_budget) > CLEAR * found.standard_error:
+            rise = _by_ratio(RatioEstimate.joined(measured), pilot.nearest)
+            if abs(rise.value - self.settings.ce_budget) > CLEAR * rise.standard_error:
                 break
-        return found
+        return rise
+
+    def sample_ahead(self, batch: Sequence[tuple[str, float]]) -> None:
+        """Sample the first rung of several trials in one go, since large batches cost least."""
+        missing = [trial for trial in batch if trial not in self._ahead]
+        if missing:
+            self._ahead.update(self._sampled(missing, 0))
 
     def replies(self, site: str, strength: float, rung: int) -> Replied:
         """Read one reply to each search prompt of a rung.
 
-        They are sampled with the noise of every other trial. The first rung of all sites at the
-        share the laws suggest is sampled in one go, since large batches cost least.
+        They are sampled with the noise of every other trial, unless they were ahead.
         """
         trial = site, strength
-        if rung == 0 and trial in self._suggested and trial not in self._ahead:
-            ahead = self._suggested[self._suggested.index(trial) :]
-            self._ahead.update(self._sampled(ahead, rung))
-        if rung == 0 and trial in self._ahead:
-            replies = self._ahead[trial]
-        else:
-            replies = self._sampled([trial], rung)[trial]
+        ahead = rung == 0 and trial in self._ahead
+        replies = self._ahead[trial] if ahead else self._sampled([trial], rung)[trial]
         presence = read(self.reader, replies)
         drop = None
         if self.settings.max_fluency_drop is not None and presence.by_prompt:
@@ -124,23 +123,11 @@ class SearchObjective:
             for site, strength in trials
         ]
         drawn = sample_all(self.loaded, requests, self.settings.sampling, self.settings.seed)
+        first = prompts.start
         return {
-            trial: [replace(one, prompt_index=one.prompt_index + prompts.start) for one in replies]
+            trial: [replace(reply, prompt_index=first + reply.prompt_index) for reply in replies]
             for trial, replies in zip(trials, drawn, strict=True)
         }
-
-    @cached_property
-    def _suggested(self) -> list[tuple[str, float]]:
-        """The trials the laws suggest, in the order they are run."""
-        return [
-            (site, SUGGESTED_SHARE * pilot.strength_at_budget.value)
-            for site, pilot in self.pilots.items()
-        ]
-
-    @cached_property
-    def _ahead(self) -> dict[tuple[str, float], list[Completion]]:
-        """Replies of the first rung that were sampled before their trial was run."""
-        return {}
 
     @cached_property
     def _fluency(self) -> Fluency:

@@ -49,6 +49,10 @@ class Objective(Protocol):
         """Counts what is spent."""
         ...
 
+    def sample_ahead(self, batch: Sequence[tuple[str, float]]) -> None:
+        """Be told the sites and strengths about to be tried; the first rung may be sampled now."""
+        ...
+
     def delta_ce(self, site: str, strength: float) -> Rise:
         """ΔCE on the search corpus, measured on as much of it as it takes."""
         ...

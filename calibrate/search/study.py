@@ -1,7 +1,7 @@
 """The study: Optuna searches site × share of α_B for presence under the budget.
 
 A site is a block, and which positions are steered there. The first trials are what the laws
-suggest: nearly all of α_B at each site, then less of it at the best, to see whether presence has
+propose: nearly all of α_B at each site, then less of it at the best, to see whether presence has
 fallen. They are usually the last as well: where the laws hold presence rises with strength
 (arXiv:2602.02712, Theorem 3.6), and once they leave less to gain than the wished precision,
 nothing more is tried. Otherwise the sampler goes on.
@@ -68,16 +68,16 @@ def run_study(
     Raises: Infeasible if no trial kept to the budget; ArtefactError if the store holds a study
         of this name made with other settings, or cannot be opened.
     """
-    search = TrialPolicy(pilots, objective, baseline, settings, allowance, progress)
+    policy = TrialPolicy(pilots, objective, baseline, settings, allowance, progress)
     direction: Direction = "maximize" if settings.goal == "increase" else "minimize"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         pruner = optuna.pruners.WilcoxonPruner(p_threshold=BEHIND)
     with shared_study(store, direction, pruner) as shared:
-        for done in shared.finished:
-            progress.tried(as_trial(done))
-        shared.take_part(search)
-        trials = tuple(as_trial(done) for done in shared.finished)
+        for trial in shared.finished:
+            progress.tried(as_trial(trial))
+        shared.take_part(policy)
+        trials = tuple(as_trial(trial) for trial in shared.finished)
         return StudyResult(trials, _best(shared, trials, settings))
 
 

@@ -1,10 +1,11 @@
-"""Which trials a study runs, and when there are enough: what the laws suggest, then the sampler."""
+"""Which trials a study runs, and when there are enough: what the laws propose, then the sampler."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile
 
 import numpy as np
 import optuna
@@ -22,9 +23,9 @@ from calibrate.search.objective_types import Objective
 from calibrate.search.storage import ORIGIN
 from calibrate.search.workers import FINISHED, Proposal
 
-SUGGESTED_SHARE = 0.95  # of α_B: verification wants the upper bound, not the mean, in budget
+PROPOSED_SHARE = 0.95  # of α_B: verification wants the upper bound, not the mean, in budget
 LOWER_SHARE = 0.75  # tried at the best site, to see whether presence has fallen
-SHARES = (0.6, SUGGESTED_SHARE)  # range searched where the laws fit
+SHARES = (0.6, PROPOSED_SHARE)  # range searched where the laws fit
 WIDE_SHARES = (0.05, 1.3)  # range searched where one does not
 
 
@@ -70,7 +71,7 @@ def presence_law(
 
 @dataclass(frozen=True, eq=False)
 class TrialPolicy:
-    """The study's plan (`calibrate.search.workers.Plan`)."""
+    """The laws' proposals first, then the sampler (`calibrate.search.workers.Policy`)."""
 
     pilots: Mapping[str, Pilot]
     objective: Objective
@@ -86,18 +87,20 @@ class TrialPolicy:
 
     def enough(self, finished: Sequence[FrozenTrial]) -> bool:
         """Whether nothing more may be spent, or the laws leave less to gain than the precision."""
-        trials = [as_trial(done) for done in finished]
+        trials = [as_trial(trial) for trial in finished]
         if trials and self.allowance is not None:
             dearest = max(trial.token_forwards for trial in trials)
             if not self.allowance.left_for(dearest):
                 return True
-        if not laws_hold(self.pilots) or self._suggested(finished) is not None:
+        if not laws_hold(self.pilots) or self.propose(finished) is not None:
             return False
         return self._gain_left(trials) <= self.settings.precision
 
     def propose(self, counting: Sequence[FrozenTrial]) -> Proposal | None:
-        """What the laws suggest and nobody has taken up; None to leave it to the sampler."""
-        return self._suggested(counting)
+        """The first of the laws' proposals nobody has taken up; None to leave it to the sampler."""
+        taken = {trial.user_attrs.get(ORIGIN) for trial in counting}
+        proposals = [*self._at_each_site, *self._below_the_best(counting)]
+        return next((proposal for proposal in proposals if proposal.origin not in taken), None)
 
     def sampler(self, n_finished: int) -> optuna.samplers.BaseSampler:
         """TPE over site and share, a startup trial for each site."""
@@ -123,8 +126,7 @@ class TrialPolicy:
 
     def _measured(self, trial: optuna.Trial) -> float:
         site = trial.suggest_categorical("site", list(self.pilots))
-        share = trial.suggest_float("share", *self._shares())
-        strength = share * self.pilots[site].strength_at_budget.value
+        strength = self._strength(site, trial.suggest_float("share", *self._shares()))
         rise = self.objective.delta_ce(site, strength)
         trial.set_user_attr("strength", strength)
         trial.set_user_attr("delta_ce", rise.value)
@@ -140,6 +142,7 @@ class TrialPolicy:
         scores: dict[int, float] = {}
         n_empty = 0
         drops: list[RatioEstimate] = []
+        self.objective.sample_ahead(self._batch(trial.user_attrs.get(ORIGIN)))
         for rung in range(len(self.objective.rungs)):
             replied = self.objective.replies(site, strength, rung)
             scores.update(replied.scores)
@@ -171,18 +174,29 @@ class TrialPolicy:
     def _shares(self) -> tuple[float, float]:
         return SHARES if laws_hold(self.pilots) else WIDE_SHARES
 
-    def _suggested(self, counting: Sequence[FrozenTrial]) -> Proposal | None:
-        """The first of the laws' suggestions that nobody has taken up."""
-        taken = {trial.user_attrs.get(ORIGIN) for trial in counting}
-        return next((one for one in self._suggestions(counting) if one.origin not in taken), None)
+    def _strength(self, site: str, share: float) -> float:
+        return share * self.pilots[site].strength_at_budget.value
 
-    def _suggestions(self, counting: Sequence[FrozenTrial]) -> Iterator[Proposal]:
-        for site in self.pilots:
-            yield Proposal(f"{site} at {SUGGESTED_SHARE}", _params(site, SUGGESTED_SHARE))
-        finished = [as_trial(trial) for trial in counting if trial.state in FINISHED]
-        best = self._best(finished)
-        if best is not None:
-            yield Proposal("below the best", _params(best.site, LOWER_SHARE))
+    @property
+    def _at_each_site(self) -> list[Proposal]:
+        return [
+            Proposal(f"{site} at {PROPOSED_SHARE}", {"site": site, "share": PROPOSED_SHARE})
+            for site in self.pilots
+        ]
+
+    def _below_the_best(self, counting: Sequence[FrozenTrial]) -> list[Proposal]:
+        best = self._best([as_trial(trial) for trial in counting if trial.state in FINISHED])
+        if best is None:
+            return []
+        return [Proposal("below the best", {"site": best.site, "share": LOWER_SHARE})]
+
+    def _batch(self, origin: str | None) -> list[tuple[str, float]]:
+        """Site and strength of the trial of this origin, and of those the laws propose after it.
+
+        Empty where the laws propose no such trial before anything is measured.
+        """
+        batch = dropwhile(lambda proposal: proposal.origin != origin, self._at_each_site)
+        return [(proposal.params["site"], self._strength(**proposal.params)) for proposal in batch]
 
     def _best(self, trials: Sequence[Trial]) -> Trial | None:
         sign = self.settings.sign
@@ -203,10 +217,6 @@ class TrialPolicy:
         end = SHARES[1] * self.pilots[best.site].strength_at_budget.value
         here, there = (float(law.law.predict(at)) for at in (best.strength, end))
         return self.settings.sign * (there - here)
-
-
-def _params(site: str, share: float) -> dict[str, str | float]:
-    return {"site": site, "share": share}
 
 
 def _constrain(trial: optuna.Trial, **limits: float) -> None:
