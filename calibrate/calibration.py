@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from calibrate.artefact.config import SteeringConfig
 from calibrate.artefact.directory import open_workspace, writing, wrote
 from calibrate.artefact.evidence import Evidence
 from calibrate.common.cost import Allowance, Ledger, Limits
-from calibrate.common.errors import Infeasible, WrittenElsewhere
+from calibrate.common.errors import Infeasible
 from calibrate.common.files import write_together
 from calibrate.common.progress import SILENT, Progress
 from calibrate.common.settings import Settings
@@ -37,7 +36,6 @@ from calibrate.judging.teaching import Material
 from calibrate.laws.pilot import run_pilots
 from calibrate.models.cache import unchanged
 from calibrate.models.model import LoadedModel, borrowed
-from calibrate.search.agreement import act_once, agreed
 from calibrate.search.block_ranking import choose_blocks
 from calibrate.search.explain import explaining
 from calibrate.search.fingerprint import fingerprint_of
@@ -46,6 +44,7 @@ from calibrate.search.objective import FIRST_PART, SearchObjective, rung_sizes
 from calibrate.search.storage import StudyStore, check_storage
 from calibrate.search.study import run_study
 from calibrate.search.verification import verify
+from calibrate.search.workers import agreed
 from calibrate.texts.concept import Concept, read_concept, read_corpus, read_prompts
 from calibrate.texts.concept_tokens import concept_tokens
 from calibrate.texts.extraction import concept_vectors
@@ -138,7 +137,8 @@ def calibrate(
         graded replies come with them; others take qwen2.5-1.5b, in llama.cpp, if it was fetched
         before or fetch_teacher allows it.
     storage, study: Optuna storage URL and study name (default: a journal in `out`). Whoever makes
-        the same call on the same storage or directory, anywhere, takes part in the study.
+        the same call on the same storage or directory, anywhere, takes part in the study, and
+        verifies its best trial into an `out` of their own; of those with one `out`, one writes.
     max_tokens, max_minutes: token-forwards and minutes that may be spent; fewer blocks and
         trials are tried then, and what is found is verified all the same.
     options: fields of `Settings`: ce_budget, goal, layer, negatives, positions, pooling,
@@ -146,8 +146,7 @@ def calibrate(
         judge_question, judge_url, sampling.
 
     Raises: InputError for input that cannot be used; Infeasible if no strength does what was
-        asked, with reasons and advice; WrittenElsewhere if another worker on the same storage
-        wrote the artefact into a directory that is not `out`.
+        asked, with reasons and advice.
     """
     settings, limits = Settings(**options), Limits(max_tokens, max_minutes)
     if reply_tokens is not None:
@@ -213,17 +212,21 @@ def calibrate(
 
         with ledger.stage("study"):
             objective = SearchObjective(loaded, panel.reader, run, pilots, replies, settings)
-            found = run_study(pilots, objective, baseline, settings, store, allowance, progress)
-        ledger.book("study", found.cost)
+            studied = run_study(pilots, objective, baseline, settings, store, allowance, progress)
+        ledger.book("study", studied.cost)
 
-        def write() -> Calibration:
-            with ledger.stage("verification"), explaining(pilots, found.trials, baseline, settings):
-                pilot, strength = pilots[found.best.site], found.best.strength
+        with writing(directory, fingerprint) as written:
+            if written and directory is not None:
+                return Calibration.load(directory)
+
+            pilot, strength = pilots[studied.best.site], studied.best.strength
+            explained = explaining(pilots, studied.trials, baseline, settings)
+            with ledger.stage("verification"), explained:
                 verified = verify(
                     loaded, panel, pilot, strength, corpora, replies, settings, allowance
                 )
-            laws = build_laws(pilots, found, baseline, verified, settings)
-            learned = None if panel.probe is None else panel.probe.learned
+
+            laws = build_laws(pilots, studied, baseline, verified, settings)
             config = build_config(
                 loaded,
                 concept,
@@ -231,36 +234,16 @@ def calibrate(
                 laws,
                 verified,
                 panel.names,
-                learned,
+                None if panel.probe is None else panel.probe.learned,
                 settings,
                 ledger.stages,
                 fingerprint,
             )
-            evidence = build_evidence(ranks, pilots, found, verified, splits, replies)
+            evidence = build_evidence(ranks, pilots, studied, verified, splits, replies)
             calibration = Calibration(config, evidence, panel.probe)
             if directory is not None:
                 calibration.save(directory)
             return calibration
-
-        return _written_once(store, directory, write)
-
-
-def _written_once(
-    store: StudyStore, directory: Path | None, write: Callable[[], Calibration]
-) -> Calibration:
-    """Have one worker write the artefact; the others of its directory read it.
-
-    Raises: WrittenElsewhere if the one that wrote it has another directory.
-    """
-    with writing(directory, store.fingerprint) as written:
-        if written and directory is not None:
-            return Calibration.load(directory)
-        result: list[Calibration] = []
-        here = f"{socket.gethostname()}:{directory.resolve() if directory else '-'}"
-        where = act_once(store, here, lambda: result.append(write()))
-        if not result:
-            raise WrittenElsewhere(f"another worker of this study wrote the artefact: {where}")
-        return result[0]
 
 
 @contextmanager

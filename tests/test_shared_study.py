@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
-import signal
+import socket
 import stat
 import subprocess
 import sys
-import time
 from collections import Counter
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy
+import tiny
+import worker as workers
+from worker import PATIENCE, wait_until
 
-HERE = Path(__file__).parent
+import calibrate
+from calibrate.artefact.config import CONFIG_FILE, VECTOR_FILE
+from calibrate.artefact.directory import open_workspace
+from calibrate.artefact.evidence import EVIDENCE_FILE
+from calibrate.common.layout import WORKERS_FOLDER, WRITING_LOCK
+
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-TRIALS, SECONDS = 7, 0.25
+TRIALS = 7
 SUGGESTIONS = 3  # one a site
+
+# Workers are forked from a process that has imported what takes seconds.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["pytest", "calibrate.calibration"])
 
 
 class Crew:
@@ -27,45 +41,63 @@ class Crew:
 
     def __init__(self, folder, **given):
         folder.mkdir(parents=True, exist_ok=True)
-        self.log = folder / "log"
-        self.given = {"trials": TRIALS, "seconds": SECONDS, "log": str(self.log), **given}
+        self.log = workers.Log(folder / "log")
+        self.given = {"trials": TRIALS, "log": str(self.log.path), **given}
         self.workers = []
 
     def hire(self, **changes):
-        command = [sys.executable, str(HERE / "worker.py"), json.dumps({**self.given, **changes})]
-        worker = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE
+        worker = PROCESSES.Process(
+            target=workers.work, args=({**self.given, **changes},), daemon=True
         )
+        worker.start()
         self.workers.append(worker)
         return worker
 
-    def lines(self, *what):
-        written = self.log.read_text().splitlines() if self.log.exists() else []
-        return [line for line in map(json.loads, written) if line[1] in what]
+    def lines(self, *what, by=None):
+        return [x for x in self.log.lines(*what) if by is None or x[0] == by.pid]
 
-    def wait_for(self, n, *what, by=None, seconds=60):
-        """Wait until n lines of these kinds are in the log, of one worker if named."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            found = [x for x in self.lines(*what) if by is None or x[0] == by.pid]
-            if len(found) >= n:
-                return
-            broken = [worker for worker in self.workers if worker.poll() not in (None, 0, -9)]
-            assert not broken, broken[0].stderr.read()
-            time.sleep(0.01)
-        raise AssertionError(f"{n} {what} did not come: {self.lines(*what)}")
+    def wait_for(self, what, by):
+        """Wait until a worker has written a line of this kind."""
+
+        def written():
+            errors = self.lines("error")
+            assert not errors, errors[0][2]
+            return bool(self.lines(what, by=by))
+
+        wait_until(written, f"{what!r}")
+
+    def kill(self, worker):
+        """Kill -9 a worker that waits for it."""
+        self.wait_for("waiting to be killed", by=worker)
+        worker.kill()
+        worker.join()
 
     def answer(self, worker):
-        out, err = worker.communicate(timeout=90)
-        assert worker.returncode == 0, err
-        return json.loads(out.splitlines()[-1])
+        self.wait_for("answer", by=worker)
+        worker.join(PATIENCE)
+        return self.lines("answer", by=worker)[0][2]
+
+
+@pytest.fixture
+def crew_of():
+    """Make crews, whose last workers are killed after the test."""
+    crews = []
+
+    def make(folder, **given):
+        crews.append(Crew(folder, **given))
+        return crews[-1]
+
+    yield make
+    for worker in (worker for crew in crews for worker in crew.workers):
+        worker.kill()
+        worker.join()
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """What one worker finds that nobody disturbs."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    crew = Crew(folder, directory=str(folder), seconds=0.0)
+    crew = Crew(folder, directory=str(folder))
     return crew.answer(crew.hire())
 
 
@@ -93,26 +125,20 @@ def journal(folder):
     return optuna.load_study(study_name="joy", storage=storage)
 
 
-@pytest.mark.parametrize("after", [1, 4, 6])
+@pytest.mark.parametrize("hold", [1, 4, 6])
 def test_killed_in_the_middle_of_a_trial_it_resumes_to_the_same_answer(
-    tmp_path, undisturbed, after
+    crew_of, tmp_path, undisturbed, hold
 ):
-    crew = Crew(tmp_path, directory=str(tmp_path))
-    first = crew.hire()
-    crew.wait_for(after, "started")
-    first.kill()
-    first.wait()
+    crew = crew_of(tmp_path, directory=str(tmp_path))
+    crew.kill(crew.hire(hold=hold))
     assert crew.answer(crew.hire())["best"] == undisturbed["best"]
     measured_once(crew)
     counted_once(journal(tmp_path))
 
 
-def test_a_torn_last_line_of_the_journal_is_mended(tmp_path, undisturbed):
-    crew = Crew(tmp_path, directory=str(tmp_path))
-    first = crew.hire()
-    crew.wait_for(4, "started")
-    first.kill()
-    first.wait()
+def test_a_torn_last_line_of_the_journal_is_mended(crew_of, tmp_path, undisturbed):
+    crew = crew_of(tmp_path, directory=str(tmp_path))
+    crew.kill(crew.hire(hold=4))
     path = tmp_path / "study.journal"
     content = path.read_bytes()
     path.write_bytes(content[: content.rstrip().rfind(b"\n") + 20])
@@ -121,25 +147,62 @@ def test_a_torn_last_line_of_the_journal_is_mended(tmp_path, undisturbed):
     counted_once(journal(tmp_path))
 
 
-def test_a_second_worker_joins_and_nothing_is_measured_twice(tmp_path):
-    crew = Crew(tmp_path, directory=str(tmp_path))
+def test_a_second_worker_joins_and_nothing_is_measured_twice(crew_of, tmp_path):
+    crew = crew_of(tmp_path, directory=str(tmp_path), together=2)
     answers = [crew.answer(worker) for worker in (crew.hire(), crew.hire())]
     assert answers[0]["best"] == answers[1]["best"]
     measured_once(crew)
     counted_once(journal(tmp_path))
-    assert len({line[0] for line in crew.lines("started")}) == 2
 
 
-def test_a_killed_workers_trial_is_taken_over_by_the_other(tmp_path):
-    crew = Crew(tmp_path, directory=str(tmp_path))
-    first, second = crew.hire(), crew.hire()
-    crew.wait_for(1, "started", by=second)
-    crew.wait_for(1, "started", by=first)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+def test_a_killed_workers_trial_is_taken_over_by_the_other(crew_of, tmp_path):
+    crew = crew_of(tmp_path, directory=str(tmp_path), together=2)
+    first, second = crew.hire(hold=1), crew.hire()
+    crew.kill(first)
     assert crew.answer(second)["trials"] == TRIALS
     measured_once(crew)
     counted_once(journal(tmp_path))
+
+
+def test_workers_of_one_directory_write_once(crew_of, tmp_path):
+    crew = crew_of(tmp_path, directory=str(tmp_path), out=str(tmp_path))
+    for worker in (crew.hire(), crew.hire()):
+        crew.answer(worker)
+    assert len(crew.lines("written")) == 1
+    assert not (tmp_path / WORKERS_FOLDER).exists()
+
+
+def test_if_the_one_who_writes_dies_another_takes_over(crew_of, tmp_path):
+    crew = crew_of(tmp_path, directory=str(tmp_path), out=str(tmp_path), trials=SUGGESTIONS)
+    first = crew.hire(hold_writing=True)
+    crew.wait_for("waiting to be killed", by=first)
+    second = crew.hire()
+    crew.wait_for("studied", by=second)
+    assert not crew.lines("written")
+    crew.kill(first)
+    crew.answer(second)
+    assert [line[0] for line in crew.lines("written")] == [second.pid]
+
+
+def test_workers_of_one_storage_each_write_their_own_directory_and_the_same_into_it(
+    tiny_options, tmp_path
+):
+    shared = {**tiny_options, "storage": f"sqlite:///{tmp_path / 'study.db'}"}
+    mine, yours = tmp_path / "mine", tmp_path / "yours"
+    for out in (mine, yours):
+        calibrate.calibrate(tiny.model("gpt2"), out=out, **shared)
+    configs = [json.loads((out / CONFIG_FILE).read_text()) for out in (mine, yours)]
+    for config in configs:
+        del config["cost"], config["provenance"]["created"]
+    assert configs[0] == configs[1]
+    for name in (EVIDENCE_FILE, VECTOR_FILE):
+        assert (mine / name).read_bytes() == (yours / name).read_bytes()
+
+
+def test_a_directory_whose_writer_died_is_used_again_if_the_study_is_kept_elsewhere(tmp_path):
+    (tmp_path / WORKERS_FOLDER).mkdir()
+    (tmp_path / WORKERS_FOLDER / WRITING_LOCK).touch()
+    assert open_workspace(tmp_path, "f") == (tmp_path, False)
 
 
 @pytest.fixture(scope="module")
@@ -180,55 +243,65 @@ def database(postgres):
     return postgres
 
 
-def test_two_workers_share_a_database_and_one_of_them_acts(tmp_path, database):
-    crew = Crew(tmp_path, url=database)
+def in_the_past(url, column, trial):
+    """Set a time that a database knows of a trial back by days."""
+    table, name = column.split(".")
+    change = sqlalchemy.text(f"UPDATE {table} SET {name} = :then WHERE trial_id = :trial")
+    then = datetime.now() - timedelta(days=2)
+    engine = sqlalchemy.create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(change, {"then": then, "trial": trial._trial_id})
+    engine.dispose()
+
+
+def test_two_workers_share_a_database_and_nothing_is_measured_twice(crew_of, tmp_path, database):
+    crew = crew_of(tmp_path, url=database, together=2)
     answers = [crew.answer(worker) for worker in (crew.hire(), crew.hire())]
     assert answers[0]["best"] == answers[1]["best"]
-    assert answers[0]["where"] == answers[1]["where"]
     measured_once(crew)
     counted_once(optuna.load_study(study_name="joy", storage=database))
-    assert len(crew.lines("acted")) == 1
 
 
-def test_heartbeats_give_a_dead_workers_trial_to_another(tmp_path, database):
-    crew = Crew(tmp_path, url=database)
-    first, second = crew.hire(), crew.hire()
-    crew.wait_for(1, "started", by=second)
-    crew.wait_for(1, "started", by=first)
-    first.kill()
-    first.wait()
+def test_heartbeats_give_a_dead_workers_trial_to_another(crew_of, tmp_path, database):
+    crew = crew_of(tmp_path, url=database, together=2)
+    first, second = crew.hire(hold=1), crew.hire()
+    crew.kill(first)
+    (_, _, site, _), *_ = crew.lines("started", by=first)
+    study = optuna.load_study(study_name="joy", storage=database)
+    (left,) = [t for t in study.trials if t.state.name == "RUNNING" and t.params["site"] == site]
+    in_the_past(database, "trial_heartbeats.heartbeat", left)
     assert crew.answer(second)["trials"] == TRIALS
     measured_once(crew)
     counted_once(optuna.load_study(study_name="joy", storage=database))
-    assert [line[0] for line in crew.lines("acted")] == [second.pid]
 
 
-def test_if_the_one_who_acts_dies_another_takes_over(tmp_path, database):
-    crew = Crew(tmp_path, url=database, seconds=1.0, trials=SUGGESTIONS)
-    first, second = crew.hire(), crew.hire()
-    crew.wait_for(1, "acting")
-    acting = next(w for w in (first, second) if w.pid == crew.lines("acting")[0][0])
-    other = second if acting is first else first
-    acting.kill()
-    acting.wait()
-    assert crew.answer(other)["where"] == f"here {other.pid}"
-    assert [line[0] for line in crew.lines("acted")] == [other.pid]
-
-
-def test_workers_share_a_grpc_proxy(tmp_path):
+@pytest.fixture
+def proxy(tmp_path):
+    """The URL of a gRPC proxy that answers."""
     pytest.importorskip("grpc")
-    port = 40000 + os.getpid() % 10000
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
     code = (
         "import optuna; from optuna.storages import RDBStorage, run_grpc_proxy_server as run;"
         f"run(RDBStorage('sqlite:///{tmp_path}/s.db'), host='localhost', port={port})"
     )
     server = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+
+    def answers():
+        assert server.poll() is None
+        with socket.socket() as client:
+            return client.connect_ex(("localhost", port)) == 0
+
     try:
-        crew = Crew(tmp_path / "crew", url=f"grpc://localhost:{port}")
-        answers = [crew.answer(worker) for worker in (crew.hire(), crew.hire())]
+        wait_until(answers, "the proxy")
+        yield f"grpc://localhost:{port}"
     finally:
         server.kill()
         server.wait()
+
+
+def test_workers_share_a_grpc_proxy(crew_of, tmp_path, proxy):
+    crew = crew_of(tmp_path / "crew", url=proxy, together=2)
+    answers = [crew.answer(worker) for worker in (crew.hire(), crew.hire())]
     assert answers[0]["best"] == answers[1]["best"]
     measured_once(crew)
-    assert len(crew.lines("acted")) == 1

@@ -89,7 +89,8 @@ def open_workspace(out: str | Path | None, fingerprint: str) -> tuple[Path | Non
 def writing(directory: Path | None, fingerprint: str) -> Iterator[bool]:
     """Hold the right to write into an output directory; tell whether its result is there already.
 
-    Whoever else wants to write waits, so that the second of two workers finds what the first wrote.
+    Whoever else wants to write waits, so that the second of two workers finds what the first wrote;
+    if the one that writes dies, the operating system lets go of its lock.
     """
     if directory is None:
         yield False
@@ -109,10 +110,12 @@ def require_free(directory: Path, ours: str, files: Iterable[str] = ()) -> None:
     """
     if directory.exists() and not directory.is_dir():
         raise ArtefactError(f"--out must be a directory, got the file {directory}")
-    if not directory.is_dir() or not any(directory.iterdir()):
+    names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    _require_locks(directory)
+    if set(names) <= {WORKERS_FOLDER}:  # the study may be kept elsewhere
         return
     if not (directory / ours).exists():
-        example = sorted(path.name for path in directory.iterdir())[0]
+        example = names[0]
         raise ArtefactError(
             f"--out must be new, empty or of an earlier run, but {directory} holds {example!r}; "
             "choose another --out"
@@ -120,7 +123,6 @@ def require_free(directory: Path, ours: str, files: Iterable[str] = ()) -> None:
     require_ours(directory / ours, is_journal if ours == JOURNAL_FILE else wrote)
     for name in files:
         require_ours(directory / name, wrote)
-    _require_locks(directory)
 
 
 def _require_locks(directory: Path) -> None:

@@ -36,10 +36,8 @@ def run_to_status(command: click.Command) -> int:
 
 def _status_of(error: Exception) -> int | None:
     """Print the reasons of an infeasible request; return the status, None if unexpected."""
-    from calibrate.common.errors import Infeasible, InputError, VerificationFailed, WrittenElsewhere
+    from calibrate.common.errors import Infeasible, InputError, VerificationFailed
 
-    if isinstance(error, WrittenElsewhere):
-        return 0
     if isinstance(error, Infeasible):
         for advice in error.advice:
             say(f"could be tried: {advice}", err=True)

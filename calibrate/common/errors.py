@@ -8,7 +8,7 @@
     │   ├── ArtefactError     a directory or config that cannot be read or written
     │   │   └── AlteredError  a file that is not the one its config was written with
     │   └── NumericalError    NaN or infinity in the activations
-    ├── WrittenElsewhere      another worker wrote the artefact  (exit status 0)
+    ├── WrittenElsewhere      deprecated, never raised
     ├── Infeasible            no strength does what was asked    (exit status 3)
     └── VerificationFailed    the evidence does not hold         (exit status 4)
 
@@ -59,7 +59,10 @@ class NumericalError(InputError):
 
 
 class WrittenElsewhere(CalibrateError):
-    """Another worker of the same study wrote the artefact, into a directory of its own."""
+    """Deprecated: never raised, since each worker writes its own artefact.
+
+    The name stays for those who catch it.
+    """
 
 
 class Infeasible(CalibrateError):

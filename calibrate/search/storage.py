@@ -124,7 +124,7 @@ def queue_again(study: optuna.Study, trial: FrozenTrial) -> None:
     params = trial.params or trial.system_attrs.get("fixed_params", {})
     origin = trial.user_attrs.get(ORIGIN, f"trial {trial.number}")
     later = study.get_trials(deepcopy=False)[trial.number + 1 :]
-    if params and origin not in {t.user_attrs.get(ORIGIN) for t in later}:
+    if params and origin not in {other.user_attrs.get(ORIGIN) for other in later}:
         study.enqueue_trial(params, {ORIGIN: origin})
 
 

@@ -5,8 +5,9 @@ named by its URL; whoever runs the same command on it takes part. Nobody coordin
 starts the next trial until enough are finished, by itself or by others.
 
 A trial whose worker died is handed on. With a journal a worker is alive as long as it holds the
-lock on its own file, which the operating system lets go of however it dies; with a database
-Optuna's heartbeats tell. Two workers that start the same trial at the same moment are told apart
+lock on its own file, which the operating system lets go of however it dies, so that its trial is
+handed on at once; with a database, whose workers may be on other machines, Optuna's heartbeats
+tell, a minute later. Two workers that start the same trial at the same moment are told apart
 by its number: the later one steps back.
 """
 
@@ -16,7 +17,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -40,7 +41,7 @@ from calibrate.search.storage import (
 WORKER = "worker"  # trial attribute: who runs it
 SURPLUS = "surplus"  # trial attribute: it was started beside another, and dropped
 
-OVERDUE = 3  # times the longest trial, after which one without heartbeats counts as left behind
+OVERDUE = 3  # times the longest trial, after which one without a heartbeat counts as left behind
 PATIENCE = timedelta(minutes=10)  # and how long it is waited for at least
 
 Direction = Literal["maximize", "minimize"]
@@ -59,7 +60,7 @@ class _Surplus(Exception):
     """Another worker has this trial already, or there are enough without it."""
 
 
-class Plan(Protocol):
+class Policy(Protocol):
     """What a study's trials are, and when there are enough of them."""
 
     @property
@@ -105,37 +106,37 @@ class SharedStudy:
         """Trials that were measured, pruned ones included, in the order they were started."""
         return self.study.get_trials(states=FINISHED)
 
-    def take_part(self, plan: Plan) -> None:
+    def take_part(self, policy: Policy) -> None:
         """Run trials until there are enough, and none is still run by another worker."""
         while True:
             self._hand_on_abandoned()
             finished = self.finished
-            if plan.enough(finished) or len(finished) >= plan.most:
+            if policy.enough(finished) or len(finished) >= policy.most:
                 if not self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
                     return
-            elif len(self._under_way()) < plan.most and self._start(plan, len(finished)):
+            elif len(self._under_way()) < policy.most and self._start(policy, len(finished)):
                 continue
             time.sleep(POLL)
 
-    def _start(self, plan: Plan, n_finished: int) -> bool:
+    def _start(self, policy: Policy, n_finished: int) -> bool:
         """Run one trial; False if it turned out to be surplus."""
         if not self.study.get_trials(deepcopy=False, states=[TrialState.WAITING]):
-            proposal = plan.propose(self._counting())
+            proposal = policy.propose(self._counting())
             if proposal is not None:
                 self.study.enqueue_trial(dict(proposal.params), {ORIGIN: proposal.origin})
-        self.study.sampler = plan.sampler(n_finished)
+        self.study.sampler = policy.sampler(n_finished)
         started = False
 
         def objective(trial: optuna.Trial) -> float:
             nonlocal started
             trial.set_user_attr(WORKER, self.worker)
-            self._step_back_if_surplus(trial, plan.most)
+            self._step_back_if_surplus(trial, policy.most)
             started = True
-            return plan.measure(trial)
+            return policy.measure(trial)
 
         def ended(_study: optuna.Study, trial: FrozenTrial) -> None:
             if trial.state in FINISHED:
-                plan.ended(trial)
+                policy.ended(trial)
 
         with quiet_optuna():
             self.study.optimize(objective, n_trials=1, catch=(_Surplus,), callbacks=[ended])
@@ -143,16 +144,16 @@ class SharedStudy:
 
     def _under_way(self) -> list[FrozenTrial]:
         """Trials that are finished or running."""
-        return [t for t in self._counting() if t.state != TrialState.WAITING]
+        return [trial for trial in self._counting() if trial.state != TrialState.WAITING]
 
     def _counting(self) -> list[FrozenTrial]:
         """Trials that are finished, running or waiting."""
-        return [t for t in self.study.get_trials() if t.state != TrialState.FAIL]
+        return [trial for trial in self.study.get_trials() if trial.state != TrialState.FAIL]
 
     def _step_back_if_surplus(self, trial: optuna.Trial, most: int) -> None:
         earlier = [other for other in self._under_way() if other.number < trial.number]
         origin = trial.user_attrs.get(ORIGIN)
-        twice = origin is not None and origin in {t.user_attrs.get(ORIGIN) for t in earlier}
+        twice = origin is not None and origin in {e.user_attrs.get(ORIGIN) for e in earlier}
         if twice or len(earlier) >= most:
             trial.set_user_attr(SURPLUS, True)
             raise _Surplus
@@ -178,7 +179,7 @@ class SharedStudy:
             return worker != self.worker and _holds_lock(_lock_file(self.directory, worker))
         if isinstance(self.study._storage, RDBStorage):  # Optuna has failed those without a beat
             return True
-        longest = max((done.duration or PATIENCE for done in self.finished), default=PATIENCE)
+        longest = max((ended.duration or PATIENCE for ended in self.finished), default=PATIENCE)
         started = trial.datetime_start or datetime.now()
         return datetime.now() - started < max(OVERDUE * longest, PATIENCE)
 
@@ -231,15 +232,26 @@ def open_study(
     return study
 
 
+def agreed(store: StudyStore, what: str, mine: str) -> str:
+    """What all workers of a study take for something: what the first of them took it for.
+
+    Raises: ArtefactError as `shared_study` does.
+    """
+    study = open_study(replace(store, name=f"{store.name}: {what}"), "maximize")
+    if what not in study.user_attrs:
+        study.set_user_attr(what, mine)
+    return str(study.user_attrs[what])
+
+
 def _lock_file(directory: Path, worker: str) -> Path:
     return directory / WORKERS_FOLDER / f"{worker}.lock"
 
 
 def _others(directory: Path, worker: str) -> list[Path]:
     """The locks that other workers hold."""
-    found = (directory / WORKERS_FOLDER).glob("*.lock")
-    locks = [lock for lock in found if WORKER_LOCK.fullmatch(lock.name)]
-    return [lock for lock in locks if lock.stem != worker and _holds_lock(lock)]
+    files = (directory / WORKERS_FOLDER).glob("*.lock")
+    locks = [file for file in files if WORKER_LOCK.fullmatch(file.name) and file.stem != worker]
+    return [lock for lock in locks if _holds_lock(lock)]
 
 
 def _holds_lock(path: Path) -> bool:
