@@ -275,6 +275,19 @@ def test_heartbeats_give_a_dead_workers_trial_to_another(crew_of, tmp_path, data
     counted_once(optuna.load_study(study_name="joy", storage=database))
 
 
+def test_a_trial_whose_worker_died_before_its_first_heartbeat_is_given_to_another(
+    crew_of, tmp_path
+):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    study = optuna.create_study(storage=url, study_name="joy", direction="maximize")
+    study.enqueue_trial({"site": "block 3", "share": 0.95}, {"origin": "block 3 at 0.95"})
+    in_the_past(url, "trials.datetime_start", study.ask())
+    crew = crew_of(tmp_path, url=url)
+    assert crew.answer(crew.hire())["trials"] == TRIALS
+    measured_once(crew)
+    counted_once(study)
+
+
 @pytest.fixture
 def proxy(tmp_path):
     """The URL of a gRPC proxy that answers."""

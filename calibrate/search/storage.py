@@ -16,6 +16,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial
+from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from calibrate.common.errors import ArtefactError
@@ -117,6 +118,18 @@ def _mend(journal: Path) -> None:
             os.truncate(journal, whole)
     finally:
         lock.release()
+
+
+def has_heartbeat(storage: BaseStorage, trial_id: int) -> bool:
+    """Whether a running trial has shown a sign of life, so that Optuna notices when they stop.
+
+    It never fails one whose worker died before the first.
+    """
+    if not isinstance(storage, RDBStorage):
+        return False
+    query = text("SELECT COUNT(*) FROM trial_heartbeats WHERE trial_id = :trial_id")
+    with storage.engine.connect() as connection:
+        return bool(connection.execute(query, {"trial_id": trial_id}).scalar())
 
 
 def queue_again(study: optuna.Study, trial: FrozenTrial) -> None:

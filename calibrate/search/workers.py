@@ -24,7 +24,6 @@ from typing import Any, Literal, Protocol
 
 import optuna
 from filelock import FileLock, Timeout
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from calibrate.common.errors import ArtefactError
@@ -33,6 +32,7 @@ from calibrate.search.storage import (
     ORIGIN,
     POLL,
     StudyStore,
+    has_heartbeat,
     open_storage,
     queue_again,
     quiet_optuna,
@@ -177,7 +177,7 @@ class SharedStudy:
             if worker is None:  # started a moment ago, or killed at that moment
                 return bool(_others(self.directory, self.worker))
             return worker != self.worker and _holds_lock(_lock_file(self.directory, worker))
-        if isinstance(self.study._storage, RDBStorage):  # Optuna has failed those without a beat
+        if has_heartbeat(self.study._storage, trial._trial_id):  # Optuna fails the silent
             return True
         longest = max((ended.duration or PATIENCE for ended in self.finished), default=PATIENCE)
         started = trial.datetime_start or datetime.now()
