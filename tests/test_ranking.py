@@ -104,8 +104,9 @@ def ranked(*layers):
     return [BlockRank(layer, 1.0, 1.0 - index / 100) for index, layer in enumerate(layers)]
 
 
-def test_the_best_block_of_every_part_of_the_depth_is_carried():
-    assert carried_blocks(ranked(28, 25, 27, 22, 15, 3, 9), 30) == (28, 15, 3)
-    assert carried_blocks(ranked(15, 16, 14, 17, 20, 8, 21, 2, 25), 30) == (15, 20, 8)
-    assert carried_blocks(ranked(2, 1, 0), 3) == (2, 1, 0)
+def test_the_best_blocks_of_the_middle_and_the_last_third_are_carried():
+    assert carried_blocks(ranked(28, 25, 27, 22, 15, 3, 9), 30) == (28, 15)
+    assert carried_blocks(ranked(9, 15, 16, 14, 17, 20, 8, 21, 2, 25), 30) == (15, 20)
+    assert carried_blocks(ranked(0, 2, 1), 3) == (2, 1)
+    assert carried_blocks(ranked(0), 1) == (0,)
     assert carried_blocks([], 30) == ()

@@ -38,7 +38,7 @@ DRAWS = 2  # labels drawn from p₀ for every context
 MOST_TEXTS = 24  # of each label that are differentiated
 MOST_TOKENS = 48  # of each, from its beginning
 MOST_SEQUENCES = 16  # of the corpus, for the curvature
-CARRIED = 3  # blocks carried into the study
+CARRIED = 2  # blocks carried into the study, at most
 GRADIENT_TOKENS = 4  # a pass that is differentiated holds this many times more per token
 
 Labels = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -72,15 +72,18 @@ def rank_blocks(
 
 
 def carried_blocks(ranks: Sequence[BlockRank], num_layers: int) -> tuple[int, ...]:
-    """The best block of each of CARRIED parts of the depth, best first.
+    """The best block of the middle and of the last third of the depth, best first.
 
     The gain hardly says which depth is best (docs/study.md), and is often largest in the last
-    blocks alone, so that blocks of every depth are tried.
+    blocks alone, so that blocks of both are tried. The first third is left out: at block 9 of 30
+    the probe read more joy, readers did not, and long replies went in loops (docs/concepts.md).
     """
     best: dict[int, int] = {}
     for rank in ranks:
-        best.setdefault(CARRIED * rank.layer // num_layers, rank.layer)
-    return tuple(best.values())
+        third = 3 * rank.layer // num_layers
+        if third > 0:
+            best.setdefault(third, rank.layer)
+    return tuple(best.values()) or tuple(rank.layer for rank in ranks[:1])
 
 
 def _replies(texts: Texts) -> tuple[list[Text], list[Text]]:
