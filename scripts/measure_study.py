@@ -402,8 +402,9 @@ def ranking_table(grids: dict[str, Any]) -> str:
                 "α at the budget: median error", "worst"]  # fmt: skip
     return (
         "## Which block\n\nThe gain that derivatives promise at the budget, against presence "
-        f"measured at {GRID_SHARES[-2]:g} of it; and α at the budget as derivatives estimate it, "
-        "against the pilots'.\n\n" + table(headings, rows)
+        f"measured at {GRID_SHARES[-2]:g} of it: 1 if both rank the blocks alike, 0 if the gain "
+        "says nothing about presence, -1 if it ranks them the wrong way round. And α at the budget "
+        "as derivatives estimate it, against the pilots'.\n\n" + table(headings, rows)
     )
 
 
@@ -413,10 +414,11 @@ def sampler_table(regrets: dict[str, list[float]]) -> str:
         for kind, values in regrets.items()
     ]
     return (
-        "## Which sampler\n\nWhere a law fails, the sampler decides. Presence below the grid's "
-        "best after twelve trials without any of the laws' suggestions, on the recorded grids, ten "
-        "seeds each. As in a study, trials beyond the budget are pruned, from which TPE learns and "
-        "GP does not.\n\n" + table(["sampler", "mean", "median", "worst"], rows)
+        "## Which sampler\n\nWhere a law fails, the sampler chooses the trials. How far presence "
+        "stays below the grid's best after twelve trials that it chose alone, on the recorded "
+        "grids, ten seeds each: less is better. As in a study, trials beyond the budget are "
+        "pruned; TPE learns from these, GP does not.\n\n"
+        + table(["sampler", "mean", "median", "worst"], rows)
     )
 
 
@@ -430,7 +432,7 @@ def bound_table(rates: dict[str, list[tuple[float, float]]]) -> str:
         "in 5 % of the cases: that is how often a strength just above α at the budget would pass. "
         f"{REPLICATIONS:,} replications for each number of held-out sequences; parentheses say how "
         "far above the mean the bound lies. Replies of real models are like the first row. No "
-        "bound can hold for the last: what it would have to know has hardly ever been seen.\n\n"
+        "bound can hold for the last: the values that decide its mean are too rare to be drawn.\n\n"
         + table(["per-sequence ΔCE", *(f"n = {n}" for n in SIZES)], rows)
     )
 

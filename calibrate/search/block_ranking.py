@@ -10,9 +10,10 @@ gradient by its residual stream times that block's steering vector v: one backwa
     gain(ℓ)  α_B(ℓ) · (d/dα log-likelihood of the concept's replies - the same of its opposites):
              the nats per token by which all of the budget moves the ones ahead of the others.
 
-On the models measured the gain says more about presence in replies than the log-odds of the
-concept's tokens do, which favour late blocks that raise "happy" at once and write no happier
-replies (docs/study.md).
+Whole replies are scored, since the log-odds of the concept's tokens favour late blocks: raising
+the word "happy" is not yet writing a happier reply. But on the concepts measured presence hardly
+follows the gain, and on one it goes the other way (rank correlations in docs/study.md), so that
+the best block of each part of the depth is carried into the study.
 """
 
 from __future__ import annotations
