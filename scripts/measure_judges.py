@@ -517,7 +517,7 @@ on; two choices were made with it in view, though: which blocks the probe reads 
 brought .005), and that readers' grades go before the teacher's. Replies are plain; steered at the
 middle block by shares of α at a budget of 0.1 nat; primed by replies that express the concept; or
 broken by far too large a strength. The train part, and what a teacher (qwen2.5-1.5b) says of some
-of it, come with the packs (`calibrate/concepts/graded`).
+of it, come with the packs (`calibrate/texts/concepts/graded`).
 
 Steering at the middle block hardly moves some of these concepts, so that they have few replies with
 a yes; what is said of lying, impolite and apathetic rests on 6 to 14 of them.
