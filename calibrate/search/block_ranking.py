@@ -13,7 +13,7 @@ gradient by its residual stream times that block's steering vector v: one backwa
 Whole replies are scored, since the log-odds of the concept's tokens favour late blocks: raising
 the word "happy" is not yet writing a happier reply. But on the concepts measured presence hardly
 follows the gain, and on one it goes the other way (rank correlations in docs/study.md), so that
-the best block of each part of the depth is carried into the study.
+the best of the middle and of the last third of the depth are carried into the study.
 """
 
 from __future__ import annotations
