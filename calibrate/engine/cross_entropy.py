@@ -33,6 +33,8 @@ from calibrate.models.hooks import (
 )
 from calibrate.models.model import LoadedModel
 
+SUFFIX_SHARE = 0.55  # of the blocks, that come after a steered one, on average
+
 
 @dataclass(frozen=True, eq=False)
 class Steered:

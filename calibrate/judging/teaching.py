@@ -23,6 +23,8 @@ import numpy as np
 from calibrate.common.settings import Settings
 from calibrate.engine.generation import Request, sample_all
 from calibrate.engine.vector import SteeringVector
+from calibrate.judging.choice import Lesson
+from calibrate.judging.graded_replies import graded_replies
 from calibrate.models.cache import Form, recalled
 from calibrate.models.model import LoadedModel
 from calibrate.models.prompts import encode_prompt, encode_text
@@ -84,6 +86,26 @@ def taught_texts(
 
     request = [_who(teacher), *replies_request(material, settings)]
     return recalled(loaded, TAUGHT, request, graded)
+
+
+def expected_tokens(
+    loaded: LoadedModel,
+    concept: str,
+    lesson: Lesson | None,
+    written: int,
+    reply: float,
+    longest: int,
+) -> float:
+    """Token-forwards of the probe: what it learns from is sampled, if need be, and read.
+
+    written: tokens of the concept's texts that it learns from, or is tested on. reply, longest:
+    tokens of the longest reply, with its prompt and without.
+    """
+    if lesson is None:
+        return 0
+    if lesson.source == "graded":
+        return sum(len(encode_text(loaded, one.text).ids) for one in graded_replies(concept))
+    return written if lesson.source == "written" else POOL * (reply + longest)
 
 
 def _who(teacher: Reader) -> list[Any]:

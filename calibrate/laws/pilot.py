@@ -25,7 +25,7 @@ import numpy as np
 from calibrate.common.errors import Infeasible
 from calibrate.common.estimate import Interval, RatioEstimate
 from calibrate.common.settings import Settings, site_name
-from calibrate.engine.cross_entropy import Steered, measure_steered
+from calibrate.engine.cross_entropy import SUFFIX_SHARE, Steered, measure_steered
 from calibrate.engine.unsteered import UnsteeredRun
 from calibrate.engine.vector import SteeringVector
 from calibrate.laws.bootstrap import (
@@ -46,7 +46,8 @@ from calibrate.models.model import LoadedModel
 CLOSE = 0.03  # relative change of α_B below which no further pass is made
 MAX_PASSES = 3  # pilot strengths over all sequences, beyond the derivative and the test
 TEST_SHARE = 0.75  # of α_B, at which the laws are tested
-
+USUAL_PASSES = 2  # pilot strengths, as a rule at most
+FIRST_PASSES = 3  # over the first sequences, for the derivative and for the test
 PEAK_REACH = 5.0  # how many α_B far the peak of the concept's mass is looked for
 
 
@@ -133,6 +134,14 @@ def run_pilots(
         reasons = [reason for failure in failures for reason in failure.reasons]
         raise Infeasible(reasons, failures[0].advice)
     return {pilot.site: pilot for pilot in pilots}
+
+
+def expected_tokens(sites: int, corpus: float, first: float) -> float:
+    """Token-forwards of the pilots at some sites, and of the unsteered pass before them.
+
+    corpus, first: tokens of the corpus, and of its first sequences.
+    """
+    return corpus + sites * SUFFIX_SHARE * (USUAL_PASSES * corpus + FIRST_PASSES * first)
 
 
 def run_pilot(

@@ -40,6 +40,7 @@ MOST_TEXTS = 24  # of each label that are differentiated
 MOST_TOKENS = 48  # of each, from its beginning
 MOST_SEQUENCES = 16  # of the corpus, for the curvature
 CARRIED = 2  # blocks carried into the study, at most
+BACKWARD = 2  # what a backward pass costs, in forward passes
 GRADIENT_TOKENS = 4  # a pass that is differentiated holds this many times more per token
 
 Labels = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -155,7 +156,7 @@ def _slopes(
         steered = batch.mask.bool() if positions == "all" else batch.generated()
         for index, choose in enumerate(choices):
             gradient = _gradient(loaded, hidden, batch.labels(), choose)
-            loaded.meter.count(2 * batch.n_tokens)  # a backward pass costs two forward ones
+            loaded.meter.count(BACKWARD * batch.n_tokens)
             by_block = torch.autograd.grad(
                 hidden, residuals, gradient, retain_graph=index + 1 < len(choices)
             )
@@ -196,3 +197,23 @@ def choose_blocks(
         return (), (settings.layer,)
     ranks = rank_blocks(loaded, corpus, texts, vectors, settings)
     return ranks, carried_blocks(ranks, loaded.num_layers)[:most]
+
+
+def expected_tokens(
+    n_sequences: int,
+    sequence: float,
+    prompt: float,
+    n_texts: int,
+    text_tokens: int,
+    settings: Settings,
+) -> float:
+    """Token-forwards of the ranking; none where the block is given.
+
+    sequence, prompt: tokens of one of them. text_tokens: of all n_texts texts together.
+    """
+    if settings.layer is not None:
+        return 0
+    sequences = min(MOST_SEQUENCES, n_sequences) * sequence
+    text = min(text_tokens / n_texts, prompt + MOST_TOKENS)
+    texts = min(text_tokens, 2 * MOST_TEXTS * text)
+    return sequences * (1 + DRAWS * BACKWARD) + texts * (1 + BACKWARD)

@@ -9,36 +9,26 @@ first look are not counted: it takes them only where the limits leave room.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from calibrate.common.cost import Limits
 from calibrate.common.errors import InputError
 from calibrate.common.settings import Settings
 from calibrate.engine.forward import final_hidden
+from calibrate.judging import teaching
 from calibrate.judging.asked import is_asked
 from calibrate.judging.choice import Lesson
-from calibrate.judging.graded_replies import graded_replies
-from calibrate.judging.teaching import POOL
+from calibrate.laws import pilot
 from calibrate.models.model import LoadedModel, borrowed
-from calibrate.models.prompts import encode_prompt, encode_text
+from calibrate.models.prompts import encode_prompt
 from calibrate.models.tokens import batches, common_prefix
-from calibrate.search.block_ranking import CARRIED, DRAWS, MOST_SEQUENCES, MOST_TEXTS, MOST_TOKENS
-from calibrate.search.budget import LADDER
-from calibrate.search.long_run import PROMPTS as LONG_PROMPTS
+from calibrate.search import block_ranking, objective, verification
+from calibrate.search.long_run import KINDS
 from calibrate.search.long_run import READ as LONG_READ
-from calibrate.search.objective import FIRST_PART
+from calibrate.texts import extraction, replies
 from calibrate.texts.concept import Concept, split_prompts
-from calibrate.texts.extraction import encode
-from calibrate.texts.replies import MAX_CORPUS_TOKENS, VERIFY_COMPLETIONS
 
-PASSES = 2  # strengths a pilot tries, as a rule at most
-DERIVED = 3  # passes over the first sequences, for the derivative and for the test
-AFTER = 0.55  # share of the blocks that come after a steered one, on average
-BACKWARD = 2  # what a backward pass costs, in forward passes
-KINDS = 2  # of long replies, unsteered and steered
-READINGS = 2  # of a long reply, by the judge and for its log-probability
-LAST_TRIALS = 1  # trials beyond one a site, as a rule
 SLOWER = 1.4  # how much slower a token-forward is on average than in one large batch
 
 
@@ -66,7 +56,7 @@ def questions_ahead(
     held_out = concept.split()["held_out"]
     distinguished = len(held_out.positives) + len(held_out.negatives)
     read_long = min(LONG_READ, counts["verify"]) if settings.long_run else 0
-    final = counts["verify"] * (1 + VERIFY_COMPLETIONS)
+    final = counts["verify"] * (1 + replies.VERIFY_COMPLETIONS)
     searched = counts["search"] * (1 + settings.trials)
     judged = distinguished + searched + final + KINDS * (counts["verify"] + read_long)
     reads = zip(judges, (judged, distinguished + final), strict=False)  # the second one audits
@@ -88,7 +78,7 @@ def forecast(
         the model's context.
     """
     speed = _tokens_per_second(loaded, prompts)
-    most = 1 if settings.layer is not None else min(CARRIED, loaded.num_layers)
+    most = 1 if settings.layer is not None else min(block_ranking.CARRIED, loaded.num_layers)
     for blocks in range(most, 0, -1):
         tokens = _tokens(loaded, concept, prompts, settings, has_corpus, lesson, blocks)
         total = sum(tokens.values())
@@ -112,65 +102,33 @@ def _tokens(
 ) -> dict[str, int]:
     """Token-forwards of each stage, by its name."""
     counts = {split: len(texts) for split, texts in split_prompts(prompts).items()}
+    searched, verified = counts["search"], counts["verify"]
     encoded = [encode_prompt(loaded, prompt).ids for prompt in prompts]
     shared = len(common_prefix(encoded, min(map(len, encoded)) - 1))
+    longest = settings.sampling.max_new_tokens
     asked = sum(map(len, encoded)) / len(prompts) - shared
-    said = settings.sampling.max_new_tokens
-    texts = {
-        name: sum(len(encode(loaded, text).ids) for text in part.positives + part.negatives)
-        for name, part in concept.split().items()
-    }
-    corpus = {
-        split: MAX_CORPUS_TOKENS if has_corpus else counts[split] * (asked + said)
-        for split in ("search", "verify")
-    }
-    reply = asked + said
+    reply = asked + longest
+    split = concept.split()
+    texts = {name: extraction.expected_tokens(loaded, part) for name, part in split.items()}
+    written = texts["probe"] + texts["held_out"]
+    n_texts = len(split["probe"].positives) + len(split["probe"].negatives)
+    corpus, held_out = (
+        replies.expected_corpus_tokens(n, reply, has_corpus) for n in (searched, verified)
+    )
+    first = corpus * min(objective.FIRST_PART, searched) / searched
     sites = blocks * len(settings.position_choices)
-    trials = min(settings.trials, sites + LAST_TRIALS)
-    trial = counts["search"] * (reply + said) + corpus["search"] * AFTER
-    judged = said + VERIFY_COMPLETIONS * said  # unsteered and steered replies are read
-    controls = 2 * (reply + said)
-    verify = counts["verify"] * (VERIFY_COMPLETIONS * reply + judged + reply + controls)
-    part = concept.split()["probe"]
-    per_text = texts["probe"] / (len(part.positives) + len(part.negatives))
-    longest = shared + asked + MOST_TOKENS
-    ranking = min(texts["probe"], 2 * MOST_TEXTS * min(per_text, longest))
-    searched = counts["search"]
-    differentiated = min(MOST_SEQUENCES, searched) * (shared + reply)
-    ranked = differentiated * (1 + DRAWS * BACKWARD) + ranking * (1 + BACKWARD)
-    first = corpus["search"] * min(FIRST_PART, searched) / searched
-    piloted = sites * AFTER * (PASSES * corpus["search"] + DERIVED * first)
-    long = max(settings.long_run, said) if settings.long_run else 0
-    answered, read = (min(most, counts["verify"]) for most in (LONG_PROMPTS, LONG_READ))
-    at_length = KINDS * long * (answered + READINGS * read)
     found = {
-        "unsteered replies": reply * (sum(counts.values()) + counts["verify"]),
+        "unsteered replies": replies.expected_tokens(counts, reply),
         "steering vectors": texts["vector"],
-        "judges": _judges(loaded, concept.name, lesson, texts, reply, said),
-        "blocks": ranked if settings.layer is None else 0,
-        "pilot": corpus["search"] + piloted,
-        "study": trials * trial,
-        "verification": corpus["verify"] * (1 + len(LADDER) * AFTER) + verify + at_length,
+        "judges": teaching.expected_tokens(loaded, concept.name, lesson, written, reply, longest),
+        "blocks": block_ranking.expected_tokens(
+            searched, shared + reply, shared + asked, n_texts, texts["probe"], settings
+        ),
+        "pilot": pilot.expected_tokens(sites, corpus, first),
+        "study": objective.expected_tokens(sites, searched, reply, corpus, settings),
+        "verification": verification.expected_tokens(verified, reply, held_out, settings),
     }
     return {stage: round(tokens) for stage, tokens in found.items()}
-
-
-def _judges(
-    loaded: LoadedModel,
-    concept: str,
-    lesson: Lesson | None,
-    texts: Mapping[str, int],
-    reply: float,
-    said: int,
-) -> float:
-    """Token-forwards of the probe: what it learns from is sampled, if need be, and read."""
-    if lesson is None:
-        return 0
-    if lesson.source == "graded":
-        return sum(len(encode_text(loaded, one.text).ids) for one in graded_replies(concept))
-    if lesson.source == "written":
-        return texts["probe"] + texts["held_out"]
-    return POOL * (reply + said)
 
 
 def _tokens_per_second(loaded: LoadedModel, prompts: Sequence[str]) -> float:

@@ -32,6 +32,8 @@ from probes import Reader
 
 PROMPTS = 24  # answered at length, once each: loops are rare, and cost nothing to count
 READ = 8  # of these replies, read by the judge and the unsteered model
+KINDS = 2  # of long replies, unsteered and steered
+READINGS = 2  # of a long reply, by the judge and for its log-probability
 WINDOW = 32  # tokens
 LEAST_READ = 8  # tokens of a window that a judge reads
 LOOP_MARGIN = 0.05  # share of the tokens by which steered replies may loop more than unsteered ones
@@ -123,6 +125,12 @@ def answer_at_length(
         return None
     sampling = replace(settings.sampling, max_new_tokens=min(wanted, room))
     return unsteered_at_length(loaded, chosen, sampling, settings.seed)
+
+
+def expected_tokens(n_prompts: int, settings: Settings) -> int:
+    """Token-forwards of the long run, if there is room for it and it is asked for."""
+    longest = max(settings.long_run, settings.sampling.max_new_tokens) if settings.long_run else 0
+    return KINDS * longest * (min(PROMPTS, n_prompts) + READINGS * min(READ, n_prompts))
 
 
 def unsteered_at_length(

@@ -10,7 +10,7 @@ from itertools import accumulate, pairwise
 from calibrate.common.cost import Meter
 from calibrate.common.estimate import RatioEstimate
 from calibrate.common.settings import Settings
-from calibrate.engine.cross_entropy import delta_ce
+from calibrate.engine.cross_entropy import SUFFIX_SHARE, delta_ce
 from calibrate.engine.generation import Completion, Request, sample_all
 from calibrate.engine.unsteered import UnsteeredRun
 from calibrate.judging.fluency import Fluency, measure_fluency
@@ -23,6 +23,7 @@ from probes import Reader
 
 FIRST_RUNG = 48  # prompts of the first rung; every later one doubles the total
 FIRST_PART = 16  # sequences of a corpus's first part, on which the pilot's derivatives are taken
+LAST_TRIALS = 1  # trials beyond one a site, as a rule
 CLEAR = 3.0  # standard errors from which ΔCE is clearly within or beyond the budget
 
 
@@ -37,6 +38,18 @@ def rung_sizes(total: int, first: int = FIRST_RUNG) -> tuple[int, ...]:
         rest = total - sum(sizes)
         sizes.append(rest if rest < 1.5 * wanted else wanted)
     return tuple(sizes)
+
+
+def expected_tokens(
+    sites: int, n_prompts: int, reply: float, corpus: float, settings: Settings
+) -> float:
+    """Token-forwards of the study, no trial cut short.
+
+    reply: tokens of the longest reply and its prompt. corpus: of the search corpus.
+    """
+    trials = min(settings.trials, sites + LAST_TRIALS)
+    read = settings.sampling.max_new_tokens
+    return trials * (n_prompts * (reply + read) + corpus * SUFFIX_SHARE)
 
 
 def _by_ratio(rise: RatioEstimate, nearest: RatioEstimate) -> Rise:

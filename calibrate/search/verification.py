@@ -19,7 +19,7 @@ from calibrate.common.errors import Infeasible
 from calibrate.common.estimate import RatioEstimate
 from calibrate.common.record import Reference
 from calibrate.common.settings import Settings
-from calibrate.engine.cross_entropy import delta_ce
+from calibrate.engine.cross_entropy import SUFFIX_SHARE, delta_ce
 from calibrate.engine.generation import Request
 from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.judging.fluency import Fluency, measure_fluency
@@ -31,13 +31,15 @@ from calibrate.models.model import LoadedModel
 from calibrate.models.steering import Push
 from calibrate.models.tokens import Prompt
 from calibrate.search.audit import Audit, audit
-from calibrate.search.budget import VerifiedBudget, verify_budget, verify_long_run
+from calibrate.search.budget import LADDER, VerifiedBudget, verify_budget, verify_long_run
 from calibrate.search.effect import LOOKS, decide, detectable, require_effect
 from calibrate.search.long_run import LongRun, answer_at_length
+from calibrate.search.long_run import expected_tokens as long_run_tokens
 from calibrate.search.reference import reference_of
 from calibrate.texts.replies import UnsteeredReplies, require_answers
 from probes import Reader
 
+N_CONTROLS = 2  # replies under a random vector, and replies asked in words
 CONTROL_PROMPTS = 32  # replied to once under a random vector, and once when asked in words
 
 
@@ -242,6 +244,19 @@ def verify(
         long_run=long_run,
         reference=reference_of(loaded, vector, budget.strength, positions, replies),
     )
+
+
+def expected_tokens(n_prompts: int, reply: float, corpus: float, settings: Settings) -> float:
+    """Token-forwards of the verification, where the first look at replies decides.
+
+    reply: tokens of the longest reply and its prompt. corpus: of the verification's corpus.
+    """
+    longest = settings.sampling.max_new_tokens
+    read = longest + LOOKS[0] * longest  # unsteered and steered replies
+    controls = N_CONTROLS * (reply + longest)
+    replies = n_prompts * (LOOKS[0] * reply + read + reply + controls)
+    tested = corpus * (1 + len(LADDER) * SUFFIX_SHARE)
+    return tested + replies + long_run_tokens(n_prompts, settings)
 
 
 def _affords(allowance: Allowance | None, tokens: int) -> bool:

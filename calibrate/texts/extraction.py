@@ -86,6 +86,14 @@ def encode(loaded: LoadedModel, text: Text) -> TokenSequence:
     return encode_text(loaded, text.text)
 
 
+def expected_tokens(loaded: LoadedModel, texts: Texts) -> int:
+    """Token-forwards of one pass over texts of a concept.
+
+    Raises: InputError if one does not fit the model's context.
+    """
+    return sum(len(encode(loaded, text).ids) for text in texts.positives + texts.negatives)
+
+
 def extract_vectors(
     loaded: LoadedModel,
     positives: Sequence[TokenSequence],

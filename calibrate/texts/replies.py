@@ -87,6 +87,19 @@ def sample_unsteered(
     return replies
 
 
+def expected_tokens(counts: Mapping[str, int], reply: float) -> float:
+    """Token-forwards of sampling them, reckoned on the large side.
+
+    counts: prompts by split. reply: the longest one and its prompt, in tokens.
+    """
+    return reply * (sum(counts.values()) + (VERIFY_COMPLETIONS - 1) * counts["verify"])
+
+
+def expected_corpus_tokens(n_replies: int, reply: float, has_corpus: bool) -> float:
+    """Tokens of a split's corpus at most; has_corpus: whether texts take the replies' place."""
+    return MAX_CORPUS_TOKENS if has_corpus else n_replies * reply
+
+
 def require_answers(completions: Sequence[Completion], settings: Settings) -> None:
     """Raise InputError if most replies end before the model has finished thinking."""
     unanswered = sum(not one.answered for one in completions)
