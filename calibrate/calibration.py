@@ -141,9 +141,7 @@ def calibrate(
         verifies its best trial into an `out` of their own; of those with one `out`, one writes.
     max_tokens, max_minutes: token-forwards and minutes that may be spent; fewer blocks and
         trials are tried then, and what is found is verified all the same.
-    options: fields of `Settings`: ce_budget, goal, layer, negatives, positions, pooling,
-        normalize, trials, precision, min_gain, seed, confidence, long_run, max_fluency_drop,
-        judge_question, judge_url, sampling.
+    options: fields of `Settings`, such as ce_budget=0.2 or goal="decrease".
 
     Raises: InputError for input that cannot be used; Infeasible if no strength does what was
         asked, with reasons and advice.

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 
 import pytest
 import tiny
@@ -16,6 +17,7 @@ import tiny
 import calibrate
 from calibrate.cli import commands as cli
 from calibrate.common.errors import InputError
+from calibrate.common.settings import Sampling, Settings
 
 COMMAND = [sys.executable, "-c", "from calibrate.cli import main; main()"]
 EVERYDAY = "bright.jsonl"
@@ -76,6 +78,18 @@ def test_help_answers_in_half_a_second():
         times.append(time.perf_counter() - started)
     assert min(times) < 0.5
     assert "--ce-budget" in done.stdout
+
+
+def test_every_setting_is_an_option_and_without_options_all_are_at_their_defaults(
+    monkeypatch, capsys
+):
+    given = {}
+    monkeypatch.setattr(cli, "run_main_job", given.update)
+    assert run(capsys, "--concept", "joy")[0] == 0
+    names = {entry.name for entry in fields(Settings)} - {"sampling"}
+    assert given["negatives"] == ()
+    assert Settings(**{name: given[name] for name in names - {"negatives"}}) == Settings()
+    assert given["reply_tokens"] == Sampling().max_new_tokens
 
 
 def test_the_main_job_writes_a_config_and_prints_the_headline(
@@ -233,7 +247,15 @@ def test_concepts_lists_the_built_in_ones(capsys):
         (["--concept", "joy", "--ce-budget", "0"], "above 0 nat, got 0"),
         (["--concept", "joy", "--ce-budget", "nan"], "above 0 nat, got nan"),
         (["--concept", "joy", "--ce-budget", "lots"], "'lots' is not a valid float"),
-        (["--concept", "joy", "--layer", "middle"], "must be auto or a block's number"),
+        (
+            ["--concept", "joy", "--layer", "middle"],
+            "'--layer': must be auto or a block's number, got 'middle'",
+        ),
+        (
+            ["--concept", "joy", "--chat-template-kwargs", "[1]"],
+            "'--chat-template-kwargs': must be a JSON object, got '[1]'",
+        ),
+        (["--concept", "joy", "--chat-template-kwargs", "{"], "a JSON object, got '{' (Expecting"),
         (["--concept", "joy", "--goal", "explode"], "'explode' is not one of"),
         (["--concept", "joy", "--colour", "red"], "No such option '--colour'"),
         (["--concept", "x", "--positives", "gone.txt", "--negatives", "gone.txt"], "cannot read"),

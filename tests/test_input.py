@@ -185,6 +185,17 @@ def test_numpys_numbers_are_as_good_as_pythons():
     assert json.loads(json.dumps([getattr(found, f.name) for f in fields(found)][:1])) == [0.5]
 
 
+def test_a_whole_number_asks_for_what_the_same_decimal_one_does():
+    assert repr(Settings(ce_budget=1)) == repr(Settings(ce_budget=1.0))
+    assert repr(Sampling(1, 1, 8)) == repr(Sampling(1.0, 1.0, 8))
+
+
+@pytest.mark.parametrize("wrong", [True, 1.0])
+def test_a_block_is_named_by_a_whole_number(wrong):
+    with pytest.raises(InputError, match="layer must be a block's number or None, got"):
+        Settings(layer=wrong)
+
+
 def test_the_largest_seed_is_as_good_as_any(tiny_options):
     options = {**tiny_options, "trials": 2, "seed": 2**32 - 1}
     assert calibrate.calibrate(tiny.model("gpt2"), **options).config.provenance.settings["seed"]

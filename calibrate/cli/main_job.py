@@ -10,8 +10,10 @@ import click
 
 from calibrate.cli.console import say_json
 from calibrate.cli.exit_status import resumable
+from calibrate.cli.option_groups import CALIBRATION, apart
 from calibrate.cli.option_types import FILE
 from calibrate.cli.shared import Command, checked, named, stem, working
+from calibrate.common.settings import Settings
 
 if TYPE_CHECKING:
     from calibrate.artefact.config import SteeringConfig
@@ -28,16 +30,7 @@ def run_main_job(
     positives: Path | None,
     negatives: tuple[str, ...],
     describe: str | None,
-    corpus: Path | None,
-    prompts: Path | None,
-    judge: str,
-    audit: str,
-    teacher: str | None,
     fetch_teacher: bool,
-    storage: str | None,
-    study: str | None,
-    max_tokens: int | None,
-    max_minutes: float | None,
     as_json: bool,
     quiet: bool,
     **rest: Any,
@@ -47,17 +40,18 @@ def run_main_job(
     from calibrate.texts.concept import read_concept
 
     concept = named(concept)
-    file, place, settings = checked(negatives, prompts, rest)
-    Limits(max_tokens, max_minutes)
+    asked, rest = apart(rest, CALIBRATION)
+    judge, teacher = asked["judge"], asked["teacher"]
+    file, place, settings = checked(negatives, asked["prompts"], rest)
+    Limits(asked["max_tokens"], asked["max_minutes"])
     texts = None if describe else read_concept(concept, positives, file)
 
     from calibrate.calibration import calibrate
-    from calibrate.common.settings import Settings
     from calibrate.engine.loading import load_model
     from calibrate.judging.choice import check_judges
 
     directory = out or Path(f"{stem(concept)}-{stem(place['model'])}")
-    check_judges(judge, audit, Settings(**settings))
+    check_judges(judge, asked["audit"], Settings(**settings))
     with working(quiet) as progress:
         loaded = load_model(**place, progress=progress)
         with resumable(directory):
@@ -65,17 +59,9 @@ def run_main_job(
                 loaded,
                 texts or _described(loaded, concept, describe, settings["seed"], progress),
                 out=directory,
-                prompts=prompts,
-                corpus=corpus,
-                judge=judge,
-                audit=audit,
-                teacher=teacher,
                 fetch_teacher=fetch_teacher or _may_fetch(judge, teacher, texts),
-                storage=storage,
-                study=study,
-                max_tokens=max_tokens,
-                max_minutes=max_minutes,
                 progress=progress,
+                **asked,
                 **settings,
             )
     print_result(result.config, result.evidence, directory, as_json, quiet)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from calibrate.cli.options import OPTIONS
@@ -10,42 +10,16 @@ from calibrate.cli.options import OPTIONS
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 LAWS = (
-    "model",
-    "concept",
-    "out",
-    "ce-budget",
-    "positives",
-    "negatives",
-    "positions",
-    "pooling",
-    "normalize",
-    "corpus",
-    "prompts",
-    "reply-tokens",
-    "chat-template-kwargs",
-    "seed",
-    "confidence",
-    "device",
-    "dtype",
-    "batch-tokens",
-    "blocks",
-    "revision",
-    "trust-remote-code",
-    "json",
-    "quiet",
-)
+    "model concept out ce-budget positives negatives positions pooling normalize corpus prompts "
+    "reply-tokens chat-template-kwargs seed confidence device dtype batch-tokens blocks revision "
+    "trust-remote-code json quiet"
+).split()
 
-# Parameters that say which model, and how to load it: those of `load_model`.
+# Parameters of `load_model`, and those of `calibrate` that the main job hands on as they are.
 MODEL = (
-    "model",
-    "device",
-    "dtype",
-    "batch_tokens",
-    "blocks",
-    "revision",
-    "trust_remote_code",
-    "chat_template_kwargs",
-)
+    "model device dtype batch_tokens blocks revision trust_remote_code chat_template_kwargs"
+).split()
+CALIBRATION = "corpus prompts judge audit teacher storage study max_tokens max_minutes".split()
 
 
 def options(*names: str) -> Callable[[Command], Command]:
@@ -59,7 +33,7 @@ def options(*names: str) -> Callable[[Command], Command]:
     return give
 
 
-def apart(given: dict[str, Any], names: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+def apart(given: dict[str, Any], names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split parameters into those of these names and the rest."""
     chosen = {name: given[name] for name in names}
     return chosen, {name: value for name, value in given.items() if name not in names}

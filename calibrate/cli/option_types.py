@@ -11,24 +11,6 @@ import click
 from calibrate.common.errors import InputError
 
 
-class TextType(click.ParamType):  # type: ignore[type-arg]
-    """A text that UTF-8 can hold, and that is not empty unless that is allowed."""
-
-    name = "text"
-
-    def __init__(self, *, may_be_empty: bool = False) -> None:
-        self._may_be_empty = may_be_empty
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> str:
-        """Return the text."""
-        if not (value or self._may_be_empty):
-            self.fail("must not be empty", param, ctx)
-        try:
-            return utf8("it", value)
-        except InputError as error:
-            self.fail(str(error), param, ctx)
-
-
 class FileType(click.Path):
     """A path, which an empty text is not."""
 
@@ -52,36 +34,38 @@ def utf8(what: str, text: str) -> str:
     return text
 
 
-TEXT, PROMPT = TextType(), TextType(may_be_empty=True)
+def _text(typed: str) -> str:
+    try:
+        return utf8("it", typed)
+    except InputError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _filled_text(typed: str) -> str:
+    if not typed:
+        raise click.BadParameter("must not be empty")
+    return _text(typed)
+
+
+TEXT, PROMPT = _filled_text, _text  # an empty prompt is for the model to take or refuse
 FILE = FileType(path_type=Path)
 
 
-class LayerType(click.ParamType):  # type: ignore[type-arg]
-    """`auto`, or the number of a block."""
-
-    name = "auto|N"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int | None:
-        """Return None for auto."""
-        if value is None or value == "auto":
-            return None
-        try:
-            return int(value)
-        except ValueError:
-            self.fail(f"must be auto or a block's number, got {value!r}", param, ctx)
+def block_number(typed: str) -> int | None:
+    """Return the number of a block, None for auto."""
+    try:
+        return None if typed == "auto" else int(typed)
+    except ValueError:
+        raise click.BadParameter(f"must be auto or a block's number, got {typed!r}") from None
 
 
-class JsonType(click.ParamType):  # type: ignore[type-arg]
-    """A JSON object."""
-
-    name = "JSON"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> dict[str, Any]:
-        """Return the object."""
-        try:
-            found = json.loads(value)
-        except ValueError as error:
-            self.fail(f"must be a JSON object, got {value!r} ({error})", param, ctx)
-        if not isinstance(found, dict):
-            self.fail(f"must be a JSON object, got {value!r}", param, ctx)
-        return found
+def json_object(typed: str) -> dict[str, Any]:
+    """Return the JSON object that was typed."""
+    rule = f"must be a JSON object, got {typed!r}"
+    try:
+        found = json.loads(typed)
+    except ValueError as error:
+        raise click.BadParameter(f"{rule} ({error})") from None
+    if not isinstance(found, dict):
+        raise click.BadParameter(rule)
+    return found

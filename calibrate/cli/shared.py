@@ -12,11 +12,12 @@ import click
 
 from calibrate.cli.console import Readable
 from calibrate.cli.option_groups import MODEL, apart
+from calibrate.common.settings import Sampling, Settings, settings_of
 
 if TYPE_CHECKING:
     from calibrate.cli.progress_bars import TerminalProgress
 
-NEGATIVE_KINDS = ("contrastive", "random")
+NEGATIVE_KINDS = settings_of(Settings)["negatives"].choices
 
 
 class Command(Readable, click.Command):
@@ -53,7 +54,6 @@ def checked(
 
     Returns: the file of negatives, if one was given; the arguments of `load_model`; the settings.
     """
-    from calibrate.common.settings import Sampling, Settings
     from calibrate.texts.concept import read_prompts
     from calibrate.texts.rows import decoded
 

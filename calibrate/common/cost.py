@@ -49,7 +49,7 @@ class Limits:
     def __post_init__(self) -> None:
         """Raise InputError for a limit that allows nothing."""
         if self.tokens is not None:
-            check_whole("--max-tokens must be above 0", self.tokens, 1)
+            check_whole("--max-tokens must be above 0", self.tokens, lambda tokens: tokens > 0)
         if self.minutes is not None:
             rule = "--max-minutes must be above 0"
             check_number(rule, self.minutes, lambda minutes: minutes > 0)

@@ -1,12 +1,18 @@
-"""What a calibration is asked for, checked before anything is loaded."""
+"""What a calibration is asked for, checked before anything is loaded.
+
+A field says all there is to say of it: its annotation which values it takes, its metadata what the
+option's help and a refusal say. `settings_of` reads both, for the checks here and the command line.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import cache
 from numbers import Integral, Real
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, get_args, get_type_hints
 
 from calibrate.common.errors import InputError
 
@@ -15,12 +21,13 @@ SEEDS = 2**32  # seeds below this suit NumPy as well as torch
 MOST_TRIALS = 10_000
 MOST_NATS = 100.0  # no text is less likely than that, token by token
 MOST_TOKENS = 2**31  # more positions than any tensor here may have
+NATS_RULE = f"must be a number of at most {MOST_NATS:g} and above 0 nat"
 
 
-def check_whole(rule: str, value: Any, low: int, high: int | None = None) -> int:
-    """Return a whole number from `low` to `high`, both included, else raise InputError."""
+def check_whole(rule: str, value: Any, fits: Callable[[int], bool]) -> int:
+    """Return a whole number that fits, else raise InputError."""
     is_whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if not (is_whole and low <= int(value) and (high is None or int(value) <= high)):
+    if not (is_whole and fits(int(value))):
         raise InputError(f"{rule}, got {_shown(value)}")
     return int(value)
 
@@ -35,13 +42,13 @@ def check_number(rule: str, value: Any, fits: Callable[[float], bool]) -> float:
 
 def check_seed(seed: Any) -> int:
     """Return a seed that NumPy and torch take, or raise InputError."""
-    return check_whole("the seed must be 0 or more and below 2**32", seed, 0, SEEDS - 1)
+    return int(settings_of(Settings)["seed"].check(seed))
 
 
 def check_batch_tokens(batch_tokens: Any) -> int:
     """Return how many positions one forward pass may hold, or raise InputError."""
     rule = "--batch-tokens must be a whole number from 1 to 2**31"
-    return check_whole(rule, batch_tokens, 1, MOST_TOKENS)
+    return check_whole(rule, batch_tokens, _fits_a_tensor)
 
 
 def finite_strength(strength: Any) -> float:
@@ -49,17 +56,12 @@ def finite_strength(strength: Any) -> float:
     return check_number("the strength must be a finite number", strength, lambda _: True)
 
 
-def _nats(what: str, value: Any) -> float:
-    rule = f"{what} must be a number of at most {MOST_NATS:g} and above 0 nat"
-    return check_number(rule, value, lambda nats: 0 < nats <= MOST_NATS)
+def _fits_a_tensor(tokens: int) -> bool:
+    return 1 <= tokens <= MOST_TOKENS
 
 
-def _make_plain(settings: Any) -> None:
-    for entry in fields(settings):
-        value = getattr(settings, entry.name)
-        if isinstance(value, Real) and not isinstance(value, bool | int | float):
-            plain = int(value) if isinstance(value, Integral) else float(value)
-            object.__setattr__(settings, entry.name, plain)
+def _are_nats(value: float) -> bool:
+    return 0 < value <= MOST_NATS
 
 
 def _shown(value: Any) -> str:
@@ -70,24 +72,84 @@ def _shown(value: Any) -> str:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """What is said of a field of `Settings` or `Sampling`.
+
+    accepts: the words of a Literal, or types, NoneType for None.
+    help, metavar: of its option. rule: what a number is told that is none or that `fits` refuses.
+    """
+
+    name: str
+    default: Any
+    accepts: tuple[Any, ...]
+    help: str | None = None
+    metavar: str | None = None
+    rule: str = ""
+    fits: Callable[[Any], bool] = lambda _: True
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The words of a Literal; none where the values are not such words."""
+        return tuple(word for word in self.accepts if isinstance(word, str))
+
+    def check(self, value: Any) -> Any:
+        """Return a value in its range, a number as Python's own, else raise InputError."""
+        if value is None and NoneType in self.accepts:
+            return None
+        if int in self.accepts:
+            return check_whole(self.rule, value, self.fits)
+        if float in self.accepts:
+            return check_number(self.rule, value, self.fits)
+        if self.choices and value not in self.choices:
+            raise InputError(f"{self.name} must be {' or '.join(self.choices)}, got {value!r}")
+        return value
+
+
+@cache
+def settings_of(owner: type) -> dict[str, Setting]:
+    """What is said of each field of `Settings` or `Sampling`, by its name."""
+    hints = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(owner).items()}
+    return {
+        each.name: Setting(each.name, each.default, hints[each.name], **each.metadata)
+        for each in fields(owner)
+    }
+
+
+def _check(given: Sampling | Settings, settings: dict[str, Setting]) -> None:
+    for name, setting in settings.items():
+        object.__setattr__(given, name, setting.check(getattr(given, name)))
+
+
+def _field(default: Any, help: str | None = None, metavar: str | None = None, **check: Any) -> Any:
+    return field(default=default, metadata={"help": help, "metavar": metavar, **check})
+
+
+@dataclass(frozen=True)
 class Sampling:
     """How replies are drawn.
 
     temperature: above 0; top_p: nucleus, in (0, 1]; max_new_tokens: a reply's longest length.
     """
 
-    temperature: float = 0.7
-    top_p: float = 0.95
-    max_new_tokens: int = 32
+    temperature: float = _field(
+        0.7,
+        rule="the temperature must be above 0 and at most 100",
+        fits=lambda value: 0 < value <= 100,
+    )
+    top_p: float = _field(
+        0.95, rule="top_p must be above 0 and at most 1", fits=lambda share: 0 < share <= 1
+    )
+    max_new_tokens: int = _field(
+        32,
+        "Tokens of a reply in the search; more for a model that thinks before it answers.",
+        "N",
+        rule="max_new_tokens must be a whole number from 1 to 2**31",
+        fits=_fits_a_tensor,
+    )
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value outside its range; NumPy's numbers become plain ones."""
-        _make_plain(self)
-        rule = "the temperature must be above 0 and at most 100"
-        check_number(rule, self.temperature, lambda value: 0 < value <= 100)
-        check_number("top_p must be above 0 and at most 1", self.top_p, lambda p: 0 < p <= 1)
-        rule = "max_new_tokens must be a whole number from 1 to 2**31"
-        check_whole(rule, self.max_new_tokens, 1, MOST_TOKENS)
+        """Raise InputError for a value outside its range; numbers become Python's own."""
+        _check(self, settings_of(Sampling))
 
 
 def site_name(layer: int, positions: str) -> str:
@@ -99,78 +161,106 @@ def site_name(layer: int, positions: str) -> str:
 class Settings:
     """Everything but the model, the texts and the prompts.
 
-    ce_budget: largest allowed rise of cross-entropy, nats per token, above 0.
-    goal: "increase" or "decrease" the concept's presence; the latter searches α < 0.
-    layer: 0-based block to steer, or None to search several.
-    negatives: what v is measured against: "contrastive" texts, or "random" own samples.
-    positions: steer "all" positions, or the "last" of each pass; "auto" has the study try both.
+    What the fields below do not say themselves:
+
+    goal: to "decrease" presence, strengths α < 0 are searched.
+    layer: 0-based; None to search several.
+    negatives: "contrastive" texts, or "random" own samples.
+    positions: "last" of each pass; "auto" has the study try both.
     pooling: average a text's tokens ("mean") or take the "last" one.
-    normalize: scale v to length 1.
-    trials: how many the study finishes at most, at least 1.
-    precision: how much presence may be left to gain when the study stops, and how wide half of
-        its interval may be when no more prompts are tried, in (0, 1).
-    min_gain: change of presence towards the goal that is wanted at least, in [0, 1); less is
-        infeasible. The default is five more replies of a hundred.
-    confidence: of every interval and bound, in (0.5, 1).
-    long_run: tokens of the replies that verification reads at the length they are served, 0 for
-        none; fewer where the model's context is shorter.
-    max_fluency_drop: how much less likely steered replies may be to the unsteered model than its
-        own, nats per token, above 0; None for no limit.
-    judge_question: what judges that are asked are asked, with places for {text} and {concept};
-        None for `probes.asking.QUESTION`.
-    judge_url: where the server of a judge `openai:MODEL` is; None for OPENAI_BASE_URL.
+    precision: also how wide half of presence's interval may be when no more prompts are tried.
+    min_gain: towards the goal, in [0, 1). The default is five more replies of a hundred.
+    long_run: 0 for none; fewer where the model's context is shorter.
+    max_fluency_drop: against its own replies, nats per token; None for no limit.
+    judge_question: None for `probes.asking.QUESTION`. judge_url: None for OPENAI_BASE_URL.
     """
 
-    ce_budget: float = 0.1
-    goal: Literal["increase", "decrease"] = "increase"
-    layer: int | None = None
-    negatives: Literal["contrastive", "random"] = "contrastive"
-    positions: Literal["all", "last", "auto"] = "all"
-    pooling: Literal["mean", "last"] = "mean"
-    normalize: bool = False
-    trials: int = 8
-    precision: float = 0.02
-    min_gain: float = 0.05
-    seed: int = 0
-    confidence: float = 0.95
-    long_run: int = 192
-    max_fluency_drop: float | None = None
-    judge_question: str | None = None
-    judge_url: str | None = None
+    ce_budget: float = _field(
+        0.1,
+        "Largest allowed rise of cross-entropy, nats per token.",
+        "NATS",
+        rule=f"the budget {NATS_RULE}",
+        fits=_are_nats,
+    )
+    goal: Literal["increase", "decrease"] = _field(
+        "increase", "Steer towards the concept or away from it."
+    )
+    layer: int | None = _field(
+        None, "Block to steer.", "AUTO|N", rule="layer must be a block's number or None"
+    )
+    negatives: Literal["contrastive", "random"] = _field(
+        "contrastive", "What v is measured against."
+    )
+    positions: Literal["all", "last", "auto"] = _field(
+        "all", "Steer every position, or the last of each pass; auto tries both."
+    )
+    pooling: Literal["mean", "last"] = _field(
+        "mean", "Make v from token means or from last tokens."
+    )
+    normalize: bool = _field(False, "Scale v to length 1.")
+    trials: int = _field(
+        8,
+        "Strengths the study tries at most.",
+        "N",
+        rule=f"there must be at most {MOST_TRIALS:,} and at least 1 trial",
+        fits=lambda trials: 1 <= trials <= MOST_TRIALS,
+    )
+    precision: float = _field(
+        0.02,
+        "Presence that may be left to gain when the study stops.",
+        "P",
+        rule="precision must be between 0 and 1",
+        fits=lambda width: 0 < width < 1,
+    )
+    min_gain: float = _field(
+        0.05,
+        "Smallest change of presence worth having, 0.05 for five more replies of a hundred; "
+        "less is infeasible. Lower it to ship weaker effects, to 0 for any that can be measured.",
+        "P",
+        rule="the wished gain must be from 0 up to 1",
+        fits=lambda gain: 0 <= gain < 1,
+    )
+    seed: int = _field(
+        0,
+        metavar="N",
+        rule="the seed must be 0 or more and below 2**32",
+        fits=lambda seed: 0 <= seed < SEEDS,
+    )
+    confidence: float = _field(
+        0.95,
+        "Of intervals and of the bound on cross-entropy.",
+        rule="confidence must be between 0.5 and 1",
+        fits=lambda share: 0.5 < share < 1,
+    )
+    long_run: int = _field(
+        192,
+        "Tokens of the replies that verification reads as they are served; 0 for none.",
+        "N",
+        rule=f"the long run must have {SHORTEST_LONG_RUN} tokens or more, or 0 for none",
+        fits=lambda tokens: tokens == 0 or SHORTEST_LONG_RUN <= tokens <= MOST_TOKENS,
+    )
+    max_fluency_drop: float | None = _field(
+        None,
+        "Largest allowed drop of the replies' log-probability under the unsteered model.",
+        "NATS",
+        rule=f"the drop of fluency {NATS_RULE}",
+        fits=_are_nats,
+    )
+    judge_question: str | None = _field(
+        None,
+        "What judges are asked, with {text} and {concept} in it.  [default: built in]",
+        "FILE",
+    )
+    judge_url: str | None = _field(
+        None, "Where the server of openai:MODEL is.  [default: OPENAI_BASE_URL]", "URL"
+    )
     sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
-        """Raise InputError for a value outside its range; NumPy's numbers become plain ones."""
-        _make_plain(self)
-        _nats("the budget", self.ce_budget)
-        if self.max_fluency_drop is not None:
-            _nats("the drop of fluency", self.max_fluency_drop)
-        rule = "confidence must be between 0.5 and 1"
-        check_number(rule, self.confidence, lambda share: 0.5 < share < 1)
-        rule = f"there must be at most {MOST_TRIALS:,} and at least 1 trial"
-        check_whole(rule, self.trials, 1, MOST_TRIALS)
-        rule = "precision must be between 0 and 1"
-        check_number(rule, self.precision, lambda width: 0 < width < 1)
-        rule = "the wished gain must be from 0 up to 1"
-        check_number(rule, self.min_gain, lambda gain: 0 <= gain < 1)
-        if self.long_run != 0:
-            rule = f"the long run must have {SHORTEST_LONG_RUN} tokens or more, or 0 for none"
-            check_whole(rule, self.long_run, SHORTEST_LONG_RUN, MOST_TOKENS)
-        check_seed(self.seed)
-        if self.layer is not None and not isinstance(self.layer, Integral):
-            raise InputError(f"layer must be a block's number or None, got {self.layer!r}")
+        """Raise InputError for a value outside its range; numbers become Python's own."""
+        _check(self, settings_of(Settings))
         if not isinstance(self.sampling, Sampling):
             raise InputError(f"sampling must be a Sampling, got {self.sampling!r}")
-        for name, choices in (
-            ("goal", ("increase", "decrease")),
-            ("negatives", ("contrastive", "random")),
-            ("positions", ("all", "last", "auto")),
-            ("pooling", ("mean", "last")),
-        ):
-            if getattr(self, name) not in choices:
-                raise InputError(
-                    f"{name} must be {' or '.join(choices)}, got {getattr(self, name)!r}"
-                )
 
     @property
     def position_choices(self) -> tuple[Literal["all", "last"], ...]:
