@@ -30,14 +30,14 @@ from calibrate.judging.choice import (
     choose_lesson,
     judge_name,
 )
-from calibrate.judging.panel import appoint
+from calibrate.judging.panel import make_judges
 from calibrate.judging.presence import require_headroom
-from calibrate.judging.teaching import Material
+from calibrate.judging.teaching import JudgeInputs
 from calibrate.laws.pilot import run_pilots
-from calibrate.models.cache import unchanged
-from calibrate.models.model import LoadedModel, borrowed
+from calibrate.models.cache import weights_hashed_once
+from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.search.block_ranking import choose_blocks
-from calibrate.search.explain import explaining
+from calibrate.search.explain import add_advice
 from calibrate.search.fingerprint import fingerprint_of
 from calibrate.search.forecast import forecast, questions_ahead
 from calibrate.search.objective import FIRST_PART, SearchObjective, rung_sizes
@@ -184,7 +184,11 @@ def calibrate(
     ledger = Ledger(loaded.meter, progress, ahead.tokens)
     allowance = Allowance(loaded.meter, limits, reserve=ahead.tokens["verification"])
 
-    with borrowed(loaded), unchanged(loaded), _explained(directory, loaded, concept):
+    with (
+        preserving_model_state(loaded),
+        weights_hashed_once(loaded),
+        report_if_infeasible(directory, loaded, concept),
+    ):
         with ledger.stage("unsteered replies"):
             replies = sample_unsteered(loaded, prompt_texts, settings)
             corpora = build_corpora(loaded, replies, corpus_texts)
@@ -193,8 +197,8 @@ def calibrate(
             vectors = concept_vectors(loaded, splits["vector"], settings)
 
         with ledger.stage("judges"):
-            material = Material(concept.name, splits, replies, vectors[loaded.num_layers // 2])
-            panel = appoint(loaded, material, judge, audit, lesson, settings, progress)
+            material = JudgeInputs(concept.name, splits, replies, vectors[loaded.num_layers // 2])
+            panel = make_judges(loaded, material, judge, audit, lesson, settings, progress)
             baseline = require_headroom(panel.reader, replies, settings)
 
         with ledger.stage("blocks"):
@@ -218,7 +222,7 @@ def calibrate(
                 return Calibration.load(directory)
 
             pilot, strength = pilots[studied.best.site], studied.best.strength
-            explained = explaining(pilots, studied.trials, baseline, settings)
+            explained = add_advice(pilots, studied.trials, baseline, settings)
             with ledger.stage("verification"), explained:
                 verified = verify(
                     loaded, panel, pilot, strength, corpora, replies, settings, allowance
@@ -245,7 +249,9 @@ def calibrate(
 
 
 @contextmanager
-def _explained(directory: Path | None, loaded: LoadedModel, concept: Concept) -> Iterator[None]:
+def report_if_infeasible(
+    directory: Path | None, loaded: LoadedModel, concept: Concept
+) -> Iterator[None]:
     """Leave a report of an infeasible calibration where its config would have stood."""
     try:
         yield

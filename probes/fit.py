@@ -18,7 +18,7 @@ from scipy.stats import mannwhitneyu
 
 from calibrate.common.alike import near_copies
 from calibrate.common.errors import InputError
-from calibrate.models.model import borrowed
+from calibrate.models.model import preserving_model_state
 from probes.examples import Example
 from probes.features import text_features
 from probes.probe import Learned, Probe
@@ -49,7 +49,7 @@ def fit_written_probe(
     examples, held_out = _grouped(examples, held_out)
     layers = probe_layers(model.num_layers)
     texts = [*(one.text for one in (*examples, *held_out)), *replies]
-    with borrowed(model):
+    with preserving_model_state(model):
         features = np.concatenate(list(text_features(model, texts, layers)), axis=1)
     n, written = len(examples), len(examples) + len(held_out)
     fitting, testing, own = features[:n], features[n:written], features[written:]

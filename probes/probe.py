@@ -23,7 +23,7 @@ from calibrate.common.errors import ArtefactError
 from calibrate.common.estimate import Interval
 from calibrate.common.files import write_together
 from calibrate.common.marks import facts_in
-from calibrate.models.model import borrowed
+from calibrate.models.model import preserving_model_state
 from probes.features import text_features
 from probes.quality import Quality
 from probes.scale import AS_FITTED, Scale, log_odds
@@ -90,7 +90,7 @@ class Probe:
                 f"this probe reads {self.model_id} (hidden size {self.weights.shape[1]}), got "
                 f"{model.name} (hidden size {model.hidden_size}); load the model it was fitted with"
             )
-        with borrowed(model):
+        with preserving_model_state(model):
             features = text_features(model, texts, self.layers)
         fitted = np.einsum("lth,lh->t", features, self.weights).astype(float) + self.bias
         return np.where(features.any(axis=(0, 2)), self.scale(fitted), 0.0)

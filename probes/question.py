@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from calibrate.common.errors import InputError
 from calibrate.engine.forward import final_hidden
-from calibrate.models.model import borrowed
+from calibrate.models.model import preserving_model_state
 from calibrate.models.prompts import encode_reply
 from calibrate.models.tokens import batches
 from probes.asking import QUESTION, Asked
@@ -44,7 +44,7 @@ class Question(Asked):
             raise InputError(f"{self.model.name} must tell yes from no in their first token")
         asked = [encode_reply(self.model, prompt, "") for prompt in prompts]
         sequences = [replace(one, ids=(*one.ids, yes[0])) for one in asked]  # which is predicted
-        with borrowed(self.model):
+        with preserving_model_state(self.model):
             for batch in batches(sequences, self.model.scoring_tokens, self.model.device):
                 logits = self.model.logits(final_hidden(self.model, batch)).double()
                 for_yes, for_no = (logits[:, ids].logsumexp(dim=-1) for ids in (yes, no))

@@ -10,7 +10,7 @@ from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
 LEAST = 30  # texts with a grade, from which a scale is fitted
-LEAST_OF_A_KIND = 5  # texts with a yes among them, and without
+MIN_OF_A_KIND = 5  # texts with a yes among them, and without
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def fit_platt(scores: np.ndarray, yes: np.ndarray) -> Scale | None:
 
     scores: (n_texts,), log-odds. yes: bool (n_texts,).
     """
-    if len(yes) < LEAST or min(yes.sum(), (~yes).sum()) < LEAST_OF_A_KIND:
+    if len(yes) < LEAST or min(yes.sum(), (~yes).sum()) < MIN_OF_A_KIND:
         return None
     fitted = LogisticRegression(C=1.0).fit(scores[:, None], yes)
     return Scale(float(fitted.coef_[0, 0]), float(fitted.intercept_[0]))

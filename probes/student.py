@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calibrate.models.model import borrowed
+from calibrate.models.model import preserving_model_state
 from probes.features import text_features
 from probes.graded import GradedText
 from probes.ridge import fit_ridge
@@ -62,7 +62,7 @@ def probe_layers(num_layers: int) -> tuple[int, ...]:
 
 def read_features(model: LoadedModel, texts: Sequence[GradedText]) -> np.ndarray:
     """Features of graded texts, float32 (n_layers, n_texts, hidden_size)."""
-    with borrowed(model):
+    with preserving_model_state(model):
         return text_features(model, [one.text for one in texts], probe_layers(model.num_layers))
 
 

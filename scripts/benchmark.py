@@ -36,7 +36,7 @@ from calibrate.engine.generation import sample
 from calibrate.engine.unsteered import Corpus, UnsteeredRun, run_unsteered
 from calibrate.engine.vector import SteeringVector
 from calibrate.laws.pilot import run_pilot
-from calibrate.models.model import LoadedModel, borrowed
+from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.models.prompts import encode_prompt
 from calibrate.models.tokens import TokenSequence
 from calibrate.search.objective import FIRST_PART, rung_sizes
@@ -56,7 +56,7 @@ GRID = 129  # strengths, of either sign, up to ‖αv‖ = ‖h‖
 TIMED = 3  # full passes that are timed; all others take as long
 TOLERANCE = 0.01  # |ΔCE / budget - 1| at which TPE stops: half of it in α
 REACH = (0.005, 1.0)  # ‖αv‖ / ‖h‖ between which regula falsi and TPE look
-MOST_STRENGTHS = 60
+MAX_STRENGTHS = 60
 CURVE = 21  # strengths between which the curve that TPE is run on is interpolated
 CLOSE = (0.9, 0.97, 1.0, 1.03, 1.1)  # and these times the truth
 SEEDS = 5  # of TPE, of which the middle one counts
@@ -134,7 +134,7 @@ def measure_all(concepts: tuple[str, ...], layers: tuple[int, ...]) -> None:
     found: dict[str, Any] = read_records(TARGET)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     loaded = load_model(MODEL)
-    with borrowed(loaded):
+    with preserving_model_state(loaded):
         sequences = replies(loaded, max(SIZES))
         run_unsteered(loaded, Corpus(sequences, self_sampled=True), [LAYERS[0]])  # warms up
         for concept in concepts:
@@ -233,7 +233,7 @@ def falsi(rise_at: Callable[[float], float], unit: float, tolerance: float) -> t
         return seen[-1][1]
 
     def done() -> bool:
-        return abs(np.expm1(seen[-1][1])) <= tolerance or len(seen) == MOST_STRENGTHS
+        return abs(np.expm1(seen[-1][1])) <= tolerance or len(seen) == MAX_STRENGTHS
 
     here = float(np.log(np.sqrt(REACH[0] * REACH[1]) * unit))
     value = beyond = off(here)
@@ -277,7 +277,7 @@ def tpe(rise_at: Callable[[float], float], unit: float, seed: int) -> tuple[floa
             study.stop()
 
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
-    study.optimize(off, n_trials=MOST_STRENGTHS, callbacks=[enough])
+    study.optimize(off, n_trials=MAX_STRENGTHS, callbacks=[enough])
     return float(study.best_params["strength"]), len(study.trials)
 
 
@@ -351,7 +351,7 @@ Written by `scripts/benchmark.py`; every point is in [benchmark.json](benchmark.
 The truth is found by bisection. Regula falsi begins in the middle of {REACH[0]:g} to
 {REACH[1]:g} of the residual norm, doubles or halves the strength until the budget lies in between,
 and stops as near to it as this project came; TPE looks between the same ends, and stops once ΔCE is
-within {TOLERANCE:.0%} of the budget, which is half of that in α, or after {MOST_STRENGTHS} trials;
+within {TOLERANCE:.0%} of the budget, which is half of that in α, or after {MAX_STRENGTHS} trials;
 of {SEEDS} seeds the middle one counts. Their passes all cost the same: {TIMED} are timed, and the
 median is multiplied by their number.
 """

@@ -25,7 +25,7 @@ from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.unsteered import Corpus, UnsteeredRun, run_unsteered
 from calibrate.engine.vector import SteeringVector
 from calibrate.laws.pilot import run_pilot
-from calibrate.models.model import LoadedModel, borrowed
+from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.models.tokens import TokenSequence
 from calibrate.search.objective import FIRST_PART, rung_sizes
 
@@ -52,7 +52,7 @@ def main(
     ids = torch.randint(loaded.vocabulary_size, (tokens // LENGTH, LENGTH)).tolist()
     corpus = Corpus(tuple(TokenSequence(tuple(row), PROMPT) for row in ids), self_sampled=True)
     parts = rung_sizes(len(corpus.sequences), FIRST_PART)
-    with borrowed(loaded):
+    with preserving_model_state(loaded):
         warm = replace(corpus, sequences=corpus.sequences[:FIRST_PART])
         found = run_unsteered(loaded, warm, [layer])
         vector = random_vector(found, layer)

@@ -26,9 +26,9 @@ from calibrate.common.settings import Settings
 from calibrate.engine.generation import Request, sample_all
 from calibrate.engine.unsteered import run_unsteered
 from calibrate.laws.pilot import run_pilot
-from calibrate.models.model import LoadedModel, borrowed
+from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.models.prompts import encode_prompt
-from calibrate.models.steering import Push
+from calibrate.models.steering import Steering
 from calibrate.texts.concept import built_in_concepts, read_concept, read_prompts
 from calibrate.texts.extraction import concept_vectors
 from calibrate.texts.replies import build_corpora, sample_unsteered
@@ -78,20 +78,20 @@ def measured(loaded: LoadedModel, concept: str) -> dict:
     return {**found, "replies": fresh(loaded, push)}
 
 
-def at_budget(loaded: LoadedModel, concept: str) -> Push:
+def at_budget(loaded: LoadedModel, concept: str) -> Steering:
     """What steers by α at the budget, at the middle block."""
     layer = loaded.num_layers // 2
-    with borrowed(loaded):
+    with preserving_model_state(loaded):
         vector = concept_vectors(loaded, read_concept(concept).split()["vector"], SETTINGS)[layer]
         replies = sample_unsteered(loaded, read_prompts(), SETTINGS)
         run = run_unsteered(loaded, build_corpora(loaded, replies, None)["search"], [layer])
         return vector.push(run_pilot(loaded, run, vector, (), SETTINGS).strength_at_budget.value)
 
 
-def fresh(loaded: LoadedModel, push: Push) -> list[dict]:
+def fresh(loaded: LoadedModel, push: Steering) -> list[dict]:
     """Plain and steered replies to the same prompts, with the same noise."""
     texts = prompts_by_part()["test"][-FRESH:]
-    with borrowed(loaded):
+    with preserving_model_state(loaded):
         prompts = [encode_prompt(loaded, text) for text in texts]
         requests = [Request(prompts), Request(prompts, push=push)]
         drawn = sample_all(loaded, requests, SETTINGS.sampling, FRESH_SEED)

@@ -35,7 +35,7 @@ from calibrate.engine.generation import sample
 from calibrate.engine.sampling import draw, noise_key
 from calibrate.models.embedded import embedded_gguf
 from calibrate.models.llama_cpp import LlamaCpp
-from calibrate.models.model import LoadedModel, borrowed
+from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.models.prompts import encode_prompt
 from calibrate.texts.concept import Concept
 from probes import Reader
@@ -120,7 +120,7 @@ def in_transformers(result: Calibration) -> dict[str, Any]:
 
 def in_llama_cpp(result: Calibration, loaded: LoadedModel, vector: Path) -> dict[str, Any]:
     config = result.config
-    with borrowed(loaded):
+    with preserving_model_state(loaded):
         export(config, "gguf", vector, loaded)
         sequences = own_replies(config, result.evidence, loaded)
     directions = read_directions(vector)
@@ -142,7 +142,7 @@ def in_llama_cpp(result: Calibration, loaded: LoadedModel, vector: Path) -> dict
 
 
 def in_folded(result: Calibration, loaded: LoadedModel) -> dict[str, Any]:
-    with borrowed(loaded):
+    with preserving_model_state(loaded):
         sequences = own_replies(result.config, result.evidence, loaded)
     with serving("folded", result.config, loaded) as stack:
         rise = rise_in(stack, sequences)
@@ -153,7 +153,7 @@ def in_folded(result: Calibration, loaded: LoadedModel) -> dict[str, Any]:
         texts = []
         for model in (folded, loaded):
             prompts = [encode_prompt(model, text) for text in verify_prompts(result)]
-            with borrowed(model):
+            with preserving_model_state(model):
                 drawn = sample(model, prompts, Sampling(**settings["sampling"]), settings["seed"])
             texts.append([one.text for one in drawn])
     return measured(result, loaded, rise, texts)

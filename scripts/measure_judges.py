@@ -28,7 +28,7 @@ from calibrate.common.settings import Settings
 from calibrate.judging.graded_replies import graded_replies, written_scale
 from calibrate.judging.panel import judge_from_texts, written_examples
 from calibrate.judging.ppi import corrected_share
-from calibrate.models.model import LoadedModel, borrowed
+from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.texts.concept import Texts, built_in_concepts, read_concept, read_prompts
 from calibrate.texts.replies import sample_unsteered
 from probes import GradedText, fit_written_probe
@@ -52,8 +52,8 @@ NAMES = {
 }
 FEW, RESAMPLINGS = 40, 200
 NO_LEVEL = ("VADER", "teacher", "teacher, as it is")  # no probabilities, or of chosen replies
-LEAST_OF_A_CELL = 8  # replies that judge and readers read
-LEAST_PAIRS = 25  # prompts with a plain and a steered reply, of which FEW / 2 are drawn
+MIN_OF_A_CELL = 8  # replies that judge and readers read
+MIN_PAIRS = 25  # prompts with a plain and a steered reply, of which FEW / 2 are drawn
 TAUGHT = (36, 0)  # grades of the teacher that a student learns from; 0 for all of about 70
 Scores = dict[str, float]  # by reply
 
@@ -149,7 +149,7 @@ class Library:
             known = [one.text for concept in built_in_concepts() for one in graded_replies(concept)]
             mine = [one.text for one in replies("test") if one.model == name]
             texts = list(dict.fromkeys(known + mine))
-            with borrowed(loaded):
+            with preserving_model_state(loaded):
                 features = text_features(loaded, texts, probe_layers(loaded.num_layers))
             self._of[name] = loaded, {text: row for row, text in enumerate(texts)}, features
         return self._of[name]
@@ -388,7 +388,7 @@ def cells(test: Sequence[Reply], judge: Scores) -> Iterator[tuple[str, str, floa
         levels = {}
         for condition in CONDITIONS:
             rows = [one for one in of(test, concept, condition) if one.id in judge]
-            if len(rows) >= LEAST_OF_A_CELL:
+            if len(rows) >= MIN_OF_A_CELL:
                 said = float(np.mean([judge[one.id] for one in rows]))
                 levels[condition] = said, float(yes(rows).mean())
         if "0" not in levels:
@@ -460,7 +460,7 @@ def few_table(test: Sequence[Reply], judge: Scores) -> str:
     rng = np.random.default_rng(0)
     for concept in built_in_concepts():
         pairs = paired(test, concept)
-        if len(pairs) < LEAST_PAIRS:
+        if len(pairs) < MIN_PAIRS:
             continue
         cells = [concept, str(len(pairs))]
         for place in (0, 1):

@@ -36,7 +36,7 @@ from calibrate.laws.formulas import CrossEntropyLaw
 from calibrate.laws.log_odds import LogOdds, far_logits, measure_log_odds, sampled_contexts
 from calibrate.laws.pilot import Pilot, fit_pilot
 from calibrate.laws.tokens import judge_peaks
-from calibrate.models.model import LoadedModel, borrowed
+from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.models.prompts import encode_prompt, encode_text
 from calibrate.models.tokens import TokenSequence
 from calibrate.texts.concept import built_in_concepts, read_concept, read_lines, read_prompts
@@ -162,7 +162,7 @@ def main(
 ) -> None:
     for name in () if only_page else models:
         loaded = load_model(name)
-        with borrowed(loaded):
+        with preserving_model_state(loaded):
             measure_model(loaded, corpus_file, concepts)
     (DOCS / "laws.md").write_text(page(kept()), encoding="utf-8")
 

@@ -28,7 +28,7 @@ from calibrate.common.settings import Sampling, Settings
 from calibrate.engine.generation import Completion, Request, sample_all
 from calibrate.judging.loops import looped
 from calibrate.models.converted import cache_directory
-from calibrate.models.model import borrowed
+from calibrate.models.model import preserving_model_state
 from calibrate.models.prompts import encode_prompt
 from calibrate.search.long_run import (
     LOOP_MARGIN,
@@ -110,7 +110,7 @@ def measure(loaded: LoadedModel, concept: str) -> Measured:
         "budget alone": within[-1].strength,
         "shipped": result.config.intervention.strength,
     }
-    with borrowed(loaded):
+    with preserving_model_state(loaded):
         long_run = minutes_of(loaded, result, chosen["shipped"])
         print(concept, chosen, minutes, long_run, flush=True)
         replies = answered(loaded, result, chosen)

@@ -32,7 +32,7 @@ from calibrate.common.estimate import Interval
 from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.models.converted import cache_directory
-from calibrate.models.model import borrowed
+from calibrate.models.model import preserving_model_state
 from calibrate.models.prompts import encode_prompt
 
 BATCH_TOKENS = (128, 4096)
@@ -195,7 +195,7 @@ def remeasured(result: Calibration, batch_tokens: int) -> float:
         if one.unsteered
     )
     done = result.config.intervention
-    with borrowed(loaded):
+    with preserving_model_state(loaded):
         unsteered = run_unsteered(loaded, Corpus(sequences, self_sampled=True), [done.layer])
         vector = result.config.steering_vector.values
         return delta_ce(loaded, unsteered, vector, done.layer, done.strength).value

@@ -41,7 +41,7 @@ from calibrate.engine.generation import Request
 from calibrate.engine.unsteered import run_unsteered
 from calibrate.judging.presence import measure_presence, read
 from calibrate.laws.pilot import run_pilot
-from calibrate.models.model import borrowed
+from calibrate.models.model import preserving_model_state
 from calibrate.search.effect import require_effect
 from calibrate.texts.concept import read_concept, read_prompts
 from calibrate.texts.extraction import concept_vectors
@@ -115,7 +115,7 @@ def grid(concept: str, scratch: Path) -> dict[str, Any]:
         {*range(loaded.num_layers // 6, loaded.num_layers - 3, GRID_STEP)}
         | {pilot.layer for pilot in result.evidence.pilots}
     )
-    with borrowed(loaded):
+    with preserving_model_state(loaded):
         replies = sample_unsteered(loaded, read_prompts(), SETTINGS)
         corpus = build_corpora(loaded, replies, None)["search"]
         run = run_unsteered(loaded, corpus, layers)

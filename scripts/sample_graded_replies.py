@@ -25,9 +25,9 @@ from calibrate.engine.unsteered import UnsteeredRun, run_unsteered
 from calibrate.engine.vector import SteeringVector
 from calibrate.judging.teaching import asked_prompts, oversteered
 from calibrate.laws.pilot import run_pilot
-from calibrate.models.model import LoadedModel, borrowed
+from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.models.prompts import encode_prompt
-from calibrate.models.steering import Push
+from calibrate.models.steering import Steering
 from calibrate.models.tokens import Prompt
 from calibrate.texts.concept import built_in_concepts, read_concept, read_prompts
 from calibrate.texts.extraction import concept_vectors
@@ -86,7 +86,7 @@ class Wanted:
     condition: str
     prompt: Prompt
     grader: str
-    push: Push | None
+    push: Steering | None
     tokens: int
 
 
@@ -96,7 +96,7 @@ class Wanted:
 def main(models: tuple[str, ...], concepts: tuple[str, ...]) -> None:
     for name in models:
         loaded, known = load_model(name), {row["id"] for row in lines(f"replies-{name}.jsonl")}
-        with borrowed(loaded):
+        with preserving_model_state(loaded):
             for rows in of_model(loaded, concepts, known):
                 with (FOLDER / f"replies-{name}.jsonl").open("a", encoding="utf-8") as file:
                     file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -203,7 +203,9 @@ def primer(loaded: LoadedModel, concept: str) -> Callable[[Prompt], Prompt]:
     return lambda prompt: encode_prompt(loaded, prompt.text, history=rng.sample(shots, SHOTS))
 
 
-def pushed(vector: SteeringVector, budget: dict[int, float], condition: str, n: int) -> Push | None:
+def pushed(
+    vector: SteeringVector, budget: dict[int, float], condition: str, n: int
+) -> Steering | None:
     if condition == "broken":
         return oversteered(vector, 1 if n % 2 else -1, []).push
     share = float(condition)

@@ -21,8 +21,8 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging
 
 LAYERS = 3
-MOST_KINDS = 4  # of layers that a hybrid keeps
-MOST_PARAMETERS = 3_000_000
+MAX_KINDS = 4  # of layers that a hybrid keeps
+MAX_PARAMETERS = 3_000_000
 SPREAD = 0.2  # standard deviation of the weights
 
 SIZES: dict[str, int] = {
@@ -216,7 +216,7 @@ def build(model_type: str, seed: int = 0) -> PreTrainedModel:
             torch.manual_seed(seed)
             made = AutoModelForCausalLM.from_config(tiny_config(model_type), dtype=torch.float32)
             _spread(made)
-            if sum(each.numel() for each in made.parameters()) > MOST_PARAMETERS:
+            if sum(each.numel() for each in made.parameters()) > MAX_PARAMETERS:
                 raise NotBuilt("its sizes are not those of the fields known to be sizes")
             made.eval()(input_ids=torch.tensor([[5, 6, 7, 8]]), use_cache=False)
             made.generation_config.eos_token_id = 2
@@ -268,7 +268,7 @@ def _shrunk(entries: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any
 def _one_of_every_kind(lists: dict[str, list[Any]]) -> list[int]:
     """Places of layers that show every kind there is, at least LAYERS of them."""
     kinds = list(zip(*lists.values(), strict=True))
-    first = list(dict.fromkeys(kinds.index(kind) for kind in kinds))[:MOST_KINDS]
+    first = list(dict.fromkeys(kinds.index(kind) for kind in kinds))[:MAX_KINDS]
     spare = [place for place in range(len(kinds)) if place not in first]
     return sorted([*first, *spare[: max(0, LAYERS - len(first))]])
 

@@ -23,8 +23,8 @@ from calibrate.engine.loading import load_model
 from calibrate.engine.sampling import draw, noise_key
 from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.models.hooks import Positions
-from calibrate.models.model import LoadedModel, borrowed
-from calibrate.models.steering import Push, pushed
+from calibrate.models.model import LoadedModel, preserving_model_state
+from calibrate.models.steering import Steering, pushed
 from calibrate.models.tokens import Prompt, TokenSequence
 
 EXACT = 1e-4  # relative, of what a float32 pass may be off
@@ -68,7 +68,7 @@ def sweep(architecture: str) -> Swept:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore", CalibrateWarning)
             loaded = load_model(made, tiny.tokenizer())
-            with borrowed(loaded):
+            with preserving_model_state(loaded):
                 return _measured(found, loaded)
     except CalibrateError as error:
         return replace(found, reason=str(error))
@@ -104,7 +104,7 @@ def _measured(found: Swept, loaded: LoadedModel) -> Swept:
     )
 
 
-def push_at(loaded: LoadedModel, positions: Positions) -> Push:
+def push_at(loaded: LoadedModel, positions: Positions) -> Steering:
     """A push of half the residual stream's size after the second block."""
     layer = min(1, loaded.num_layers - 1)
     seen: list[torch.Tensor] = []
@@ -113,14 +113,16 @@ def push_at(loaded: LoadedModel, positions: Positions) -> Push:
     loaded.model(input_ids=torch.tensor([SHARED]), use_cache=False)
     handle.remove()
     drawn = torch.randn(loaded.hidden_size, generator=torch.Generator().manual_seed(5))
-    return Push(0.5 * drawn / drawn.norm() * seen[0].norm(dim=-1).median(), layer, positions)
+    return Steering(0.5 * drawn / drawn.norm() * seen[0].norm(dim=-1).median(), layer, positions)
 
 
 def _first(output: object) -> torch.Tensor:
     return output[0] if isinstance(output, (tuple, list)) else output
 
 
-def oracle(loaded: LoadedModel, ids: Sequence[int], push: Push | None, first: int) -> torch.Tensor:
+def oracle(
+    loaded: LoadedModel, ids: Sequence[int], push: Steering | None, first: int
+) -> torch.Tensor:
     """Logits (positions, vocabulary) of one full pass; `first` is the first position steered."""
     steer = nullcontext()
     if push is not None:
@@ -165,7 +167,7 @@ def rise_error(loaded: LoadedModel) -> float:
     return worst
 
 
-def _rise(loaded: LoadedModel, text: TokenSequence, push: Push, own: bool) -> torch.Tensor:
+def _rise(loaded: LoadedModel, text: TokenSequence, push: Steering, own: bool) -> torch.Tensor:
     scored = slice(text.start - 1, -1)
     before, after = (
         torch.log_softmax(oracle(loaded, text.ids, each, text.start - 1).double(), -1)[scored]
@@ -187,7 +189,7 @@ def batch_error(loaded: LoadedModel) -> float:
     return _off(*found)
 
 
-def replies_agree(loaded: LoadedModel, push: Push | None, sampling: Sampling) -> bool:
+def replies_agree(loaded: LoadedModel, push: Steering | None, sampling: Sampling) -> bool:
     """Whether replies to several prompts in one batch, half of them steered, are the oracle's."""
     prompts = [Prompt(f"prompt {n}", (*SHARED, *(30 - k for k in range(n)))) for n in (1, 4, 9)]
     pushes = [None, push]
@@ -200,7 +202,9 @@ def replies_agree(loaded: LoadedModel, push: Push | None, sampling: Sampling) ->
     )
 
 
-def _reply(loaded: LoadedModel, prompt: Prompt, push: Push | None, sampling: Sampling) -> list[int]:
+def _reply(
+    loaded: LoadedModel, prompt: Prompt, push: Steering | None, sampling: Sampling
+) -> list[int]:
     """A reply by running everything again for every token; greedy where that is what is asked."""
     key = torch.tensor([noise_key(0, prompt.text, 0)])
     said: list[int] = []

@@ -13,7 +13,7 @@ from accelerate import cpu_offload
 from calibrate import calibrate
 from calibrate.common.settings import Sampling, Settings
 from calibrate.models import cache
-from calibrate.models.cache import recalled, unchanged
+from calibrate.models.cache import load_or_compute, weights_hashed_once
 from calibrate.texts.concept import read_prompts
 from calibrate.texts.extraction import concept_vectors
 from calibrate.texts.replies import REPLIES, sample_unsteered
@@ -34,59 +34,59 @@ def never():
 
 
 def test_what_was_said_is_recalled(loaded):
-    assert recalled(loaded, REPLIES, REQUEST, lambda: SAID) == SAID
-    assert recalled(loaded, REPLIES, REQUEST, never) == SAID
+    assert load_or_compute(loaded, REPLIES, REQUEST, lambda: SAID) == SAID
+    assert load_or_compute(loaded, REPLIES, REQUEST, never) == SAID
 
 
 def test_another_request_is_sampled(loaded):
-    recalled(loaded, REPLIES, REQUEST, lambda: SAID)
-    assert recalled(loaded, REPLIES, {**REQUEST, "seed": 1}, lambda: [[4]]) == [[4]]
+    load_or_compute(loaded, REPLIES, REQUEST, lambda: SAID)
+    assert load_or_compute(loaded, REPLIES, {**REQUEST, "seed": 1}, lambda: [[4]]) == [[4]]
 
 
 def test_one_changed_weight_is_another_model(loaded):
-    recalled(loaded, REPLIES, REQUEST, lambda: SAID)
+    load_or_compute(loaded, REPLIES, REQUEST, lambda: SAID)
     with torch.no_grad():
         next(loaded.model.parameters())[0, 0] += 1e-3
-    assert recalled(loaded, REPLIES, REQUEST, lambda: [[4]]) == [[4]]
+    assert load_or_compute(loaded, REPLIES, REQUEST, lambda: [[4]]) == [[4]]
 
 
 def test_of_a_model_that_was_in_memory_nothing_is_kept(loaded):
     in_memory = replace(loaded, by_name=False)
-    recalled(in_memory, REPLIES, REQUEST, lambda: SAID)
-    assert recalled(in_memory, REPLIES, REQUEST, lambda: [[4]]) == [[4]]
+    load_or_compute(in_memory, REPLIES, REQUEST, lambda: SAID)
+    assert load_or_compute(in_memory, REPLIES, REQUEST, lambda: [[4]]) == [[4]]
 
 
 def test_of_a_model_whose_weights_are_elsewhere_nothing_is_kept(loaded):
     cpu_offload(loaded.blocks[0], execution_device=torch.device("cpu"))
-    recalled(loaded, REPLIES, REQUEST, lambda: SAID)
-    assert recalled(loaded, REPLIES, REQUEST, lambda: [[4]]) == [[4]]
+    load_or_compute(loaded, REPLIES, REQUEST, lambda: SAID)
+    assert load_or_compute(loaded, REPLIES, REQUEST, lambda: [[4]]) == [[4]]
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[1]", '{"a": 1}'])
 def test_a_damaged_entry_is_sampled_again(loaded, tmp_path, damage):
-    recalled(loaded, REPLIES, REQUEST, lambda: SAID)
+    load_or_compute(loaded, REPLIES, REQUEST, lambda: SAID)
     (entry,) = (tmp_path / "kept").glob(f"*/{REPLIES.last}")
     entry.write_text(damage)
-    assert recalled(loaded, REPLIES, REQUEST, lambda: SAID) == SAID
-    assert recalled(loaded, REPLIES, REQUEST, never) == SAID
+    assert load_or_compute(loaded, REPLIES, REQUEST, lambda: SAID) == SAID
+    assert load_or_compute(loaded, REPLIES, REQUEST, never) == SAID
 
 
 def test_an_unwritable_cache_costs_nothing_but_time(loaded, tmp_path):
     (tmp_path / "kept").write_text("a file where the folder should be")
-    assert recalled(loaded, REPLIES, REQUEST, lambda: SAID) == SAID
+    assert load_or_compute(loaded, REPLIES, REQUEST, lambda: SAID) == SAID
 
 
 def test_the_least_recently_used_go(loaded, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "MOST_BYTES", 25)  # three of the entries, which are 8 bytes each
+    monkeypatch.setattr(cache, "MAX_BYTES", 25)  # three of the entries, which are 8 bytes each
     ticks = iter(range(1000))
     utime = cache.os.utime
     monkeypatch.setattr(cache.os, "utime", lambda path: utime(path, (next(ticks) + 1e9,) * 2))
     for seed in (0, 1, 2, 0, 3):
-        recalled(loaded, REPLIES, {"seed": seed}, lambda: [[1, 100]])
-        recalled(loaded, REPLIES, {"seed": seed}, never)
+        load_or_compute(loaded, REPLIES, {"seed": seed}, lambda: [[1, 100]])
+        load_or_compute(loaded, REPLIES, {"seed": seed}, never)
     assert sum(path.stat().st_size for path in (tmp_path / "kept").glob("*/*")) <= 25
-    recalled(loaded, REPLIES, {"seed": 0}, never)
-    assert recalled(loaded, REPLIES, {"seed": 1}, lambda: [[9]]) == [[9]]
+    load_or_compute(loaded, REPLIES, {"seed": 0}, never)
+    assert load_or_compute(loaded, REPLIES, {"seed": 1}, lambda: [[9]]) == [[9]]
 
 
 def test_recalled_replies_are_those_that_were_sampled(loaded):
@@ -102,11 +102,11 @@ def test_the_weights_are_hashed_once_where_they_stay_as_they_are(loaded, monkeyp
     hashed = []
     state = loaded.model.state_dict
     monkeypatch.setattr(loaded.model, "state_dict", lambda: hashed.append(1) or state())
-    with unchanged(loaded):
+    with weights_hashed_once(loaded):
         for seed in range(3):
-            recalled(loaded, REPLIES, {"seed": seed}, lambda: SAID)
+            load_or_compute(loaded, REPLIES, {"seed": seed}, lambda: SAID)
     assert len(hashed) == 1
-    recalled(loaded, REPLIES, {"seed": 0}, never)
+    load_or_compute(loaded, REPLIES, {"seed": 0}, never)
     assert len(hashed) == 2
 
 
@@ -148,16 +148,16 @@ def test_a_cache_that_another_process_clears_meanwhile_costs_nothing_but_time(lo
         raise FileNotFoundError("an entry that was listed is gone")
 
     monkeypatch.setattr(cache, "_make_room", vanished)
-    assert recalled(loaded, REPLIES, REQUEST, lambda: SAID) == SAID
+    assert load_or_compute(loaded, REPLIES, REQUEST, lambda: SAID) == SAID
 
 
 def test_a_model_may_be_in_use_twice(loaded):
-    with unchanged(loaded), unchanged(loaded):
-        recalled(loaded, REPLIES, REQUEST, lambda: SAID)
-    recalled(loaded, REPLIES, REQUEST, never)
+    with weights_hashed_once(loaded), weights_hashed_once(loaded):
+        load_or_compute(loaded, REPLIES, REQUEST, lambda: SAID)
+    load_or_compute(loaded, REPLIES, REQUEST, never)
 
 
 def test_an_error_on_the_way_is_not_blamed_on_the_empty_cache(loaded):
     with pytest.raises(ZeroDivisionError) as raised:
-        recalled(loaded, REPLIES, REQUEST, lambda: 1 / 0)
+        load_or_compute(loaded, REPLIES, REQUEST, lambda: 1 / 0)
     assert raised.value.__context__ is None

@@ -26,7 +26,7 @@ from calibrate.engine.tries import Tries
 from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.models.architecture import ENDLESS, context_length, find_blocks
 from calibrate.models.prompts import encode_prompt, encode_text
-from calibrate.models.steering import Push
+from calibrate.models.steering import Steering
 from calibrate.models.tokens import Prompt
 
 SHORTCUTS = "suffix_passes prefix_sharing batching fast_decoding decoding_prefix".split()
@@ -165,7 +165,7 @@ def looks_aside(loaded):
 
 def test_rows_that_depend_on_their_neighbours_are_run_one_by_one(sequences):
     loaded = looks_aside(tiny.loaded())
-    push = Push(torch.ones(loaded.hidden_size), 1)
+    push = Steering(torch.ones(loaded.hidden_size), 1)
     with pytest.warns(CalibrateWarning, match="without batching, so texts run one by one"):
         run = run_unsteered(loaded, Corpus(tuple(sequences), True), [1])
     assert all(len(one.batch.rows) == 1 for one in run.batches)
@@ -252,7 +252,7 @@ def never_read():
 
 
 def reply(loaded, positions="all"):
-    push = Push(torch.ones(loaded.hidden_size), 1, positions)
+    push = Steering(torch.ones(loaded.hidden_size), 1, positions)
     with pytest.warns(CalibrateWarning):
         sample_all(loaded, [Request([Prompt("a", (5, 6, 7))], 1, push)], Sampling(), seed=0)
 

@@ -12,7 +12,7 @@ from calibrate.common.settings import Sampling
 from calibrate.deploy.chat import Chat, open_steered
 from calibrate.deploy.export import export
 from calibrate.engine.loading import load_model
-from calibrate.models.model import borrowed
+from calibrate.models.model import preserving_model_state
 
 IDS = [7, 12, 20, 9, 30]
 
@@ -33,7 +33,7 @@ def places(finished, tmp_path_factory):
 
 
 def log_probs(opened, strength):
-    with borrowed(opened.loaded), opened.at(strength):
+    with preserving_model_state(opened.loaded), opened.at(strength):
         logits = opened.loaded.model(input_ids=torch.tensor([IDS])).logits[0, -1]
     return torch.log_softmax(logits, -1).numpy()
 
@@ -57,7 +57,7 @@ def test_replies_stream_and_become_history(places):
     with open_steered(places / "directory", str(places / "model")) as opened:
         talk = Chat(opened, Sampling(1.0, 1.0, 12), strength=0.0)
         pieces = []
-        with borrowed(opened.loaded):
+        with preserving_model_state(opened.loaded):
             reply = talk.reply("sun laugh the road", pieces.append)
             talk.reply("rain mud", pieces.append)
         assert len(pieces) > 2
@@ -71,7 +71,7 @@ def test_a_strong_push_is_heard_in_the_replies(places):
         shares = []
         for strength in (-20.0, 20.0):
             talk = Chat(opened, Sampling(1.0, 1.0, 24), strength)
-            with borrowed(opened.loaded):
+            with preserving_model_state(opened.loaded):
                 torch.manual_seed(0)
                 words = " ".join(talk.reply(p, lambda _: None) for p in tiny.prompts(4)).split()
             shares.append(np.mean([word in tiny.BRIGHT for word in words]))
@@ -81,7 +81,7 @@ def test_a_strong_push_is_heard_in_the_replies(places):
 def test_what_no_longer_fits_is_forgotten_oldest_first(places):
     with open_steered(places / "directory", str(places / "model")) as opened:
         talk = Chat(opened, Sampling(1.0, 1.0, 24), strength=0.0)
-        with borrowed(opened.loaded):
+        with preserving_model_state(opened.loaded):
             for prompt in tiny.prompts(6):
                 talk.reply(prompt, lambda _: None)
         asked = [prompt for prompt, _ in talk.history]

@@ -14,7 +14,7 @@ from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.loading import load_model
 from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.engine.vector import SteeringVector
-from calibrate.models.model import borrowed
+from calibrate.models.model import preserving_model_state
 from calibrate.models.tokens import TokenSequence
 
 IDS = torch.tensor([[7, 20, 9, 33, 12, 41], [5, 6, 30, 31, 8, 10]])
@@ -69,7 +69,7 @@ def test_a_compiled_model_is_measured_like_any_other(compiled, steering):
     compiled(input_ids=IDS)
     for model in (compiled, tiny.model()):
         loaded = load_model(model, tiny.tokenizer())
-        with borrowed(loaded):
+        with preserving_model_state(loaded):
             run = run_unsteered(loaded, corpus, [LAYER])
             found.append(delta_ce(loaded, run, steering.values, LAYER, 0.5).value)
     assert found[0] == pytest.approx(found[1], rel=1e-5)

@@ -16,9 +16,9 @@ from calibrate.engine import sampling as drawing
 from calibrate.engine.generation import Request, sample, sample_all
 from calibrate.engine.sampling import draw
 from calibrate.models import tokens
-from calibrate.models.model import borrowed
+from calibrate.models.model import preserving_model_state
 from calibrate.models.prompts import encode_prompt
-from calibrate.models.steering import Push
+from calibrate.models.steering import Steering
 
 SAMPLING = Sampling(max_new_tokens=8)
 NOT_TAKEN = Capability(works=False, reason=None, fallback=None)
@@ -89,8 +89,8 @@ def pushes(loaded):
     generator = torch.Generator().manual_seed(1)
     shift = torch.randn(loaded.hidden_size, generator=generator)
     last = loaded.num_layers - 1
-    return [None, Push(0.3 * shift, 0), Push(-0.5 * shift, 0), Push(0.4 * shift, last),
-            Push(0.6 * shift, last, "last")]  # fmt: skip
+    return [None, Steering(0.3 * shift, 0), Steering(-0.5 * shift, 0), Steering(0.4 * shift, last),
+            Steering(0.6 * shift, last, "last")]  # fmt: skip
 
 
 @pytest.mark.parametrize("architecture", tiny.CONFIGS)
@@ -106,7 +106,7 @@ def test_rows_steered_in_their_own_ways_reply_as_they_would_alone(
         loaded.model.config.get_text_config().sliding_window = window
     prompts = [encode_prompt(loaded, f"the house sits {text}") for text in QUESTIONS]
     requests = [Request(prompts, 2, push) for push in pushes(loaded)]
-    with borrowed(loaded):
+    with preserving_model_state(loaded):
         together = sample_all(loaded, requests, SAMPLING, seed=0)
         for push, found in zip(pushes(loaded), together, strict=True):
             for index, prompt in enumerate(prompts):

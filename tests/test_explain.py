@@ -11,7 +11,7 @@ from test_study import ALPHAS, BASELINE, UNSTEERED, Synthetic, by_site, study
 from calibrate.common.errors import Infeasible
 from calibrate.common.estimate import RatioEstimate
 from calibrate.common.settings import Settings
-from calibrate.search.explain import explaining, prices
+from calibrate.search.explain import add_advice, prices
 
 PILOTS = by_site(ALPHAS)
 
@@ -40,7 +40,7 @@ def test_a_gain_beyond_all_presence_has_no_price(trials):
 def test_the_best_within_the_budget_and_the_price_come_before_other_advice(trials):
     settings = Settings(min_gain=0.45)
     with pytest.raises(Infeasible) as caught:  # noqa: SIM117 - what is raised is under test
-        with explaining(PILOTS, trials, BASELINE, settings):
+        with add_advice(PILOTS, trials, BASELINE, settings):
             raise Infeasible(["too little"], ["give up"])
     best, price, last = caught.value.advice
     assert caught.value.reasons == ("too little",)
@@ -53,7 +53,7 @@ def test_the_best_within_the_budget_and_the_price_come_before_other_advice(trial
 
 def advice(trials, baseline, **options):
     with pytest.raises(Infeasible) as caught:  # noqa: SIM117 - what is raised is under test
-        with explaining(PILOTS, trials, baseline, Settings(**options)):
+        with add_advice(PILOTS, trials, baseline, Settings(**options)):
             raise Infeasible(["too little"], [])
     return caught.value.advice
 

@@ -22,9 +22,9 @@ from calibrate.engine.loading import load_model
 from calibrate.judging import panel as panels
 from calibrate.judging.choice import Lesson, choose_audit, judge_name
 from calibrate.judging.graded_replies import graded_replies
-from calibrate.judging.panel import appoint, judge_again, judge_from_texts
+from calibrate.judging.panel import judge_again, judge_from_texts, make_judges
 from calibrate.judging.presence import measure_presence
-from calibrate.judging.teaching import Material
+from calibrate.judging.teaching import JudgeInputs
 from calibrate.models.prompts import encode_prompt
 from calibrate.texts.concept import Concept, read_concept
 from calibrate.texts.extraction import concept_vectors
@@ -64,7 +64,7 @@ def material(tiny_options):
         replies = sample_unsteered(loaded, tiny.prompts(60), settings)
         splits = tiny_options["concept"].split()
         vector = concept_vectors(loaded, splits["vector"], settings)[0]
-    return loaded, Material("bright", splits, replies, vector), settings
+    return loaded, JudgeInputs("bright", splits, replies, vector), settings
 
 
 def test_the_embedding_judge_reads_any_sentence_transformer(examples, tmp_path):
@@ -295,7 +295,7 @@ def test_an_empty_text_is_not_put_before_the_judge():
 
 def test_without_the_probe_no_probe_is_fitted(material):
     loaded, stuff, settings = material
-    panel = appoint(loaded, stuff, never_dull, counting, None, settings)
+    panel = make_judges(loaded, stuff, never_dull, counting, None, settings)
     assert panel.probe is None
     assert panel.final is panel.reader
     assert panel.reader.name == f"{__name__}:never_dull"
@@ -304,7 +304,7 @@ def test_without_the_probe_no_probe_is_fitted(material):
 
 def test_without_a_teacher_a_probe_learns_from_the_written_texts_and_reads_everything(material):
     loaded, stuff, settings = material
-    panel = appoint(loaded, stuff, "auto", None, Lesson("written"), settings)
+    panel = make_judges(loaded, stuff, "auto", None, Lesson("written"), settings)
     learned, texts = panel.probe.learned, stuff.splits["probe"]
     assert (learned.source, learned.teacher) == ("written", None)
     assert learned.n_texts == {"positive": len(texts.positives), "negative": len(texts.negatives)}
@@ -350,11 +350,11 @@ def test_a_planted_cheat_reads_the_vector_and_the_judge_does_not(finished):
     """At a quarter of the strength, on text that has not changed at all."""
     config, probe = finished.result.config, finished.result.probe
     loaded = load_model(tiny.model("gpt2"), tiny.tokenizer())
-    unchanged = [one.unsteered for one in finished.result.evidence.completions if one.unsteered]
-    honest = probe.score(unchanged, loaded)
+    untouched = [one.unsteered for one in finished.result.evidence.completions if one.unsteered]
+    honest = probe.score(untouched, loaded)
     strength = 0.25 * config.intervention.strength
     with config.steering_vector.apply(loaded.blocks, strength):
-        cheat = probe.score(unchanged, loaded)
+        cheat = probe.score(untouched, loaded)
     assert cheat.mean() > honest.mean() + 0.05
 
 
@@ -413,7 +413,7 @@ def test_truncations_labelled_by_a_coin_are_not_told_apart(material):
     splits = Concept.from_texts("coin", *sides).split()
     coin = replace(stuff, concept="coin", splits=splits)
     with pytest.raises(Infeasible, match=r"the probe cannot tell 'coin' apart: its AUC is 0\."):
-        appoint(loaded, coin, "auto", None, Lesson("written"), settings)
+        make_judges(loaded, coin, "auto", None, Lesson("written"), settings)
 
 
 @pytest.mark.parametrize(("skilled", "expected"), [(True, "embedding"), (False, None)])

@@ -21,7 +21,7 @@ from calibrate.engine.generation import completed, sample
 from calibrate.engine.loading import load_model
 from calibrate.judging.loops import LEAST, longest_loop, looped
 from calibrate.models.prompts import encode_prompt
-from calibrate.models.steering import Push
+from calibrate.models.steering import Steering
 from calibrate.search.budget import VerifiedBudget, verify_long_run
 from calibrate.search.long_run import (
     LOOP_MARGIN,
@@ -131,7 +131,7 @@ def test_the_unsteered_replies_are_those_anyone_would_sample_and_the_steered_sha
 
 
 def push(loaded, strength):
-    return Push(strength * torch.ones(loaded.hidden_size), 1)
+    return Steering(strength * torch.ones(loaded.hidden_size), 1)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from calibrate.common.settings import Sampling
 from calibrate.engine import decoding, forward, memory, pooling, unsteered
 from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.generation import sample
-from calibrate.engine.memory import Shelf, in_parts_that_fit
+from calibrate.engine.memory import ResidualStore, in_parts_that_fit
 from calibrate.engine.pooling import pooled_residuals
 from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.models.prompts import encode_prompt
@@ -105,7 +105,7 @@ def test_residuals_beyond_the_limit_are_kept_in_a_file(loaded, sequences, monkey
     vector, corpus = torch.randn(loaded.hidden_size), Corpus(sequences, self_sampled=True)
     expected = delta_ce(loaded, run_unsteered(loaded, corpus, [LAYER]), vector, LAYER, 0.3)
     filed = []
-    monkeypatch.setattr(unsteered, "Shelf", lambda: Shelf(most=0))
+    monkeypatch.setattr(unsteered, "ResidualStore", lambda: ResidualStore(most=0))
     in_file = memory._in_file
     monkeypatch.setattr(memory, "_in_file", lambda values: filed.append(1) or in_file(values))
     run = run_unsteered(loaded, corpus, [LAYER])
@@ -116,7 +116,7 @@ def test_residuals_beyond_the_limit_are_kept_in_a_file(loaded, sequences, monkey
 def test_a_shelf_keeps_in_memory_up_to_its_limit(monkeypatch):
     filed = []
     monkeypatch.setattr(memory, "_in_file", lambda values: filed.append(values) or values)
-    shelf, values = Shelf(most=100), torch.ones(10)
+    shelf, values = ResidualStore(most=100), torch.ones(10)
     for _ in range(4):
         assert torch.equal(shelf.keep(values), values)
     assert len(filed) == 2  # 40 bytes each: two fit

@@ -881,7 +881,7 @@ def test_the_cache_makes_room_among_its_own_entries_only(loaded, monkeypatch):
 
     from calibrate.texts.replies import REPLIES
 
-    monkeypatch.setattr(cache, "MOST_BYTES", 0)
+    monkeypatch.setattr(cache, "MAX_BYTES", 0)
     kept = cache.cache_directory() / "kept"
     (kept / "mine").mkdir(parents=True)
     (kept / "mine" / "thesis.json").write_text("years of work")
@@ -891,7 +891,7 @@ def test_the_cache_makes_room_among_its_own_entries_only(loaded, monkeypatch):
     (strange / "thesis.tex").write_text("years of work")
     (kept / ("b" * 64)).symlink_to(kept / "mine")
     before = contents(kept)
-    cache.recalled(replace(loaded, by_name=True), REPLIES, {"seed": 0}, lambda: [[1]])
+    cache.load_or_compute(replace(loaded, by_name=True), REPLIES, {"seed": 0}, lambda: [[1]])
     assert contents(kept) == before
 
 

@@ -12,7 +12,7 @@ from calibrate.common.settings import Settings
 from calibrate.engine.cross_entropy import steered_hidden
 from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.laws.log_odds import measure_log_odds
-from calibrate.models.model import borrowed
+from calibrate.models.model import preserving_model_state
 from calibrate.search import block_ranking as ranking
 from calibrate.search.block_ranking import carried_blocks, rank_blocks
 from calibrate.texts.extraction import concept_vectors, encode
@@ -33,11 +33,11 @@ def log_likelihood(loaded, texts, vector, strength):
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "falcon"])
 @pytest.mark.parametrize("positions", ["all", "last"])
 def test_the_estimates_agree_with_steered_passes(architecture, positions, sequences, monkeypatch):
-    monkeypatch.setattr(ranking, "MOST_SEQUENCES", 240)  # so that the oracle sees no noise
+    monkeypatch.setattr(ranking, "MAX_SEQUENCES", 240)  # so that the oracle sees no noise
     loaded = tiny.loaded(architecture)
     splits = tiny.concept().split()
     settings = Settings(positions=positions)
-    with borrowed(loaded):
+    with preserving_model_state(loaded):
         vectors = concept_vectors(loaded, splits["vector"], settings)
         corpus = Corpus(tuple(sequences) * 20, self_sampled=True)
         ranks = rank_blocks(loaded, corpus, splits["probe"], vectors, settings)
@@ -64,7 +64,7 @@ def test_replies_count_where_both_labels_have_some(sequences):
     from calibrate.texts.concept import Text, Texts
 
     loaded, settings = tiny.loaded(), Settings()
-    with borrowed(loaded):
+    with preserving_model_state(loaded):
         vectors = concept_vectors(loaded, tiny.concept().split()["vector"], settings)
         replies = [Text("sun laugh", "the road"), Text("rain mud", "the road")]
         more = Texts((replies[0], Text("song dance")), (replies[1], Text("the a house")))
@@ -78,7 +78,7 @@ def test_replies_count_where_both_labels_have_some(sequences):
 def test_to_decrease_a_concept_strengths_are_negative(sequences):
     loaded = tiny.loaded()
     splits = tiny.concept().split()
-    with borrowed(loaded):
+    with preserving_model_state(loaded):
         vectors = concept_vectors(loaded, splits["vector"], Settings())
         corpus = Corpus(tuple(sequences), self_sampled=True)
         up, down = (
@@ -92,7 +92,7 @@ def test_to_decrease_a_concept_strengths_are_negative(sequences):
 def test_ranking_leaves_no_gradient_and_no_hook(sequences):
     loaded = tiny.loaded()
     splits = tiny.concept().split()
-    with borrowed(loaded):
+    with preserving_model_state(loaded):
         vectors = concept_vectors(loaded, splits["vector"], Settings())
         rank_blocks(loaded, Corpus(tuple(sequences), True), splits["probe"], vectors, Settings())
     assert all(parameter.grad is None for parameter in loaded.model.parameters())

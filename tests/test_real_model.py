@@ -21,7 +21,7 @@ from calibrate.common.settings import Sampling
 from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.loading import load_model
 from calibrate.engine.unsteered import Corpus, run_unsteered
-from calibrate.models.model import borrowed
+from calibrate.models.model import preserving_model_state
 from calibrate.models.prompts import encode_prompt
 from calibrate.texts.concept import read_concept, read_prompts
 
@@ -129,7 +129,7 @@ def test_the_saved_config_steers_and_the_saved_probe_reads(joy, smollm2):
     config = calibrate.load(directory)
     assert config == result.config
     reference = config.reference
-    with borrowed(smollm2), config.steer(smollm2):
+    with preserving_model_state(smollm2), config.steer(smollm2):
         logits = smollm2.model(input_ids=torch.tensor([reference.input_ids])).logits[0, -1]
     found = torch.log_softmax(logits, dim=-1)[reference.token_ids]
     assert np.abs(found.numpy() - np.array(reference.log_probs)).max() < 1e-4
@@ -155,7 +155,7 @@ def test_batch_size_changes_delta_ce_by_less_than_a_ten_thousandth(joy):
             )
             for prompt, reply in zip(prompts, replies, strict=True)
         )
-        with borrowed(loaded):
+        with preserving_model_state(loaded):
             layer = config.intervention.layer
             run = run_unsteered(loaded, Corpus(sequences, self_sampled=True), [layer])
             vector = config.steering_vector.values

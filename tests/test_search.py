@@ -11,7 +11,7 @@ from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.generation import sample_all
 from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.laws.pilot import run_pilots
-from calibrate.models.model import borrowed
+from calibrate.models.model import preserving_model_state
 from calibrate.search.objective import FIRST_PART, SearchObjective, rung_sizes
 from calibrate.search.trials import PROPOSED_SHARE
 from calibrate.texts.extraction import concept_vectors
@@ -38,7 +38,7 @@ def test_rungs_double_and_leave_no_small_rest(total, sizes):
 def objective():
     loaded = tiny.loaded("gpt2")
     settings = Settings(ce_budget=0.2, sampling=Sampling(1.0, 1.0, 8), max_fluency_drop=5.0)
-    with borrowed(loaded):
+    with preserving_model_state(loaded):
         replies = sample_unsteered(loaded, tiny.prompts(320), settings)
         sequences = tuple(reply.sequence for reply in replies.completions["search"])
         corpus = Corpus(sequences, self_sampled=True)

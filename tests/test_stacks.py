@@ -16,7 +16,7 @@ from calibrate.deploy.runtimes import STACKS, check_stack, rise_in, serving
 from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.models.llama_cpp import LlamaCpp, is_installed
-from calibrate.models.model import borrowed
+from calibrate.models.model import preserving_model_state
 
 needs_llama_cpp = pytest.mark.skipif(not is_installed(), reason="xllamacpp is not installed")
 
@@ -90,7 +90,7 @@ def log_probs(logits):
 @needs_llama_cpp
 def test_llama_cpp_computes_what_transformers_does(loaded, model_gguf):
     ids = [7, 12, 20, 9, 30, 6, 11]
-    with LlamaCpp(model_gguf) as engine, borrowed(loaded):
+    with LlamaCpp(model_gguf) as engine, preserving_model_state(loaded):
         expected = loaded.model(input_ids=torch.tensor([ids])).logits[0]
         assert log_probs(engine.logits(ids)).numpy() == pytest.approx(
             torch.log_softmax(expected, -1).numpy(), abs=1e-4
@@ -132,7 +132,7 @@ def test_delta_ce_in_every_stack_is_what_it_is_here(name, loaded, config, model_
     if name == "llama.cpp" and not is_installed():
         pytest.skip("xllamacpp is not installed: pip install -e .[llama-cpp]")
     done = config.intervention
-    with borrowed(loaded):
+    with preserving_model_state(loaded):
         run = run_unsteered(loaded, Corpus(tuple(sequences), self_sampled=True), [done.layer])
         values = config.steering_vector.values
         here = delta_ce(loaded, run, values, done.layer, done.strength)

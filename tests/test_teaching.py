@@ -24,7 +24,7 @@ from calibrate.judging import choice, panel, teaching
 from calibrate.judging.choice import Lesson, choose_lesson, wants_fetching
 from calibrate.judging.graded_replies import is_built_in
 from calibrate.judging.panel import train_probe
-from calibrate.judging.teaching import MOST, Material, own_replies, taught_texts
+from calibrate.judging.teaching import MOST, JudgeInputs, own_replies, taught_texts
 from calibrate.texts.concept import Concept, read_concept
 from calibrate.texts.extraction import concept_vectors
 from calibrate.texts.replies import sample_unsteered
@@ -72,7 +72,7 @@ def drawn(tiny_options):
         replies = sample_unsteered(loaded, tiny.prompts(100), settings)
         splits = tiny_options["concept"].split()
         vector = concept_vectors(loaded, splits["vector"], settings)[1]
-    return loaded, Material("bright", splits, replies, vector), settings
+    return loaded, JudgeInputs("bright", splits, replies, vector), settings
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from calibrate.engine.loading import load_model
 from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.laws.log_odds import measure_log_odds
 from calibrate.laws.pilot import run_pilot
-from calibrate.models.model import borrowed
+from calibrate.models.model import preserving_model_state
 from calibrate.models.prompts import encode_prompt
 from calibrate.texts.concept import read_concept, read_prompts
 from calibrate.texts.extraction import concept_vectors
@@ -40,7 +40,7 @@ def trained(request):
 def bench(trained):
     """Unsteered replies, and the vector towards uppercase words."""
     loaded, layer = trained
-    with borrowed(loaded):
+    with preserving_model_state(loaded):
         encoded = [encode_prompt(loaded, text) for text in read_prompts(PROMPTS)[:96]]
         replies = sample(loaded, encoded, SAMPLING, seed=0)
         vector = concept_vectors(loaded, read_concept(UPPERCASE).split()["vector"], Settings())[

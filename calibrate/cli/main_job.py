@@ -95,13 +95,13 @@ def show(directory: Path, as_json: bool) -> None:
 def _described(
     loaded: LoadedModel, name: str, description: str | None, seed: int, progress: Progress
 ) -> Concept:
-    from calibrate.models.model import borrowed
+    from calibrate.models.model import preserving_model_state
     from calibrate.texts.describe import describe_concept
 
     assert description is not None
     progress.began("writing texts", None)
     try:
-        with borrowed(loaded):
+        with preserving_model_state(loaded):
             return describe_concept(loaded, name, description, seed)
     finally:
         progress.ended("writing texts")

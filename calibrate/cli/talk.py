@@ -43,7 +43,7 @@ def generate(
     from calibrate.common.settings import Sampling, check_seed, finite_strength
     from calibrate.deploy.chat import open_steered
     from calibrate.engine.generation import sample
-    from calibrate.models.model import borrowed
+    from calibrate.models.model import preserving_model_state
     from calibrate.models.prompts import encode_prompt
 
     check_seed(seed)
@@ -52,7 +52,7 @@ def generate(
     with (
         working(as_json) as progress,
         open_steered(directory, model, progress) as opened,
-        borrowed(opened.loaded),
+        preserving_model_state(opened.loaded),
     ):
         sampling = replace(Sampling(), max_new_tokens=max_tokens)
         encoded = [encode_prompt(opened.loaded, prompt)]
@@ -79,12 +79,12 @@ def chat(directory: Path, model: str | None, max_tokens: int) -> None:
     from calibrate.common.errors import InputError
     from calibrate.common.settings import Sampling
     from calibrate.deploy.chat import HELP, Chat, open_steered
-    from calibrate.models.model import borrowed
+    from calibrate.models.model import preserving_model_state
 
     with (
         working() as progress,
         open_steered(directory, model, progress) as opened,
-        borrowed(opened.loaded),
+        preserving_model_state(opened.loaded),
     ):
         _require_reply(opened.loaded, None, max_tokens)
         progress.close()

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 NEAR_COPY = 0.75  # of the shorter text's words and pairs that a near copy shares
-MOST_TIMES = 1024  # that a word of one text is told apart from itself
+MAX_TIMES = 1024  # that a word of one text is told apart from itself
 FEW_WORDS = 3  # shorter texts are found by chance in longer ones, and must begin them
 
 # Scripts that set no spaces between words: Thai, Lao, Tibetan, Burmese, Khmer, kana, Chinese.
@@ -125,7 +125,7 @@ def _told_apart(codes: np.ndarray) -> np.ndarray:
     """Number what comes several times, so that "no no no" is not all in "no, it rains"."""
     ordered = np.sort(codes)
     again = np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
-    told_apart: np.ndarray = ordered * MOST_TIMES + np.minimum(again, MOST_TIMES - 1)
+    told_apart: np.ndarray = ordered * MAX_TIMES + np.minimum(again, MAX_TIMES - 1)
     return told_apart
 
 

@@ -10,8 +10,10 @@ import numpy as np
 from scipy.stats import chi2
 from scipy.stats import t as student_t
 
-DOUBT = 0.95  # confidence that the spread of values is no larger than the one reckoned with
-MOST_SPREAD = 2.0  # of log-normal values, in units of their logarithm
+SPREAD_CONFIDENCE = (
+    0.95  # confidence that the spread of values is no larger than the one reckoned with
+)
+MAX_SPREAD = 2.0  # of log-normal values, in units of their logarithm
 STEP = 0.05  # spreads are rounded up to multiples of it
 DRAWS = 1 << 20  # random numbers for a quantile of the log-normal t statistic
 
@@ -99,7 +101,8 @@ class RatioEstimate:
         Student's bound is short when a few sequences rise much more than the rest, as they do
         in cross-entropy. Johnson's (1978, J. Am. Stat. Assoc. 73) corrects it for the skewness
         seen; in few sequences little of it is seen, so where all values are positive, as KL is,
-        they are taken for log-normal, with a spread that is exceeded with probability 1 - DOUBT.
+        they are taken for log-normal, with a spread that is exceeded with probability
+        1 - SPREAD_CONFIDENCE.
         """
         quantile = self._quantile(confidence)
         johnson = self._skewness() * (2 * quantile**2 + 1) / (6 * float(np.sqrt(len(self.sums))))
@@ -122,8 +125,8 @@ class RatioEstimate:
         if n < 2 or (self.sums < 0).any() or self.value <= 0:
             return 0.0
         spread = self.standard_error * np.sqrt(n) / self.value
-        spread *= np.sqrt((n - 1) / chi2.ppf(1 - DOUBT, n - 1))
-        sigma = min(float(np.sqrt(np.log1p(spread**2))), MOST_SPREAD)
+        spread *= np.sqrt((n - 1) / chi2.ppf(1 - SPREAD_CONFIDENCE, n - 1))
+        sigma = min(float(np.sqrt(np.log1p(spread**2))), MAX_SPREAD)
         return log_normal_quantile(n, float(np.ceil(sigma / STEP) * STEP), confidence)
 
     def _quantile(self, probability: float) -> float:

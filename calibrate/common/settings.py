@@ -18,10 +18,10 @@ from calibrate.common.errors import InputError
 
 SHORTEST_LONG_RUN = 64  # tokens; two windows, of which the second can differ from the first
 SEEDS = 2**32  # seeds below this suit NumPy as well as torch
-MOST_TRIALS = 10_000
-MOST_NATS = 100.0  # no text is less likely than that, token by token
-MOST_TOKENS = 2**31  # more positions than any tensor here may have
-NATS_RULE = f"must be a number of at most {MOST_NATS:g} and above 0 nat"
+MAX_TRIALS = 10_000
+MAX_NATS = 100.0  # no text is less likely than that, token by token
+MAX_TOKENS = 2**31  # more positions than any tensor here may have
+NATS_RULE = f"must be a number of at most {MAX_NATS:g} and above 0 nat"
 
 
 def check_whole(rule: str, value: Any, fits: Callable[[int], bool]) -> int:
@@ -57,11 +57,11 @@ def finite_strength(strength: Any) -> float:
 
 
 def _fits_a_tensor(tokens: int) -> bool:
-    return 1 <= tokens <= MOST_TOKENS
+    return 1 <= tokens <= MAX_TOKENS
 
 
 def _are_nats(value: float) -> bool:
-    return 0 < value <= MOST_NATS
+    return 0 < value <= MAX_NATS
 
 
 def _shown(value: Any) -> str:
@@ -202,8 +202,8 @@ class Settings:
         8,
         "Strengths the study tries at most.",
         "N",
-        rule=f"there must be at most {MOST_TRIALS:,} and at least 1 trial",
-        fits=lambda trials: 1 <= trials <= MOST_TRIALS,
+        rule=f"there must be at most {MAX_TRIALS:,} and at least 1 trial",
+        fits=lambda trials: 1 <= trials <= MAX_TRIALS,
     )
     precision: float = _field(
         0.02,
@@ -237,7 +237,7 @@ class Settings:
         "Tokens of the replies that verification reads as they are served; 0 for none.",
         "N",
         rule=f"the long run must have {SHORTEST_LONG_RUN} tokens or more, or 0 for none",
-        fits=lambda tokens: tokens == 0 or SHORTEST_LONG_RUN <= tokens <= MOST_TOKENS,
+        fits=lambda tokens: tokens == 0 or SHORTEST_LONG_RUN <= tokens <= MAX_TOKENS,
     )
     max_fluency_drop: float | None = _field(
         None,

@@ -31,7 +31,7 @@ from calibrate.deploy.verify import as_calibrated
 from calibrate.engine.loading import load_model
 from calibrate.models.embedded import embedded_gguf
 from calibrate.models.llama_cpp import LlamaCpp
-from calibrate.models.model import LoadedModel, borrowed
+from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.models.tokens import TokenSequence
 from calibrate.models.wheels import EMBEDDED
 
@@ -71,7 +71,7 @@ def serving(
         export does.
     """
     require_stack(name, gguf)
-    with tempfile.TemporaryDirectory() as folder, borrowed(loaded):
+    with tempfile.TemporaryDirectory() as folder, preserving_model_state(loaded):
         target = Path(folder) / "export"
         if name == "llama.cpp":
             export(config, "gguf", target, loaded)
@@ -100,7 +100,7 @@ def check_stack(
     config, evidence = load(directory), Evidence.load(Path(directory))
     loaded = as_calibrated(config, loaded)
     with Ledger(loaded.meter, progress).stage(f"ΔCE in {name}"):
-        with borrowed(loaded):
+        with preserving_model_state(loaded):
             sequences = own_replies(config, evidence, loaded)
         with serving(name, config, loaded, gguf) as stack:
             return judged(f"budget in {name}", rise_in(stack, sequences), config)

@@ -32,7 +32,7 @@ from calibrate.deploy.checks import (
 )
 from calibrate.deploy.diagnosis import Check
 from calibrate.engine.loading import load_model, rendered_with
-from calibrate.models.model import LoadedModel, borrowed
+from calibrate.models.model import LoadedModel, preserving_model_state
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def check_directory(
     checks = list(check_identity(config, model))
     if not all(check.passed for check in checks):
         return GateReport(tuple(checks))
-    with borrowed(model):
+    with preserving_model_state(model):
         with ledger.stage("reference"):
             checks.append(check_reference(config, model))
         if checks[-1].passed and not quick:

@@ -29,8 +29,8 @@ from calibrate.common.errors import CalibrateWarning, ModelError
 from calibrate.common.record import Capability, CapabilityReport
 from calibrate.engine.decoding import by_generate, by_own_loop
 from calibrate.engine.tries import Tries
-from calibrate.models.model import LoadedModel, borrowed
-from calibrate.models.steering import Push
+from calibrate.models.model import LoadedModel, preserving_model_state
+from calibrate.models.steering import Steering
 
 # How far, relatively, what a shortcut says may be off.
 ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-4}
@@ -103,7 +103,7 @@ class TriedCapabilities:
         """Whether `generate` says to several prompts at once what it says to each alone."""
         return self._tried("batched generation", lambda: self._tries.reply_gap(by_generate))
 
-    def check_replies(self, pushes: Sequence[Push | None]) -> None:
+    def check_replies(self, pushes: Sequence[Steering | None]) -> None:
         """Raise ModelError where `generate` cannot make these replies as they are to be steered."""
         alone = self._tries.alone
         if isinstance(alone, Exception):
@@ -137,10 +137,10 @@ class TriedCapabilities:
 
     def _tried(self, name: str, gap: Callable[[], float], strict: float = 1.0) -> Capability:
         """Try a shortcut once; warn where it is not taken."""
-        with borrowed(self._loaded):
+        with preserving_model_state(self._loaded):
             _ = self._tries.plain  # what fails here is no matter of a shortcut
         try:
-            with borrowed(self._loaded):
+            with preserving_model_state(self._loaded):
                 off = gap()
             allowed = strict * ROUNDING.get(self._loaded.dtype, HALF_ROUNDING)
             reason = None if off <= allowed else f"what it says is off by {off:.2g} of its size"

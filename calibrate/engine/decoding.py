@@ -24,10 +24,12 @@ from calibrate.engine.sampling import draw
 from calibrate.models.architecture import attention_window, base_of
 from calibrate.models.hooks import last_logits_only
 from calibrate.models.model import LoadedModel
-from calibrate.models.steering import Push, RowPushes, pushed
+from calibrate.models.steering import BatchSteering, Steering, pushed
 from calibrate.models.tokens import PAD, Prompt, common_prefix
 
-WORTH_LEAVING = 1 / 8  # of the rows that have ended before they leave: moving the rest costs time
+COMPACT_FRACTION = (
+    1 / 8
+)  # of the rows that have ended before they leave: moving the rest costs time
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +38,7 @@ class Row:
 
     prompt: Prompt
     key: int
-    push: Push | None = None
+    push: Steering | None = None
 
 
 Choose = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
@@ -103,8 +105,8 @@ class _Decoding:
     def __init__(
         self,
         loaded: LoadedModel,
-        starts: Sequence[tuple[Prompt, Push | None]],
-        pushes: RowPushes,
+        starts: Sequence[tuple[Prompt, Steering | None]],
+        pushes: BatchSteering,
         loop: Loop,
         share: bool,
     ) -> None:
@@ -132,7 +134,7 @@ class _Decoding:
             going = [row for row, place in enumerate(self._places) if not self._ended(place)]
             if not going or step + 1 == self._loop.most:
                 break
-            if len(going) <= (1 - WORTH_LEAVING) * len(self._places):
+            if len(going) <= (1 - COMPACT_FRACTION) * len(self._places):
                 self._keep(going)
                 chosen = chosen[going]
             self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], dim=1)
@@ -167,7 +169,7 @@ class _Decoding:
         logits: torch.Tensor = out.logits[:, -1]
         return logits
 
-    def _prefilled(self, pushes: Sequence[Push | None]) -> DynamicCache:
+    def _prefilled(self, pushes: Sequence[Steering | None]) -> DynamicCache:
         """Keys and values of the shared prefix, run once for every push, repeated for its rows."""
         cache = self._loaded.empty_cache()
         cache.layers = [

@@ -13,7 +13,7 @@ from calibrate.engine.decoding import Row, decode
 from calibrate.engine.memory import in_parts_that_fit
 from calibrate.engine.sampling import noise_key
 from calibrate.models.model import LoadedModel
-from calibrate.models.steering import Push
+from calibrate.models.steering import Steering
 from calibrate.models.thought import thought_length
 from calibrate.models.tokens import WORTH_SHARING, Prompt, TokenSequence
 
@@ -66,7 +66,7 @@ class Request:
 
     prompts: Sequence[Prompt]
     per_prompt: int | Sequence[int] = 1
-    push: Push | None = None
+    push: Steering | None = None
     first: int = 0
 
     @property
@@ -84,7 +84,7 @@ def sample(
     sampling: Sampling,
     seed: int,
     per_prompt: int | Sequence[int] = 1,
-    push: Push | None = None,
+    push: Steering | None = None,
     steering: AbstractContextManager[None] | None = None,
 ) -> tuple[Completion, ...]:
     """Sample replies to every prompt, in the order of the prompts.
@@ -149,7 +149,7 @@ class _Job:
     index: int
     k: int
     prompt: Prompt
-    push: Push | None
+    push: Steering | None
 
 
 def _batched(loaded: LoadedModel, jobs: Sequence[_Job], sampling: Sampling) -> Iterator[list[_Job]]:

@@ -23,7 +23,7 @@ from calibrate.models.checkpoint import require_whole
 from calibrate.models.converted import converted_gguf
 from calibrate.models.embedded import embedded_directory
 from calibrate.models.given import given_model, given_tokenizer, require_next_token_model
-from calibrate.models.model import DEFAULT_BATCH_TOKENS, LoadedModel, borrowed
+from calibrate.models.model import DEFAULT_BATCH_TOKENS, LoadedModel, preserving_model_state
 from calibrate.models.parts import proved
 from calibrate.models.quiet import load_report, quiet_transformers
 from calibrate.models.rendering import settle
@@ -128,7 +128,7 @@ def _with_parts(
         examine=TriedCapabilities,
         batch_tokens=tokens,
     )
-    with borrowed(loaded):
+    with preserving_model_state(loaded):
         return proved(loaded)
 
 

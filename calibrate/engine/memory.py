@@ -16,7 +16,7 @@ from calibrate.models.tokens import Batch, TokenSequence, batches
 Row = TypeVar("Row")
 Result = TypeVar("Result")
 
-MOST_BYTES = 2 << 30  # of residuals kept where the model computes, for one unsteered run
+MAX_BYTES = 2 << 30  # of residuals kept where the model computes, for one unsteered run
 
 
 def in_parts_that_fit(
@@ -61,7 +61,7 @@ def over_batches(
             yield result
 
 
-class Shelf:
+class ResidualStore:
     """Keeps residuals: where they were made up to a limit, elsewhere beyond it.
 
     Elsewhere is the machine's own memory for those of a GPU, and a file for those of a CPU, which
@@ -70,7 +70,7 @@ class Shelf:
     most: bytes kept where they were made.
     """
 
-    def __init__(self, most: int = MOST_BYTES) -> None:
+    def __init__(self, most: int = MAX_BYTES) -> None:
         self._left = most
 
     def keep(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ import torch
 from transformers import Cache
 
 from calibrate.engine.forward import forward
-from calibrate.engine.memory import Shelf
+from calibrate.engine.memory import ResidualStore
 from calibrate.models.hooks import Edit, KeptResidual, edited_after, keeping, last_logits_only
 from calibrate.models.model import LoadedModel
 from calibrate.models.tokens import Batch, TokenSequence, common_prefix
@@ -71,7 +71,7 @@ def shared_prefix(
     loaded: LoadedModel,
     sequences: Sequence[TokenSequence],
     layers: Sequence[int],
-    shelf: Shelf,
+    shelf: ResidualStore,
 ) -> Prefix | None:
     """Run what all sequences begin with, and keep its residuals after the blocks in `layers`.
 
@@ -87,7 +87,7 @@ def shared_prefix(
 
 
 def run_prefix(
-    loaded: LoadedModel, ids: tuple[int, ...], layers: Sequence[int], shelf: Shelf
+    loaded: LoadedModel, ids: tuple[int, ...], layers: Sequence[int], shelf: ResidualStore
 ) -> Prefix:
     """Run a prefix as one row, and keep its residuals after the blocks in `layers`."""
     cache = loaded.empty_cache()

@@ -10,7 +10,7 @@ import torch
 
 from calibrate.engine.decoding import Loop, Row, by_generate
 from calibrate.engine.forward import final_hidden, forward
-from calibrate.engine.memory import Shelf
+from calibrate.engine.memory import ResidualStore
 from calibrate.engine.prefix import run_prefix
 from calibrate.models.hooks import (
     KeptResidual,
@@ -24,7 +24,7 @@ from calibrate.models.hooks import (
 )
 from calibrate.models.model import LoadedModel
 from calibrate.models.parts import ordinary_ids
-from calibrate.models.steering import Push
+from calibrate.models.steering import Steering
 from calibrate.models.tokens import WORTH_SHARING, Batch, Prompt, TokenSequence
 
 BEGINNING = WORTH_SHARING  # tokens that all texts of a try begin with
@@ -60,7 +60,9 @@ class Tries:
         """
         loaded, read = self._loaded, []
         for text in self._texts:
-            with keeping(loaded.blocks, range(loaded.num_layers), Shelf().keep) as residuals:
+            with keeping(
+                loaded.blocks, range(loaded.num_layers), ResidualStore().keep
+            ) as residuals:
                 read.append(final_hidden(loaded, Batch.of([text], loaded.device)))
         return torch.cat(read), residuals
 
@@ -107,7 +109,7 @@ class Tries:
             whole = final_hidden(loaded, Batch.of(self._texts, loaded.device))
         ids = self._texts[0].ids[: BEGINNING - 1]
         kept = [layer] if suffix_works else []
-        prefix = run_prefix(loaded, ids, kept, Shelf())
+        prefix = run_prefix(loaded, ids, kept, ResidualStore())
         self._untouched = 0
         cache = prefix.edited(loaded, layer, push)
         with edited_after(loaded.blocks, layer, push, None):
@@ -119,7 +121,7 @@ class Tries:
     def _rows(self) -> list[Row]:
         """Two prompts that begin alike, one steered at all positions and one at the last."""
         return [
-            Row(Prompt("", text.ids), key, Push(self._shift, self.middle, positions))
+            Row(Prompt("", text.ids), key, Steering(self._shift, self.middle, positions))
             for key, (text, positions) in enumerate(
                 zip(self._texts, get_args(Positions), strict=True)
             )

@@ -11,7 +11,7 @@ import torch
 
 from calibrate.common.estimate import RatioEstimate
 from calibrate.engine.forward import final_hidden
-from calibrate.engine.memory import Shelf, over_batches
+from calibrate.engine.memory import ResidualStore, over_batches
 from calibrate.engine.prefix import Prefix, shared_prefix
 from calibrate.models.hooks import KeptResidual, keeping
 from calibrate.models.model import LoadedModel
@@ -102,7 +102,7 @@ def run_unsteered(
         replace(corpus, sequences=corpus.sequences[first:last])
         for first, last in itertools.pairwise([0, *ends])
     ]
-    shelf, most, compared = Shelf(), loaded.scoring_tokens, bool(layers)
+    shelf, most, compared = ResidualStore(), loaded.scoring_tokens, bool(layers)
     can = loaded.capabilities
     layers = [one for one in sorted(layers, reverse=True) if can.suffix_after(one).works]
     prefix = shared_prefix(loaded, corpus.sequences, layers, shelf) if lend_prefix else None
@@ -177,7 +177,7 @@ def _unsteered(
     loaded: LoadedModel,
     batch: Batch,
     layers: Sequence[int],
-    shelf: Shelf,
+    shelf: ResidualStore,
     prefix: Prefix | None,
 ) -> UnsteeredBatch:
     with keeping(loaded.blocks, layers, shelf.keep) as residuals:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from calibrate.models.hooks import Positions, add_everywhere, add_last, edited, retraced
-from calibrate.models.steering import Push
+from calibrate.models.hooks import Positions, add_everywhere, add_last, edited, recompiling
+from calibrate.models.steering import Steering
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +42,9 @@ class SteeringVector:
         noise = torch.randn(self.values.shape, generator=torch.Generator().manual_seed(seed))
         return replace(self, values=noise * (self.norm / noise.norm()))
 
-    def push(self, strength: float, positions: Positions = "all") -> Push:
+    def push(self, strength: float, positions: Positions = "all") -> Steering:
         """What adds `strength · v` after this vector's block to replies that are generated."""
-        return Push(strength * self.values, self.layer, positions)
+        return Steering(strength * self.values, self.layer, positions)
 
     @contextmanager
     def apply(
@@ -59,5 +59,5 @@ class SteeringVector:
         """
         shift = strength * self.values
         edit = add_everywhere(shift) if positions == "all" else add_last(shift)
-        with edited(blocks[self.layer], edit), retraced():
+        with edited(blocks[self.layer], edit), recompiling():
             yield

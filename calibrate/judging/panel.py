@@ -32,8 +32,8 @@ from calibrate.judging.graded_replies import (
     teacher_scale,
     written_scale,
 )
-from calibrate.judging.teaching import Material, replies_request, taught_texts
-from calibrate.models.cache import Form, recalled
+from calibrate.judging.teaching import JudgeInputs, replies_request, taught_texts
+from calibrate.models.cache import CacheFormat, load_or_compute
 from calibrate.models.embedded import is_at_hand
 from calibrate.models.model import LoadedModel
 from calibrate.texts.concept import Texts, built_in_concepts, read_concept
@@ -44,10 +44,10 @@ from probes.judges import NAMED, FunctionJudge, Judge, ScaledJudge, judge_functi
 from probes.probe import FACTS_FILE
 from probes.quality import area_under_curve
 
-LEAST_AUC = 0.7  # below this a probe cannot tell the concept
-MOST_P_VALUE = 0.01  # above this, it may have told the written texts apart by chance
+MIN_AUC = 0.7  # below this a probe cannot tell the concept
+MAX_P_VALUE = 0.01  # above this, it may have told the written texts apart by chance
 
-PROBE = Form[Probe]("probe", Probe.files, FACTS_FILE, probes.load)
+PROBE = CacheFormat[Probe]("probe", Probe.files, FACTS_FILE, probes.load)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,9 +69,9 @@ class Panel:
         return [one.name for one in (self.final, self.auditor) if one is not None]
 
 
-def appoint(
+def make_judges(
     loaded: LoadedModel,
-    material: Material,
+    material: JudgeInputs,
     judge: JudgeChoice,
     audit: JudgeChoice | None,
     lesson: Lesson | None,
@@ -106,11 +106,11 @@ def _if_skilled(auditor: Reader) -> Reader | None:
     yes = np.array([one.says_yes for one in texts], dtype=float)
     said = auditor.read([one.text for one in texts])
     auc = area_under_curve(said, yes, np.ones(len(yes)))
-    if auc >= LEAST_AUC:
+    if auc >= MIN_AUC:
         return auditor
     warnings.warn(
         f"no second judge reads the final replies: {auditor.name} cannot tell {auditor.concept!r} "
-        f"in replies that readers graded (AUC {auc:.2f}, {LEAST_AUC} is needed); name another with "
+        f"in replies that readers graded (AUC {auc:.2f}, {MIN_AUC} is needed); name another with "
         "--audit",
         CalibrateWarning,
         stacklevel=2,
@@ -118,7 +118,7 @@ def _if_skilled(auditor: Reader) -> Reader | None:
     return None
 
 
-def _require_distinctions(reader: Reader, material: Material) -> None:
+def _require_distinctions(reader: Reader, material: JudgeInputs) -> None:
     """Refuse a judge to whom held-out texts and unsteered replies are all the same."""
     texts, said = material.splits["held_out"], material.replies.completions["search"]
     written = [text.text for text in (*texts.positives, *texts.negatives)]
@@ -145,7 +145,7 @@ def _asked(
 
 def train_probe(
     loaded: LoadedModel,
-    material: Material,
+    material: JudgeInputs,
     lesson: Lesson,
     teacher: Reader | None,
     settings: Settings,
@@ -157,14 +157,16 @@ def train_probe(
     concept = material.concept
     if lesson.source == "written":
         request = [asdict(lesson), *replies_request(material, settings)]
-        probe = recalled(loaded, PROBE, request, lambda: _written_probe(loaded, material, settings))
+        probe = load_or_compute(
+            loaded, PROBE, request, lambda: _written_probe(loaded, material, settings)
+        )
     else:
         if teacher is None:
             texts = graded_replies(concept)
         else:
             texts = taught_texts(loaded, material, teacher, settings)
         request = [asdict(lesson), concept, graded_lines(texts)]
-        probe = recalled(
+        probe = load_or_compute(
             loaded,
             PROBE,
             request,
@@ -176,21 +178,21 @@ def train_probe(
 
 def _require_skill(probe: Probe) -> None:
     learned = probe.learned
-    by_chance = learned.p_value is not None and learned.p_value > MOST_P_VALUE
-    if learned.quality.auc.value >= LEAST_AUC and not by_chance:
+    by_chance = learned.p_value is not None and learned.p_value > MAX_P_VALUE
+    if learned.quality.auc.value >= MIN_AUC and not by_chance:
         return
     chance = "" if learned.p_value is None else f" (p = {learned.p_value:.2g})"
     raise Infeasible(
         [
             f"the probe cannot tell {probe.concept!r} apart: its AUC is "
-            f"{learned.quality.auc.value:.2f}{chance}; at least {LEAST_AUC} is needed"
-            + (f", with p below {MOST_P_VALUE}" if chance else "")
+            f"{learned.quality.auc.value:.2f}{chance}; at least {MIN_AUC} is needed"
+            + (f", with p below {MAX_P_VALUE}" if chance else "")
         ],
         ["give more texts, or negatives that match the positives in everything else"],
     )
 
 
-def _written_probe(loaded: LoadedModel, material: Material, settings: Settings) -> Probe:
+def _written_probe(loaded: LoadedModel, material: JudgeInputs, settings: Settings) -> Probe:
     own = [one.text for one in material.replies.first_replies("probe") if one.text]
     return fit_written_probe(
         material.concept,
@@ -230,7 +232,7 @@ def judge_again(
 def _reader(
     loaded: LoadedModel,
     choice: JudgeChoice,
-    material: Material,
+    material: JudgeInputs,
     settings: Settings,
     progress: Progress,
 ) -> Reader:

@@ -25,7 +25,7 @@ from calibrate.models.model import LoadedModel
 from calibrate.texts.replies import UnsteeredReplies
 from probes import Reader
 
-MOST_EMPTY = 0.5  # of the steered replies that may be empty
+MAX_EMPTY = 0.5  # of the steered replies that may be empty
 
 
 @dataclass(frozen=True, eq=False)

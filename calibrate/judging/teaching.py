@@ -25,7 +25,7 @@ from calibrate.engine.generation import Request, sample_all
 from calibrate.engine.vector import SteeringVector
 from calibrate.judging.choice import Lesson
 from calibrate.judging.graded_replies import graded_replies
-from calibrate.models.cache import Form, recalled
+from calibrate.models.cache import CacheFormat, load_or_compute
 from calibrate.models.model import LoadedModel
 from calibrate.models.prompts import encode_prompt, encode_text
 from calibrate.models.tokens import Prompt
@@ -52,7 +52,7 @@ LEVEL_ERROR = 0.05  # how far the probe's mean may be off the teacher's, at most
 BOUND = 1.645  # standard errors of a one-sided bound of 95 %
 
 GRADED_FILE = "graded.jsonl"
-TAUGHT = Form[tuple[GradedText, ...]](
+TAUGHT = CacheFormat[tuple[GradedText, ...]](
     "taught",
     lambda texts: {GRADED_FILE: graded_lines(texts).encode()},
     GRADED_FILE,
@@ -61,7 +61,7 @@ TAUGHT = Form[tuple[GradedText, ...]](
 
 
 @dataclass(frozen=True, eq=False)
-class Material:
+class JudgeInputs:
     """What judges are made from.
 
     splits: the concept's texts; `probe` trains, `held_out` tests, `vector` is not touched.
@@ -76,7 +76,7 @@ class Material:
 
 
 def taught_texts(
-    loaded: LoadedModel, material: Material, teacher: Reader, settings: Settings
+    loaded: LoadedModel, material: JudgeInputs, teacher: Reader, settings: Settings
 ) -> tuple[GradedText, ...]:
     """Return own replies of the model with the teacher's probabilities, and keep them."""
 
@@ -85,7 +85,7 @@ def taught_texts(
         return tuple(_lessons(loaded, pool, teacher, settings.seed))
 
     request = [_who(teacher), *replies_request(material, settings)]
-    return recalled(loaded, TAUGHT, request, graded)
+    return load_or_compute(loaded, TAUGHT, request, graded)
 
 
 def expected_tokens(
@@ -117,7 +117,7 @@ def _who(teacher: Reader) -> list[Any]:
     return [teacher.name, *(getattr(judge, fact, "") for fact in ("identity", "question")), scale]
 
 
-def replies_request(material: Material, settings: Settings) -> list[Any]:
+def replies_request(material: JudgeInputs, settings: Settings) -> list[Any]:
     """Everything beside the model that its own replies, and what is made of them, depend on."""
     return [
         material.concept,
@@ -132,7 +132,7 @@ def replies_request(material: Material, settings: Settings) -> list[Any]:
 
 
 def own_replies(
-    loaded: LoadedModel, material: Material, settings: Settings
+    loaded: LoadedModel, material: JudgeInputs, settings: Settings
 ) -> tuple[GradedText, ...]:
     """Replies of every condition, without grades; empty ones and copies are left out."""
     wanted = dict(_wanted(loaded, material, settings))
@@ -151,7 +151,7 @@ def own_replies(
     return tuple(first.values())
 
 
-def _written(material: Material) -> Iterator[GradedText]:
+def _written(material: JudgeInputs) -> Iterator[GradedText]:
     """Some written texts of either label, since a model may hardly ever express the concept."""
     texts = material.splits["probe"]
     for label, side in (("+", texts.positives), ("-", texts.negatives)):
@@ -160,7 +160,7 @@ def _written(material: Material) -> Iterator[GradedText]:
 
 
 def _wanted(
-    loaded: LoadedModel, material: Material, settings: Settings
+    loaded: LoadedModel, material: JudgeInputs, settings: Settings
 ) -> Iterator[tuple[str, Request]]:
     """What is sampled for each condition."""
     prompts, vector = material.replies.prompts["probe"], material.vector
@@ -190,7 +190,7 @@ def oversteered(vector: SteeringVector, sign: int, prompts: Sequence[Prompt]) ->
 
 
 def _primed(
-    loaded: LoadedModel, material: Material, positive: bool, settings: Settings
+    loaded: LoadedModel, material: JudgeInputs, positive: bool, settings: Settings
 ) -> list[Prompt]:
     """Prompts after SHOTS written texts of one label; none where there are too few texts."""
     rng, texts = random.Random(settings.seed), material.splits["probe"]

@@ -15,8 +15,8 @@ from calibrate.common.settings import Settings
 from calibrate.engine.loading import load_model
 from calibrate.engine.unsteered import run_unsteered
 from calibrate.laws.curves import Bench, BlockCurves, block_curves
-from calibrate.models.cache import unchanged
-from calibrate.models.model import LoadedModel, borrowed
+from calibrate.models.cache import weights_hashed_once
+from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.texts.concept import Concept, Text, Texts, read_concept, read_corpus, read_prompts
 from calibrate.texts.concept_tokens import concept_tokens
 from calibrate.texts.extraction import concept_vectors
@@ -72,7 +72,7 @@ def measure_laws(
     chosen = [loaded.check_layer(layer) for layer in layers] or early_middle_late(loaded)
     ledger = Ledger(loaded.meter, progress)
     texts = concept.split()["vector"]
-    with borrowed(loaded), unchanged(loaded):
+    with preserving_model_state(loaded), weights_hashed_once(loaded):
         with ledger.stage("unsteered replies"):
             replies = sample_unsteered(loaded, prompt_texts, settings, splits=("search",))
             search = build_corpora(loaded, replies, corpus_texts)["search"]

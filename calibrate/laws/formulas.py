@@ -34,7 +34,7 @@ from calibrate.laws.dose import dose_of, saturation_of, strength_of
 GOOD_RISE = 0.05  # largest relative error of ΔCE, of points no smaller than a tenth of the largest
 GOOD_LOG_ODDS = 0.35  # largest error of the log-odds of a mass: a factor of √2 of the odds
 
-MOST_DOSE = 2.0  # times the strength: a law of mass whose dose outruns it further is not believed
+MAX_DOSE = 2.0  # times the strength: a law of mass whose dose outruns it further is not believed
 HIGHEST_SHARE = 0.99  # of the plateau: a rise beyond it says no more about the saturation
 
 
@@ -174,11 +174,11 @@ class MassLaw:
     def through(self, strength: float, mass: float) -> MassLaw:
         """Return this law with the saturation with which it passes through a measured point.
 
-        Where the dose would have to be of the other sign, or more than MOST_DOSE times the
+        Where the dose would have to be of the other sign, or more than MAX_DOSE times the
         strength, the derivative at 0 is not what moved the mass: the law is returned as it is.
         """
         wanted = float(_logit(np.array(mass))) - self.log_odds
-        if not 0 < wanted / (self.gain * strength or np.nan) <= MOST_DOSE:
+        if not 0 < wanted / (self.gain * strength or np.nan) <= MAX_DOSE:
             return self
         return replace(self, saturation=saturation_of(strength, wanted / self.gain))
 

@@ -26,7 +26,7 @@ from calibrate.laws.formulas import CrossEntropyLaw, Goodness
 
 GOOD_SHAPE = 0.1  # largest share of tokens that bump more than once
 GOOD_PEAKS = 0.1  # largest 1 - rank correlation of the peaks
-FEWEST_PEAKS = 8  # in a context, for a rank correlation to say anything
+MIN_PEAKS = 8  # in a context, for a rank correlation to say anything
 PROMINENCE = 0.05  # of a curve's range: a second rise smaller than this is no bump
 STRENGTHS = 161  # grid on which E[M] is inverted
 MASS_STRENGTHS = 41  # grid on which the largest mass is looked for
@@ -138,13 +138,13 @@ def judge_peaks(measured: np.ndarray, predicted: np.ndarray, reach: float) -> Go
     """Judge predicted peaks by their rank correlation with those measured up to `reach`.
 
     measured, predicted: strengths, (n_contexts, n_tokens). Points are (context, rank correlation,
-    peaks compared), of the contexts with FEWEST_PEAKS or more; the error is 1 less the median
+    peaks compared), of the contexts with MIN_PEAKS or more; the error is 1 less the median
     correlation.
     """
     points = []
     for index, (found, said) in enumerate(zip(measured, predicted, strict=True)):
         inside = np.abs(found) <= reach
-        if inside.sum() >= FEWEST_PEAKS and len(set(found[inside])) > 1:
+        if inside.sum() >= MIN_PEAKS and len(set(found[inside])) > 1:
             correlation = float(spearmanr(found[inside], said[inside]).statistic)
             points.append((float(index), correlation, float(inside.sum())))
     error = 1 - float(np.median([point[1] for point in points])) if points else 1.0

@@ -3,7 +3,7 @@
 Kept are unsteered replies, for other concepts on the same model, and steering vectors and probes,
 for other budgets or blocks. Each is a folder, named by a hash of all it depends on: the weights
 themselves, the tokenizer, and what was asked for. The least recently used go when all together
-exceed MOST_BYTES. Nothing is kept of models that were in memory before, whose hooks would not show
+exceed MAX_BYTES. Nothing is kept of models that were in memory before, whose hooks would not show
 in their weights, nor of those whose weights accelerate holds back.
 """
 
@@ -30,7 +30,7 @@ from calibrate.models.converted import cache_directory
 from calibrate.models.model import LoadedModel
 
 VERSION = 3  # part of every entry's name; raise it when a request gets another answer
-MOST_BYTES = 256 << 20
+MAX_BYTES = 256 << 20
 ENTRY = re.compile(r"[0-9a-f]{64}")
 KEPT = (".json", ".safetensors")
 
@@ -38,7 +38,7 @@ Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True)
-class Form(Generic[Kept]):
+class CacheFormat(Generic[Kept]):
     """How a kind of thing is kept.
 
     kind: its name. files: its contents by file name, of which `last` is written last. load: reads
@@ -51,7 +51,9 @@ class Form(Generic[Kept]):
     load: Callable[[Path], Kept]
 
 
-def recalled(loaded: LoadedModel, form: Form[Kept], request: Any, make: Callable[[], Kept]) -> Kept:
+def load_or_compute(
+    loaded: LoadedModel, form: CacheFormat[Kept], request: Any, make: Callable[[], Kept]
+) -> Kept:
     """Return what was kept for a request, or make it now and keep it for the next time.
 
     request: everything beside the model that it depends on, as JSON takes it.
@@ -82,7 +84,7 @@ def model_digest(loaded: LoadedModel) -> str:
     return _digest(loaded, None)
 
 
-def _load(form: Form[Kept], entry: Path) -> Kept | None:
+def _load(form: CacheFormat[Kept], entry: Path) -> Kept | None:
     """What an entry holds; None if it is missing or damaged."""
     try:
         kept = form.load(entry)
@@ -93,7 +95,7 @@ def _load(form: Form[Kept], entry: Path) -> Kept | None:
 
 
 @contextmanager
-def unchanged(loaded: LoadedModel) -> Iterator[None]:
+def weights_hashed_once(loaded: LoadedModel) -> Iterator[None]:
     """Hash the weights once: inside the `with` they stay as they are."""
     _hashed[id(loaded)] = None
     try:
@@ -112,7 +114,7 @@ def _make_room(folder: Path) -> None:
         for entry in folder.iterdir()
         if ENTRY.fullmatch(entry.name) and entry.is_dir() and not entry.is_symlink()
     }
-    excess = sum(sizes.values()) - MOST_BYTES
+    excess = sum(sizes.values()) - MAX_BYTES
     for entry in sorted(sizes, key=lambda entry: entry.stat().st_mtime):
         if excess <= 0:
             break

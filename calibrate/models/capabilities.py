@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from calibrate.common.record import Capability, CapabilityReport
-from calibrate.models.steering import Push
+from calibrate.models.steering import Steering
 
 
 class Capabilities(Protocol):
@@ -41,7 +41,7 @@ class Capabilities(Protocol):
         """Whether the blocks after `layer` may run alone, on residuals that were kept."""
         ...
 
-    def check_replies(self, pushes: Sequence[Push | None]) -> None:
+    def check_replies(self, pushes: Sequence[Steering | None]) -> None:
         """Raise ModelError where replies that are steered so cannot be generated."""
         ...
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrate.common.errors import ModelError, NumericalError
 from calibrate.models.architecture import unwrapped
-from calibrate.models.model import at_rest
+from calibrate.models.model import preserving_module_state
 from calibrate.models.unreadable import first_line
 
 ROUNDING = 64  # rounding errors that the same sum may differ by when it is added up otherwise
@@ -90,7 +90,7 @@ def require_next_token_model(model: Any, name: str) -> None:
     device = model.get_input_embeddings().weight.device
     pairs = torch.tensor([[[0, 1]], [[0, 2]]], device=device)
     try:
-        with at_rest(model, device):
+        with preserving_module_state(model, device):
             one, other = (model(input_ids=ids, use_cache=False).logits.float() for ids in pairs)
     except (TypeError, ValueError, AttributeError, NotImplementedError, IndexError) as error:
         raise ModelError(

@@ -86,7 +86,7 @@ def captured(blocks: nn.ModuleList, receive: Callable[[int, Any], None]) -> Iter
 
 
 @contextmanager
-def retraced() -> Iterator[None]:
+def recompiling() -> Iterator[None]:
     """Have compiled code made anew, since it takes no notice of hooks that come or go later."""
     _forget_compiled()
     try:

@@ -183,14 +183,14 @@ class LoadedModel:
 
 
 @contextmanager
-def borrowed(loaded: LoadedModel) -> Iterator[None]:
+def preserving_model_state(loaded: LoadedModel) -> Iterator[None]:
     """Use a model in eval mode without gradients, and give it back exactly as it was."""
-    with at_rest(loaded.model, loaded.device):
+    with preserving_module_state(loaded.model, loaded.device):
         yield
 
 
 @contextmanager
-def at_rest(model: nn.Module, device: torch.device) -> Iterator[None]:
+def preserving_module_state(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Use a module in eval mode without gradients, and give it back exactly as it was.
 
     Restored are every module's train/eval flag and the random states of torch, its devices

@@ -15,7 +15,7 @@ from calibrate.models.hooks import Positions, edited
 
 
 @dataclass(frozen=True, eq=False)
-class Push:
+class Steering:
     """A shift of the residual stream after one block, (hidden,), and the positions it is for."""
 
     shift: torch.Tensor
@@ -23,15 +23,15 @@ class Push:
     positions: Positions = "all"
 
 
-class RowPushes:
+class BatchSteering:
     """What steers each row of a batch that is being generated.
 
     kinds: the different pushes, None among them for rows that nothing steers.
     """
 
-    def __init__(self, rows: Sequence[Push | None]) -> None:
-        self.kinds: list[Push | None] = list(dict.fromkeys(rows))
-        self._rows: list[Push | None] = list(rows)
+    def __init__(self, rows: Sequence[Steering | None]) -> None:
+        self.kinds: list[Steering | None] = list(dict.fromkeys(rows))
+        self._rows: list[Steering | None] = list(rows)
         self._before_prompt = False
         self._shifts: dict[tuple[int, Positions], torch.Tensor | None] = {}
 
@@ -80,12 +80,12 @@ class RowPushes:
 
 
 @contextmanager
-def pushed(blocks: nn.ModuleList, rows: Sequence[Push | None]) -> Iterator[RowPushes]:
+def pushed(blocks: nn.ModuleList, rows: Sequence[Steering | None]) -> Iterator[BatchSteering]:
     """Steer each row of the batches that run inside the `with` by its own push.
 
     Positions "last" are the last of each pass, so that batches must be padded on the left.
     """
-    pushes = RowPushes(rows)
+    pushes = BatchSteering(rows)
     with ExitStack() as stack:
         for layer in pushes.layers:
             edit = partial(pushes.steer, layer)

@@ -36,10 +36,10 @@ from calibrate.texts.concept import Text, Texts
 from calibrate.texts.extraction import encode
 
 DRAWS = 2  # labels drawn from p₀ for every context
-MOST_TEXTS = 24  # of each label that are differentiated
-MOST_TOKENS = 48  # of each, from its beginning
-MOST_SEQUENCES = 16  # of the corpus, for the curvature
-CARRIED = 2  # blocks carried into the study, at most
+MAX_TEXTS = 24  # of each label that are differentiated
+MAX_TOKENS = 48  # of each, from its beginning
+MAX_SEQUENCES = 16  # of the corpus, for the curvature
+MAX_BLOCKS = 2  # blocks carried into the study, at most
 BACKWARD = 2  # what a backward pass costs, in forward passes
 GRADIENT_TOKENS = 4  # a pass that is differentiated holds this many times more per token
 
@@ -59,7 +59,7 @@ def rank_blocks(
     the vectors; replies are preferred to texts that reply to nothing.
     """
     stacked = torch.stack([vector.values for vector in vectors]).to(loaded.device)
-    curvature = _curvature(loaded, corpus.sequences[:MOST_SEQUENCES], stacked, settings)
+    curvature = _curvature(loaded, corpus.sequences[:MAX_SEQUENCES], stacked, settings)
     liked, disliked = (
         _likelihood_slope(loaded, [_beginning(loaded, text) for text in group], stacked, settings)
         for group in _replies(texts)
@@ -89,16 +89,16 @@ def carried_blocks(ranks: Sequence[BlockRank], num_layers: int) -> tuple[int, ..
 
 
 def _replies(texts: Texts) -> tuple[list[Text], list[Text]]:
-    """MOST_TEXTS of each label: replies to a prompt, where both labels have some."""
+    """MAX_TEXTS of each label: replies to a prompt, where both labels have some."""
     groups = (texts.positives, texts.negatives)
     replies = [[text for text in group if text.prompt is not None] for group in groups]
     chosen = replies if all(replies) else [list(group) for group in groups]
-    return chosen[0][:MOST_TEXTS], chosen[1][:MOST_TEXTS]
+    return chosen[0][:MAX_TEXTS], chosen[1][:MAX_TEXTS]
 
 
 def _beginning(loaded: LoadedModel, text: Text) -> TokenSequence:
     whole = encode(loaded, text)
-    return replace(whole, ids=whole.ids[: whole.start + MOST_TOKENS])
+    return replace(whole, ids=whole.ids[: whole.start + MAX_TOKENS])
 
 
 def _curvature(
@@ -213,7 +213,7 @@ def expected_tokens(
     """
     if settings.layer is not None:
         return 0
-    sequences = min(MOST_SEQUENCES, n_sequences) * sequence
-    text = min(text_tokens / n_texts, prompt + MOST_TOKENS)
-    texts = min(text_tokens, 2 * MOST_TEXTS * text)
+    sequences = min(MAX_SEQUENCES, n_sequences) * sequence
+    text = min(text_tokens / n_texts, prompt + MAX_TOKENS)
+    texts = min(text_tokens, 2 * MAX_TEXTS * text)
     return sequences * (1 + DRAWS * BACKWARD) + texts * (1 + BACKWARD)

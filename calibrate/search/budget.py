@@ -9,7 +9,7 @@ from calibrate.common.errors import Infeasible
 from calibrate.common.estimate import RatioEstimate
 from calibrate.common.record import TestedStrength
 from calibrate.engine.generation import Completion
-from calibrate.models.steering import Push
+from calibrate.models.steering import Steering
 from calibrate.search.long_run import LOOP_MARGIN, LongReplies
 
 # Shares of the strength the study chose. Near 1 the steps are fine, since that is where the
@@ -68,7 +68,7 @@ def verify_budget(
 
 
 def verify_long_run(
-    long_replies: LongReplies, budget: VerifiedBudget, push: Callable[[float], Push]
+    long_replies: LongReplies, budget: VerifiedBudget, push: Callable[[float], Steering]
 ) -> tuple[VerifiedBudget, tuple[Completion, ...]]:
     """Return the largest strength within the budget whose long replies hardly loop, and those.
 

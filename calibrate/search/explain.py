@@ -35,7 +35,7 @@ class Price:
 
 
 @contextmanager
-def explaining(
+def add_advice(
     pilots: Mapping[str, Pilot],
     trials: Sequence[Trial],
     baseline: RatioEstimate,

@@ -20,7 +20,7 @@ from calibrate.judging import teaching
 from calibrate.judging.asked import is_asked
 from calibrate.judging.choice import Lesson
 from calibrate.laws import pilot
-from calibrate.models.model import LoadedModel, borrowed
+from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.models.prompts import encode_prompt
 from calibrate.models.tokens import batches, common_prefix
 from calibrate.search import block_ranking, objective, verification
@@ -78,7 +78,7 @@ def forecast(
         the model's context.
     """
     speed = _tokens_per_second(loaded, prompts)
-    most = 1 if settings.layer is not None else min(block_ranking.CARRIED, loaded.num_layers)
+    most = 1 if settings.layer is not None else min(block_ranking.MAX_BLOCKS, loaded.num_layers)
     for blocks in range(most, 0, -1):
         tokens = _tokens(loaded, concept, prompts, settings, has_corpus, lesson, blocks)
         total = sum(tokens.values())
@@ -135,7 +135,7 @@ def _tokens_per_second(loaded: LoadedModel, prompts: Sequence[str]) -> float:
     """The speed of one small pass over prompts, less what other passes lose against it."""
     sequences = [encode_prompt(loaded, prompt).followed_by([0]) for prompt in prompts[:8]]
     batch = next(batches(sequences, loaded.scoring_tokens, loaded.device))
-    with borrowed(loaded):
+    with preserving_model_state(loaded):
         final_hidden(loaded, batch)  # the first pass of a process warms up
         started = time.perf_counter()
         final_hidden(loaded, batch)

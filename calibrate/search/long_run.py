@@ -23,9 +23,9 @@ from calibrate.common.settings import SHORTEST_LONG_RUN, Sampling, Settings
 from calibrate.engine.generation import Completion, Request, completed, sample_all
 from calibrate.engine.unsteered import Corpus, run_unsteered, token_log_probs
 from calibrate.judging.loops import looped
-from calibrate.models.cache import recalled
+from calibrate.models.cache import load_or_compute
 from calibrate.models.model import LoadedModel
-from calibrate.models.steering import Push
+from calibrate.models.steering import Steering
 from calibrate.models.tokens import Prompt
 from calibrate.texts.replies import REPLIES
 from probes import Reader
@@ -35,7 +35,7 @@ READ = 8  # of these replies, read by the judge and the unsteered model
 KINDS = 2  # of long replies, unsteered and steered
 READINGS = 2  # of a long reply, by the judge and for its log-probability
 WINDOW = 32  # tokens
-LEAST_READ = 8  # tokens of a window that a judge reads
+MIN_READ = 8  # tokens of a window that a judge reads
 LOOP_MARGIN = 0.05  # share of the tokens by which steered replies may loop more than unsteered ones
 
 
@@ -88,7 +88,7 @@ class LongReplies:
         """How long the replies may be."""
         return self.sampling.max_new_tokens
 
-    def steered(self, push: Push) -> tuple[Completion, ...]:
+    def steered(self, push: Steering) -> tuple[Completion, ...]:
         """The replies under steering, with the same noise."""
         (replies,) = sample_all(
             self.loaded, [Request(self.prompts, push=push)], self.sampling, self.seed
@@ -143,7 +143,7 @@ def unsteered_at_length(
         return [list(one.ids) for one in drawn]
 
     facts = ["long run", [asdict(prompt) for prompt in prompts], asdict(sampling), seed]
-    said = recalled(loaded, REPLIES, facts, sampled)
+    said = load_or_compute(loaded, REPLIES, facts, sampled)
     replies = tuple(
         completed(loaded, prompt, index, ids)
         for index, (prompt, ids) in enumerate(zip(prompts, said, strict=True))
@@ -183,7 +183,7 @@ def _texts(loaded: LoadedModel, completion: Completion) -> Iterator[str]:
     thought = len(ids) if completion.thought is None else completion.thought
     for first in range(0, len(ids), WINDOW):
         part = ids[max(first, thought) : first + WINDOW]
-        enough = len(part) >= LEAST_READ
+        enough = len(part) >= MIN_READ
         yield loaded.tokenizer.decode(part, skip_special_tokens=True).strip() if enough else ""
 
 

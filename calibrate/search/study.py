@@ -25,7 +25,7 @@ from calibrate.common.estimate import RatioEstimate
 from calibrate.common.progress import SILENT, Progress
 from calibrate.common.settings import Settings
 from calibrate.common.trial import Trial
-from calibrate.judging.presence import MOST_EMPTY
+from calibrate.judging.presence import MAX_EMPTY
 from calibrate.laws.pilot import Pilot
 from calibrate.search.objective_types import Objective
 from calibrate.search.storage import StudyStore
@@ -88,7 +88,7 @@ def _best(shared: SharedStudy, trials: Sequence[Trial], settings: Settings) -> T
         limits = f"ΔCE within {settings.ce_budget:g} nat"
         if settings.max_fluency_drop is not None:
             limits += f" and the drop of fluency within {settings.max_fluency_drop:g}"
-        silent = sum(trial.empty > MOST_EMPTY for trial in trials)
+        silent = sum(trial.empty > MAX_EMPTY for trial in trials)
         if silent:
             limits += f", or most replies from being empty, as {silent} did not"
         raise Infeasible(

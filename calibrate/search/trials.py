@@ -16,7 +16,7 @@ from calibrate.common.estimate import RatioEstimate
 from calibrate.common.progress import Progress
 from calibrate.common.settings import SEEDS, Settings
 from calibrate.common.trial import Trial
-from calibrate.judging.presence import MOST_EMPTY
+from calibrate.judging.presence import MAX_EMPTY
 from calibrate.laws.pilot import Pilot
 from calibrate.laws.presence import PresenceFit, fit_presence
 from calibrate.search.objective_types import Objective
@@ -167,8 +167,8 @@ class TrialPolicy:
     def _require_replies(self, trial: optuna.Trial, empty: float) -> None:
         """Presence cannot be read from silence, which verification does not accept either."""
         trial.set_user_attr("empty", empty)
-        if empty > MOST_EMPTY:
-            _constrain(trial, empty=empty - MOST_EMPTY)
+        if empty > MAX_EMPTY:
+            _constrain(trial, empty=empty - MAX_EMPTY)
             raise optuna.TrialPruned
 
     def _shares(self) -> tuple[float, float]:

@@ -24,11 +24,11 @@ from calibrate.engine.generation import Request
 from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.judging.fluency import Fluency, measure_fluency
 from calibrate.judging.panel import Panel
-from calibrate.judging.presence import MOST_EMPTY, Presence, measure_presence, read
+from calibrate.judging.presence import MAX_EMPTY, Presence, measure_presence, read
 from calibrate.judging.teaching import asked_prompts
 from calibrate.laws.pilot import Pilot
 from calibrate.models.model import LoadedModel
-from calibrate.models.steering import Push
+from calibrate.models.steering import Steering
 from calibrate.models.tokens import Prompt
 from calibrate.search.audit import Audit, audit
 from calibrate.search.budget import LADDER, VerifiedBudget, verify_budget, verify_long_run
@@ -45,7 +45,7 @@ CONTROL_PROMPTS = 32  # replied to once under a random vector, and once when ask
 
 def require_replies(presence: Presence) -> None:
     """Raise Infeasible if steering silences the model: most of its replies are empty."""
-    if presence.empty > MOST_EMPTY:
+    if presence.empty > MAX_EMPTY:
         raise Infeasible(
             [
                 f"{presence.n_empty} of {len(presence.completions)} steered replies are empty; "
@@ -138,7 +138,7 @@ def reply_until_decided(
     loaded: LoadedModel,
     reader: Reader,
     prompts: Sequence[Prompt],
-    push: Push,
+    push: Steering,
     replies: Replies,
     settings: Settings,
     may_spend: Callable[[int], bool],

@@ -33,7 +33,7 @@ TEXT_SHARES = {"vector": 0.4, "probe": 0.4, "held_out": 0.2}
 PROMPT_SHARES = {"probe": 0.3, "search": 0.3, "verify": 0.4}
 CORPUS_SHARES = {"search": 0.5, "verify": 0.5}
 MIN_CORPUS = 16  # so that each half keeps at least eight sequences
-MOST_CORPUS = 4096  # texts of a corpus that are looked at; far fewer fit into what is measured
+MAX_CORPUS = 4096  # texts of a corpus that are looked at; far fewer fit into what is measured
 MIN_TEXTS = 12  # of each label, so that every split keeps at least two
 MIN_PROMPTS = 24  # so that verification keeps about ten
 SAME = 0.9  # likeness of prompts, or of texts of a corpus, that are taken for the same
@@ -175,10 +175,10 @@ def split_prompts(prompts: Sequence[str]) -> dict[str, tuple[str, ...]]:
 def read_corpus(path: str | Path) -> dict[str, tuple[str, ...]]:
     """Return a corpus file's texts for the search and for the verification.
 
-    Of a large file, those MOST_CORPUS texts are taken whose hashes come first.
+    Of a large file, those MAX_CORPUS texts are taken whose hashes come first.
     Raises: ConceptError if there are fewer than MIN_CORPUS different ones.
     """
-    texts = sorted(set(read_lines(path)), key=sha256)[:MOST_CORPUS]
+    texts = sorted(set(read_lines(path)), key=sha256)[:MAX_CORPUS]
     _check_count(f"{shown(path)} must hold", "texts", _keys(texts), MIN_CORPUS)
     return _split(texts, CORPUS_SHARES)
 

@@ -19,8 +19,8 @@ from calibrate.common.errors import ConceptError
 from calibrate.common.settings import Settings
 from calibrate.engine.pooling import Pooling, pooled_residuals
 from calibrate.engine.vector import SteeringVector
-from calibrate.models.cache import Form, recalled
-from calibrate.models.model import LoadedModel, borrowed
+from calibrate.models.cache import CacheFormat, load_or_compute
+from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.models.prompts import encode_reply, encode_text
 from calibrate.models.tokens import TokenSequence
 from calibrate.texts.concept import Text, Texts
@@ -50,7 +50,7 @@ def concept_vectors(
     names = ("negatives", "pooling", "normalize", "seed", "sampling")
     facts = asdict(settings)
     request = [asdict(texts), {name: facts[name] for name in names}]
-    return recalled(loaded, VECTORS, request, extracted)
+    return load_or_compute(loaded, VECTORS, request, extracted)
 
 
 VECTORS_FILE = "vectors.safetensors"
@@ -76,7 +76,9 @@ def _load_vectors(folder: Path) -> tuple[SteeringVector, ...]:
     )
 
 
-VECTORS = Form[tuple[SteeringVector, ...]]("vectors", _vector_files, VECTORS_FILE, _load_vectors)
+VECTORS = CacheFormat[tuple[SteeringVector, ...]](
+    "vectors", _vector_files, VECTORS_FILE, _load_vectors
+)
 
 
 def encode(loaded: LoadedModel, text: Text) -> TokenSequence:
@@ -107,7 +109,7 @@ def extract_vectors(
     normalize: scale every vector to length 1, so that strengths are in units of ‖h‖'s space.
     Raises: ConceptError if positives and negatives have the same mean at every block.
     """
-    with borrowed(loaded):
+    with preserving_model_state(loaded):
         positive = _summarise(loaded, positives, pooling)
         negative = _summarise(loaded, negatives, pooling)
     difference = (positive.mean - negative.mean).float()

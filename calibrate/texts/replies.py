@@ -17,14 +17,14 @@ from calibrate.common.errors import ConceptError, InputError
 from calibrate.common.settings import Settings
 from calibrate.engine.generation import Completion, Request, completed, sample, sample_all
 from calibrate.engine.unsteered import Corpus
-from calibrate.models.cache import Form, recalled
+from calibrate.models.cache import CacheFormat, load_or_compute
 from calibrate.models.model import LoadedModel
 from calibrate.models.prompts import encode_empty, encode_prompt, encode_text
 from calibrate.models.tokens import Prompt, TokenSequence
 from calibrate.texts.concept import split_prompts
 
 VERIFY_COMPLETIONS = 2  # replies to each verify prompt; the baseline and the final presence
-MOST_UNANSWERED = 0.5  # of the replies that may end before the answer
+MAX_UNANSWERED = 0.5  # of the replies that may end before the answer
 MAX_CORPUS_TOKENS = 8192  # of a corpus file, taken for search and again for verification
 
 REPLIES_FILE = "replies.json"
@@ -37,7 +37,7 @@ def _load_said(folder: Path) -> list[list[int]]:
     return said
 
 
-REPLIES = Form[list[list[int]]](
+REPLIES = CacheFormat[list[list[int]]](
     "replies", lambda said: {REPLIES_FILE: json.dumps(said).encode()}, REPLIES_FILE, _load_said
 )
 
@@ -103,7 +103,7 @@ def expected_corpus_tokens(n_replies: int, reply: float, has_corpus: bool) -> fl
 def require_answers(completions: Sequence[Completion], settings: Settings) -> None:
     """Raise InputError if most replies end before the model has finished thinking."""
     unanswered = sum(not one.answered for one in completions)
-    if unanswered > MOST_UNANSWERED * len(completions):
+    if unanswered > MAX_UNANSWERED * len(completions):
         raise InputError(
             f"most replies must get from the thought to the answer, but {unanswered} of "
             f"{len(completions)} think for all of their {settings.sampling.max_new_tokens} tokens; "
@@ -128,7 +128,7 @@ def _sampled_together(
 
     wanted = [asdict(prompt) for prompt in request.prompts]
     facts = [wanted, request.per_prompt, asdict(settings.sampling), settings.seed]
-    said = recalled(loaded, REPLIES, facts, sampled)
+    said = load_or_compute(loaded, REPLIES, facts, sampled)
     completions: dict[str, list[Completion]] = {split: [] for split in prompts}
     for (place, _), ids in zip(request.jobs, said, strict=True):
         split, index = places[place]

@@ -21,7 +21,7 @@ from calibrate.deploy.export.exporter import Exported, Exporter
 from calibrate.deploy.export.restored import restored
 from calibrate.deploy.export.target import Target, target_for
 from calibrate.deploy.verify import open_model
-from calibrate.models.model import LoadedModel, borrowed
+from calibrate.models.model import LoadedModel, preserving_model_state
 
 __all__ = ["FORMATS", "Exported", "check_request", "export"]
 
@@ -67,7 +67,7 @@ def export(
         with target.writing() as path:
             exporter.write(config, None, path, target.given)
         return Exported(target.given, exporter.serve(config, None, target.given))
-    with borrowed(model), restored(model.model):
+    with preserving_model_state(model), restored(model.model):
         subject = exporter.subject(model)
         exporter.check_model(config, subject)
         with target.writing() as path:
