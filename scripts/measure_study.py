@@ -313,7 +313,7 @@ def bound() -> dict[str, list[tuple[float, float]]]:
 def survival() -> dict[str, int]:
     """How often each test of survival passes, of REPETITIONS in a row."""
     passed = dict.fromkeys(SURVIVORS, 0)
-    tests = Path(__file__).parents[1] / "tests" / "test_shared_study.py"
+    tests = Path(__file__).parents[1] / "tests" / "search" / "test_workers.py"
     for _ in range(REPETITIONS):
         for name in SURVIVORS:
             done = subprocess.run(
@@ -447,7 +447,7 @@ def gate_table(rows: list[tuple[str, bool, str]]) -> str:
 def survival_table(passed: dict[str, int]) -> str:
     rows = [[name.removeprefix("test_").replace("_", " "), f"{n}"] for name, n in passed.items()]
     return (
-        "## What survives\n\nTests of `tests/test_shared_study.py`, passed of "
+        "## What survives\n\nTests of `tests/search/test_workers.py`, passed of "
         f"{REPETITIONS} in a row.\n\n" + table(["test", "passed"], rows)
     )
 

@@ -1,6 +1,6 @@
 #!/bin/sh
 # The fast tests with the lowest versions that pyproject.toml allows, and with the newest.
-# Arguments go to pytest: sh scripts/test_versions.sh tests/test_prefix.py
+# Arguments go to pytest: sh scripts/test_versions.sh tests/engine/test_prefix.py
 # Needs about 6 GB in TMPDIR for each environment, the second after the first is gone.
 set -eu
 cd "$(dirname "$0")/.."

@@ -1,4 +1,4 @@
-"""Train the two small GPT-2s the tests run on, and write them and their texts to tests/models/.
+"""Train the two small GPT-2s the tests run on, and write them and their texts to tests/trained/.
 
     python scripts/train_tiny_gpt.py
 
@@ -22,7 +22,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from calibrate.texts.concept import built_in_concepts, read_concept, read_prompts
 
-TARGET = Path(__file__).parents[1] / "tests" / "models"
+TARGET = Path(__file__).parents[1] / "tests" / "trained"
 UNKNOWN, START = "?", "<s>"
 CONTEXT, WIDTH, HEADS = 192, 96, 4
 BATCH, STEPS, PEAK_RATE = 32, 1200, 4e-3

@@ -25,7 +25,7 @@ from calibrate.models.prompts import encode_prompt
 from calibrate.texts.concept import read_concept, read_prompts
 from calibrate.texts.extraction import concept_vectors
 
-MODELS = Path(__file__).parent / "models"
+MODELS = Path(__file__).parent / "trained"
 PROMPTS, UPPERCASE = MODELS / "prompts.txt", MODELS / "uppercase-words.jsonl"
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=24)
 SIZES = {"gpt2-1layer": 0, "gpt2-2layer": 1}  # and the block steered in each

@@ -16,7 +16,7 @@ import torch
 import calibrate
 from calibrate.common.errors import ArtefactError
 
-SCHEMA = Path(__file__).parents[1] / "docs" / "steering-config.schema.json"
+SCHEMA = Path(__file__).parents[2] / "docs" / "steering-config.schema.json"
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from calibrate.common.alike import near_copies
 from calibrate.judging.graded_replies import graded_replies, teacher_scale
 from calibrate.texts.concept import SAME, built_in_concepts, read_concept, read_prompts
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 PAPERS_EIGHT = (
     "apathetic",
     "depression",
