@@ -1,11 +1,12 @@
 """Calibrate smollm2 for every built-in concept at .1 nat, and write docs/concepts.md.
 
     python scripts/measure_concepts.py [--concept joy]       calibrates, and keeps 60 fresh replies
+    python scripts/measure_concepts.py --layer 9 [...]       the same at one block
     python scripts/measure_concepts.py --page                writes the page, with readers' grades
 
 Half of the replies are plain, half steered as shipped; where nothing ships, by α at the budget at
-the middle block. Readers grade them blind (docs/concepts.json, `grades`: one a reply, in its order)
-to see whether the verdict was right. Ten minutes a concept on two cores.
+the middle block. Readers grade them blind (`grades` in docs/concepts/*.json: one a reply, in its
+order) to see whether the verdict was right. Ten minutes a concept on two cores.
 """
 
 from __future__ import annotations
@@ -37,27 +38,31 @@ MODEL = "smollm2"
 SETTINGS = Settings()
 FRESH, FRESH_SEED = 30, 4711  # prompts of the test part of scripts/graded
 FOLDER = DOCS / "concepts"
+READ, READ_CHANGE = "readers: plain → steered", "readers' change"
 
 
 @click.command()
 @click.option("--concept", "concepts", multiple=True, default=built_in_concepts())
+@click.option("--layer", type=int)
 @page_option
-def main(concepts: tuple[str, ...], only_page: bool) -> None:
+def main(concepts: tuple[str, ...], layer: int | None, only_page: bool) -> None:
     FOLDER.mkdir(exist_ok=True)
     if not only_page:
         loaded = load_model(MODEL)
         for concept in concepts:
-            found = measured(loaded, concept)
-            write_records(FOLDER / f"{concept}.json", found)
+            found = measured(loaded, concept, layer)
+            at = "" if layer is None else f"-block-{layer}"
+            write_records(FOLDER / f"{concept}{at}.json", found)
             click.echo(f"{concept}: {found['verdict']}")
     (DOCS / "concepts.md").write_text(page(), encoding="utf-8")
 
 
-def measured(loaded: LoadedModel, concept: str) -> dict:
+def measured(loaded: LoadedModel, concept: str, layer: int | None) -> dict:
     found: dict = {}
     try:
         with TemporaryDirectory() as out:
-            config = calibrate(loaded, concept, out=Path(out) / "result").config
+            result = calibrate(loaded, concept, out=Path(out) / "result", layer=layer)
+            config = result.config
     except Infeasible as infeasible:
         found |= {"verdict": "refused", "reasons": infeasible.reasons}
         push = at_budget(loaded, concept)
@@ -72,6 +77,11 @@ def measured(loaded: LoadedModel, concept: str) -> dict:
             "baseline": presence.baseline,
             "change": [presence.change.value, presence.change.low, presence.change.high],
             "clear": [presence.clear_baseline, presence.clear],
+            "tested": [
+                [rung.strength, rung.delta_ce, rung.loop_excess]
+                for rung in result.evidence.tested
+                if rung.loop_excess is not None
+            ],
             "seconds": {stage: round(cost.seconds) for stage, cost in config.cost.items()},
         }
         push = config.steering_vector.push(done.strength, done.positions)
@@ -106,9 +116,11 @@ def page() -> str:
     body = [row(concept, found) for concept, found in results()]
     heads = ["concept", "verdict", "block", "α", "ΔCE", "presence", "change", "clearly"]
     return PAGE.format(
-        rows=table([*heads, "readers: plain → steered", "readers' change"], body),
+        rows=table([*heads, READ, READ_CHANGE], body),
         reasons="\n".join(reasons()),
-        earlier=", ".join(concept for concept, one in results() if "blocks" in one),
+        missing=missing(),
+        early=table([*heads, READ, READ_CHANGE], [row(name, found) for name, found in early()]),
+        loops="\n".join(loops()),
     )
 
 
@@ -150,6 +162,26 @@ def results() -> list[tuple[str, dict]]:
     return [(concept, read_records(path)) for concept, path in paths if path.exists()]
 
 
+def early() -> list[tuple[str, dict]]:
+    """What was measured at one block, by concept and block."""
+    paths = sorted(FOLDER.glob("*-block-*.json"))
+    return [(path.stem.replace("-block-", ", block "), read_records(path)) for path in paths]
+
+
+def loops() -> list[str]:
+    """How much more of long replies lay in loops, by the strengths that were tested there."""
+    return [
+        f"- {name}: "
+        + ", ".join(f"{excess:+.1%} at α = {at:.2f}" for at, _, excess in found["tested"])
+        for name, found in early()
+    ]
+
+
+def missing() -> str:
+    names = sorted(set(built_in_concepts()) - {concept for concept, _ in results()})
+    return f"Not run: {', '.join(names)}.\n" if names else ""
+
+
 def reasons() -> list[str]:
     return [
         f"- {concept}: {' '.join(one['reasons'])}"
@@ -171,10 +203,17 @@ What was refused, and why:
 
 {reasons}
 
-{earlier} were calibrated when the study still carried the
-three blocks of the largest gain that are not neighbours, and not yet the best of each third of the
-depth. Concepts that are not here were not run with the present probe.
+{missing}
+## Early blocks
 
+The study tries no block of the first third of the depth (`--layer` does). When it did, the probe
+chose one for joy, and readers saw no more joy there:
+
+{early}
+Steering there makes long replies loop, so that verification took a smaller strength; more of their
+tokens in loops than without steering, by what was tested:
+
+{loops}
 """
 
 
