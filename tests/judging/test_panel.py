@@ -347,14 +347,15 @@ def test_a_scaled_judge_ranks_as_the_judge_does_and_answers_on_the_readers_scale
 
 
 def test_a_planted_cheat_reads_the_vector_and_the_judge_does_not(finished):
-    """At a quarter of the strength, on text that has not changed at all."""
+    """At half the strength, on text that has not changed at all: every text reads higher."""
     config, probe = finished.result.config, finished.result.probe
     loaded = load_model(tiny.model("gpt2"), tiny.tokenizer())
     untouched = [one.unsteered for one in finished.result.evidence.completions if one.unsteered]
     honest = probe.score(untouched, loaded)
-    strength = 0.25 * config.intervention.strength
+    strength = 0.5 * config.intervention.strength
     with config.steering_vector.apply(loaded.blocks, strength):
         cheat = probe.score(untouched, loaded)
+    assert (cheat[honest > 0] > honest[honest > 0]).all()
     assert cheat.mean() > honest.mean() + 0.05
 
 
