@@ -1,1 +1,1 @@
-"""What is written: the config, its sections, the evidence, the report, the directory."""
+"""What a calibration leaves in its directory: the config, its vector, the evidence, the report."""

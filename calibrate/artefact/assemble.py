@@ -1,4 +1,4 @@
-"""Put the results of a calibration into its config and its evidence."""
+"""Build the config and the evidence from the results of a calibration."""
 
 from __future__ import annotations
 
@@ -14,12 +14,7 @@ from itertools import count
 import numpy as np
 
 from calibrate.artefact.config import VECTOR_FILE, VECTOR_KEY, SteeringConfig, vector_file
-from calibrate.artefact.evidence import (
-    CompletionRecord,
-    Evidence,
-    PilotRecord,
-    SplitRecord,
-)
+from calibrate.artefact.evidence import CompletionRecord, Evidence, PilotRecord, SplitRecord
 from calibrate.artefact.law_sections import (
     ConceptLawSection,
     CrossEntropyLawSection,
@@ -54,7 +49,7 @@ from calibrate.texts.replies import UnsteeredReplies
 from probes import Learned
 
 VERSIONED = ("steering-calibrate", "torch", "transformers", "optuna", "scikit-learn", "numpy")
-DOUBLED_ODDS = 2.0  # the sweet spot begins where the concept's tokens have twice their odds
+DOUBLED_ODDS = 2.0  # of the concept's tokens, where the sweet spot begins
 
 
 def build_config(
@@ -71,72 +66,52 @@ def build_config(
 ) -> SteeringConfig:
     """Return the config of a verified strength, carrying its vector.
 
-    learned: what the probe that read the study had learned from, if one did.
+    learned: what the study's probe was fitted to; None where another judge read.
     """
-    vector, strength = pilot.vector, verified.budget.strength
-    file = vector_file(vector.values.numpy())
+    file = vector_file(pilot.vector.values.numpy())
     config = SteeringConfig(
         model=loaded.identity,
         rendering=_rendering_section(loaded) if loaded.is_chat else None,
-        concept=ConceptSection(
-            name=concept.name,
-            goal=settings.goal,
-            n_positive=len(concept.texts.positives),
-            n_negative=len(concept.texts.negatives),
-            negatives=settings.negatives,
-            data_sha256=concept.data_sha256,
-        ),
+        concept=_concept_section(concept, settings),
         vector=VectorSection(
             file=VECTOR_FILE,
             key=VECTOR_KEY,
-            norm=vector.norm,
+            norm=pilot.vector.norm,
             sha256=hashlib.sha256(file).hexdigest(),
         ),
-        intervention=InterventionSection(
-            layer=vector.layer,
-            positions=pilot.positions,
-            strength=strength,
-            relative_strength=vector.relative(strength),
-        ),
+        intervention=_intervention_section(pilot, verified.budget.strength),
         budget=BudgetSection(limit=settings.ce_budget, confidence=settings.confidence),
         measured=measured_section(verified, judges, learned, settings),
         laws=laws,
         range=RangeSection(
-            strength_at_budget=pilot.strength_at_budget,
-            sweet_spot=_sweet_spot(pilot),
+            strength_at_budget=pilot.strength_at_budget, sweet_spot=_sweet_spot(pilot)
         ),
         reference=verified.reference,
         capabilities=loaded.capabilities.report(),
         cost={stage: _cost_section(spent, loaded.num_layers) for stage, spent in cost.items()},
-        provenance=ProvenanceSection(
-            versions=_versions(),
-            seed=settings.seed,
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            fingerprint=fingerprint,
-            settings=asdict(settings),
-        ),
+        provenance=_provenance_section(settings, fingerprint),
     )
     return config.with_vector(file)
 
 
 def build_laws(
     pilots: Mapping[str, Pilot],
-    found: StudyResult,
+    studied: StudyResult,
     baseline: RatioEstimate,
     verified: Verified,
     settings: Settings,
 ) -> LawsSection:
-    """Return the laws at the block that was steered, each judged where it was not fitted.
+    """Return the steered block's laws, each judged on points it was not fitted to.
 
     baseline: unsteered presence on the search prompts.
     """
-    pilot = pilots[found.best.site]
+    pilot = pilots[studied.best.site]
     return LawsSection(
-        cross_entropy=_law_section(pilot, _rise_goodness(pilot, found)),
+        cross_entropy=_law_section(pilot, _rise_goodness(pilot, studied)),
         concept=ConceptLawSection(
             **vars(pilot.mass_law), errors=pilot.mass_errors, goodness=pilot.mass_goodness
         ),
-        presence=_presence_section(found, baseline, verified, settings),
+        presence=_presence_section(studied, baseline, verified, settings),
         tokens=TokenLawSection(saturation=pilot.tokens.saturation, mass_peak=pilot.mass_peak),
         relied_on=laws_hold(pilots),
     )
@@ -145,16 +120,16 @@ def build_laws(
 def build_evidence(
     ranks: Sequence[BlockRank],
     pilots: Mapping[str, Pilot],
-    found: StudyResult,
+    studied: StudyResult,
     verified: Verified,
     splits: Mapping[str, Texts],
     replies: UnsteeredReplies,
 ) -> Evidence:
-    """Return every point behind the config."""
+    """Return every measurement behind the config."""
     return Evidence(
         ranks=list(ranks),
         pilots=[_pilot_record(pilot) for pilot in pilots.values()],
-        trials=list(found.trials),
+        trials=list(studied.trials),
         tested=list(verified.budget.tested),
         completions=_completion_records(verified),
         splits=SplitRecord(
@@ -170,8 +145,35 @@ def build_evidence(
     )
 
 
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}}
+def _concept_section(concept: Concept, settings: Settings) -> ConceptSection:
+    return ConceptSection(
+        name=concept.name,
+        goal=settings.goal,
+        n_positive=len(concept.texts.positives),
+        n_negative=len(concept.texts.negatives),
+        negatives=settings.negatives,
+        data_sha256=concept.data_sha256,
+    )
+
+
+def _intervention_section(pilot: Pilot, strength: float) -> InterventionSection:
+    return InterventionSection(
+        layer=pilot.vector.layer,
+        positions=pilot.positions,
+        strength=strength,
+        relative_strength=pilot.vector.relative(strength),
+    )
+
+
+def _provenance_section(settings: Settings, fingerprint: str) -> ProvenanceSection:
+    versions = {name: version(name) for name in VERSIONED}
+    return ProvenanceSection(
+        versions={"python": platform.python_version(), **versions},
+        seed=settings.seed,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        fingerprint=fingerprint,
+        settings=asdict(settings),
+    )
 
 
 def _rendering_section(loaded: LoadedModel) -> RenderingSection:
@@ -180,7 +182,7 @@ def _rendering_section(loaded: LoadedModel) -> RenderingSection:
 
 
 def _sweet_spot(pilot: Pilot) -> tuple[float, float]:
-    """From the strength that doubles the concept's odds to α_B or the peak of its mass."""
+    """From where the concept's tokens have doubled odds to α_B or the peak of their mass."""
     end = min(abs(pilot.strength_at_budget.value), abs(pilot.mass_peak))
     start = min(abs(pilot.mass_law.invert(np.log(DOUBLED_ODDS))), end / 2)
     sign = np.sign(pilot.strength_at_budget.value)
@@ -197,15 +199,15 @@ def _law_section(pilot: Pilot, goodness: Goodness) -> CrossEntropyLawSection:
     return CrossEntropyLawSection(**vars(pilot.law), errors=pilot.errors, goodness=goodness)
 
 
-def _rise_goodness(pilot: Pilot, found: StudyResult) -> Goodness:
-    """The law of ΔCE at the pilot's test and at the trials of its site: fitted to none.
+def _rise_goodness(pilot: Pilot, studied: StudyResult) -> Goodness:
+    """Judge the law of ΔCE on the pilot's test points and the trials at its site.
 
-    Trials whose ΔCE is uncertain by a fifth of what would fail the law say nothing about it.
+    Trials whose standard error exceeds a fifth of the law's tolerance are left out.
     """
     points = list(pilot.rise_goodness.points)
     points += [
         (trial.strength, float(pilot.law.predict(trial.strength)), trial.delta_ce)
-        for trial in found.trials
+        for trial in studied.trials
         if trial.site == pilot.site
         and trial.delta_ce_error <= 0.2 * GOOD_RISE * abs(trial.delta_ce)
     ]
@@ -213,10 +215,10 @@ def _rise_goodness(pilot: Pilot, found: StudyResult) -> Goodness:
 
 
 def _presence_section(
-    found: StudyResult, baseline: RatioEstimate, verified: Verified, settings: Settings
+    studied: StudyResult, baseline: RatioEstimate, verified: Verified, settings: Settings
 ) -> PresenceLawSection:
-    """Fit presence to the study's trials at the site; judge it where it was verified."""
-    fit = presence_law(found.best.site, found.trials, baseline, settings.goal)
+    """Fit presence to the study's trials at the site; judge the law at the verified strength."""
+    fit = presence_law(studied.best.site, studied.trials, baseline, settings.goal)
     strength, measured = verified.budget.strength, verified.presence.estimate
     error = float(np.hypot(fit.standard_error(strength), measured.standard_error))
     predicted = float(fit.law.predict(strength))

@@ -1,8 +1,8 @@
 """The steering config: what a calibration found, ready to use, and what it rests on.
 
-A config is `steering.json` and `steering.safetensors` in one directory. The JSON says what is
-done to the model (operation, site, block, positions, strength), what was measured about it on
-held-out data, and which model, tokenizer and texts that holds for.
+A config is `steering.json` and `steering.safetensors` in one directory. The JSON gives the
+intervention (operation, site, block, positions, strength), what was measured on held-out data,
+and the model, tokenizer and texts that holds for.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CONFIG_FILE = "steering.json"
 VECTOR_FILE = "steering.safetensors"
 VECTOR_KEY = "vector"
 FORMAT, VERSION = "steering-config", 2
-READABLE = (1, 2)  # version 1 knew neither rendering nor the long run
+READABLE = (1, 2)  # version 1 has neither rendering nor long run
 
 
 class SteeringConfig(Section):
@@ -78,9 +78,9 @@ class SteeringConfig(Section):
         if not self._vector_file:
             raise ArtefactError("this config carries no vector; load it with calibrate.load(DIR)")
         values = torch.from_numpy(load_tensors(self._vector_file)[self.vector.key])
-        done = self.intervention
-        residual_norm = abs(done.strength) * self.vector.norm / abs(done.relative_strength)
-        return SteeringVector(values, done.layer, residual_norm)
+        strength, relative = self.intervention.strength, self.intervention.relative_strength
+        residual_norm = abs(strength) * self.vector.norm / abs(relative)
+        return SteeringVector(values, self.intervention.layer, residual_norm)
 
     def with_vector(self, vector_file: bytes) -> SteeringConfig:
         """Return this config carrying its vector, the contents of a safetensors file."""
@@ -136,11 +136,12 @@ def load(directory: str | Path) -> SteeringConfig:
         ) from error
     except json.JSONDecodeError as error:
         raise ArtefactError(f"{folder / CONFIG_FILE} must be JSON: {error}") from error
-    found = (facts.get("format"), facts.get("version")) if isinstance(facts, dict) else (None, None)
-    if found[0] != FORMAT or found[1] not in READABLE:
+    header = facts if isinstance(facts, dict) else {}
+    form, version = header.get("format"), header.get("version")
+    if form != FORMAT or version not in READABLE:
         raise ArtefactError(
-            f"{folder / CONFIG_FILE} must be a {FORMAT} of version 1 or {VERSION}, got {found[0]} "
-            f"of version {found[1]}; use the release that wrote it"
+            f"{folder / CONFIG_FILE} must be a {FORMAT} of version 1 or {VERSION}, got {form} "
+            f"of version {version}; use the release that wrote it"
         )
     try:
         config = SteeringConfig.model_validate(facts)
@@ -150,27 +151,28 @@ def load(directory: str | Path) -> SteeringConfig:
         raise ArtefactError(
             f"{folder / CONFIG_FILE} is damaged: {where}: {first['msg']}"
         ) from error
-    _require_meaning(folder / CONFIG_FILE, config)
+    _require_in_range(folder / CONFIG_FILE, config)
     return config.with_vector(_checked_vector(folder, config))
 
 
-def _require_meaning(path: Path, config: SteeringConfig) -> None:
-    """Raise ArtefactError for values that no calibration writes, whatever their types."""
-    done, settings = config.intervention, config.provenance.settings
+def _require_in_range(path: Path, config: SteeringConfig) -> None:
+    """Raise ArtefactError for values of the right type that no calibration writes."""
+    intervention, settings = config.intervention, config.provenance.settings
     try:
         Sampling(**settings["sampling"])
         check_seed(settings["seed"])
     except (KeyError, TypeError, InputError) as error:
         raise ArtefactError(f"{path} is damaged: provenance.settings: {error}") from error
     wrong = {
-        "intervention.layer": not 0 <= done.layer < config.model.num_layers,
-        "intervention.strength": not math.isfinite(done.strength),
-        "intervention.relative_strength": not done.relative_strength,
+        "intervention.layer": not 0 <= intervention.layer < config.model.num_layers,
+        "intervention.strength": not math.isfinite(intervention.strength),
+        "intervention.relative_strength": not intervention.relative_strength,
         "reference.input_ids": not config.reference.input_ids
         or min(config.reference.input_ids) < 0,
     }
-    for where in (name for name, is_wrong in wrong.items() if is_wrong):
-        raise ArtefactError(f"{path} is damaged: {where} is out of range; calibrate again")
+    for field, is_wrong in wrong.items():
+        if is_wrong:
+            raise ArtefactError(f"{path} is damaged: {field} is out of range; calibrate again")
 
 
 def _checked_vector(folder: Path, config: SteeringConfig) -> bytes:

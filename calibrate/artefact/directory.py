@@ -1,7 +1,7 @@
-"""The output directory: may it be used, does it hold a finished or an interrupted calibration.
+"""The output directory: whether it may be used, and whether it holds a finished calibration.
 
-Nothing in it is replaced that does not show by its contents that we wrote it (`wrote`), and that is
-seen to before anything is measured.
+Only files whose contents show that we wrote them (`wrote`) are ever replaced; this is checked
+before anything is measured.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ from calibrate.common.marks import facts_in, names_us, sha256_of
 # What a calibration writes beside its journal.
 ARTEFACT_FILES = (
     CONFIG_FILE, VECTOR_FILE, EVIDENCE_FILE, "probe/probe.json", "probe/probe.safetensors",
-    "report.html", "delta_ce.png", "presence.png", "blocks.png",
-    "long_run.png",
+    "report.html", "delta_ce.png", "presence.png", "blocks.png", "long_run.png",
 )  # fmt: skip
 
 
@@ -54,14 +53,14 @@ def wrote(path: Path) -> bool:
         beside = facts_in(path.with_name(CONFIG_FILE)).get("vector")
         return isinstance(beside, dict) and beside.get("sha256") == sha256_of(path)
     if path.name.startswith("probe."):
-        from probes.probe import is_probe  # brings torch along, which takes seconds
+        from probes.probe import is_probe  # imports torch, which takes seconds
 
         return is_probe(path)
     return names_us(path)
 
 
 def open_workspace(out: str | Path | None, fingerprint: str) -> tuple[Path | None, bool]:
-    """Return the output directory, made if need be, and whether it holds this very result.
+    """Return the output directory, made if need be, and whether this run's result is in it.
 
     Raises: ArtefactError if it holds something else, or cannot be made.
     """
@@ -87,10 +86,10 @@ def open_workspace(out: str | Path | None, fingerprint: str) -> tuple[Path | Non
 
 @contextmanager
 def writing(directory: Path | None, fingerprint: str) -> Iterator[bool]:
-    """Hold the right to write into an output directory; tell whether its result is there already.
+    """Lock an output directory for writing; yield whether its result is there already.
 
-    Whoever else wants to write waits, so that the second of two workers finds what the first wrote;
-    if the one that writes dies, the operating system lets go of its lock.
+    Other writers wait, so the second of two workers finds what the first wrote. The operating
+    system releases the lock of a process that dies.
     """
     if directory is None:
         yield False
@@ -104,9 +103,9 @@ def writing(directory: Path | None, fingerprint: str) -> Iterator[bool]:
 
 
 def require_free(directory: Path, ours: str, files: Iterable[str] = ()) -> None:
-    """Raise ArtefactError unless a directory is new, empty, or of an earlier run of ours.
+    """Raise ArtefactError unless a directory is new, empty, or holds an earlier run of ours.
 
-    ours: the file by which an earlier run is known. files: what will be written beside it.
+    ours: the file that marks an earlier run. files: what will be written beside it.
     """
     if directory.exists() and not directory.is_dir():
         raise ArtefactError(f"--out must be a directory, got the file {directory}")
@@ -115,9 +114,8 @@ def require_free(directory: Path, ours: str, files: Iterable[str] = ()) -> None:
     if set(names) <= {WORKERS_FOLDER}:  # the study may be kept elsewhere
         return
     if not (directory / ours).exists():
-        example = names[0]
         raise ArtefactError(
-            f"--out must be new, empty or of an earlier run, but {directory} holds {example!r}; "
+            f"--out must be new, empty or of an earlier run, but {directory} holds {names[0]!r}; "
             "choose another --out"
         )
     require_ours(directory / ours, is_journal if ours == JOURNAL_FILE else wrote)
@@ -126,7 +124,7 @@ def require_free(directory: Path, ours: str, files: Iterable[str] = ()) -> None:
 
 
 def _require_locks(directory: Path) -> None:
-    """Raise ArtefactError if something else stands where the locks of those at work will be."""
+    """Raise ArtefactError if something else is where the workers' locks go."""
     lock, locks = directory / JOURNAL_LOCK, directory / WORKERS_FOLDER
     linked = lock.is_symlink() and Path(os.readlink(lock)).name == JOURNAL_FILE
     if os.path.lexists(lock) and not linked:
@@ -136,7 +134,7 @@ def _require_locks(directory: Path) -> None:
 
 
 def _clear(locks: Path) -> None:
-    """Remove the workers' locks, and their folder if that is all there was in it."""
+    """Remove the workers' locks, and their folder if nothing else is in it."""
     for lock in locks.iterdir():
         if is_plain_file(lock) and (lock.name == WRITING_LOCK or WORKER_LOCK.fullmatch(lock.name)):
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""What a calibration went through: every point behind its answer, for reports and for reading."""
+"""Every measurement behind a calibration's config: for its report, and for later analysis."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class PilotRecord(Section):
 class CompletionRecord(Section):
     """One verify prompt with an unsteered and a steered reply, and the presence in each.
 
-    That of an empty reply is 0, and counts for nothing. reply: which of the prompt's replies these
-    are, from 0; both were sampled with the same noise.
+    An empty reply has presence 0 and is left out of every mean. reply: number of the pair among
+    the prompt's, from 0; both replies were sampled with the same noise.
     """
 
     prompt: str
@@ -50,10 +50,10 @@ class SplitRecord(Section):
 
 
 class Evidence(Section):
-    """Ranks of blocks, pilots, trials, tested strengths, completions and splits of a calibration.
+    """The measurements of one calibration.
 
     ranks: of every block, best first; empty where the block was given. completions: all replies
-    to each verify prompt; only the first in what was written before all were kept.
+    to each verify prompt; earlier releases kept only the first.
     """
 
     ranks: list[BlockRank]
@@ -66,7 +66,7 @@ class Evidence(Section):
     @property
     def first_completions(self) -> list[CompletionRecord]:
         """The first reply to each verify prompt, unsteered and steered."""
-        return [one for one in self.completions if one.reply == 0]
+        return [record for record in self.completions if record.reply == 0]
 
     def to_bytes(self) -> bytes:
         """Return the contents of `evidence.json`."""

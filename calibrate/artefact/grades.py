@@ -1,4 +1,4 @@
-"""What people said of the replies they read: `grades.json` beside a calibration."""
+"""People's grades of the replies they read: `grades.json` beside a calibration."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ FORMAT, VERSION = "steering-grades", 1
 class Grades:
     """Grades by grader and reply, in the order they were given.
 
-    by_grader: of each grader's name, the grade (0 not, 1 somewhat, 2 clearly) of each reply's id,
-    or None where the reply was skipped.
+    by_grader: for each grader, by the reply's id, 0 (not), 1 (somewhat), 2 (clearly), or None where
+    the reply was skipped.
     """
 
     by_grader: Mapping[str, Mapping[str, int | None]]
 
     def of(self, grader: str) -> Mapping[str, int | None]:
-        """What one grader said; empty for a new one."""
+        """One grader's grades; empty for a new one."""
         return self.by_grader.get(grader, {})
 
     def with_grade(self, grader: str, reply: str, grade: int | None) -> Grades:
-        """Return these and one more, which takes the place of what the grader said before."""
-        said = {key: value for key, value in self.of(grader).items() if key != reply}
-        return self._with(grader, {**said, reply: grade})
+        """Return these and one more, which replaces the grader's earlier grade of the reply."""
+        others = {key: value for key, value in self.of(grader).items() if key != reply}
+        return self._with(grader, {**others, reply: grade})
 
     def without_last(self, grader: str) -> Grades:
-        """Return these without what the grader said last."""
+        """Return these without the grader's last grade."""
         return self._with(grader, dict(list(self.of(grader).items())[:-1]))
 
     def to_bytes(self) -> bytes:
@@ -43,8 +43,8 @@ class Grades:
         facts = {"format": FORMAT, "version": VERSION, "graders": self.by_grader}
         return f"{json.dumps(facts, indent=1, ensure_ascii=False)}\n".encode()
 
-    def _with(self, grader: str, said: Mapping[str, int | None]) -> Grades:
-        return replace(self, by_grader={**self.by_grader, grader: said})
+    def _with(self, grader: str, grades: Mapping[str, int | None]) -> Grades:
+        return replace(self, by_grader={**self.by_grader, grader: grades})
 
 
 def is_grades(path: Path) -> bool:
@@ -79,7 +79,7 @@ def load_grades(directory: Path) -> Grades:
     return Grades(graders)
 
 
-def _are_grades(said: object) -> bool:
-    return isinstance(said, dict) and all(
-        grade is None or (type(grade) is int and grade in GRADES) for grade in said.values()
+def _are_grades(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        grade is None or (type(grade) is int and grade in GRADES) for grade in value.values()
     )

@@ -1,4 +1,4 @@
-"""What the config says of the fitted laws."""
+"""Sections of the config: the fitted laws."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class ConceptLawSection(MassLaw):
 class PresenceLawSection(Section):
     """F(α) = floor + (ceiling - floor)·σ(r + να), F the measured presence: fitted to the study.
 
-    fall: the strength from which presence fell again, if it did; only strengths before it
-        count. goodness: in standard errors, at the verified strength.
+    fall: the strength from which presence fell again, if it did; the fit uses only those
+        before it. goodness: in standard errors, at the verified strength.
     """
 
     log_odds: float
@@ -50,7 +50,7 @@ class PresenceLawSection(Section):
 
 
 class TokenLawSection(Section):
-    """p_α(z|c) ∝ p₀(z|c)·exp(a(α)M(z)): the saturation of a(α), and where F peaks by it."""
+    """p_α(z|c) ∝ p₀(z|c)·exp(a(α)M(z)): the saturation of a(α), and where F peaks."""
 
     saturation: float
     mass_peak: float

@@ -1,4 +1,4 @@
-"""What was verified, as sections of the config."""
+"""The results of verification, as sections of the config."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ def measured_section(
     """Return what the verification measured, as the config has it."""
     confidence = settings.confidence
     rise = verified.budget.delta_ce
-    presence, baseline = verified.presence.estimate, verified.baseline.estimate
     return MeasuredSection(
         judges=list(judges),
         delta_ce=DeltaCESection(
@@ -40,24 +39,7 @@ def measured_section(
             n_sequences=len(rise.counts),
             n_tokens=int(rise.counts.sum()),
         ),
-        presence=PresenceSection(
-            **vars(presence.with_interval(confidence)),
-            baseline=baseline.value,
-            baseline_interval=baseline.interval(confidence),
-            change=verified.change.with_interval(confidence),
-            detectable=verified.detectable,
-            n_replies=verified.n_replies,
-            explained_by_length=verified.explained_by_length,
-            n_prompts=len(presence.counts),
-            n_completions=int(presence.counts.sum()),
-            empty=verified.presence.empty,
-            empty_baseline=verified.baseline.empty,
-            unanswered=_unanswered(verified.presence.completions),
-            unanswered_baseline=_unanswered(verified.baseline.completions),
-            clear=verified.presence.clear,
-            clear_baseline=verified.baseline.clear,
-            scale=None if learned is None else _scale_section(learned),
-        ),
+        presence=_presence_section(verified, learned, confidence),
         controls=ControlsSection(
             random_vector=verified.random_vector.with_interval(confidence),
             prompt_only=verified.prompt_only.with_interval(confidence),
@@ -65,6 +47,30 @@ def measured_section(
         audit=_audit_section(verified, confidence),
         fluency=_fluency_section(verified, confidence),
         long_run=_long_run_section(verified.long_run, confidence),
+    )
+
+
+def _presence_section(
+    verified: Verified, learned: Learned | None, confidence: float
+) -> PresenceSection:
+    steered, plain = verified.presence, verified.baseline
+    return PresenceSection(
+        **vars(steered.estimate.with_interval(confidence)),
+        baseline=plain.estimate.value,
+        baseline_interval=plain.estimate.interval(confidence),
+        change=verified.change.with_interval(confidence),
+        detectable=verified.detectable,
+        n_replies=verified.n_replies,
+        explained_by_length=verified.explained_by_length,
+        n_prompts=len(steered.estimate.counts),
+        n_completions=int(steered.estimate.counts.sum()),
+        empty=steered.empty,
+        empty_baseline=plain.empty,
+        unanswered=_unanswered(steered.completions),
+        unanswered_baseline=_unanswered(plain.completions),
+        clear=steered.clear,
+        clear_baseline=plain.clear,
+        scale=None if learned is None else _scale_section(learned),
     )
 
 
@@ -79,16 +85,16 @@ def _scale_section(learned: Learned) -> PresenceScaleSection:
 
 
 def _audit_section(verified: Verified, confidence: float) -> AuditSection | None:
-    found = verified.audit
-    if found is None:
+    audit = verified.audit
+    if audit is None:
         return None
     return AuditSection(
-        **vars(found.presence.with_interval(confidence)),
-        judge=found.judge,
-        baseline=found.baseline.value,
-        change=found.change.with_interval(confidence),
-        agreement=found.agreement,
-        opinion=found.opinion,
+        **vars(audit.presence.with_interval(confidence)),
+        judge=audit.judge,
+        baseline=audit.baseline.value,
+        change=audit.change.with_interval(confidence),
+        agreement=audit.agreement,
+        opinion=audit.opinion,
     )
 
 
@@ -108,31 +114,31 @@ def _fluency_section(verified: Verified, confidence: float) -> FluencySection:
     )
 
 
-def _long_run_section(found: LongRun | None, confidence: float) -> LongRunSection | None:
-    if found is None:
+def _long_run_section(long_run: LongRun | None, confidence: float) -> LongRunSection | None:
+    if long_run is None:
         return None
     return LongRunSection(
-        n_tokens=found.n_tokens,
-        n_prompts=len(found.loops.counts),
+        n_tokens=long_run.n_tokens,
+        n_prompts=len(long_run.loops.counts),
         window=WINDOW,
-        loops=found.loops.value,
-        loops_baseline=found.loops_baseline.value,
-        loop_excess=found.excess.with_interval(confidence),
+        loops=long_run.loops.value,
+        loops_baseline=long_run.loops_baseline.value,
+        loop_excess=long_run.excess.with_interval(confidence),
         margin=LOOP_MARGIN,
-        steered=_along_section(found.steered),
-        unsteered=_along_section(found.unsteered),
+        steered=_along_section(long_run.steered),
+        unsteered=_along_section(long_run.unsteered),
     )
 
 
 def _along_section(along: Along) -> AlongSection:
     return AlongSection(
         loops=along.loops.tolist(),
-        presence=[None if np.isnan(one) else float(one) for one in along.presence],
+        presence=[None if np.isnan(share) else float(share) for share in along.presence],
         log_prob=along.log_prob.tolist(),
         n_replies=along.n_replies.tolist(),
     )
 
 
 def _unanswered(completions: Sequence[Completion]) -> float:
-    """Share of the replies that end within the thought."""
-    return sum(not one.answered for one in completions) / len(completions)
+    """Share of the replies that end inside the thought, before any answer."""
+    return sum(not reply.answered for reply in completions) / len(completions)

@@ -1,4 +1,4 @@
-"""What the config says of what was measured at the verified strength."""
+"""Sections of the config: what was measured at the verified strength."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from calibrate.common.record import Section
 
 @dataclass(frozen=True)
 class DeltaCESection(Interval):
-    """ΔCE on held-out text; `upper` is the one-sided bound that was verified.
+    """ΔCE on held-out text; `upper` is the verified one-sided bound.
 
     corpus: "own_replies", where the exact KL stands for ΔCE, or "file".
     """
@@ -23,11 +23,11 @@ class DeltaCESection(Interval):
 
 
 class PresenceScaleSection(Section):
-    """Whose yes presence predicts, and how that was checked.
+    """Whose judgement presence predicts, and how that was checked.
 
-    source, teacher, n_texts: as in `probes.Learned`. auc, calibration_error: of the probe that read
-    the study, out of fold, against the readers' yes ("graded"), the teacher's ("taught"), or the
-    labels of held-out texts ("written").
+    source, teacher, n_texts: as in `probes.Learned`. auc, calibration_error: of the study's probe,
+    out of fold, against readers' grades ("graded"), the teacher's ("taught"), or the labels of
+    held-out texts ("written").
     """
 
     source: Literal["graded", "taught", "written"]
@@ -39,31 +39,29 @@ class PresenceScaleSection(Section):
     @property
     def says(self) -> str:
         """The same in words."""
-        said = {
+        source = {
             "graded": "readers', learned from {readers} replies that they graded and {teacher} "
             "that a teacher did",
             "taught": "a teacher's, learned from {teacher} texts that it graded",
             "written": "a guess, learned from written texts alone ({positive} and {negative}); "
             "to check it: calibrate grade",
         }[self.source].format(**self.n_texts)
-        return f"{said}; AUC {self.auc.value:.2f} on texts it had not seen"
+        return f"{source}; AUC {self.auc.value:.2f} on texts it had not seen"
 
 
 @dataclass(frozen=True)
 class PresenceSection(Interval):
     """Presence: the share of replies of which a reader would say yes, by the judge.
 
-    At the strength, and at α = 0 on the same prompts with the same noise. clear, clear_baseline:
-    the share that clearly expresses the concept, where the judge can tell. scale: whose yes it is;
-    None where no probe read.
+    Measured at the strength, and at α = 0 (baseline) on the same prompts with the same noise.
     change: the paired difference from the baseline, from n_replies to each prompt. detectable: the
-    smallest change that would have been told from 0 with a probability of 80 %; None in configs
-    written before it was known. explained_by_length: how much of it longer or
-    shorter replies alone would make, from how presence goes with length among unsteered replies.
-    n_prompts, n_completions: replied to, and replies, that are not empty: empty ones count for
-    nothing here. empty, empty_baseline: their share, steered and unsteered; None in configs
-    written before they were told apart. unanswered, unanswered_baseline: share of the replies that
-    are empty since they end within the thought.
+    smallest change that would have been told from 0 with a probability of 80 %.
+    explained_by_length: the change that longer or shorter replies alone would make, by how presence
+    depends on length among unsteered replies. n_prompts, n_completions: prompts and replies that
+    count, those with text. empty, empty_baseline: share of replies without text. unanswered,
+    unanswered_baseline: share of replies that end inside the thought, before any answer. clear,
+    clear_baseline: share that clearly expresses the concept, where the judge can tell. scale: whose
+    judgement it is; None where no probe read. detectable and empty are None in older configs.
     """
 
     baseline: float
@@ -85,11 +83,11 @@ class PresenceSection(Interval):
 
 @dataclass(frozen=True)
 class AuditSection(Interval):
-    """Presence in the same replies to a second judge.
+    """Presence in the same replies, by a second judge.
 
     agreement: Spearman's rank correlation of the two judges over all replies that are not empty.
-    opinion: whether its change "confirms" the first judge's; "sees no change", where it could have
-    seen half of that one; or "cannot tell". None in configs written before it was asked.
+    opinion: its change "confirms" the first judge's; or it "sees no change", although half of that
+    one would have shown; or it "cannot tell". None in older configs.
     """
 
     judge: str
@@ -108,7 +106,7 @@ class AuditSection(Interval):
 
 
 class ControlsSection(Section):
-    """Presence without the concept's own vector: how much any push, or a request, does.
+    """Presence without the concept's own vector: what any vector, or a plain request, does.
 
     random_vector: a random vector of the same norm at the same strength and block.
     prompt_only: unsteered, asked in plain words for the concept (or its absence).
@@ -122,7 +120,7 @@ class FluencySection(Section):
     """How the steered replies read to the unsteered model, and how repetitive they are.
 
     log_prob: mean log-probability per token under the unsteered model, nats. drop: how much lower
-    it is than the baseline's, prompt by prompt; upper: its one-sided bound. distinct_2: distinct
+    it is than the baseline's, by prompt; drop_upper: its one-sided bound. distinct_2: distinct
     token pairs per token pair, in [0, 1]. longest_loop: share of a reply's tokens in its longest
     loop, in [0, 1]. n_tokens: mean length of a reply.
     """
@@ -140,10 +138,10 @@ class FluencySection(Section):
 
 
 class AlongSection(Section):
-    """Replies along their length, a value a window.
+    """Replies along their length, one value for each window of tokens.
 
-    loops: share of the tokens in loops, in [0, 1]. presence: of the windows' texts, None where
-    there was none to read. log_prob: mean over tokens under the unsteered model, nats.
+    loops: share of the tokens in loops, in [0, 1]. presence: in the windows' texts, None where
+    there was no text. log_prob: mean over tokens under the unsteered model, nats.
     n_replies: how many replies reach the window.
     """
 
@@ -154,11 +152,11 @@ class AlongSection(Section):
 
 
 class LongRunSection(Section):
-    """What replies are like that are as long as they are served.
+    """Replies as long as those the model serves.
 
-    n_tokens: how long they may be. window: tokens of one. loops, loops_baseline: mean share of a
-    reply's tokens in loops, steered and unsteered. loop_excess: the paired difference, of which
-    the value may be no larger than margin.
+    n_tokens: their limit. window: tokens in a window. loops, loops_baseline: mean share of a
+    reply's tokens in loops, steered and unsteered. loop_excess: the paired difference, whose
+    value may be at most margin.
     """
 
     n_tokens: int
@@ -183,8 +181,8 @@ class ShareSection(Section):
 class AgreementSection(Section):
     """How two graders agree on whether replies express the concept at least somewhat.
 
-    alike: share of the n_replies both graded of which they say the same. kappa: Cohen's, 0 for
-    chance and 1 for always; None where both say the same of all.
+    alike: share of the n_replies graded by both on which they agree. kappa: Cohen's, 0 for chance
+    and 1 for full agreement; None where all replies are alike to both.
     """
 
     graders: tuple[str, str]
@@ -196,8 +194,8 @@ class AgreementSection(Section):
 class ScaleSection(Section):
     """How grades correct the probe: its log-odds times `slope` plus `offset`.
 
-    method: "unchanged", "offset", or "slope and offset": what predicted left-out prompts' grades
-    best, each shrunken towards no correction. log_loss, log_loss_before: of left-out grades, nats.
+    method: "unchanged", "offset", or "slope and offset", whichever predicts left-out grades best;
+    all are shrunk towards no correction. log_loss, log_loss_before: of left-out grades, nats.
     """
 
     method: Literal["unchanged", "offset", "slope and offset"]
@@ -208,14 +206,14 @@ class ScaleSection(Section):
 
 
 class ReadersSection(Section):
-    """What people say who read final replies without knowing which are steered.
+    """Presence by people who read final replies without knowing which are steered.
 
-    n_replies, n_prompts: graded. n_judged: prompts that only the judge read; what it read is
+    n_replies, n_prompts: graded. n_judged: prompts that only the judge read; its scores are
     corrected by the grades (prediction-powered inference). presence: share of replies graded 1
-    or 2. clearly: share graded 2. judge_auc: how often the judge ranks a reply that they say yes
-    of above one that they do not; None where the grades are all alike. judge_level: by how much
-    it reads more presence than they do in the same replies. scale: None where the judge is no
-    probe, or was not corrected.
+    or 2. clearly: share graded 2. judge_auc: how often the judge ranks a reply graded yes above
+    one graded no; None where all grades are alike. judge_level: how much more presence it reads
+    than people do in the same replies. scale: None where the judge is no probe, or was not
+    corrected.
     """
 
     graders: list[str]

@@ -1,4 +1,4 @@
-"""The sections of the steering config: what each part of `steering.json` says."""
+"""The sections of the steering config, the parts of `steering.json`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from calibrate.common.record import Section
 
 
 class RenderingSection(Section):
-    """How conversations become prompts; whatever uses the config renders them the same way.
+    """How conversations become prompts; every user of the config renders them the same way.
 
-    kwargs: variables of the chat template. date: what it takes for today, None if it does not ask.
-    content: whether a message's content is text or a list of parts. system: whether there is a
-    system role, or its message leads the first prompt. history: whether earlier turns are turns,
-    or stand in the prompt's text. strips_end: whether end tokens that the tokenizer puts after a
-    text are left out.
+    kwargs: variables of the chat template. date: its date of today, None if it uses none. content:
+    whether a message's content is text or a list of parts. system: its own role, or "folded" into
+    the first prompt. history: earlier turns as turns, or "folded" into the prompt's text.
+    strips_end: whether end tokens that the tokenizer appends are removed.
     """
 
     kwargs: dict[str, Any]
@@ -47,7 +46,7 @@ class VectorSection(Section):
 
 
 class InterventionSection(Section):
-    """What is done: `strength`·v is added to the output of block `layer` (0-based).
+    """The intervention: `strength`·v is added to the output of block `layer` (0-based).
 
     relative_strength: α‖v‖ / median ‖h‖, comparable across blocks and models.
     """
@@ -73,10 +72,9 @@ class RangeSection(Section):
     """Which strengths make sense.
 
     strength_at_budget: α_B, the law's strength that spends the budget.
-    sweet_spot: from where something happens to where it stops paying: from the strength that
-        doubles the odds of the concept's tokens, or half of the upper end if that comes first,
-        to α_B, or to where the mass of the concept's tokens peaks if that comes first; beyond
-        its peak, more strength costs more and brings less (Theorem 3.3). Ordered by size.
+    sweet_spot: from the strength that doubles the odds of the concept's tokens, or half of the
+        upper end if smaller, to α_B, or the peak of those tokens' mass if smaller; beyond that
+        peak, more strength costs more and brings less (Theorem 3.3). Ordered by size.
     """
 
     strength_at_budget: Interval

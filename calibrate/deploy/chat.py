@@ -1,7 +1,6 @@
-"""Talk to a steered model, from whatever carries its steering.
+"""Chat with a steered model, opened from a calibration, a PEFT adapter or a folded checkpoint.
 
-A calibration's directory, a PEFT adapter and a folded checkpoint all hold the config, so each can
-be steered by any strength: what the weights carry already is made up for.
+All three hold the config, so any strength can be chosen: what the weights add already is deducted.
 """
 
 from __future__ import annotations

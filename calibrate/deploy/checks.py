@@ -20,6 +20,7 @@ from calibrate.judging.panel import judge_again
 from calibrate.judging.presence import read
 from calibrate.models.model import LoadedModel
 from calibrate.models.prompts import encode_prompt
+from calibrate.models.steering import Steering
 from calibrate.models.tokens import TokenSequence
 from calibrate.search.long_run import unsteered_at_length
 from calibrate.texts.concept import read_lines
@@ -34,9 +35,9 @@ TOLERANCES = {"float32": 5e-3, "float64": 5e-3, "bfloat16": 0.25, "float16": 0.0
 
 def check_identity(config: SteeringConfig, loaded: LoadedModel) -> Iterator[Check]:
     """Compare the model with the one the config was made on, fact by fact."""
-    expected, found = config.model, asdict(loaded.identity)
+    expected, identity = config.model, asdict(loaded.identity)
     for name, what in IDENTITY.items():
-        was, now = getattr(expected, name), found[name]
+        was, now = getattr(expected, name), identity[name]
         unknown = name == "revision" and None in (was, now)
         if unknown or was == now:
             continue
@@ -113,24 +114,22 @@ def check_budget(
         sequences = own_replies(config, evidence, loaded)
     else:
         sequences = corpus_texts(loaded, read_lines(corpus))
-    done = config.intervention
-    run = run_unsteered(loaded, Corpus(sequences, self_sampled=corpus is None), [done.layer])
-    rise = delta_ce(
-        loaded, run, config.steering_vector.values, done.layer, done.strength, done.positions
-    )
+    at, values = config.intervention, config.steering_vector.values
+    run = run_unsteered(loaded, Corpus(sequences, self_sampled=corpus is None), [at.layer])
+    rise = delta_ce(loaded, run, values, at.layer, at.strength, at.positions)
     return judged("budget", rise, config)
 
 
 def judged(name: str, rise: RatioEstimate, config: SteeringConfig) -> Check:
-    """Hold a measured ΔCE to the config's budget."""
+    """Compare a measured ΔCE with the config's budget."""
     upper, limit = rise.upper(config.budget.confidence), config.budget.limit
-    found = (
+    measured = (
         f"ΔCE {rise.value:.4f} on {len(rise.counts)} sequences, "
         f"{config.budget.confidence:.0%} bound {upper:.4f}"
     )
     if upper <= limit:
-        return Check(name, True, f"{found}, within {limit:g} nat")
-    return Check(name, False, f"{found}, above the budget of {limit:g} nat")
+        return Check(name, True, f"{measured}, within {limit:g} nat")
+    return Check(name, False, f"{measured}, above the budget of {limit:g} nat")
 
 
 def own_replies(
@@ -157,31 +156,27 @@ def check_presence(
     readers: list[tuple[str, Reader]] = []
     for check, (judge, change) in judges.items():
         try:
-            readers.append((check, Reader(_again(judge, config, loaded, folder), name, judge)))
+            readers.append(
+                (check, Reader(_judge_again(judge, config, loaded, folder), name, judge))
+            )
         except InputError as missing:
-            said = f"{judge} read a change of {change.value:+.3f}"
-            yield Check(check, True, f"{said}, and is not asked again here: {missing}")
+            recorded = f"{judge} read a change of {change.value:+.3f}"
+            yield Check(check, True, f"{recorded}, and is not asked again here: {missing}")
     if readers:
         plain, steered = _drawn_again(config, evidence, loaded)
         for check, reader in readers:
-            yield _moved(check, reader, steered, plain, config)
+            yield _check_change(check, reader, steered, plain, config)
 
 
-def _again(name: str, config: SteeringConfig, loaded: LoadedModel, folder: Path) -> Judge:
-    """A judge of the calibration; the probe as it read what is recorded."""
+def _judge_again(name: str, config: SteeringConfig, loaded: LoadedModel, folder: Path) -> Judge:
+    """One of the calibration's judges; the probe as it was fitted, before any grades."""
     if name == "probe":
         return load_probe(folder / "probe").as_fitted.on(loaded)
-    concept = config.concept
-    settings = _asked_settings(config)
-    return judge_again(loaded, name, concept.name, concept.data_sha256, settings)
-
-
-def _asked_settings(config: SteeringConfig) -> Settings:
-    """How judges that are asked were asked."""
-    recorded = config.provenance.settings
-    return Settings(
+    concept, recorded = config.concept, config.provenance.settings
+    settings = Settings(
         judge_question=recorded.get("judge_question"), judge_url=recorded.get("judge_url")
     )
+    return judge_again(loaded, name, concept.name, concept.data_sha256, settings)
 
 
 def _drawn_again(
@@ -190,12 +185,14 @@ def _drawn_again(
     """The replies it was verified on, unsteered and steered."""
     prompts = [encode_prompt(loaded, text) for text in evidence.splits.prompts["verify"]]
     sampling, seed = _sampling(config)
-    done = config.intervention
-    push = config.steering_vector.push(done.strength, done.positions)
     n_replies = config.measured.presence.n_replies
-    return sample_all(
-        loaded, [Request(prompts, n_replies, by) for by in (None, push)], sampling, seed
-    )
+    requests = [Request(prompts, n_replies, steering) for steering in (None, _steering(config))]
+    return sample_all(loaded, requests, sampling, seed)
+
+
+def _steering(config: SteeringConfig) -> Steering:
+    intervention = config.intervention
+    return config.steering_vector.push(intervention.strength, intervention.positions)
 
 
 def check_long_run(
@@ -210,9 +207,7 @@ def check_long_run(
     sampling, seed = _sampling(config)
     sampling = replace(sampling, max_new_tokens=recorded.n_tokens)
     long_replies = unsteered_at_length(loaded, prompts, sampling, seed)
-    done = config.intervention
-    steered = long_replies.steered(config.steering_vector.push(done.strength, done.positions))
-    excess = long_replies.excess(steered).value
+    excess = long_replies.excess(long_replies.steered(_steering(config))).value
     yield Check(
         "long run",
         excess <= recorded.margin,
@@ -221,7 +216,7 @@ def check_long_run(
     )
 
 
-def _moved(
+def _check_change(
     name: str,
     reader: Reader,
     steered: Sequence[Completion],

@@ -8,6 +8,7 @@ from typing import Any
 
 import probes
 from calibrate.artefact.config import CONFIG_FILE, load
+from calibrate.artefact.saved import PROBE_FOLDER
 from calibrate.common.errors import InputError, did_you_mean
 from calibrate.common.progress import SILENT, Progress
 from calibrate.common.settings import Settings
@@ -20,8 +21,7 @@ from calibrate.texts.concept import read_concept
 from probes import Probe, Reader
 from probes.judges import NAMED
 
-MODEL = "smollm2"  # reads where nothing names another
-PROBE_FOLDER = "probe"
+MODEL = "smollm2"  # what judges read with by default
 
 
 def open_judge(

@@ -1,8 +1,8 @@
-"""Other stacks that serve a steered model, and what the same steering costs in them.
+"""Other serving stacks for a steered model, and what the same steering costs in them.
 
 ΔCE in a stack is the KL of its steered from its own unsteered predictions, on the replies the
-config was verified on: a quantised model, another engine or a folded bias may answer otherwise
-than the one α was calibrated in, and this says by how much, and whether the budget still holds.
+config was verified on. A quantised model, another engine or a folded bias may respond to α
+otherwise than the calibrated model; this measures whether the budget still holds.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _llama_cpp(config: SteeringConfig, vector: Path, gguf: str | Path | None) ->
 
 
 def config_length(config: SteeringConfig) -> int:
-    """Positions a reply of the config's own sampling may take, its prompt generously reckoned."""
+    """Context length for a reply by the config's own sampling, 512 positions for the prompt."""
     longest: int = config.provenance.settings["sampling"]["max_new_tokens"]
     return 512 + longest
 
@@ -158,8 +158,8 @@ def _logits_of(loaded: LoadedModel) -> Logits:
     def logits(ids: Sequence[int]) -> np.ndarray:
         with torch.no_grad():
             tokens = torch.tensor([list(ids)], device=loaded.device)
-            found = loaded.model(input_ids=tokens, use_cache=False).logits[0]
-        return np.asarray(found.float().cpu().numpy())
+            output = loaded.model(input_ids=tokens, use_cache=False).logits[0]
+        return np.asarray(output.float().cpu().numpy())
 
     return logits
 

@@ -4,8 +4,8 @@
     reference   one input's steered log-probabilities come out as they were recorded
     budget      ΔCE keeps to the budget, with its one-sided bound
     presence    the concept moves as it did
-    audit       to the second judge as well, if there was one
-    long run    replies as long as they are served hardly loop more than unsteered ones
+    audit       by the second judge as well, if there was one
+    long run    replies of serving length hardly loop more than unsteered ones
 
 Replies to the prompts it was verified on are drawn again with the recorded seed, so that an
 unchanged config on an unchanged model always passes. A corpus takes the place of those replies.
@@ -48,7 +48,7 @@ class GateReport:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """What was found where it does not."""
+        """What the failed checks found."""
         return tuple(check.found for check in self.checks if not check.passed)
 
     def with_check(self, check: Check) -> GateReport:
@@ -56,7 +56,7 @@ class GateReport:
         return GateReport((*self.checks, check))
 
     def facts(self) -> dict[str, Any]:
-        """The report as JSON has it."""
+        """The report as plain values, for JSON."""
         return {"passed": self.passed, "checks": [asdict(check) for check in self.checks]}
 
 
@@ -67,7 +67,7 @@ def check_directory(
     quick: bool = False,
     progress: Progress = SILENT,
 ) -> GateReport:
-    """Put the config in a directory to the test.
+    """Check the config in a directory on its model.
 
     loaded: the model to run it on (default: what `open_model` loads for it).
     corpus: a file of texts to measure ΔCE on, one a line or .jsonl.

@@ -210,7 +210,7 @@ def test_the_artefact_says_what_becomes_of_long_replies(finished):
         assert len(along.loops) == len(along.presence) == len(along.log_prob) <= n_windows
         assert along.n_replies == sorted(along.n_replies, reverse=True)
     assert (finished.directory / "long_run.png").read_bytes()[1:4] == b"PNG"
-    assert "As long as they are served" in (finished.directory / "report.html").read_text()
+    assert "At serving length" in (finished.directory / "report.html").read_text()
     evidence = finished.result.evidence.tested
     assert [one.loop_excess for one in evidence if one.loop_excess is not None]
 

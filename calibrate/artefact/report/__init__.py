@@ -1,6 +1,6 @@
 """What people look at: pictures, an HTML page, and the summary in the terminal.
 
-Matplotlib and Jinja are imported when something is drawn, so that the summary comes at once.
+Matplotlib and Jinja are imported only when something is drawn; the summary needs neither.
 """
 
 from __future__ import annotations

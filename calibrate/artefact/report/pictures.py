@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,19 +18,21 @@ from calibrate.common.settings import site_name
 COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#8172b3", "#937860", "#da8bc3")
 BUDGET, SHIPPED, MUTED = "#c44e52", "#111111", "#999999"
 
+Draw = Callable[[Axes, SteeringConfig, Evidence], None]
+
 
 def pictures(config: SteeringConfig, evidence: Evidence) -> dict[str, bytes]:
     """Return the pictures as PNG files by name."""
     drawn = {"delta_ce.png": _draw_cost, "presence.png": _draw_presence}
     if evidence.ranks:
         drawn["blocks.png"] = _draw_blocks
-    found = {name: _png(draw, config, evidence) for name, draw in drawn.items()}
+    images = {name: _png(draw, config, evidence) for name, draw in drawn.items()}
     if config.measured.long_run is not None:
-        found["long_run.png"] = _rendered(_long_run(config.measured.long_run, config.concept.name))
-    return found
+        images["long_run.png"] = _rendered(_long_run(config.measured.long_run, config.concept.name))
+    return images
 
 
-def _png(draw, config: SteeringConfig, evidence: Evidence) -> bytes:  # type: ignore[no-untyped-def]
+def _png(draw: Draw, config: SteeringConfig, evidence: Evidence) -> bytes:
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots()
     draw(axes, config, evidence)
@@ -46,13 +49,13 @@ def _rendered(figure: Figure) -> bytes:
 
 def _draw_cost(axes: Axes, config: SteeringConfig, evidence: Evidence) -> None:
     """ΔCE against strength at the shipped block: law, pilot, trials, and held-out bounds."""
-    done, limit = config.intervention, config.budget.limit
-    site = site_name(done.layer, done.positions)
+    intervention, limit = config.intervention, config.budget.limit
+    site = site_name(intervention.layer, intervention.positions)
     pilot = next(pilot for pilot in evidence.pilots if pilot.site == site)
     trials = [trial for trial in evidence.trials if trial.site == site]
     reach = 1.3 * max(abs(rung.strength) for rung in evidence.tested)
     reach = max(reach, 1.15 * abs(pilot.strength_at_budget.value))
-    strengths = np.copysign(np.linspace(0, reach, 200), config.intervention.strength)
+    strengths = np.copysign(np.linspace(0, reach, 200), intervention.strength)
     axes.plot(strengths, pilot.law.predict(strengths), color=COLOURS[0], label="law")
     quadratic = 0.5 * pilot.law.curvature * strengths**2
     axes.plot(strengths, quadratic, "--", color=MUTED, lw=1, label="½cα²")
@@ -71,7 +74,7 @@ def _draw_cost(axes: Axes, config: SteeringConfig, evidence: Evidence) -> None:
             color=colour,
             label="held out, with upper bound" if index == 0 else None,
         )
-    axes.axvline(config.intervention.strength, color=SHIPPED, lw=1, ls=":", label="shipped α")
+    axes.axvline(intervention.strength, color=SHIPPED, lw=1, ls=":", label="shipped α")
     axes.set(
         xlabel=f"strength α at {site}",
         ylabel="ΔCE (nats per token)",
@@ -115,18 +118,17 @@ def _draw_presence(axes: Axes, config: SteeringConfig, evidence: Evidence) -> No
 
 
 def _draw_blocks(axes: Axes, config: SteeringConfig, evidence: Evidence) -> None:
-    """What every block had to offer, and which were carried into the study."""
+    """Every block's gain at the budget, and which were carried into the study."""
     ranks = sorted(evidence.ranks, key=lambda rank: rank.layer)
     carried = {pilot.layer for pilot in evidence.pilots}
     shipped = config.intervention.layer
     for label, colour, chosen in (
-        ("all others", MUTED, [one for one in ranks if one.layer not in carried]),
-        ("carried into the study", COLOURS[0], [one for one in ranks if one.layer in carried]),
-        ("shipped", SHIPPED, [one for one in ranks if one.layer == shipped]),
+        ("all others", MUTED, [rank for rank in ranks if rank.layer not in carried]),
+        ("carried into the study", COLOURS[0], [rank for rank in ranks if rank.layer in carried]),
+        ("shipped", SHIPPED, [rank for rank in ranks if rank.layer == shipped]),
     ):
-        axes.bar(
-            [one.layer for one in chosen], [one.gain for one in chosen], color=colour, label=label
-        )
+        layers, gains = [rank.layer for rank in chosen], [rank.gain for rank in chosen]
+        axes.bar(layers, gains, color=colour, label=label)
     axes.set(
         xlabel="block",
         ylabel="gain at the budget (nats per token)",
@@ -134,10 +136,10 @@ def _draw_blocks(axes: Axes, config: SteeringConfig, evidence: Evidence) -> None
     )
 
 
-def _long_run(found: LongRunSection, concept: str) -> Figure:
-    """Loops, presence and log-probability along replies as long as they are served."""
+def _long_run(long_run: LongRunSection, concept: str) -> Figure:
+    """Loops, presence and log-probability along replies of serving length."""
     figure = Figure(figsize=(10.8, 3.6), layout="constrained")
-    starts = [index * found.window for index in range(found.n_tokens // found.window + 1)]
+    starts = [index * long_run.window for index in range(long_run.n_tokens // long_run.window + 1)]
     for axes, name, label in zip(
         figure.subplots(1, 3),
         ("loops", "presence", "log_prob"),
@@ -145,14 +147,14 @@ def _long_run(found: LongRunSection, concept: str) -> Figure:
         strict=True,
     ):
         for along, colour, who in (
-            (found.unsteered, MUTED, "unsteered"),
-            (found.steered, SHIPPED, "steered"),
+            (long_run.unsteered, MUTED, "unsteered"),
+            (long_run.steered, SHIPPED, "steered"),
         ):
-            values = [np.nan if one is None else one for one in getattr(along, name)]
-            middles = [start + found.window / 2 for start in starts[: len(values)]]
+            values = [np.nan if value is None else value for value in getattr(along, name)]
+            middles = [start + long_run.window / 2 for start in starts[: len(values)]]
             axes.plot(middles, values, "o-", ms=3.5, color=colour, label=who)
-        axes.set(xlabel="tokens into the reply", ylabel=label, xlim=(0, found.n_tokens))
+        axes.set(xlabel="tokens into the reply", ylabel=label, xlim=(0, long_run.n_tokens))
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=9)
-    figure.suptitle("Along replies as long as they are served, read by the unsteered model")
+    figure.suptitle("Along replies of serving length, read by the unsteered model")
     return figure

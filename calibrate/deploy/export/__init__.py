@@ -3,6 +3,18 @@
 Every export derives from the config, refuses with a reason what its format cannot express, and
 proves itself: it is loaded back the way its consumer loads it, and must reproduce the reference
 log-probabilities that are kept in the config, before it is moved to where it was asked for.
+
+To add a format:
+1. Write a module here with a class as `exporter.Exporter` describes. Derive it from `EveryPosition`
+   if the format steers every position, else from `AnyModel` and write `check_config`; set `name`.
+2. Set what differs: `directory` if it writes one, `suffix` if the file's name must end so,
+   `needs_model` if `write` or `serve` reads the model. Refuse a model in `check_model`.
+3. `write` puts the files at `path`; `baked` gives α·v. For a single file, sign its contents
+   (`common.marks.signature`) and let `wrote` recognise that; directories are marked by `target`.
+4. `serve` says how to use the export. `loaded_back` reads what was written as the consumer does;
+   `with_vector` and `unsteered` give the log-probabilities. Import the consumer's library inside.
+5. Add the module and class to FORMATS; options, checks and `test_export.py` take it from there.
+6. Test it there with the consumer itself, and run scripts/write_cli_docs.py.
 """
 
 from __future__ import annotations
@@ -25,7 +37,7 @@ from calibrate.models.model import LoadedModel, preserving_model_state
 
 __all__ = ["FORMATS", "Exported", "check_request", "export"]
 
-# By name, the module and class that write it; imported when asked for, with what they need.
+# By name, the module and class that write it; imported, with their libraries, when asked for.
 FORMATS: Mapping[str, tuple[str, str]] = {
     "gguf": ("control_vector", "ControlVector"),
     "peft": ("adapter", "Adapter"),
@@ -57,7 +69,7 @@ def export(
 
     Raises: ExportRefused if the format cannot express the config; ArtefactError if it cannot be
         written there; VerificationFailed if what was written does not reproduce the reference.
-        All is then as it was.
+        Nothing is then changed.
     """
     exporter, target = _planned(config, format_name, to, source)
     model = loaded
@@ -107,8 +119,8 @@ def _gap(exporter: Exporter, config: SteeringConfig, model: LoadedModel, path: P
     """How far what was written is from the reference; raises if it is too far."""
     reference, tolerance = config.reference, TOLERANCES[config.model.dtype]
     with exporter.loaded_back(config, model, path) as next_log_probs:
-        found = next_log_probs(reference.input_ids)[reference.token_ids]
-    gap = float((found - torch.tensor(reference.log_probs)).abs().max())
+        log_probs = next_log_probs(reference.input_ids)[reference.token_ids]
+    gap = float((log_probs - torch.tensor(reference.log_probs)).abs().max())
     if not gap <= tolerance:
         raise VerificationFailed(
             f"the {exporter.name} export must reproduce the reference log-probabilities within "

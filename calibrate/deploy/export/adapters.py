@@ -16,7 +16,7 @@ from calibrate.models.model import LoadedModel
 
 def carries_adapter(model: Any) -> bool:
     """Whether PEFT has wrapped a model, or modules in it."""
-    return hasattr(model, "get_base_model") or any(_wraps(one) for one in model.modules())
+    return hasattr(model, "get_base_model") or any(_wraps(module) for module in model.modules())
 
 
 def is_quantised(model: Any) -> bool:
@@ -24,9 +24,9 @@ def is_quantised(model: Any) -> bool:
     named = getattr(model, "is_quantized", False) or getattr(
         model.config, "quantization_config", None
     )
-    narrow = any(one.element_size() == 1 for one in model.parameters())
-    packed = any("quantized" in type(one).__module__ for one in model.modules())
-    return bool(named) or narrow or packed or any(one.is_meta for one in model.parameters())
+    narrow = any(weight.element_size() == 1 for weight in model.parameters())
+    packed = any("quantized" in type(module).__module__ for module in model.modules())
+    return bool(named) or narrow or packed or any(weight.is_meta for weight in model.parameters())
 
 
 def merged(loaded: LoadedModel) -> LoadedModel:

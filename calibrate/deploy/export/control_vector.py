@@ -76,25 +76,25 @@ class ControlVector(EveryPosition):
 
 def write_directions(path: Path, config: SteeringConfig) -> None:
     """Write α·v as the direction of its block, with what describes it."""
-    done = config.intervention
+    intervention = config.intervention
     writer = gguf.GGUFWriter(path, ARCHITECTURE)
     hint = config.model.architecture.removesuffix("ForCausalLM").lower()
     writer.add_string(f"{ARCHITECTURE}.model_hint", hint)
     writer.add_uint32(f"{ARCHITECTURE}.layer_count", 1)
     for key, fact in {
-        "operation": done.operation,
-        "site": done.site,
-        "positions": done.positions,
+        "operation": intervention.operation,
+        "site": intervention.site,
+        "positions": intervention.positions,
         "concept": config.concept.name,
         "model": config.model.id,
         "recommended_scale": "1.0",
     }.items():
         writer.add_string(f"glp.{key}", fact)
-    writer.add_float32("glp.baked_strength", done.strength)
-    writer.add_uint32("glp.layer", done.layer)
+    writer.add_float32("glp.baked_strength", intervention.strength)
+    writer.add_uint32("glp.layer", intervention.layer)
     direction = baked(config)
     writer.add_string(SIGNATURE, signature(direction.tobytes()))
-    writer.add_tensor(f"direction.{done.layer}", direction)
+    writer.add_tensor(f"direction.{intervention.layer}", direction)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -110,12 +110,12 @@ def read_directions(path: Path) -> dict[int, np.ndarray]:
         reader = gguf.GGUFReader(path)
     except (OSError, ValueError) as error:
         raise ArtefactError(f"{path} must be a GGUF file: {error}") from error
-    found = {
+    directions = {
         int(tensor.name.removeprefix("direction.")): np.array(tensor.data, dtype=np.float32)
         for tensor in reader.tensors
         if tensor.name.startswith("direction.")
         and tensor.tensor_type == gguf.GGMLQuantizationType.F32
     }
-    if not found:
+    if not directions:
         raise ArtefactError(f"{path} must hold a tensor direction.N of type F32, got none")
-    return found
+    return directions

@@ -41,10 +41,10 @@ class EasySteer(EveryPosition):
         self, config: SteeringConfig, loaded: LoadedModel, path: Path
     ) -> Iterator[NextLogProbs]:
         """Follow the spec: the file it names, at the block it names, at its scale."""
-        (one,) = json.loads((path / SPEC_NAME).read_text(encoding="utf-8"))["vectors"]
-        (layer,) = one["layers"]
-        values = read_directions(path / Path(one["source"]).name)[layer]
-        yield with_vector(loaded, one["scale"] * values, layer)
+        (entry,) = json.loads((path / SPEC_NAME).read_text(encoding="utf-8"))["vectors"]
+        (layer,) = entry["layers"]
+        values = read_directions(path / Path(entry["source"]).name)[layer]
+        yield with_vector(loaded, entry["scale"] * values, layer)
 
 
 def steering_spec(source: str, layer: int) -> dict[str, object]:

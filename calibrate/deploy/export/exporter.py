@@ -100,12 +100,12 @@ class AnyModel:
         """Accept any model."""
 
     def wrote(self, path: Path) -> bool:
-        """Know no file."""
+        """No file is recognised, so none is replaced."""
         return False
 
 
 class EveryPosition(AnyModel):
-    """Refuses what steers only some positions."""
+    """For formats that steer every position: refuses other configs."""
 
     def check_config(self, config: SteeringConfig) -> None:
         """Raise ExportRefused if not all positions are steered."""

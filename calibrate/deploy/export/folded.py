@@ -55,7 +55,7 @@ class Folded(EveryPosition):
 
         Raises: ExportRefused for weights that are not at hand as they are.
         """
-        if is_quantised(loaded.model) or any(one.is_meta for one in loaded.model.parameters()):
+        if is_quantised(loaded.model):
             raise ExportRefused(
                 f"{loaded.name} is quantised or offloaded, so that its weights cannot be copied "
                 "exactly; load it in full precision, or export gguf or a snippet"
@@ -65,7 +65,7 @@ class Folded(EveryPosition):
     def check_model(self, config: SteeringConfig, loaded: LoadedModel) -> None:
         """Refuse a block without a projection that writes, or an architecture without its bias."""
         path, _ = residual_writer(loaded, config.intervention.layer, self.name)
-        biased_config(loaded.model, path, self.name)
+        biased_config(loaded.model, path)
 
     def write(
         self, config: SteeringConfig, loaded: LoadedModel | None, path: Path, target: Path
@@ -104,7 +104,7 @@ class Folded(EveryPosition):
         yield unsteered(load_model(str(path), device=str(loaded.device), dtype=dtype))
 
 
-def biased_config(model: Any, path: str, format_name: str) -> Any:
+def biased_config(model: Any, path: str) -> Any:
     """A config of the stock architecture under which the projection at `path` has a bias.
 
     Raises: ExportRefused if there is none.
@@ -115,7 +115,7 @@ def biased_config(model: Any, path: str, format_name: str) -> Any:
         if _on_meta(candidate).get_submodule(path).bias is not None:
             return candidate
     raise ExportRefused(
-        f"the {format_name} format needs a bias at {path}, but the stock "
+        f"the {Folded.name} format needs a bias at {path}, but the stock "
         f"{model.config.model_type} architecture has none; export peft, gguf or a snippet"
     )
 
@@ -152,9 +152,7 @@ def _on_meta(config: Any) -> Any:
 
 def _with_bias(model: Any, path: str, bias: torch.Tensor) -> Any:
     """A copy of the model whose projection at `path` has the bias added; new biases are zero."""
-    fresh = AutoModelForCausalLM.from_config(
-        biased_config(model, path, Folded.name), dtype=model.dtype
-    )
+    fresh = AutoModelForCausalLM.from_config(biased_config(model, path), dtype=model.dtype)
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     for name, tensor in fresh.state_dict().items():
         if name not in weights and name.endswith(".bias"):

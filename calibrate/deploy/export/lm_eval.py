@@ -71,10 +71,10 @@ class LmEval(EveryPosition):
         self, config: SteeringConfig, loaded: LoadedModel, path: Path
     ) -> Iterator[NextLogProbs]:
         """Find the named module as the harness does, and add what the file says."""
-        ((name, one),) = torch.load(path, weights_only=True).items()
+        ((name, steering),) = torch.load(path, weights_only=True).items()
         module = dict(_base(loaded).named_modules())[name]
         layer = next(i for i, block in enumerate(loaded.blocks) if block is module)
-        values = (one["steering_vector"] * one["steering_coefficient"]).numpy()
+        values = (steering["steering_vector"] * steering["steering_coefficient"]).numpy()
         yield with_vector(loaded, values, layer)
 
 

@@ -14,7 +14,7 @@ from calibrate.models.hooks import StopPass, add_everywhere, captured, edited, h
 from calibrate.models.model import LoadedModel
 from calibrate.models.tokens import Batch, TokenSequence
 
-WRITES = 0.01  # how far, relatively, what a projection adds may be off after the block
+WRITES = 0.01  # largest relative error of a projection's constant factor, and smallest factor
 
 
 def residual_writers(loaded: LoadedModel, layer: int) -> dict[str, float]:
@@ -32,7 +32,7 @@ def residual_writers(loaded: LoadedModel, layer: int) -> dict[str, float]:
     shift = torch.randn(loaded.hidden_size, generator=generator).to(loaded.device)
     before = _output_of(loaded, batch, layer)
     shift = shift * before.norm(dim=-1).median() / shift.norm()
-    found = {}
+    factors = {}
     for path, module in block.named_modules():
         if _output_size(module) != loaded.hidden_size:
             continue
@@ -41,8 +41,8 @@ def residual_writers(loaded: LoadedModel, layer: int) -> dict[str, float]:
         factor = float((moved @ shift).mean() / (shift @ shift))
         off = float((moved - factor * shift).abs().max() / shift.abs().max())
         if off < WRITES and abs(factor) > WRITES:
-            found[path] = factor
-    return found
+            factors[path] = factor
+    return factors
 
 
 def _output_of(loaded: LoadedModel, batch: Batch, layer: int) -> torch.Tensor:

@@ -43,7 +43,7 @@ class Snippet(AnyModel):
     ) -> None:
         """Write the code, the vector, and the chat template where its date is frozen."""
         assert loaded is not None
-        done = config.intervention
+        intervention = config.intervention
         rendering = as_calibrated(config, loaded).rendering
         frozen = rendering.date is not None
         names = {id(module): name for name, module in base_of(loaded.model).named_modules()}
@@ -51,10 +51,10 @@ class Snippet(AnyModel):
             model=place_of(loaded) or loaded.name,
             verb="towards" if config.concept.goal == "increase" else "away from",
             concept=config.concept.name,
-            strength=done.strength,
-            layer=done.layer,
-            positions=done.positions,
-            last_only=done.positions == "last",
+            strength=intervention.strength,
+            layer=intervention.layer,
+            positions=intervention.positions,
+            last_only=intervention.positions == "last",
             blocks=names[id(loaded.blocks)],
             file=CODE_FILE,
             vector=VECTOR_FILE,

@@ -52,7 +52,7 @@ class Target:
             if self.exporter.directory:
                 new.mkdir()
             yield new
-            with _alone(self.path), moving(work) as moves:
+            with _locked(self.path), moving(work) as moves:
                 require(self, besides=work.name)
                 if self.exporter.directory:
                     _place(new, self.path, self.exporter.name, moves)
@@ -146,12 +146,12 @@ def _require_directory(target: Target, besides: str | None) -> None:
 
 def _protected() -> set[Path]:
     """Directories that are nobody's export: where the user is or lives, and all above."""
-    found: set[Path] = set()
+    protected: set[Path] = set()
     for place in (Path.cwd, Path.home):
         with suppress(OSError, RuntimeError):  # a directory that is gone; a user without a home
             here = place().resolve()
-            found |= {here, *here.parents}
-    return found
+            protected |= {here, *here.parents}
+    return protected
 
 
 def _inside(directory: Path) -> Iterator[str]:
@@ -222,7 +222,7 @@ def _mark(format_name: str, files: Digests) -> bytes:
 
 
 @contextmanager
-def _alone(target: Path) -> Iterator[None]:
+def _locked(target: Path) -> Iterator[None]:
     """Keep other exports to the same place waiting, where there is a place for a lock."""
     locks = cache_directory() / "locks"
     with ExitStack() as held:

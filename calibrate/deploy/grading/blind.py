@@ -96,34 +96,34 @@ class ReadingRoom:
 
 def _pairs(directory: Path, evidence: Evidence, seed: int) -> tuple[Pair, ...]:
     """One pair of replies of each prompt that has any in which neither is empty."""
-    if not any(one.reply for one in evidence.completions):
+    if not any(record.reply for record in evidence.completions):
         raise ArtefactError(
             f"{directory} keeps one reply to each prompt, as earlier releases did, and grades need "
             "them all; run the same calibration again into a new --out"
         )
     by_prompt: dict[str, list[CompletionRecord]] = {}
-    for one in evidence.completions:
-        if one.unsteered.strip() and one.steered.strip():
-            by_prompt.setdefault(one.prompt, []).append(one)
+    for record in evidence.completions:
+        if record.unsteered.strip() and record.steered.strip():
+            by_prompt.setdefault(record.prompt, []).append(record)
     if len(by_prompt) < FEWEST:
         raise ArtefactError(
             f"{directory} must have {FEWEST} prompts or more with a plain and a steered reply that "
             f"are not empty, got {len(by_prompt)}; calibrate again with more --prompts"
         )
     rng = random.Random(seed)
-    records = list(by_prompt.values())
-    rng.shuffle(records)
-    return tuple(_pair(rng.choice(ones), ones) for ones in records)
+    prompts = list(by_prompt.values())
+    rng.shuffle(prompts)
+    return tuple(_pair(rng.choice(records), records) for records in prompts)
 
 
-def _pair(drawn: CompletionRecord, ones: Sequence[CompletionRecord]) -> Pair:
+def _pair(drawn: CompletionRecord, records: Sequence[CompletionRecord]) -> Pair:
     return Pair(
         plain=_blind(drawn, drawn.unsteered, "plain"),
         steered=_blind(drawn, drawn.steered, "steered"),
         scores=(drawn.unsteered_presence, drawn.steered_presence),
         means=(
-            sum(one.unsteered_presence for one in ones) / len(ones),
-            sum(one.steered_presence for one in ones) / len(ones),
+            sum(record.unsteered_presence for record in records) / len(records),
+            sum(record.steered_presence for record in records) / len(records),
         ),
     )
 

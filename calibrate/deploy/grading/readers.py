@@ -44,8 +44,8 @@ def graded_pairs(room: ReadingRoom, grades: Grades) -> Graded:
         few prompts have both replies graded.
     """
     _require_known(room, grades)
-    said = _by_reply(grades)
-    complete = [pair for pair in room.pairs if all(one.id in said for one in pair.replies)]
+    given = _by_reply(grades)
+    complete = [pair for pair in room.pairs if all(one.id in given for one in pair.replies)]
     if len(complete) < FEWEST:
         raise InputError(
             f"both replies to at least {FEWEST} prompts must be graded, got {len(complete)}; grade "
@@ -53,8 +53,8 @@ def graded_pairs(room: ReadingRoom, grades: Grades) -> Graded:
         )
     others = [pair.means for pair in room.pairs if pair not in complete]
     return Graded(
-        somewhat=_shares(complete, said, SOMEWHAT),
-        clearly=_shares(complete, said, CLEARLY),
+        somewhat=_shares(complete, given, SOMEWHAT),
+        clearly=_shares(complete, given, CLEARLY),
         scores=np.array([pair.scores for pair in complete]),
         others=np.array(others).reshape(-1, 2),
     )
@@ -65,23 +65,23 @@ def infer(room: ReadingRoom, grades: Grades) -> ReadersSection:
 
     Raises: as `graded_pairs`.
     """
-    found, confidence = graded_pairs(room, grades), room.config.budget.confidence
-    read_alike = auc(found.scores.ravel(), found.somewhat.ravel() >= 0.5, confidence)
+    pairs, confidence = graded_pairs(room, grades), room.config.budget.confidence
+    read_alike = auc(pairs.scores.ravel(), pairs.somewhat.ravel() >= 0.5, confidence)
     return ReadersSection(
         graders=_active(grades),
-        n_replies=found.somewhat.size,
-        n_prompts=len(found.somewhat),
-        n_judged=len(found.others),
-        presence=_change(found.somewhat, found, confidence),
-        clearly=_change(found.clearly, found, confidence),
+        n_replies=pairs.somewhat.size,
+        n_prompts=len(pairs.somewhat),
+        n_judged=len(pairs.others),
+        presence=_change(pairs.somewhat, pairs, confidence),
+        clearly=_change(pairs.clearly, pairs, confidence),
         judge_auc=read_alike,
-        judge_level=_level(found, confidence),
+        judge_level=_level(pairs, confidence),
         agreement=_agreement(grades),
     )
 
 
 def _require_known(room: ReadingRoom, grades: Grades) -> None:
-    known = {one.id for pair in room.pairs for one in pair.replies}
+    known = {reply.id for pair in room.pairs for reply in pair.replies}
     unknown = [key for said in grades.by_grader.values() for key in said if key not in known]
     if unknown:
         raise ArtefactError(
@@ -91,23 +91,23 @@ def _require_known(room: ReadingRoom, grades: Grades) -> None:
 
 
 def _by_reply(grades: Grades) -> dict[str, list[int]]:
-    said: dict[str, list[int]] = {}
+    given: dict[str, list[int]] = {}
     for grader in grades.by_grader.values():
         for reply, grade in grader.items():
             if grade is not None:
-                said.setdefault(reply, []).append(grade)
-    return said
+                given.setdefault(reply, []).append(grade)
+    return given
 
 
-def _shares(pairs: Sequence[Pair], said: Mapping[str, Sequence[int]], least: int) -> np.ndarray:
+def _shares(pairs: Sequence[Pair], given: Mapping[str, Sequence[int]], least: int) -> np.ndarray:
     return np.array(
-        [[np.mean([grade >= least for grade in said[one.id]]) for one in p.replies] for p in pairs]
+        [[np.mean([grade >= least for grade in given[one.id]]) for one in p.replies] for p in pairs]
     )
 
 
-def _change(graded: np.ndarray, found: Graded, confidence: float) -> ShareSection:
+def _change(graded: np.ndarray, pairs: Graded, confidence: float) -> ShareSection:
     before, after = (
-        corrected_share(graded[:, which], found.scores[:, which], found.others[:, which])
+        corrected_share(graded[:, which], pairs.scores[:, which], pairs.others[:, which])
         for which in (0, 1)
     )
     named = {"before": before, "after": after, "change": after.minus(before)}
@@ -132,7 +132,7 @@ def _active(grades: Grades) -> list[str]:
 
 
 def _agreement(grades: Grades) -> list[AgreementSection]:
-    found = []
+    sections = []
     for pair in combinations(_active(grades), 2):
         first, second = (grades.of(name) for name in pair)
         both = [
@@ -141,8 +141,8 @@ def _agreement(grades: Grades) -> list[AgreementSection]:
             if one is not None and (other := second.get(key)) is not None
         ]
         if both:
-            found.append(_agreed(pair, np.array(both)))
-    return found
+            sections.append(_agreed(pair, np.array(both)))
+    return sections
 
 
 def _agreed(graders: tuple[str, str], both: np.ndarray) -> AgreementSection:
