@@ -54,10 +54,9 @@ class ReferenceInput:
         for layer in (intervention.layer - 1, intervention.layer + 1):
             inside = 0 <= layer < self.loaded.num_layers
             if inside and self.gap(layer=layer) <= tolerance:
-                at = intervention.layer
-                yield f"it was recorded at block {layer}, and the config says {at}"
-        for positions in set(get_args(Positions)) - {intervention.positions}:
-            if self.gap(positions=positions) <= tolerance:
+                yield f"it was recorded at block {layer}, and the config says {intervention.layer}"
+        for positions in get_args(Positions):
+            if positions != intervention.positions and self.gap(positions=positions) <= tolerance:
                 yield (
                     f"it was recorded with {positions!r} positions steered, and the config says "
                     f"{intervention.positions!r}"
@@ -67,8 +66,8 @@ class ReferenceInput:
         share = self._best_share()
         if self.gap(share=share) <= tolerance:
             yield (
-                f"it was recorded at strength {share * intervention.strength:.4g}, and the config says "
-                f"{intervention.strength:.4g}"
+                f"it was recorded at strength {share * intervention.strength:.4g}, and the config "
+                f"says {intervention.strength:.4g}"
             )
 
     def _best_share(self) -> float:
