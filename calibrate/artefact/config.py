@@ -2,7 +2,7 @@
 
 A config is `steering.json` and `steering.safetensors` in one directory. The JSON gives the
 intervention (operation, site, block, positions, strength), what was measured on held-out data,
-and the model, tokenizer and texts that holds for.
+and the model, tokenizer and texts it holds for.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.models.tokens import TokenSequence
 from calibrate.models.wheels import EMBEDDED
 
-STACKS = ("llama.cpp", "peft", "folded")
+STACKS = {"llama.cpp": "gguf", "peft": "peft", "folded": "folded"}  # by name, the format exported
 
 Logits = Callable[[Sequence[int]], np.ndarray]
 
@@ -73,15 +73,13 @@ def serving(
     require_stack(name, gguf)
     with tempfile.TemporaryDirectory() as folder, preserving_model_state(loaded):
         target = Path(folder) / "export"
+        export(config, STACKS[name], target, loaded)
         if name == "llama.cpp":
-            export(config, "gguf", target, loaded)
             with _llama_cpp(config, target, gguf) as stack:
                 yield stack
         elif name == "peft":
-            export(config, "peft", target, loaded)
             yield Stack(name, _logits_of(loaded), _adapted_logits(loaded, target))
         else:
-            export(config, "folded", target, loaded)
             folded = load_model(str(target), device=str(loaded.device), dtype=config.model.dtype)
             yield Stack(name, _logits_of(loaded), _logits_of(folded))
 
