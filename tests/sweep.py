@@ -24,7 +24,7 @@ from calibrate.engine.sampling import draw, noise_key
 from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.models.hooks import Positions
 from calibrate.models.model import LoadedModel, preserving_model_state
-from calibrate.models.steering import Steering, pushed
+from calibrate.models.steering import Steering, steered_rows
 from calibrate.models.tokens import Prompt, TokenSequence
 
 EXACT = 1e-4  # relative, of what a float32 pass may be off
@@ -138,7 +138,7 @@ def hook_error(loaded: LoadedModel) -> float:
     ids = [*SHARED, 20, 30, 9]
     for positions in POSITIONS:
         push = push_at(loaded, positions)
-        with pushed(loaded.blocks, [push]):
+        with steered_rows(loaded.blocks, [push]):
             ours = loaded.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
         worst = max(worst, _off(ours, oracle(loaded, ids, push, len(ids) - 1)[-1]))
         plain = oracle(loaded, ids, None, 0)[-1]

@@ -18,7 +18,7 @@ from calibrate.artefact.config import CONFIG_FILE, FORMAT, VECTOR_FILE
 from calibrate.artefact.evidence import EVIDENCE_FILE
 from calibrate.artefact.grades import GRADES_FILE, is_grades
 from calibrate.common.errors import ArtefactError
-from calibrate.common.files import is_plain_file, nobodys, require_ours
+from calibrate.common.files import is_plain_file, never_ours, require_ours
 from calibrate.common.layout import (
     JOURNAL_FILE,
     JOURNAL_LOCK,
@@ -128,9 +128,9 @@ def _require_locks(directory: Path) -> None:
     lock, locks = directory / JOURNAL_LOCK, directory / WORKERS_FOLDER
     linked = lock.is_symlink() and Path(os.readlink(lock)).name == JOURNAL_FILE
     if os.path.lexists(lock) and not linked:
-        require_ours(lock, nobodys)
+        require_ours(lock, never_ours)
     if os.path.lexists(locks) and (locks.is_symlink() or not locks.is_dir()):
-        require_ours(locks, nobodys)
+        require_ours(locks, never_ours)
 
 
 def _clear(locks: Path) -> None:

@@ -1,1 +1,1 @@
-"""What every room stands on: errors, settings, estimates, files, progress."""
+"""What every other package uses: errors, settings, estimates, files, progress."""

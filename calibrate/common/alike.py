@@ -1,7 +1,7 @@
 """Near copies: texts that share most of their words and word pairs, and so say the same.
 
 A truncation, a filled-in template or a text with a word changed is no new evidence: where one of
-two near copies is learned from and the other tested on, the test is of memory. Near copies
+two near copies is learned from and the other tested on, the test measures memory. Near copies
 therefore form a group, and so do the near copies of near copies.
 
     likeness = shared words and pairs / words and pairs of the shorter text
@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-NEAR_COPY = 0.75  # of the shorter text's words and pairs that a near copy shares
-MAX_TIMES = 1024  # that a word of one text is told apart from itself
-FEW_WORDS = 3  # shorter texts are found by chance in longer ones, and must begin them
+NEAR_COPY = 0.75  # share of the shorter text's words and pairs that near copies have in common
+MAX_TIMES = 1024  # repetitions of a word in one text that are counted apart
+FEW_WORDS = 3  # shorter texts match longer ones by chance, so they must begin them
 
 # Scripts that set no spaces between words: Thai, Lao, Tibetan, Burmese, Khmer, kana, Chinese.
 UNSPACED = re.compile(
@@ -37,39 +37,38 @@ def words(text: str) -> list[str]:
     A text of punctuation alone has its characters for words.
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return folded.translate(_APART).split() or [one for one in folded if not one.isspace()]
+    return folded.translate(_APART).split() or [c for c in folded if not c.isspace()]
 
 
 def near_copies(
     texts: Sequence[str], joined: Sequence[Hashable] | None = None, share: float = NEAR_COPY
 ) -> tuple[int, ...]:
-    """The group of each text, as a number: near copies have the same, whatever else differs.
+    """The group number of each text; near copies have the same.
 
     joined: texts with the same value here share a group too; None for no such texts.
-    share: of the shorter text's words and pairs that two of a group have in common.
+    share: what near copies have in common, of the shorter one's words and pairs.
     """
     if not texts:
         return ()
-    read = [words(text) for text in texts]
-    ids = _numbered(word for found in read for word in found)
-    coded = np.split(ids, np.cumsum([len(found) for found in read])[:-1])
-    single = _Index.of(coded)
-    pairs = _Index.of([one[:-1] * (len(ids) + 1) + one[1:] for one in coded])
+    split = [words(text) for text in texts]
+    ids = _numbered(word for text_words in split for word in text_words)
+    word_ids = np.split(ids, np.cumsum([len(text_words) for text_words in split])[:-1])
+    single = _Index.of(word_ids)
+    pairs = _Index.of([of_text[:-1] * (len(ids) + 1) + of_text[1:] for of_text in word_ids])
     sizes = single.sizes + pairs.sizes
     groups = _numbered(range(len(texts)) if joined is None else joined)
-    first: dict[tuple[str, ...], int] = {}
-    for row, found in enumerate(read):
-        _join(groups, row, first.setdefault(tuple(found), row))
+    first_row: dict[tuple[str, ...], int] = {}
+    for row, text_words in enumerate(split):
+        _join(groups, row, first_row.setdefault(tuple(text_words), row))
         needed = share * np.minimum(sizes, sizes[row])
         common = pairs.shared(row)
-        # Common pairs are few and quickly counted: most texts lack enough of them, even if all
-        # words were shared.
-        most = common + np.minimum(single.sizes, single.sizes[row])
-        near = (common > 0) & (most >= needed) & (groups != groups[row])
+        # Common pairs are quick to count, and rule out most texts even if all words were shared.
+        at_most = common + np.minimum(single.sizes, single.sizes[row])
+        near = (common > 0) & (at_most >= needed) & (groups != groups[row])
         if near.any():
             near &= common + single.shared(row) >= needed
         for other in np.flatnonzero(near):
-            if _comparable(found, read[other]):
+            if _comparable(text_words, split[other]):
                 _join(groups, row, int(other))
     return tuple(int(group) for group in groups)
 
@@ -88,9 +87,9 @@ def _join(groups: np.ndarray, one: int, other: int) -> None:
 class _Index:
     """Which texts have which features.
 
-    of_text: each text's features, as numbers; a word that comes again is another. having: the
-        texts of all features, one after the other; starts: where each feature's begin, and the
-        end. sizes: of the texts.
+    of_text: each text's feature numbers; repetitions of a word are different features.
+    having: the texts that have each feature, concatenated by feature. starts: where in `having`
+        each feature's texts begin, and the end. sizes: number of features of each text.
     """
 
     of_text: list[np.ndarray]
@@ -100,9 +99,9 @@ class _Index:
 
     @classmethod
     def of(cls, coded: Sequence[np.ndarray]) -> _Index:
-        told_apart = [_told_apart(one) for one in coded]
-        sizes = np.array([len(one) for one in coded], dtype=int)
-        _, features = np.unique(np.concatenate(told_apart), return_inverse=True)
+        features_of = [_repeats_apart(codes) for codes in coded]
+        sizes = np.array([len(codes) for codes in coded], dtype=int)
+        _, features = np.unique(np.concatenate(features_of), return_inverse=True)
         texts = np.repeat(np.arange(len(coded)), sizes)
         starts = np.concatenate([[0], np.cumsum(np.bincount(features))])
         return cls(
@@ -121,12 +120,12 @@ class _Index:
         return np.bincount(np.concatenate(parts), minlength=len(self.sizes))
 
 
-def _told_apart(codes: np.ndarray) -> np.ndarray:
-    """Number what comes several times, so that "no no no" is not all in "no, it rains"."""
+def _repeats_apart(codes: np.ndarray) -> np.ndarray:
+    """Give every repetition its own number, so that "no no no" is not all in "no, it rains"."""
     ordered = np.sort(codes)
-    again = np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
-    told_apart: np.ndarray = ordered * MAX_TIMES + np.minimum(again, MAX_TIMES - 1)
-    return told_apart
+    repeats = np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
+    numbers: np.ndarray = ordered * MAX_TIMES + np.minimum(repeats, MAX_TIMES - 1)
+    return numbers
 
 
 def _numbered(values: Iterable[Hashable]) -> np.ndarray:
@@ -135,7 +134,7 @@ def _numbered(values: Iterable[Hashable]) -> np.ndarray:
 
 
 class _Apart(dict[int, str]):
-    """For `str.translate`: sets apart what is no part of a word, and drops punctuation."""
+    """For `str.translate`: sets unspaced characters and emoji apart, and drops punctuation."""
 
     def __missing__(self, code: int) -> str:
         character = chr(code)

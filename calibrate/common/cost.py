@@ -14,7 +14,7 @@ from calibrate.common.settings import check_number, check_whole
 class Meter:
     """Counts token-forwards: one token through the model, padding included.
 
-    A pass over the blocks after ℓ counts as the share of blocks it ran.
+    A pass over some of the blocks counts in proportion to them.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a calibration may spend in all; None for as much as it takes.
+    """What a calibration may spend in all; None for no limit.
 
     tokens: token-forwards. minutes: of wall-clock time.
     """
@@ -55,15 +55,15 @@ class Limits:
             check_number(rule, self.minutes, lambda minutes: minutes > 0)
 
     def allow(self, tokens: int, seconds: float) -> bool:
-        """Whether so much may be spent in all."""
+        """Whether these totals are within the limits."""
         within = self.tokens is None or tokens <= self.tokens
         return within and (self.minutes is None or seconds <= 60 * self.minutes)
 
 
 class Allowance:
-    """What is left of the limits of a calibration that begins now.
+    """What is left of a calibration's limits, counted from now.
 
-    reserve: token-forwards put aside for what has to come in any case.
+    reserve: token-forwards set aside for the stages that always run.
     """
 
     def __init__(self, meter: Meter, limits: Limits, reserve: int) -> None:
@@ -71,10 +71,10 @@ class Allowance:
         self._first, self._started = meter.tokens, time.perf_counter()
 
     def left_for(self, tokens: int, reserve: int | None = None) -> bool:
-        """Whether so many token-forwards more leave the reserve untouched.
+        """Whether `tokens` more token-forwards leave the reserve untouched.
 
-        reserve: what has to come still, where some of it has come by now.
-        Minutes are reckoned at the speed so far.
+        reserve: what is still set aside; None for all of it.
+        Minutes are estimated from the speed so far.
         """
         spent, seconds = self._meter.tokens - self._first, time.perf_counter() - self._started
         ahead = tokens + (self._reserve if reserve is None else reserve)
@@ -82,7 +82,7 @@ class Allowance:
 
 
 class Ledger:
-    """Books what the meter counts, and the time it takes, under the name of each stage.
+    """Records the token-forwards and the time of each stage, by its name.
 
     forecast: token-forwards expected of each stage, shown as they are spent.
     """
@@ -96,7 +96,7 @@ class Ledger:
         self.stages: dict[str, Cost] = {}
 
     def book(self, name: str, cost: Cost) -> None:
-        """Put down what a stage spent in all, where others took part or it was interrupted."""
+        """Record a stage's total, where other processes took part or it was interrupted."""
         self.stages[name] = cost
 
     @contextmanager

@@ -1,7 +1,7 @@
 """Every error this project raises, in one tree.
 
     CalibrateError
-    ├── InputError            the caller can mend it             (exit status 2)
+    ├── InputError            the caller can fix it              (exit status 2)
     │   ├── ModelError        a model that cannot be loaded or read
     │   ├── ConceptError      texts that cannot be used
     │   ├── ExportRefused     a format that cannot express a config
@@ -27,7 +27,7 @@ class CalibrateError(Exception):
 
 
 class CalibrateWarning(UserWarning):
-    """Something had to be done otherwise than one would expect; the message says what and why."""
+    """Something was done in another way than expected; the message says what and why."""
 
 
 class InputError(CalibrateError):

@@ -10,10 +10,8 @@ import numpy as np
 from scipy.stats import chi2
 from scipy.stats import t as student_t
 
-SPREAD_CONFIDENCE = (
-    0.95  # confidence that the spread of values is no larger than the one reckoned with
-)
-MAX_SPREAD = 2.0  # of log-normal values, in units of their logarithm
+SPREAD_CONFIDENCE = 0.95  # that the spread of values is no larger than assumed
+MAX_SPREAD = 2.0  # standard deviation of the logarithm of log-normal values
 STEP = 0.05  # spreads are rounded up to multiples of it
 DRAWS = 1 << 20  # random numbers for a quantile of the log-normal t statistic
 
@@ -78,31 +76,30 @@ class RatioEstimate:
         return self._quantile(0.5 + confidence / 2) * self.standard_error
 
     def cautious_interval(self, confidence: float) -> tuple[float, float]:
-        """Two-sided confidence interval of a mean of shares, also where all of them are alike."""
+        """Two-sided confidence interval of a mean of shares, valid even if all are equal."""
         half = self._quantile(0.5 + confidence / 2) * self._cautious_error
         return self.value - half, self.value + half
 
     def detectable(self, confidence: float, power: float) -> float:
-        """The smallest true mean whose cautious interval leaves out 0 with a probability."""
+        """The smallest true mean whose cautious interval excludes 0 with probability `power`."""
         quantiles = self._quantile(0.5 + confidence / 2) + self._quantile(power)
         return quantiles * self._cautious_error
 
     @property
     def _cautious_error(self) -> float:
-        """The standard error; where all shares are alike, that of one in n that differs by 1.
+        """The standard error; where all shares are equal, as if one in n differed by 1.
 
-        No spread in a small sample does not show that there is none (the rule of three).
+        A small sample without spread does not show that there is none (the rule of three).
         """
         return self.standard_error or 1 / len(self.sums)
 
     def upper(self, confidence: float) -> float:
         """One-sided upper confidence bound: the largest of Student's and two for skewed values.
 
-        Student's bound is short when a few sequences rise much more than the rest, as they do
-        in cross-entropy. Johnson's (1978, J. Am. Stat. Assoc. 73) corrects it for the skewness
-        seen; in few sequences little of it is seen, so where all values are positive, as KL is,
-        they are taken for log-normal, with a spread that is exceeded with probability
-        1 - SPREAD_CONFIDENCE.
+        Student's bound is too low when a few sequences rise much more than the rest, as they do
+        in cross-entropy. Johnson's (1978, J. Am. Stat. Assoc. 73) corrects it for the observed
+        skewness. Few sequences show little of it, so values that are all positive, as KL is, are
+        taken for log-normal, with a spread exceeded with probability 1 - SPREAD_CONFIDENCE.
         """
         quantile = self._quantile(confidence)
         johnson = self._skewness() * (2 * quantile**2 + 1) / (6 * float(np.sqrt(len(self.sums))))
@@ -141,7 +138,7 @@ def student_quantile(probability: float, df: int) -> float:
 
 @lru_cache(maxsize=256)
 def log_normal_quantile(n: int, sigma: float, confidence: float) -> float:
-    """Standard errors above a sample mean that the true mean lies below, at a confidence.
+    """How many standard errors above a sample mean the true mean may be, at a confidence.
 
     For n log-normal values whose logarithms have standard deviation `sigma`, by simulation.
     """

@@ -1,8 +1,8 @@
 """Write files so that a reader sees all of a result or none of it, and nobody's work is lost.
 
-What is written is made in a hidden folder first. Then it is moved into place, file by file: a name
-that is free is taken only while it still is, a file that stands there only where the caller knows
-it for one of ours. Whatever goes wrong on the way, an interrupt too, undoes all moves.
+Files are written to a hidden folder first, then moved into place one by one. A file that is there
+already, or appears meanwhile, is replaced only if the caller recognises it as ours. Any failure on
+the way, an interrupt too, undoes all moves.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ STAGING = ".partial-"  # how the hidden folders' names begin
 Ours = Callable[[Path], bool]
 
 
-def nobodys(_path: Path) -> bool:
-    """Know no file for one of ours: nothing is replaced."""
+def never_ours(_path: Path) -> bool:
+    """Recognise no file as ours: nothing is replaced."""
     return False
 
 
 def write_together(
-    directory: str | Path, files: Mapping[str, bytes], last: str, ours: Ours = nobodys
+    directory: str | Path, files: Mapping[str, bytes], last: str, ours: Ours = never_ours
 ) -> None:
     """Write several files, by relative path, into a directory that may hold others.
 
     All contents go to a hidden folder beside their destination first, so that a full disk
     leaves nothing behind; then each is moved into place, `last` after all the others.
 
-    ours: tells a file that may be replaced; one that has these very contents may be anyway.
-    Raises: ArtefactError naming the file that stands in the way, with nothing touched; or the
+    ours: whether a file may be replaced; one with the same contents always may.
+    Raises: ArtefactError naming the file in the way, with nothing touched; or the
         directory and the reason if anything cannot be written, with everything as it was.
     """
     target = Path(directory)
@@ -60,7 +60,7 @@ def write_together(
 
 
 def require_ours(path: Path, ours: Ours) -> None:
-    """Raise ArtefactError if there is something at a path that is no file of ours."""
+    """Raise ArtefactError if anything but a file of ours is at a path."""
     if os.path.lexists(path) and not (is_plain_file(path) and ours(path)):
         raise ArtefactError(
             f"{path} is in the way, and was not written by steering-calibrate or has been changed "
@@ -75,7 +75,7 @@ def is_plain_file(path: Path) -> bool:
 
 @contextmanager
 def writing_to(target: Path) -> Iterator[None]:
-    """Turn what an unwritable place raises into an ArtefactError that names it."""
+    """Turn the errors of an unwritable place into an ArtefactError that names it."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -87,21 +87,21 @@ def writing_to(target: Path) -> Iterator[None]:
 
 @contextmanager
 def made(directory: Path) -> Iterator[None]:
-    """Make a directory, and those above it, if need be; no longer so if the `with` fails."""
-    missing = [one for one in (directory, *directory.parents) if not one.exists()]
+    """Make a directory and its missing parents; remove them again if the `with` fails."""
+    missing = _missing(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
         with suppress(OSError):  # somebody else has put something there
-            for one in missing:
-                one.rmdir()
+            for folder in missing:
+                folder.rmdir()
         raise
 
 
 @contextmanager
 def staging(directory: Path) -> Iterator[Path]:
-    """Give a hidden folder in a directory, with a folder `new` in it; gone after the `with`."""
+    """Yield a hidden folder in a directory, with a folder `new` in it; removed after the `with`."""
     work: Path | None = None
     try:
         work = Path(tempfile.mkdtemp(dir=directory, prefix=STAGING))
@@ -114,9 +114,9 @@ def staging(directory: Path) -> Iterator[Path]:
 
 @contextmanager
 def moving(work: Path) -> Iterator[Moves]:
-    """Give what moves files into place, and undo its moves if the `with` ends in an error.
+    """Yield a `Moves`, and undo its moves if the `with` ends in an error.
 
-    work: a folder on the same file system, where what is replaced is kept meanwhile.
+    work: a folder on the same file system, where replaced files are kept meanwhile.
     """
     moves = Moves(Path(tempfile.mkdtemp(dir=work, prefix="old-")))
     try:
@@ -127,16 +127,16 @@ def moving(work: Path) -> Iterator[Moves]:
 
 
 class Moves:
-    """Moves files into place, and can take it back."""
+    """Moves files into place, and can undo it."""
 
     def __init__(self, old: Path) -> None:
         self._old = old
         self._steps: list[Callable[[], None]] = []
 
     def put(self, source: Path, target: Path, ours: Ours) -> None:
-        """Move a file to where nothing stands, or a file of ours.
+        """Move a file to a free path, or onto a file of ours.
 
-        Raises: ArtefactError if something else stands there by now.
+        Raises: ArtefactError if something else is there by now.
         """
         self.make(target.parent)
         if not os.path.lexists(target):
@@ -155,10 +155,10 @@ class Moves:
         target.unlink()
 
     def make(self, directory: Path) -> None:
-        """Make a directory, and those above it, if need be."""
-        for one in reversed([one for one in (directory, *directory.parents) if not one.exists()]):
-            one.mkdir(exist_ok=True)
-            self._steps.append(one.rmdir)
+        """Make a directory and its missing parents."""
+        for folder in reversed(_missing(directory)):
+            folder.mkdir(exist_ok=True)
+            self._steps.append(folder.rmdir)
 
     def unmake(self, directory: Path) -> None:
         """Remove a directory if it is empty."""
@@ -173,7 +173,7 @@ class Moves:
                 self._steps.pop()()
 
     def _keep(self, target: Path) -> None:
-        """Keep what stands at a path, so that it can be put back, the same file as it was."""
+        """Keep the file at a path, so that the very same file can be put back."""
         kept = self._old / str(len(self._steps))
         try:
             os.link(target, kept)
@@ -182,9 +182,14 @@ class Moves:
         self._steps.append(lambda: os.replace(kept, target))
 
 
+def _missing(directory: Path) -> list[Path]:
+    """The directory and its parents that do not exist, innermost first."""
+    return [folder for folder in (directory, *directory.parents) if not folder.exists()]
+
+
 def _identity(path: Path) -> tuple[int, int]:
-    found = path.lstat()
-    return found.st_dev, found.st_ino
+    status = path.lstat()
+    return status.st_dev, status.st_ino
 
 
 def _unlink_if(target: Path, identity: tuple[int, int]) -> None:

@@ -9,15 +9,15 @@ from pathlib import Path
 JOURNAL_FILE = "study.journal"
 JOURNAL_LOCK = f"{JOURNAL_FILE}.lock"  # a link that Optuna makes while it writes
 LAWS_FILE = "laws.json"
-WORKERS_FOLDER = ".workers"  # locks of those who work here; gone when the result is written
+WORKERS_FOLDER = ".workers"  # locks of running workers; gone when the result is written
 WRITING_LOCK = "writing.lock"
 WORKER_LOCK = re.compile(r"[0-9a-f]{32}\.lock")
 
 FINGERPRINT = "fingerprint"  # study attribute: hash of everything the trials depend on
-JOURNAL_START, NEW_STUDY = b'{"op_code":', 0  # as Optuna begins an entry; an entry's kind
+JOURNAL_START, NEW_STUDY = b'{"op_code":', 0  # how Optuna begins an entry; the kind of the first
 LAWS_KEYS = {"model", "concept", "budget", "n_sequences", "settings", "blocks"}
 
-# And `calibrate laws`, beside `laws.json`.
+# What `calibrate laws` draws beside `laws.json`.
 LAWS_PICTURES = tuple(
     f"{name}.{form}" for name in ("tokens", "concept", "delta_ce") for form in ("png", "svg")
 )

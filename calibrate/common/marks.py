@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 TOOL = "steering-calibrate"
-HEAD = 4096  # bytes of a page or picture within which it says who made it
+HEAD = 4096  # bytes of a page or picture within which this tool is named
 
 
 def facts_in(path: Path) -> dict[str, Any]:
@@ -21,12 +21,12 @@ def facts_in(path: Path) -> dict[str, Any]:
 
 
 def signature(content: bytes) -> str:
-    """What a file says about the rest of its contents: that we wrote them, just so."""
+    """The line by which a file shows that we wrote the rest of it, unchanged since."""
     return f"{TOOL} {hashlib.sha256(content).hexdigest()}"
 
 
 def names_us(path: Path) -> bool:
-    """Whether a page or a picture says that it was made by us."""
+    """Whether a page or a picture names this tool as its maker."""
     try:
         with path.open("rb") as opened:
             return TOOL.encode() in opened.read(HEAD)

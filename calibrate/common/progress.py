@@ -1,4 +1,4 @@
-"""What a calibration tells whoever watches it."""
+"""The events of a running calibration, for a front end to show."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class Progress:
         """The stages to come, the token-forwards expected of each, and the time they will take."""
 
     def to_ask(self, questions: int) -> None:
-        """About so many questions will be put to judges that are asked."""
+        """About how many questions will be put to judges that are asked."""
 
     def began(self, stage: str, total: int | None = None, unit: Unit = "tokens") -> None:
-        """A stage starts; `total` is the work expected, None where nobody can say."""
+        """A stage starts; `total` is the work expected, None if unknown."""
 
     def advanced(self, amount: int) -> None:
         """This much more of the current stage's work is done."""
 
     def asked(self, done: int, total: int) -> None:
-        """So many of the questions now put to a judge are answered, of so many."""
+        """`done` of the `total` questions now put to a judge are answered."""
 
     def ended(self, stage: str) -> None:
         """The stage is over."""
@@ -41,7 +41,7 @@ SILENT = Progress()
 
 @contextmanager
 def stage(progress: Progress, name: str, size: int | None = None) -> Iterator[None]:
-    """Begin and end a stage of so many bytes."""
+    """Begin and end a stage of `size` bytes."""
     progress.began(name, size, "bytes")
     try:
         yield

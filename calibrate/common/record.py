@@ -1,4 +1,4 @@
-"""What one wing finds and the artefact keeps word for word; light enough to read without torch."""
+"""Results that the artefact stores unchanged; importable without torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ModelIdentity:
 
 @dataclass(frozen=True)
 class Capability:
-    """Whether a shortcut was found to say what the plain way says; if not, why, and what is done.
+    """Whether a shortcut was found to give the same results as the plain way.
 
     works: whether it is taken. reason: why not. fallback: what is done instead.
     """
@@ -42,14 +42,13 @@ class Capability:
 
 @dataclass(frozen=True)
 class CapabilityReport:
-    """What the model was found to be able to do, each tried on the model once.
+    """Which shortcuts work for the model, each tried on it once.
 
     logit_scale, softcap: its logits are those of its unembedding times `logit_scale`, soft-capped.
-    suffix_passes: running only the blocks after the steered one. prefix_sharing: running once what
-    all texts begin with. batching: scoring several texts in one pass. fast_decoding: replies by a
-    loop of our own, with what all prompts begin with run once for them (decoding_prefix).
-    batched_generation: several prompts in one `generate`; null where fast decoding works.
-    token_forwards: what trying took.
+    suffix_passes: running only the blocks after the steered one. prefix_sharing: running the texts'
+    common prefix once. batching: scoring several texts in one pass. fast_decoding: replies by our
+    own loop; decoding_prefix: with the prompts' common prefix run once. batched_generation: several
+    prompts in one `generate`; null where fast decoding works. token_forwards: cost of the tries.
     """
 
     logit_scale: float
@@ -65,7 +64,7 @@ class CapabilityReport:
 
 @dataclass(frozen=True)
 class BlockRank:
-    """What one block has to offer, by its derivatives: α_B as estimated, and nats per token.
+    """What steering one block is worth, estimated by derivatives: α_B, and nats per token.
 
     gain: by how much the budget moves the concept's replies ahead of their opposites.
     """
@@ -79,7 +78,7 @@ class BlockRank:
 class TestedStrength:
     """One strength tested on held-out text: its ΔCE, the upper bound, and whether it held.
 
-    loop_excess: by how much its long replies loop more than unsteered ones, where that was tried.
+    loop_excess: by how much its long replies loop more than unsteered ones, if measured.
     """
 
     strength: float
@@ -91,7 +90,7 @@ class TestedStrength:
 
 @dataclass(frozen=True)
 class Reference:
-    """For checking another stack: one input, and the next token's log-probabilities after it.
+    """For checking another runtime: one input, and the next token's log-probabilities after it.
 
     token_ids: the likeliest next tokens under steering; log_probs: their steered, and
         unsteered_log_probs their unsteered, log-probabilities.

@@ -1,7 +1,7 @@
 """What a calibration is asked for, checked before anything is loaded.
 
-A field says all there is to say of it: its annotation which values it takes, its metadata what the
-option's help and a refusal say. `settings_of` reads both, for the checks here and the command line.
+Each field is its only description: the annotation says which values it takes, the metadata holds
+its option's help and error text. `settings_of` reads both, for the checks and the command line.
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ def _shown(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Setting:
-    """What is said of a field of `Settings` or `Sampling`.
+    """How a field of `Settings` or `Sampling` is checked and described.
 
     accepts: the words of a Literal, or types, NoneType for None.
-    help, metavar: of its option. rule: what a number is told that is none or that `fits` refuses.
+    help, metavar: of its option. rule: the error text for what is no number or out of range.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Setting:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The words of a Literal; none where the values are not such words."""
+        """The words of a Literal; empty for other fields."""
         return tuple(word for word in self.accepts if isinstance(word, str))
 
     def check(self, value: Any) -> Any:
@@ -107,7 +107,7 @@ class Setting:
 
 @cache
 def settings_of(owner: type) -> dict[str, Setting]:
-    """What is said of each field of `Settings` or `Sampling`, by its name."""
+    """The `Setting` of each field of `Settings` or `Sampling`, by name."""
     hints = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(owner).items()}
     return {
         each.name: Setting(each.name, each.default, hints[each.name], **each.metadata)
@@ -153,7 +153,7 @@ class Sampling:
 
 
 def site_name(layer: int, positions: str) -> str:
-    """What a block, and which positions are steered there, are called in a study."""
+    """The name in a study of a block and the positions steered there."""
     return f"block {layer}" if positions == "all" else f"block {layer}, last position"
 
 
@@ -161,14 +161,14 @@ def site_name(layer: int, positions: str) -> str:
 class Settings:
     """Everything but the model, the texts and the prompts.
 
-    What the fields below do not say themselves:
+    What the fields below do not say:
 
     goal: to "decrease" presence, strengths α < 0 are searched.
     layer: 0-based; None to search several.
     negatives: "contrastive" texts, or "random" own samples.
     positions: "last" of each pass; "auto" has the study try both.
     pooling: average a text's tokens ("mean") or take the "last" one.
-    precision: also how wide half of presence's interval may be when no more prompts are tried.
+    precision: also the half-width of presence's interval below which no more prompts are tried.
     min_gain: towards the goal, in [0, 1). The default is five more replies of a hundred.
     long_run: 0 for none; fewer where the model's context is shorter.
     max_fluency_drop: against its own replies, nats per token; None for no limit.

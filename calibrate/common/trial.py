@@ -9,12 +9,12 @@ from dataclasses import dataclass
 class Trial:
     """One strength the study tried.
 
-    site: the block, and which positions were steered. share: of the site's α_B. delta_ce: nats
-    per token over the search corpus, from the first n_sequences of it, with that standard error,
-    which is 0 where these are all. presence: on the first n_prompts of
-    the search prompts, or None if ΔCE was beyond the budget. complete: False if the trial was
-    pruned, for its ΔCE or since it was behind the best. fluency_drop: nats per token, if limited.
-    empty: the share of its replies that are empty, which count for nothing in presence.
+    site: the block, and which positions were steered. share: strength / the site's α_B. delta_ce:
+    nats per token on the first n_sequences of the search corpus; delta_ce_error: its standard
+    error, 0 on the whole corpus. presence: on the first n_prompts of the search prompts, or None
+    if ΔCE was beyond the budget. complete: False if the trial was pruned, for its ΔCE or since it
+    was behind the best. fluency_drop: nats per token, if limited. empty: the share of its replies
+    that are empty, which presence leaves out.
     """
 
     number: int

@@ -1,18 +1,18 @@
-"""What a model can do beside plain passes, tried on the model itself and never looked up.
+"""Which shortcuts a model's passes may take, tried on the model itself and never looked up.
 
-Each shortcut is tried once, when it is first wanted, on a few tokens and with steering, against the
-plain way that it stands for; whatever goes wrong in a try counts as "no". Then the plain way is
-taken, and a warning says so once.
+Each shortcut is tried once, when it is first needed, on a few tokens and with steering, against the
+plain way that it replaces. Any error in a try counts as a failure; then the plain way is taken, and
+a warning says so once.
 
     suffix passes       run only the blocks after the steered one    or: all blocks
-    prefix sharing      run what all texts begin with once           or: every text whole
+    prefix sharing      run the texts' common prefix once            or: every text whole
     batching            score several texts in one padded pass       or: text by text
-    fast decoding       the loop of `engine.decoding`            or: transformers' generate
-    decoding prefix     run what all prompts begin with once         or: every prompt whole
+    fast decoding       the loop of `engine.decoding`                or: transformers' generate
+    decoding prefix     run the prompts' common prefix once          or: every prompt whole
     batched generation  several prompts in one `generate`            or: prompt by prompt
 
-The last is tried only where fast decoding fails. What replies should be is what `generate` says to
-each prompt alone, since that is what is served.
+The last is tried only where fast decoding fails. The reference for replies is `generate` on each
+prompt alone, since that is what is served.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from calibrate.engine.tries import Tries
 from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.models.steering import Steering
 
-# How far, relatively, what a shortcut says may be off.
+# Largest relative error of a shortcut.
 ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-4}
 HALF_ROUNDING = 0.05
-FEWER_BLOCKS = 0.1  # of that for suffix passes, which do the very same sums
+SUFFIX_FACTOR = 0.1  # on that for suffix passes, which repeat the same arithmetic
 
-WAYS = {  # each shortcut, and what is done without it
+FALLBACKS = {  # each shortcut, and what is done without it
     "suffix passes": "every strength runs all blocks",
     "prefix sharing": "every text runs whole",
     "batching": "texts run one by one",
@@ -57,10 +57,10 @@ class TriedCapabilities:
         self._tries = Tries(self._loaded)
 
     def suffix_after(self, layer: int) -> Capability:
-        """Whether the blocks after `layer` can run alone, on residuals that were kept."""
+        """Whether the blocks after `layer` may run alone, on residuals that were kept."""
         if layer not in self._after:
             self._after[layer] = self._tried(
-                "suffix passes", lambda: self._tries.suffix_gap(layer), FEWER_BLOCKS
+                "suffix passes", lambda: self._tries.suffix_gap(layer), SUFFIX_FACTOR
             )
         return self._after[layer]
 
@@ -70,7 +70,7 @@ class TriedCapabilities:
         last = self._loaded.num_layers - 1
         for layer in () if self._after else (max(last - 1, 0), last // 2, 0):
             self.suffix_after(layer)
-        failed = [layer for layer, found in sorted(self._after.items()) if not found.works]
+        failed = [layer for layer, suffix in sorted(self._after.items()) if not suffix.works]
         if not failed:
             return Capability(True, None, None)
         where = f"after block {failed[0]}: {self._after[failed[0]].reason}"
@@ -78,38 +78,38 @@ class TriedCapabilities:
 
     @cached_property
     def prefix_sharing(self) -> Capability:
-        """Whether texts say the same after a beginning that has run before, once for all."""
+        """Whether texts score the same after a common prefix that ran once for all."""
         return self._tried("prefix sharing", self._prefix_gap)
 
     @cached_property
     def batching(self) -> Capability:
-        """Whether texts say the same beside others in one right-padded pass as alone."""
+        """Whether texts score the same in one right-padded pass as alone."""
         return self._tried("batching", self._tries.batch_gap)
 
     @cached_property
     def fast_decoding(self) -> Capability:
-        """Whether our own loop says what transformers' `generate` says to each prompt alone."""
+        """Whether our own loop matches transformers' `generate` on each prompt alone."""
         return self._tried("fast decoding", lambda: self._tries.reply_gap(by_own_loop, False))
 
     @cached_property
     def decoding_prefix(self) -> Capability:
-        """The same where what all prompts begin with runs once for them."""
+        """The same where the prompts' common prefix runs once for all."""
         if not self.fast_decoding.works:
-            return Capability(False, "fast decoding does not work", WAYS["decoding prefix"])
+            return Capability(False, "fast decoding does not work", FALLBACKS["decoding prefix"])
         return self._tried("decoding prefix", lambda: self._tries.reply_gap(by_own_loop, True))
 
     @cached_property
     def batched_generation(self) -> Capability:
-        """Whether `generate` says to several prompts at once what it says to each alone."""
+        """Whether `generate` on several prompts at once matches each alone."""
         return self._tried("batched generation", lambda: self._tries.reply_gap(by_generate))
 
     def check_replies(self, pushes: Sequence[Steering | None]) -> None:
-        """Raise ModelError where `generate` cannot make these replies as they are to be steered."""
+        """Raise ModelError if `generate` cannot make replies steered like this."""
         alone = self._tries.alone
         if isinstance(alone, Exception):
             raise ModelError(
                 f"{self._loaded.name} must be able to reply, and transformers' generate fails for "
-                f"it: {_said(alone)}"
+                f"it: {_first_line(alone)}"
             ) from alone
         if not self._tries.keeps_cache and any(
             push and push.positions == "last" for push in pushes
@@ -121,7 +121,7 @@ class TriedCapabilities:
             )
 
     def report(self) -> CapabilityReport:
-        """Try what has not been tried, and say it all."""
+        """Try what has not been tried, and report everything."""
         fast = self.fast_decoding
         return CapabilityReport(
             logit_scale=self._loaded.logit_scale,
@@ -138,24 +138,24 @@ class TriedCapabilities:
     def _tried(self, name: str, gap: Callable[[], float], strict: float = 1.0) -> Capability:
         """Try a shortcut once; warn where it is not taken."""
         with preserving_model_state(self._loaded):
-            _ = self._tries.plain  # what fails here is no matter of a shortcut
+            _ = self._tries.plain  # an error here is not the shortcut's
         try:
             with preserving_model_state(self._loaded):
                 off = gap()
             allowed = strict * ROUNDING.get(self._loaded.dtype, HALF_ROUNDING)
             reason = None if off <= allowed else f"what it says is off by {off:.2g} of its size"
-        except Exception as error:  # whatever goes wrong in a try is a "no"
-            reason = _said(error)
+        except Exception as error:  # any error in a try means that the shortcut fails
+            reason = _first_line(error)
         if reason is None:
             return Capability(True, None, None)
         self._warn(name, reason)
-        return Capability(False, reason, WAYS[name])
+        return Capability(False, reason, FALLBACKS[name])
 
     def _warn(self, name: str, reason: str) -> None:
         if name not in self._warned:
             self._warned.add(name)
             warnings.warn(
-                f"{self._loaded.name} goes without {name}, so {WAYS[name]} ({reason})",
+                f"{self._loaded.name} goes without {name}, so {FALLBACKS[name]} ({reason})",
                 CalibrateWarning,
                 stacklevel=2,
             )
@@ -164,7 +164,7 @@ class TriedCapabilities:
         return self._tries.prefix_gap(self.suffix_after(self._tries.middle).works)
 
 
-def _said(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """The first line of an error."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -8,8 +8,8 @@ noise (arXiv:2602.02712, Theorem 3.8 and its proof). On other texts the labels a
 
 One unsteered pass keeps what every strength is compared with: the final hidden states (their
 logits are recomputed in slices, never stored), what the comparison needs of those logits, and the
-residuals after the blocks asked for, so that each strength runs only the blocks after its own.
-What all sequences begin with runs once for all of them (`calibrate.engine.prefix`).
+residuals after the requested blocks, so that each strength runs only the blocks after its own.
+The sequences' common prefix runs once for all of them (`calibrate.engine.prefix`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from calibrate.models.hooks import (
 )
 from calibrate.models.model import LoadedModel
 
-SUFFIX_SHARE = 0.55  # of the blocks, that come after a steered one, on average
+SUFFIX_SHARE = 0.55  # average share of the blocks that come after a steered one
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Steered:
     """What one strength did to the predictions on a corpus.
 
     rise: ΔCE over sequences, nats per token. mass: probability of the concept's tokens over
-    sequences, in [0, 1]. watched: next-token probabilities of the contexts asked for, float32
+    sequences, in [0, 1]. watched: next-token probabilities of the requested contexts, float32
     array (n_watched, vocabulary).
     """
 
@@ -67,15 +67,15 @@ def measure_steered(
     tokens = torch.tensor(list(concept_tokens), dtype=torch.long, device=loaded.device)
     sums = np.zeros((2, len(run.corpus.sequences)))
     counts = np.array([sequence.n_scored for sequence in run.corpus.sequences], dtype=float)
-    seen = 0
+    n_before = 0
     distributions: list[np.ndarray] = []
-    for one in run.batches:
-        steered = steered_hidden(loaded, one, strength * vector, layer, positions)
-        per_token = _compared(loaded, one, steered, run.corpus.self_sampled, tokens)
-        sums[:, list(one.batch.rows)] = one.batch.sums(per_token)
-        rows = [row - seen for row in watched if 0 <= row - seen < len(steered)]
+    for unsteered in run.batches:
+        steered = steered_hidden(loaded, unsteered, strength * vector, layer, positions)
+        per_token = _compared(loaded, unsteered, steered, run.corpus.self_sampled, tokens)
+        sums[:, list(unsteered.batch.rows)] = unsteered.batch.sums(per_token)
+        rows = [row - n_before for row in watched if 0 <= row - n_before < len(steered)]
         distributions.append(loaded.logits(steered[rows]).softmax(dim=-1).cpu().numpy())
-        seen += len(steered)
+        n_before += len(steered)
     return Steered(
         RatioEstimate(sums[0], counts),
         RatioEstimate(sums[1], counts),
@@ -151,14 +151,14 @@ def _compared(
     tokens: torch.Tensor,
 ) -> torch.Tensor:
     """Rise of cross-entropy and mass of `tokens` at each scored token, float64 (2, n_scored)."""
-    found = torch.empty(2, len(steered), dtype=torch.float64)
+    values = torch.empty(2, len(steered), dtype=torch.float64)
     for part in logit_slices(loaded, steered):
         after = loaded.logits(steered[part])
         normaliser = after.logsumexp(dim=-1)
         lost = _lost(loaded, unsteered, steered, after, part, self_sampled)
-        found[0, part] = (lost + normaliser).double().cpu()
-        found[1, part] = (after[:, tokens] - normaliser[:, None]).exp().sum(dim=-1).double().cpu()
-    return found
+        values[0, part] = (lost + normaliser).double().cpu()
+        values[1, part] = (after[:, tokens] - normaliser[:, None]).exp().sum(dim=-1).double().cpu()
+    return values
 
 
 def _lost(

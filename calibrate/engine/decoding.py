@@ -1,9 +1,9 @@
 """Generate token by token, many rows at once, each steered in its own way or not at all.
 
-Rows share one batch whatever steers them: a push adds its vector to its own rows only. What all
-prompts of a batch begin with runs once for every push, and a prompt once for all replies to it,
-their keys and values repeated for the rows; rows that have ended leave the batch. Models that say
-something else in such a loop (`engine.capabilities`) are left to transformers' own `generate`.
+Rows share one batch whatever steers them: a vector is added to its own rows only. The prompts'
+common prefix runs once per steering, and a prompt once for all replies to it, with keys and values
+repeated for the rows; rows that have ended leave the batch. Models that reply otherwise in such a
+loop (`engine.capabilities`) are left to transformers' own `generate`.
 """
 
 from __future__ import annotations
@@ -24,17 +24,15 @@ from calibrate.engine.sampling import draw
 from calibrate.models.architecture import attention_window, base_of
 from calibrate.models.hooks import last_logits_only
 from calibrate.models.model import LoadedModel
-from calibrate.models.steering import BatchSteering, Steering, pushed
+from calibrate.models.steering import BatchSteering, Steering, steered_rows
 from calibrate.models.tokens import PAD, Prompt, common_prefix
 
-COMPACT_FRACTION = (
-    1 / 8
-)  # of the rows that have ended before they leave: moving the rest costs time
+COMPACT_FRACTION = 1 / 8  # of the rows that must have ended before they leave, which costs time
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One reply to be generated: after a prompt, with its own noise, steered by a push or not."""
+    """One reply to be generated: after a prompt, with its own noise, steered or not."""
 
     prompt: Prompt
     key: int
@@ -46,7 +44,7 @@ Choose = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Loop:
-    """How replies go on.
+    """How replies are continued.
 
     choose: one token a row, int64 (rows,), from logits (rows, vocabulary), the rows' keys (rows,)
         and the number of the step. ends: tokens that end a reply. most: tokens it may have.
@@ -69,7 +67,7 @@ def decode(loaded: LoadedModel, rows: Sequence[Row], sampling: Sampling) -> list
     can.check_replies([row.push for row in rows])
     if can.batched_generation.works:
         return by_generate(loaded, rows, loop)
-    return [said for row in rows for said in by_generate(loaded, [row], loop)]
+    return [ids for row in rows for ids in by_generate(loaded, [row], loop)]
 
 
 def by_own_loop(
@@ -77,13 +75,13 @@ def by_own_loop(
 ) -> list[list[int]]:
     """Each row's new token ids by the loop of this module.
 
-    share: whether what all prompts begin with may run once for them.
+    share: whether the prompts' common prefix may run once for all.
     """
     starts = list(dict.fromkeys((row.prompt, row.push) for row in rows))
     places = {start: place for place, start in enumerate(starts)}
     which = [places[row.prompt, row.push] for row in rows]
     keys = torch.tensor([row.key for row in rows], dtype=torch.long)
-    with torch.no_grad(), pushed(loaded.blocks, [push for _, push in starts]) as pushes:
+    with torch.no_grad(), steered_rows(loaded.blocks, [push for _, push in starts]) as pushes:
         batch = _Decoding(loaded, starts, pushes, loop, share)
         with last_logits_only(loaded.unembedding):
             return batch.run(which, keys)
@@ -99,7 +97,7 @@ def end_ids(loaded: LoadedModel) -> frozenset[int]:
 class _Decoding:
     """One batch on its way: its cache, its mask, and which rows are still in it.
 
-    starts: what its rows begin with, each once: a prompt, and what steers the reply.
+    starts: the distinct pairs of a prompt and the steering of its reply.
     """
 
     def __init__(
@@ -110,7 +108,7 @@ class _Decoding:
         loop: Loop,
         share: bool,
     ) -> None:
-        self._loaded, self._pushes, self._loop = loaded, pushes, loop
+        self._loaded, self._steering, self._loop = loaded, pushes, loop
         prompts = [prompt for prompt, _ in starts]
         sharing = share and _within_window(loaded, prompts, loop.most)
         self._prefix = _shared_by(prompts) if sharing else ()
@@ -123,14 +121,14 @@ class _Decoding:
         which: the start of each row. keys: its noise key, int64 tensor (rows,).
         """
         self._keys, self._places = keys, list(range(len(which)))
-        self._said: list[list[int]] = [[] for _ in which]
+        self._replies: list[list[int]] = [[] for _ in which]
         scores = self._forward(self._ids[:, len(self._prefix) :])[which]
         self._select(which)
         for step in range(self._loop.most):
             chosen = self._loop.choose(scores, self._keys, step).cpu()
             for place, token in zip(self._places, chosen.tolist(), strict=True):
                 if not self._ended(place):
-                    self._said[place].append(token)
+                    self._replies[place].append(token)
             going = [row for row, place in enumerate(self._places) if not self._ended(place)]
             if not going or step + 1 == self._loop.most:
                 break
@@ -139,11 +137,11 @@ class _Decoding:
                 chosen = chosen[going]
             self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], dim=1)
             scores = self._forward(chosen[:, None].to(self._mask.device))
-        return self._said
+        return self._replies
 
     def _ended(self, place: int) -> bool:
-        said = self._said[place]
-        return bool(said) and said[-1] in self._loop.ends
+        reply = self._replies[place]
+        return bool(reply) and reply[-1] in self._loop.ends
 
     def _keep(self, rows: list[int]) -> None:
         """Let all other rows leave the batch."""
@@ -156,7 +154,7 @@ class _Decoding:
         index = torch.tensor(rows, device=self._mask.device)
         self._cache.batch_select_indices(index)
         self._mask = self._mask[index]
-        self._pushes.select(rows)
+        self._steering.select(rows)
 
     def _forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Logits after the last of some new positions, (rows, vocabulary)."""
@@ -170,7 +168,7 @@ class _Decoding:
         return logits
 
     def _prefilled(self, pushes: Sequence[Steering | None]) -> DynamicCache:
-        """Keys and values of the shared prefix, run once for every push, repeated for its rows."""
+        """Keys and values of the shared prefix, run once per steering, repeated for its rows."""
         cache = self._loaded.empty_cache()
         cache.layers = [
             PreallocatedLayer(self._loop.most) if type(layer) is DynamicLayer else layer
@@ -178,8 +176,8 @@ class _Decoding:
         ]
         if not self._prefix:
             return cache
-        kinds = self._pushes.kinds
-        with self._pushes.once_each():
+        kinds = self._steering.kinds
+        with self._steering.once_each():
             ids = torch.tensor([self._prefix] * len(kinds), device=self._loaded.device)
             self._loaded.meter.count(ids.numel())
             self._loaded.model(input_ids=ids, **self._loaded.using(cache))
@@ -189,15 +187,15 @@ class _Decoding:
 
 
 def _shared_by(prompts: Sequence[Prompt]) -> tuple[int, ...]:
-    """What all prompts begin with; of each a token is left over, for its reply to follow."""
+    """The prompts' common prefix, without the last token of any, which its reply follows."""
     all_ids = [prompt.ids for prompt in prompts]
     return common_prefix(all_ids, min(map(len, all_ids)) - 1)
 
 
 def _within_window(loaded: LoadedModel, prompts: Sequence[Prompt], most: int) -> bool:
-    """Whether replies of so many tokens are read whole by the narrowest attention of the model.
+    """Whether prompts with replies of `most` tokens fit the model's narrowest attention window.
 
-    Beyond its window, padding behind a shared prefix would count.
+    Beyond it, padding behind a shared prefix would count.
     """
     window = attention_window(loaded.model.config.get_text_config())
     return window is None or max(len(prompt.ids) for prompt in prompts) + most <= window
@@ -235,14 +233,14 @@ class _Chosen(LogitsProcessor):  # type: ignore[misc]
 
 
 def by_generate(loaded: LoadedModel, rows: Sequence[Row], loop: Loop) -> list[list[int]]:
-    """Each row's new token ids by transformers' own loop, without sharing or leaving."""
+    """Each row's new token ids by transformers' own loop, all rows whole and to the end."""
     ids, mask = _padded([row.prompt for row in rows], 0, loaded.device)
     keys = torch.tensor([row.key for row in rows], dtype=torch.long)
     loaded.meter.count(ids.numel())
     with (
         torch.no_grad(),
-        pushed(loaded.blocks, [row.push for row in rows]),
-        _nothing_configured(loaded.model),
+        steered_rows(loaded.blocks, [row.push for row in rows]),
+        _default_generation_config(loaded.model),
     ):
         out = loaded.model.generate(
             input_ids=ids,
@@ -259,7 +257,7 @@ def by_generate(loaded: LoadedModel, rows: Sequence[Row], loop: Loop) -> list[li
 
 
 @contextmanager
-def _nothing_configured(model: Any) -> Iterator[None]:
+def _default_generation_config(model: Any) -> Iterator[None]:
     """Set aside what a model's own generation config would do to its logits, a penalty say."""
     base: Any = base_of(model)
     own = base.generation_config

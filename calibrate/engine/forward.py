@@ -69,7 +69,7 @@ def forward(
     gradients: bool = False,
     cache: Cache | None = None,
 ) -> None:
-    """Run one batch for its hooks' sake, and count its tokens; `share` and so on as above.
+    """Run one batch for its hooks, and count its tokens; parameters as for `final_hidden`.
 
     cache: keys and values of what comes before the batch, or an empty one to fill.
     """

@@ -1,4 +1,4 @@
-"""Sample replies, steered or not: what is asked for, and what comes back."""
+"""Sample replies, steered or not: requests, batches and completions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from calibrate.models.tokens import WORTH_SHARING, Prompt, TokenSequence
 # CPU a step of 200 rows takes twice as long as one of 50.
 ROWS_PER_BATCH_TOKEN = 12
 
-ALIKE = 4  # different prompts that must begin alike for a batch of their own
+MIN_ALIKE = 4  # different prompts that must begin alike for a batch of their own
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Completion:
 
     @property
     def spoken(self) -> bool:
-        """Whether it says anything, be it only thought."""
+        """Whether it says anything, even if only in thought."""
         return bool(self.text) or not self.answered
 
 
@@ -60,7 +60,7 @@ class Completion:
 class Request:
     """Replies wanted to some prompts.
 
-    per_prompt: replies to every prompt, or to each. push: what steers them; None for nothing.
+    per_prompt: number of replies to every prompt, or to each. push: what steers them, if anything.
     first: number of the first reply to a prompt; those before it have been sampled already.
     """
 
@@ -113,19 +113,19 @@ def sample_all(
     ]
     for job in jobs:
         _require_room(loaded, job.prompt, sampling)
-    done: dict[tuple[int, int, int], Completion] = {}
+    completions: dict[tuple[int, int, int], Completion] = {}
 
-    def said(part: Sequence[_Job]) -> list[list[int]]:
+    def generated(part: Sequence[_Job]) -> list[list[int]]:
         rows = [Row(job.prompt, noise_key(seed, job.prompt.text, job.k), job.push) for job in part]
         return decode(loaded, rows, sampling)
 
     for batch in _batched(loaded, jobs, sampling):
-        for part, replies in in_parts_that_fit(said, batch):
+        for part, replies in in_parts_that_fit(generated, batch):
             for job, ids in zip(part, replies, strict=True):
                 completion = completed(loaded, job.prompt, job.index, ids)
-                done[job.place, job.index, job.k] = completion
+                completions[job.place, job.index, job.k] = completion
     return [
-        tuple(done[place, index, k] for index, k in request.jobs)
+        tuple(completions[place, index, k] for index, k in request.jobs)
         for place, request in enumerate(requests)
     ]
 
@@ -155,15 +155,15 @@ class _Job:
 def _batched(loaded: LoadedModel, jobs: Sequence[_Job], sampling: Sampling) -> Iterator[list[_Job]]:
     """Cut jobs into batches that fit, longest prompts first.
 
-    Prompts that begin alike, as those of a chat template do, are kept together, since a batch
-    shares what all of its prompts begin with; the rest go together as they come.
+    Prompts that begin alike, as with a chat template, are kept together, since a batch runs its
+    common prefix once; all others form batches of their own.
     """
     different = {job.prompt.ids for job in jobs}
     beginnings = Counter(ids[:WORTH_SHARING] for ids in different)
     groups: dict[tuple[int, ...], list[_Job]] = defaultdict(list)
     for job in jobs:
         beginning = job.prompt.ids[:WORTH_SHARING]
-        groups[beginning if beginnings[beginning] >= ALIKE else ()].append(job)
+        groups[beginning if beginnings[beginning] >= MIN_ALIKE else ()].append(job)
     for group in groups.values():
         group.sort(key=lambda job: -len(job.prompt.ids))
         width = len(group[0].prompt.ids) + sampling.max_new_tokens

@@ -1,4 +1,4 @@
-"""Keys and values of a batch, with room for those to come."""
+"""Keys and values of a batch, in buffers with room to grow."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from transformers.cache_utils import DynamicLayer
 
 
 class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
-    """Keys and values with room for those to come, since appending would copy all of them.
+    """Keys and values in buffers with room to grow, since appending would copy all of them.
 
-    room: positions to come after those of the pass that fills a batch.
+    room: positions to add after the pass that fills the buffers.
     """
 
     keys: torch.Tensor

@@ -1,4 +1,4 @@
-"""Load a language model from wherever `--model` names it, and prove that its parts were found."""
+"""Load a language model from wherever `--model` names it, and check its parts."""
 
 from __future__ import annotations
 
@@ -106,13 +106,13 @@ def _settled(
 def _from_memory(
     model: Any, tokenizer: Any, blocks: str | None, batch_tokens: int, progress: Progress
 ) -> LoadedModel:
-    found = given_model(model)
-    name = str(found.config._name_or_path or type(found).__name__)
+    inner = given_model(model)
+    name = str(inner.config._name_or_path or type(inner).__name__)
     if tokenizer is None:
         raise ModelError("an in-memory model needs its tokenizer; pass tokenizer=…")
     own_tokenizer = _tokenizer_for(name, name, tokenizer, {}, progress)
-    require_next_token_model(found, name)
-    return _with_parts(found, own_tokenizer, blocks, name, _commit(found), batch_tokens)
+    require_next_token_model(inner, name)
+    return _with_parts(inner, own_tokenizer, blocks, name, _commit(inner), batch_tokens)
 
 
 def _with_parts(
@@ -177,14 +177,14 @@ def _from_pretrained(
 
 
 def _whole(name: str, source: str, options: dict[str, Any]) -> PreTrainedModel:
-    """What transformers makes of a checkpoint, if that is all of a model."""
+    """Load a checkpoint, and require that it holds all of a model."""
     with load_report() as report:
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
                 source,
                 use_safetensors=True,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are in the info then
+                ignore_mismatched_sizes=True,  # reported in info instead
                 **options,
             )
         except RuntimeError as error:
@@ -194,7 +194,7 @@ def _whole(name: str, source: str, options: dict[str, Any]) -> PreTrainedModel:
 
 
 def _adapted_base(source: str) -> str | None:
-    """What the adapter in a directory was trained on; None if it holds a model."""
+    """The base model of the adapter in a directory; None if that holds a model."""
     path = Path(source) / "adapter_config.json"
     if not path.is_file() or path.with_name("config.json").is_file():
         return None
@@ -212,7 +212,7 @@ def _adapted_base(source: str) -> str | None:
 def _tokenizer_for(
     name: str, source: str, given: Any, options: dict[str, Any], progress: Progress
 ) -> Any:
-    """The tokenizer that was handed over, or named; a model's own if it is None."""
+    """The tokenizer that was given, or named; the model's own if None."""
     if given is not None and not isinstance(given, str | Path):
         return given_tokenizer(given)
     if given is not None:
@@ -222,13 +222,13 @@ def _tokenizer_for(
     try:
         with quiet_transformers():
             return AutoTokenizer.from_pretrained(source, **options)
-    except Exception as error:  # whatever transformers makes of files it does not understand
+    except Exception as error:  # any kind, since the files can be wrong in any way
         raise ModelError(why_no_tokenizer(name, Path(source), error)) from error
 
 
 @contextmanager
 def _loading(name: str, source: str) -> Iterator[None]:
-    """Turn whatever transformers raises over a checkpoint into one line that says why."""
+    """Turn what transformers raises over a checkpoint into a ModelError that says why."""
     try:
         with quiet_transformers():
             yield

@@ -1,4 +1,4 @@
-"""What to do where memory is short: halve what does not fit, and keep residuals elsewhere."""
+"""When memory is short: halve batches that do not fit, and keep residuals elsewhere."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def over_batches(
 ) -> Iterator[Result]:
     """Do some work on sequences batch by batch (`tokens.batches`), in halves where one won't fit.
 
-    prefix: what all sequences begin with, left out of the batches.
+    prefix: token ids that all sequences begin with, left out of the batches.
     Raises: ModelError if not even one sequence fits.
     """
     for batch in batches(sequences, max_tokens, device, prefix):

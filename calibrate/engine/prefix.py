@@ -1,6 +1,6 @@
-"""What all sequences of a corpus begin with, such as a chat template, runs once and not row by row.
+"""Run the common prefix of a corpus, such as a chat template, once instead of row by row.
 
-What follows a prefix does not change its keys and values, so those of one row serve all rows.
+Later tokens do not change a prefix's keys and values, so those of one row serve all rows.
 Steering changes them after the steered block: a steered pass runs the prefix again, as one row.
 This holds for models whose state is a cache of keys and values alone, which is tried on each
 (`calibrate.engine.capabilities`).
@@ -24,7 +24,7 @@ from calibrate.models.tokens import Batch, TokenSequence, common_prefix
 
 
 class LentCache(Cache):  # type: ignore[misc]
-    """Keys and values of one row, lent to every row of a batch, and left as they are."""
+    """Keys and values of one row that serve every row of a batch, and never change."""
 
     def update(
         self,
@@ -34,20 +34,20 @@ class LentCache(Cache):  # type: ignore[misc]
         *args: Any,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the row's keys and values with these after them, and forget these."""
+        """Return the row's keys and values followed by these, without storing these."""
         layer = copy.copy(self.layers[layer_idx])
         layer.batch_repeat_interleave(len(key_states))
-        both: tuple[torch.Tensor, torch.Tensor] = layer.update(
+        extended: tuple[torch.Tensor, torch.Tensor] = layer.update(
             key_states, value_states, *args, **kwargs
         )
-        return both
+        return extended
 
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
     """A prefix that has run, unsteered, as one row.
 
-    ids: its token ids. cache: its keys and values. residuals: after the blocks asked for.
+    ids: its token ids. cache: its keys and values. residuals: after the requested blocks.
     """
 
     ids: tuple[int, ...]
@@ -71,11 +71,11 @@ def shared_prefix(
     loaded: LoadedModel,
     sequences: Sequence[TokenSequence],
     layers: Sequence[int],
-    shelf: ResidualStore,
+    store: ResidualStore,
 ) -> Prefix | None:
-    """Run what all sequences begin with, and keep its residuals after the blocks in `layers`.
+    """Run the sequences' common prefix, and keep its residuals after the blocks in `layers`.
 
-    Returns: None where that is next to nothing, or the model cannot lend it.
+    Returns: None where it is too short, or the model cannot share it.
     """
     if not sequences:
         return None
@@ -83,16 +83,16 @@ def shared_prefix(
     ids = common_prefix([sequence.ids for sequence in sequences], before_any_scored)
     if not ids or not loaded.capabilities.prefix_sharing.works:
         return None
-    return run_prefix(loaded, ids, layers, shelf)
+    return run_prefix(loaded, ids, layers, store)
 
 
 def run_prefix(
-    loaded: LoadedModel, ids: tuple[int, ...], layers: Sequence[int], shelf: ResidualStore
+    loaded: LoadedModel, ids: tuple[int, ...], layers: Sequence[int], store: ResidualStore
 ) -> Prefix:
     """Run a prefix as one row, and keep its residuals after the blocks in `layers`."""
     cache = loaded.empty_cache()
     with (
-        keeping(loaded.blocks, layers, shelf.keep) as residuals,
+        keeping(loaded.blocks, layers, store.keep) as residuals,
         last_logits_only(loaded.unembedding),
     ):
         forward(loaded, _one_row(ids, loaded), cache=cache)

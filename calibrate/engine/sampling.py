@@ -15,7 +15,7 @@ import torch
 from calibrate.common.settings import Sampling
 
 # How many of the likeliest tokens are looked at: a nucleus mostly fits in the first number, and
-# finding so few is many times faster than sorting; rows whose nucleus does not fit go on to more.
+# finding so few is many times faster than sorting; rows whose nucleus does not fit take more.
 NUCLEUS_GUESSES = (128, 1024)
 
 

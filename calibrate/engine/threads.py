@@ -7,7 +7,7 @@ import os
 import psutil
 import torch
 
-LOOKED = 0.2  # seconds for which the machine is watched
+WATCHED = 0.2  # seconds for which the load of the machine is measured
 
 
 def use_idle_cores() -> int:
@@ -20,6 +20,6 @@ def use_idle_cores() -> int:
     most = torch.get_num_threads()
     if "OMP_NUM_THREADS" in os.environ:
         return most
-    idle = (psutil.cpu_count() or 1) * (1 - psutil.cpu_percent(interval=LOOKED) / 100)
+    idle = (psutil.cpu_count() or 1) * (1 - psutil.cpu_percent(interval=WATCHED) / 100)
     torch.set_num_threads(max(1, min(most, round(idle))))
     return torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""Tries of shortcuts: how far each is off the plain way, on a few tokens and with steering."""
+"""How far each shortcut is off the plain way, tried on a few tokens and with steering."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from calibrate.models.tokens import WORTH_SHARING, Batch, Prompt, TokenSequence
 
 BEGINNING = WORTH_SHARING  # tokens that all texts of a try begin with
 REST = (1, 3)  # tokens after it, by text
-STEPS = 2  # tokens of the replies of a try, but for one that ends at once and leaves
-LEAVING = -1  # the key of that one
-PUSH = 0.5  # size of the push in a try, in median residual norms
+STEPS = 2  # tokens of a try's replies, except one that ends at once and leaves the batch
+LEAVING = -1  # the key of the row that ends at once
+SHIFT_RATIO = 0.5  # norm of the steering in a try, in median residual norms
 
 
 class Tries:
-    """What each shortcut and the plain way say to the same few tokens of one model.
+    """Runs each shortcut and the plain way on the same few tokens of one model.
 
     keeps_cache: whether `generate` reads one token a step, known once `alone` was asked for.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
-        self._untouched = 0  # blocks from the first on that last ran on other tokens than the try's
+        self._n_stale = 0  # how many of the first blocks last ran on other tokens than the try's
         self.keeps_cache = True
 
     @cached_property
@@ -56,7 +56,7 @@ class Tries:
     def plain(self) -> tuple[torch.Tensor, dict[int, KeptResidual]]:
         """What the unembedding reads for each text alone, and the second's residuals by block.
 
-        Raises: NumericalError if these are not finite, which is no matter of a shortcut.
+        Raises: NumericalError if these are not finite, which no shortcut is to blame for.
         """
         loaded, read = self._loaded, []
         for text in self._texts:
@@ -73,46 +73,46 @@ class Tries:
 
     @cached_property
     def _shift(self) -> torch.Tensor:
-        """A push of a size that matters at the middle block, (hidden,)."""
+        """A shift of a size that matters at the middle block, (hidden,)."""
         _, residuals = self.plain
         norm = residuals[self.middle].hidden.float().norm(dim=-1).median()
         drawn = torch.randn(self._loaded.hidden_size, generator=torch.Generator().manual_seed(0))
-        shift: torch.Tensor = (PUSH * drawn / drawn.norm()).to(norm) * norm
+        shift: torch.Tensor = (SHIFT_RATIO * drawn / drawn.norm()).to(norm) * norm
         return shift
 
     def suffix_gap(self, layer: int) -> float:
-        """After other tokens went through the blocks left out, lest these left behind the right."""
+        """The gap after other tokens ran through the skipped blocks, which may keep state."""
         loaded, text = self._loaded, self._texts[-1]
         read, residuals = self.plain
-        if layer >= self._untouched:
+        if layer >= self._n_stale:
             with last_logits_only(loaded.unembedding):
                 forward(loaded, Batch.of([TokenSequence(text.ids[::-1], 1)], loaded.device))
-        self._untouched = layer + 1
-        still = add_everywhere(torch.zeros_like(self._shift))
-        with edited_after(loaded.blocks, layer, still, residuals[layer]) as share:
+        self._n_stale = layer + 1
+        unchanged = add_everywhere(torch.zeros_like(self._shift))
+        with edited_after(loaded.blocks, layer, unchanged, residuals[layer]) as share:
             again = final_hidden(loaded, Batch.of([text], loaded.device), share)
         return _gap(again, read[-text.n_scored :])
 
     def batch_gap(self) -> float:
-        """How far two texts in one padded pass are off what each alone says."""
+        """The gap between two texts in one padded pass and each alone."""
         batch = Batch.of(self._texts, self._loaded.device)
         return _gap(final_hidden(self._loaded, batch), self.plain[0])
 
     def prefix_gap(self, suffix_works: bool) -> float:
-        """With steering at a block, up to which the unsteered prefix serves, and no further.
+        """The gap after a shared prefix, steered at a block up to which its unsteered state serves.
 
         suffix_works: whether a pass may go on from the middle block.
         """
         loaded, layer = self._loaded, self.middle
-        push = add_everywhere(self._shift)
-        with edited_after(loaded.blocks, layer, push, None):
+        steer = add_everywhere(self._shift)
+        with edited_after(loaded.blocks, layer, steer, None):
             whole = final_hidden(loaded, Batch.of(self._texts, loaded.device))
         ids = self._texts[0].ids[: BEGINNING - 1]
-        kept = [layer] if suffix_works else []
-        prefix = run_prefix(loaded, ids, kept, ResidualStore())
-        self._untouched = 0
-        cache = prefix.edited(loaded, layer, push)
-        with edited_after(loaded.blocks, layer, push, None):
+        layers = [layer] if suffix_works else []
+        prefix = run_prefix(loaded, ids, layers, ResidualStore())
+        self._n_stale = 0
+        cache = prefix.edited(loaded, layer, steer)
+        with edited_after(loaded.blocks, layer, steer, None):
             return _gap(
                 final_hidden(loaded, Batch.of(self._texts, loaded.device, ids), cache=cache), whole
             )
@@ -138,14 +138,14 @@ class Tries:
 
         try:
             with captured(self._loaded.blocks, receive):
-                found = torch.cat([self._logits([row], by_generate) for row in self._rows])
-        except Exception as error:  # kept, to be told where replies are wanted
+                logits = torch.cat([self._logits([row], by_generate) for row in self._rows])
+        except Exception as error:  # kept, to be raised where replies are wanted
             return error
         self.keeps_cache = widths[-1] == 1
-        return found
+        return logits
 
     def reply_gap(self, way: Callable[..., list[list[int]]], *options: bool) -> float:
-        """How far a way of generating is off `generate` row by row."""
+        """The gap between a way of generating and `generate` row by row."""
         alone = self.alone
         if isinstance(alone, Exception):
             raise alone
@@ -157,13 +157,13 @@ class Tries:
     ) -> torch.Tensor:
         """Logits of each step of each reply as they go on with tokens set beforehand."""
         end, *ids = self._texts[1].ids
-        said = [ids[:STEPS], ids[STEPS : 2 * STEPS]]
+        replies = [ids[:STEPS], ids[STEPS : 2 * STEPS]]
         seen: dict[tuple[int, int], torch.Tensor] = {}
 
         def choose(scores: torch.Tensor, keys: torch.Tensor, step: int) -> torch.Tensor:
             for key, row in zip(keys.tolist(), scores, strict=True):
                 seen[key, step] = row.float().cpu().clone()  # generate's are overwritten
-            chosen = [end if key == LEAVING else said[key][step] for key in keys.tolist()]
+            chosen = [end if key == LEAVING else replies[key][step] for key in keys.tolist()]
             return torch.tensor(chosen, device=scores.device)
 
         way(self._loaded, rows, Loop(choose, frozenset({end}), STEPS), *options)
@@ -171,7 +171,7 @@ class Tries:
         return torch.stack([seen[key, step] for key in staying for step in range(STEPS)])
 
 
-def _gap(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """How far one is off the other, relatively; infinite where anything is not finite."""
-    off = float((found.float() - expected.float()).norm() / expected.float().norm())
+def _gap(values: torch.Tensor, expected: torch.Tensor) -> float:
+    """Relative error; infinite where anything is not finite."""
+    off = float((values.float() - expected.float()).norm() / expected.float().norm())
     return off if off == off else float("inf")

@@ -17,7 +17,7 @@ from calibrate.models.hooks import KeptResidual, keeping
 from calibrate.models.model import LoadedModel
 from calibrate.models.tokens import Batch, TokenSequence
 
-SLICE_ROWS = 128  # of logits made at a time by a CPU, which is fastest with about so many
+SLICE_ROWS = 128  # of logits made at a time by a CPU, which is about its fastest
 SLICE_ELEMENTS = 1 << 24  # of logits made at a time by other devices: 64 MiB in float32
 
 
@@ -55,7 +55,7 @@ class Prediction:
 class UnsteeredBatch:
     """One batch of the unsteered pass: final hidden states, and residuals by block.
 
-    prefix: what the batch's rows begin with, run once; None where they run whole.
+    prefix: the rows' common prefix, run once; None where they run whole.
     prediction: None where the logits have to be made again for every comparison.
     """
 
@@ -92,24 +92,24 @@ def run_unsteered(
 ) -> UnsteeredRun:
     """Run a corpus unsteered, keeping the residuals after the blocks in `layers`.
 
-    Not kept are those from which the model cannot go on; strengths there run all blocks.
+    None are kept where suffix passes do not work; strengths there run all blocks.
 
     part_sizes: how many sequences each part has, together all of them; one part if empty.
-    lend_prefix: whether what all sequences begin with may run once for all of them.
+    lend_prefix: whether the sequences' common prefix may run once for all of them.
     """
     ends = list(itertools.accumulate(part_sizes or [len(corpus.sequences)]))
     groups = [
         replace(corpus, sequences=corpus.sequences[first:last])
         for first, last in itertools.pairwise([0, *ends])
     ]
-    shelf, most, compared = ResidualStore(), loaded.scoring_tokens, bool(layers)
+    store, most, compared = ResidualStore(), loaded.scoring_tokens, bool(layers)
     can = loaded.capabilities
-    layers = [one for one in sorted(layers, reverse=True) if can.suffix_after(one).works]
-    prefix = shared_prefix(loaded, corpus.sequences, layers, shelf) if lend_prefix else None
+    layers = [each for each in sorted(layers, reverse=True) if can.suffix_after(each).works]
+    prefix = shared_prefix(loaded, corpus.sequences, layers, store) if lend_prefix else None
     left_out = prefix.ids if prefix else ()
 
     def unsteered(batch: Batch) -> UnsteeredBatch:
-        return _unsteered(loaded, batch, layers, shelf, prefix)
+        return _unsteered(loaded, batch, layers, store, prefix)
 
     passes = [
         list(over_batches(unsteered, group.sequences, most, loaded.device, left_out))
@@ -117,7 +117,7 @@ def run_unsteered(
     ]
     if compared:
         passes = [
-            [replace(one, prediction=_prediction(loaded, one, corpus.self_sampled)) for one in part]
+            [replace(run, prediction=_prediction(loaded, run, corpus.self_sampled)) for run in part]
             for part in passes
         ]
     return joined(
@@ -126,16 +126,16 @@ def run_unsteered(
 
 
 def joined(runs: Sequence[UnsteeredRun]) -> UnsteeredRun:
-    """Several unsteered runs as one, in parts."""
+    """Several unsteered runs as batch, in parts."""
     sequences: list[TokenSequence] = []
-    batches_: list[UnsteeredBatch] = []
+    batches: list[UnsteeredBatch] = []
     for run in runs:
-        for one in run.batches:
-            rows = tuple(row + len(sequences) for row in one.batch.rows)
-            batches_.append(replace(one, batch=replace(one.batch, rows=rows)))
+        for batch in run.batches:
+            rows = tuple(row + len(sequences) for row in batch.batch.rows)
+            batches.append(replace(batch, batch=replace(batch.batch, rows=rows)))
         sequences += run.corpus.sequences
     corpus = Corpus(tuple(sequences), runs[0].corpus.self_sampled)
-    return UnsteeredRun(corpus, tuple(batches_), tuple(runs))
+    return UnsteeredRun(corpus, tuple(batches), tuple(runs))
 
 
 def log_probs(loaded: LoadedModel, run: UnsteeredRun) -> RatioEstimate:
@@ -152,21 +152,21 @@ def token_log_probs(loaded: LoadedModel, run: UnsteeredRun) -> list[np.ndarray]:
 
     Returns: for every sequence an array of shape (n_scored,).
     """
-    found = [np.empty(0)] * len(run.corpus.sequences)
-    for one in run.batches:
-        labels = one.batch.labels()
+    by_sequence = [np.empty(0)] * len(run.corpus.sequences)
+    for unsteered in run.batches:
+        labels = unsteered.batch.labels()
         chosen = torch.empty(len(labels), dtype=torch.float64)
-        for part in logit_slices(loaded, one.hidden):
-            predicted = torch.log_softmax(loaded.logits(one.hidden[part]), dim=-1)
+        for part in logit_slices(loaded, unsteered.hidden):
+            predicted = torch.log_softmax(loaded.logits(unsteered.hidden[part]), dim=-1)
             chosen[part] = predicted.gather(1, labels[part, None])[:, 0].double().cpu()
-        lengths = [sequence.n_scored for sequence in one.batch.sequences]
-        for row, values in zip(one.batch.rows, torch.split(chosen, lengths), strict=True):
-            found[row] = values.numpy()
-    return found
+        lengths = [sequence.n_scored for sequence in unsteered.batch.sequences]
+        for row, values in zip(unsteered.batch.rows, torch.split(chosen, lengths), strict=True):
+            by_sequence[row] = values.numpy()
+    return by_sequence
 
 
 def logit_slices(loaded: LoadedModel, hidden: torch.Tensor) -> Iterator[slice]:
-    """Cut rows of hidden states so that a slice of their logits is quickly made, and is small."""
+    """Cut rows of hidden states into slices whose logits are quickly made, and small."""
     on_cpu = hidden.device.type == "cpu"
     step = SLICE_ROWS if on_cpu else max(1, SLICE_ELEMENTS // loaded.vocabulary_size)
     for first in range(0, len(hidden), step):
@@ -177,10 +177,10 @@ def _unsteered(
     loaded: LoadedModel,
     batch: Batch,
     layers: Sequence[int],
-    shelf: ResidualStore,
+    store: ResidualStore,
     prefix: Prefix | None,
 ) -> UnsteeredBatch:
-    with keeping(loaded.blocks, layers, shelf.keep) as residuals:
+    with keeping(loaded.blocks, layers, store.keep) as residuals:
         hidden = final_hidden(loaded, batch, cache=prefix and prefix.cache)
     return UnsteeredBatch(batch, hidden, residuals, prefix)
 

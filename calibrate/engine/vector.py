@@ -43,7 +43,7 @@ class SteeringVector:
         return replace(self, values=noise * (self.norm / noise.norm()))
 
     def push(self, strength: float, positions: Positions = "all") -> Steering:
-        """What adds `strength · v` after this vector's block to replies that are generated."""
+        """The steering of generated replies by `strength · v` after this vector's block."""
         return Steering(strength * self.values, self.layer, positions)
 
     @contextmanager
@@ -54,8 +54,8 @@ class SteeringVector:
 
         blocks: the model's decoder blocks. Nests with other steering, and leaves no hook
             behind. Positions "last" steers the last position of each pass, the prompt's last
-            token and every generated one, so batches must be padded on the left. Code that
-            torch.compile has made is made again, on entering and after leaving.
+            token and every generated one, so batches must be padded on the left. Code made
+            by torch.compile is made again, on entering and after leaving.
         """
         shift = strength * self.values
         edit = add_everywhere(shift) if positions == "all" else add_last(shift)

@@ -38,13 +38,13 @@ CONTEXT = re.compile(
     r"(max|n)_(position|positions|position_embeddings|seq_len|seq_length|sequence_length|ctx"
     r"|context_len|context_length|target_positions|model_len)|(seq|sequence|context)_len(gth)?|model_max_length"
 )
-ENDLESS = 1_000_000  # for models that name no length, as those without positions
+ENDLESS = 1_000_000  # for models that name no length, such as those without positions
 
 # Config entries that give the projections of a block biases they do not have.
 BIAS_FLAGS = ("mlp_bias", "bias", "use_bias")
 
-# Architectures that are Llama but for its bias flags, and can be relabelled as it. With sliding
-# windows they are not.
+# Architectures that equal Llama except for its bias flags, and can be relabelled as it, unless they
+# use sliding windows.
 LIKE_LLAMA = ("qwen2", "mistral")
 
 
@@ -59,9 +59,9 @@ def find_blocks(model: nn.Module, blocks: str | None = None) -> nn.ModuleList:
     base = base_of(model)
     if blocks is not None:
         return _checked_blocks(base, blocks)
-    known = (_at(base, path) for path in BLOCKS)
-    found = next((each for each in known if isinstance(each, nn.ModuleList)), None)
-    return found or _checked_blocks(base, _generic_blocks(base))
+    at_paths = (_at(base, path) for path in BLOCKS)
+    known = next((each for each in at_paths if isinstance(each, nn.ModuleList)), None)
+    return known or _checked_blocks(base, _generic_blocks(base))
 
 
 def context_length(config: Any) -> int:
@@ -96,10 +96,10 @@ def base_of(model: Any) -> nn.Module:
 
 
 def _at(root: nn.Module, path: str) -> Any:
-    found: Any = root
-    for part in path.split("."):
-        found = getattr(found, part, None)
-    return found
+    part: Any = root
+    for name in path.split("."):
+        part = getattr(part, name, None)
+    return part
 
 
 def _module_lists(base: Any) -> dict[str, int]:
@@ -116,16 +116,19 @@ def _generic_blocks(base: Any) -> str:
     fitting = [path for path, length in lists.items() if length == wanted]
     if len(fitting) == 1:
         return fitting[0]
-    found = ", ".join(f"{path} ({length})" for path, length in lists.items()) or "none"
     raise ModelError(
         f"the decoder blocks of {type(base).__name__} must be the one module list of length "
-        f"{wanted}, found {found}; if one of these holds them, name it with --blocks PATH"
+        f"{wanted}, found {_listed(lists)}; if one of these holds them, name it with --blocks PATH"
     )
 
 
 def _checked_blocks(base: Any, path: str) -> nn.ModuleList:
-    found = _at(base, path)
-    if isinstance(found, nn.ModuleList):
-        return found
-    lists = ", ".join(f"{name} ({n})" for name, n in _module_lists(base).items()) or "none"
+    blocks = _at(base, path)
+    if isinstance(blocks, nn.ModuleList):
+        return blocks
+    lists = _listed(_module_lists(base))
     raise ModelError(f"--blocks must name a module list, got {path!r}; there are: {lists}")
+
+
+def _listed(lists: dict[str, int]) -> str:
+    return ", ".join(f"{path} ({length})" for path, length in lists.items()) or "none"

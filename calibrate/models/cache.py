@@ -1,10 +1,10 @@
-"""What a calibration made on the way, kept in the user cache for the next one.
+"""Intermediate results of a calibration, kept in the user cache for the next one.
 
-Kept are unsteered replies, for other concepts on the same model, and steering vectors and probes,
+These are unsteered replies, for other concepts on the same model, and steering vectors and probes,
 for other budgets or blocks. Each is a folder, named by a hash of all it depends on: the weights
-themselves, the tokenizer, and what was asked for. The least recently used go when all together
-exceed MAX_BYTES. Nothing is kept of models that were in memory before, whose hooks would not show
-in their weights, nor of those whose weights accelerate holds back.
+themselves, the tokenizer, and the request. The least recently used are removed when all together
+exceed MAX_BYTES. Nothing is kept for models given in memory, whose hooks would not show in their
+weights, nor for those whose weights accelerate offloads.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from calibrate.common.files import STAGING, is_plain_file, write_together
 from calibrate.models.converted import cache_directory
 from calibrate.models.model import LoadedModel
 
-VERSION = 3  # part of every entry's name; raise it when a request gets another answer
+VERSION = 3  # part of every entry's name; raise it when the result for a request changes
 MAX_BYTES = 256 << 20
 ENTRY = re.compile(r"[0-9a-f]{64}")
-KEPT = (".json", ".safetensors")
+SUFFIXES = (".json", ".safetensors")
 
 Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True)
 class CacheFormat(Generic[Kept]):
-    """How a kind of thing is kept.
+    """How one kind of result is stored.
 
     kind: its name. files: its contents by file name, of which `last` is written last. load: reads
-    it from its folder; what it raises for missing or damaged files counts as nothing kept.
+    it from its folder; an error for missing or damaged files counts as nothing stored.
     """
 
     kind: str
@@ -54,49 +54,49 @@ class CacheFormat(Generic[Kept]):
 def load_or_compute(
     loaded: LoadedModel, form: CacheFormat[Kept], request: Any, make: Callable[[], Kept]
 ) -> Kept:
-    """Return what was kept for a request, or make it now and keep it for the next time.
+    """Return the stored result for a request, or make it now and store it.
 
-    request: everything beside the model that it depends on, as JSON takes it.
+    request: everything beside the model that the result depends on, as JSON values.
     """
     if not is_settled(loaded):
         return make()
     folder = cache_directory() / "kept"
     entry = folder / _digest(loaded, [form.kind, request])
-    kept = _load(form, entry)
-    if kept is not None:
-        return kept
-    made = make()
+    stored = _load(form, entry)
+    if stored is not None:
+        return stored
+    result = make()
     # A cache that cannot be written, or that another process clears meanwhile, costs time only.
     with suppress(ArtefactError, OSError):
-        write_together(entry, form.files(made), last=form.last, ours=_is_kept)
+        write_together(entry, form.files(result), last=form.last, ours=_is_kept)
         _make_room(folder)
-    return made
+    return result
 
 
 def is_settled(loaded: LoadedModel) -> bool:
-    """Whether a model's weights say all about it, so that something can be kept of it."""
+    """Whether a model's weights determine its results, so that these can be stored."""
     offloaded = any(values.is_meta for values in loaded.model.parameters())
     return loaded.by_name and not offloaded
 
 
 def model_digest(loaded: LoadedModel) -> str:
-    """A hash of all that a model's answers depend on, beside what it is asked."""
+    """A hash of everything about a model that its results depend on."""
     return _digest(loaded, None)
 
 
 def _load(form: CacheFormat[Kept], entry: Path) -> Kept | None:
     """What an entry holds; None if it is missing or damaged."""
     try:
-        kept = form.load(entry)
+        stored = form.load(entry)
         os.utime(entry)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, ArtefactError):
         return None
-    return kept
+    return stored
 
 
 @contextmanager
 def weights_hashed_once(loaded: LoadedModel) -> Iterator[None]:
-    """Hash the weights once: inside the `with` they stay as they are."""
+    """Hash the weights only once: inside the `with` they must not change."""
     _hashed[id(loaded)] = None
     try:
         yield
@@ -123,7 +123,7 @@ def _make_room(folder: Path) -> None:
 
 
 def _remove(entry: Path) -> None:
-    """Remove what is kept in an entry, and its folder if that is all there is in it."""
+    """Remove an entry's files, and its folder if there is nothing else in it."""
     for path in entry.iterdir():
         if _is_kept(path):
             path.unlink(missing_ok=True)
@@ -134,8 +134,8 @@ def _remove(entry: Path) -> None:
 
 
 def _is_kept(path: Path) -> bool:
-    """Whether a file in an entry is what entries hold; their names, hashes, are nobody else's."""
-    return is_plain_file(path) and path.suffix in KEPT
+    """Whether a file in an entry is ours, which the folder's name, a hash, and its suffix tell."""
+    return is_plain_file(path) and path.suffix in SUFFIXES
 
 
 def _digest(loaded: LoadedModel, request: Any) -> str:

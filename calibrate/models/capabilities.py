@@ -1,4 +1,4 @@
-"""What a model can do beside plain passes."""
+"""Which shortcuts a model's passes may take."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from calibrate.models.steering import Steering
 
 
 class Capabilities(Protocol):
-    """Which shortcuts a model's passes may take (`calibrate.engine.capabilities` tries them)."""
+    """Which shortcuts a model's passes may take (tried in `calibrate.engine.capabilities`)."""
 
     @property
     def prefix_sharing(self) -> Capability:
-        """Whether what all texts begin with may run once for them."""
+        """Whether the texts' common prefix may run once for all."""
         ...
 
     @property
@@ -29,7 +29,7 @@ class Capabilities(Protocol):
 
     @property
     def decoding_prefix(self) -> Capability:
-        """Whether what all prompts begin with may run once for them."""
+        """Whether the prompts' common prefix may run once for all."""
         ...
 
     @property
@@ -42,9 +42,9 @@ class Capabilities(Protocol):
         ...
 
     def check_replies(self, pushes: Sequence[Steering | None]) -> None:
-        """Raise ModelError where replies that are steered so cannot be generated."""
+        """Raise ModelError if replies steered like this cannot be generated."""
         ...
 
     def report(self) -> CapabilityReport:
-        """Try what has not been tried, and say it all."""
+        """Try what has not been tried, and report everything."""
         ...

@@ -1,8 +1,8 @@
-"""Whether a checkpoint is all of a model; and, where it cannot be loaded, which file is the reason.
+"""Whether a checkpoint holds all the weights of its model, and no others.
 
-transformers starts whatever it does not find at random, and throws away what it has no place for.
-Here both are errors, unless the model says itself that they do not matter, or what is left over
-belongs to parts that text does not run through (a vision tower, heads for several tokens ahead).
+transformers initialises missing weights at random, and drops those it has no place for. Here both
+are errors, unless the model itself declares them unimportant, or what is left over belongs to parts
+that text does not run through (a vision tower, heads for several tokens ahead).
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def require_whole(name: str, model: Any, info: Mapping[str, Any]) -> None:
             f"the weights of {name} must be those of its {type(model).__name__}, but "
             f"{_listed(missing, over, misshapen)}: {_cause(model, missing, over, misshapen)}"
         )
-    said = [key for key in foreign if not NO_WEIGHTS.search(key)]
-    if said:
+    unused = [key for key in foreign if not NO_WEIGHTS.search(key)]
+    if unused:
         warnings.warn(
-            f"{type(model).__name__} has no use for {named(said)} of {name}, which text does not "
+            f"{type(model).__name__} has no use for {named(unused)} of {name}, which text does not "
             "run through",
             CalibrateWarning,
             stacklevel=2,
@@ -58,7 +58,7 @@ def require_whole(name: str, model: Any, info: Mapping[str, Any]) -> None:
 
 
 class _TextParts:
-    """Which of a model's modules text runs through: those beside its embeddings, and the head."""
+    """The modules that text runs through: those beside the embeddings, and the head."""
 
     def __init__(self, model: Any) -> None:
         self._paths = {path for path, _ in model.named_modules()}
@@ -69,7 +69,7 @@ class _TextParts:
         self._ahead = range(first, first + (getattr(config, "num_nextn_predict_layers", 0) or 0))
 
     def want(self, key: str) -> bool:
-        """Whether a weight that is left over belongs into one of them."""
+        """Whether a left-over weight belongs to one of them."""
         if NO_WEIGHTS.search(key) or any(int(i) in self._ahead for i in BLOCK.findall(key)):
             return False
         place = key
@@ -86,17 +86,17 @@ def _path_of(model: Any, part: Any) -> str:
 def _listed(
     missing: Sequence[str], left: Sequence[str], misshapen: Sequence[tuple[str, Any, Any]]
 ) -> str:
-    found = []
+    faults = []
     if missing:
-        found.append(f"{_count(missing)} missing ({named(missing)})")
+        faults.append(f"{_count(missing)} missing ({named(missing)})")
     if left:
-        found.append(f"{_count(left)} left over ({named(left)})")
+        faults.append(f"{_count(left)} left over ({named(left)})")
     if misshapen:
         shapes = [
             f"{key}: {tuple(there)} instead of {tuple(here)}" for key, there, here in misshapen
         ]
-        found.append(f"{_count(shapes)} misshapen ({named(shapes)})")
-    return " and ".join(found)
+        faults.append(f"{_count(shapes)} misshapen ({named(shapes)})")
+    return " and ".join(faults)
 
 
 def _cause(
@@ -119,7 +119,7 @@ def _cause(
 
 
 def _wrapper_prefix(missing: Sequence[str], left: Sequence[str]) -> str | None:
-    """What stands before the names of the weights in the file, if that alone makes them strange."""
+    """The prefix of the weights' names in the file, if it is all that is wrong with them."""
     for key in left:
         for wanted in missing:
             if key.endswith(f".{wanted}"):

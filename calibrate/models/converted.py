@@ -42,7 +42,7 @@ def converted_gguf(gguf: Path, progress: Progress = SILENT) -> tuple[Path, str]:
 def cache_entry(entry: str, build: Callable[[Path, Path], None]) -> Path:
     """Return the cache entry, which `build` makes if it is missing.
 
-    build: fills its second argument, a directory to be made; the first is for passing files.
+    build: makes the directory that is its second argument; the first is for temporary files.
     """
     root = cache_directory() / "models"
     target = root / entry
@@ -73,7 +73,7 @@ def convert_gguf(gguf: Path, target: Path, progress: Progress) -> None:
     folder, file = str(gguf.parent), gguf.name
     with stage(progress, f"converting {gguf.name} to safetensors"), quiet_transformers():
         try:
-            read, info = AutoModelForCausalLM.from_pretrained(
+            model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
                 gguf_file=file,
                 dtype=torch.float32,
@@ -83,14 +83,14 @@ def convert_gguf(gguf: Path, target: Path, progress: Progress) -> None:
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
         except Exception as error:  # any kind, since the file can be wrong in any way
             raise ModelError(why_unreadable(gguf, error)) from error
-        require_whole(str(gguf), read, info)
+        require_whole(str(gguf), model, info)
         # transformers refuses to save what it read from a GGUF, as if it were still quantised;
-        # the same weights in a fresh model of the same config are free of that mark.
-        config = read.config.to_dict()
+        # a fresh model of the same config and weights lacks that mark.
+        config = model.config.to_dict()
         config.pop("quantization_config", None)
         config.pop("_name_or_path", None)
-        fresh = AutoModelForCausalLM.from_config(type(read.config).from_dict(config))
-        fresh.load_state_dict(read.state_dict())
-        fresh.generation_config = read.generation_config
+        fresh = AutoModelForCausalLM.from_config(type(model.config).from_dict(config))
+        fresh.load_state_dict(model.state_dict())
+        fresh.generation_config = model.generation_config
         fresh.save_pretrained(target)
         tokenizer.save_pretrained(target)

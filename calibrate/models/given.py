@@ -1,4 +1,4 @@
-"""Models and tokenizers that are handed over in memory: unwrapped, or refused for what they are."""
+"""Models and tokenizers given in memory: unwrapped and checked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from calibrate.models.architecture import unwrapped
 from calibrate.models.model import preserving_module_state
 from calibrate.models.unreadable import first_line
 
-ROUNDING = 64  # rounding errors that the same sum may differ by when it is added up otherwise
+ROUNDING = 64  # rounding errors by which a sum in another order may differ
 
 
 def is_in_memory(model: Any) -> bool:
@@ -22,28 +22,28 @@ def is_in_memory(model: Any) -> bool:
 
 
 def given_model(model: Any) -> Any:
-    """Return the transformers model that was handed over, without what trains or compiles it.
+    """Return the transformers model that was given, without wrappers that train or compile it.
 
     Raises: ModelError if it is not a decoder-only language model whose weights are at hand.
     """
-    found = unwrapped(model)
-    if not is_in_memory(found):
+    inner = unwrapped(model)
+    if not is_in_memory(inner):
         raise ModelError(
             "model must be a name, a path or a transformers model with a language model's head, "
             f"got {_kind(model)}"
         )
-    kind = type(found).__name__
-    if getattr(found.config, "is_encoder_decoder", False):
+    kind = type(inner).__name__
+    if getattr(inner.config, "is_encoder_decoder", False):
         raise ModelError(
             f"model must be a decoder-only language model, got the encoder-decoder {kind}"
         )
-    if found.get_output_embeddings() is None:
+    if inner.get_output_embeddings() is None:
         raise ModelError(
             f"model must have an unembedding, and {kind} has none; load it with "
             "AutoModelForCausalLM"
         )
-    _require_weights(found, kind)
-    return found
+    _require_weights(inner, kind)
+    return inner
 
 
 def _require_weights(model: Any, kind: str) -> None:
@@ -61,7 +61,7 @@ def _require_weights(model: Any, kind: str) -> None:
 
 
 def given_tokenizer(tokenizer: Any) -> Any:
-    """Return the tokenizer that was handed over, or that of a processor.
+    """Return the tokenizer that was given, or that of a processor.
 
     Raises: ModelError if it is neither.
     """
@@ -81,9 +81,9 @@ def given_tokenizer(tokenizer: Any) -> Any:
 
 
 def require_next_token_model(model: Any, name: str) -> None:
-    """Raise unless a model predicts each token from those before it, in numbers.
+    """Raise unless a model predicts each token from those before it, without NaN.
 
-    Two pairs of tokens that differ in the second are run; the first predictions must not tell.
+    Runs two pairs of tokens that differ in the second only: the first prediction must not change.
 
     Raises: ModelError, or NumericalError naming the weights that are not finite.
     """
@@ -91,16 +91,16 @@ def require_next_token_model(model: Any, name: str) -> None:
     pairs = torch.tensor([[[0, 1]], [[0, 2]]], device=device)
     try:
         with preserving_module_state(model, device):
-            one, other = (model(input_ids=ids, use_cache=False).logits.float() for ids in pairs)
+            first, second = (model(input_ids=ids, use_cache=False).logits.float() for ids in pairs)
     except (TypeError, ValueError, AttributeError, NotImplementedError, IndexError) as error:
         raise ModelError(
             f"model must predict a next token from input_ids, and {name} ({type(model).__name__}) "
             f"does not: {first_line(error)}"
         ) from error
-    if one.isnan().any():
+    if first.isnan().any():
         raise _not_numbers(model, name)
-    told = (one - other)[0, 0].abs().max().item()
-    if told > ROUNDING * torch.finfo(model.dtype).eps * one.abs().max().item():
+    gap = (first - second)[0, 0].abs().max().item()
+    if gap > ROUNDING * torch.finfo(model.dtype).eps * first.abs().max().item():
         raise ModelError(
             f"model must predict each token from those before it, and {name} "
             f"({type(model).__name__}) looks ahead, as encoders do; take a decoder"

@@ -87,7 +87,7 @@ def captured(blocks: nn.ModuleList, receive: Callable[[int, Any], None]) -> Iter
 
 @contextmanager
 def recompiling() -> Iterator[None]:
-    """Have compiled code made anew, since it takes no notice of hooks that come or go later."""
+    """Have code compiled anew, since compiled code ignores hooks added or removed later."""
     _forget_compiled()
     try:
         yield
@@ -119,7 +119,7 @@ def edited(block: nn.Module, edit: Edit) -> Iterator[None]:
 def last_logits_only(
     unembedding: nn.Module, receive: Callable[[torch.Tensor], None] | None = None
 ) -> Iterator[None]:
-    """Have logits made of each pass's last position only; those of all others dwarf the rest.
+    """Compute logits at each pass's last position only; all of them would dwarf every other tensor.
 
     receive: called with what the unembedding would have read, (batch, positions, hidden).
     """
@@ -141,9 +141,9 @@ class KeptResidual:
     """The residual stream after one block, kept for suffix-only passes.
 
     hidden: tensor of shape (batch, positions, hidden).
-    rest: what else the block returned, where it returns several things: what is told of each
-        position is kept, since the next block may read it, and None stands for all else.
-    several: whether the block returns several things, be it one.
+    rest: further elements of a block's output that is a tuple or list: tensors with a value per
+        position are kept, since the next block may read them; None stands for all others.
+    several: whether the output is a tuple or list.
     """
 
     hidden: torch.Tensor
@@ -156,13 +156,13 @@ class KeptResidual:
         hidden = keep(hidden_of(output))
         if not isinstance(output, tuple | list):
             return cls(hidden)
-        told = [
+        rest = [
             keep(each)
             if isinstance(each, torch.Tensor) and each.shape[:2] == hidden.shape[:2]
             else None
             for each in output[1:]
         ]
-        return cls(hidden, tuple(told), True)
+        return cls(hidden, tuple(rest), True)
 
     def as_output(self, hidden: torch.Tensor) -> Any:
         """Return `hidden`, and the rest with it, in the form this model's blocks return it."""
@@ -178,7 +178,7 @@ def keeping(
 ) -> Iterator[dict[int, KeptResidual]]:
     """Keep the residuals after the blocks in `layers` that run inside the `with`, by block.
 
-    keep: returns a tensor where it is to be kept.
+    keep: returns a tensor that holds the same values for long, perhaps elsewhere.
     """
     kept: dict[int, KeptResidual] = {}
 
@@ -192,7 +192,7 @@ def keeping(
 
 @contextmanager
 def suffix_only(blocks: nn.ModuleList, layer: int, kept: KeptResidual) -> Iterator[None]:
-    """Let block `layer` return `kept` and the blocks before it hand their input through.
+    """Let block `layer` return `kept`, and the blocks before it their input.
 
     The model's own forward still makes masks, positions and rotary angles, so this holds for
     any architecture whose blocks share nothing but the residual stream.

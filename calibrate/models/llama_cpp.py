@@ -70,7 +70,7 @@ class LlamaCpp:
         self._lib.llama_model_free(self._model)
 
     def steer(self, directions: dict[int, np.ndarray] | None) -> None:
-        """Apply a control vector's directions, by 0-based block from 1 on; None takes it off.
+        """Apply a control vector's directions, by 0-based block from 1 on; None removes it.
 
         Raises: ModelError if llama.cpp does not take it.
         """
@@ -91,7 +91,7 @@ class LlamaCpp:
     def logits(self, ids: Sequence[int], after: int = 0) -> np.ndarray:
         """Logits after every position, float32 array of shape (n_ids, vocabulary_size).
 
-        after: how many tokens of the last call, and of those it followed, these come after.
+        after: how many tokens run before stay as context; 0 starts anew.
         """
         if after == 0:
             self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
@@ -105,9 +105,9 @@ class LlamaCpp:
             status = self._lib.llama_decode(self._context, batch)
             if status:
                 raise ModelError(f"llama.cpp cannot run {len(ids)} tokens (status {status})")
-            found = self._lib.llama_get_logits(self._context)
+            values = self._lib.llama_get_logits(self._context)
             shape = (len(ids), self.vocabulary_size)
-            copied: np.ndarray = np.ctypeslib.as_array(found, shape=shape).copy()
+            copied: np.ndarray = np.ctypeslib.as_array(values, shape=shape).copy()
             return copied
         finally:
             self._lib.llama_batch_free(batch)
@@ -126,31 +126,7 @@ def _library() -> ctypes.CDLL:
             "running llama.cpp needs its library: pip install 'steering-calibrate[llama-cpp]'"
         )
     library = ctypes.CDLL(str(next(Path(spec.origin).parent.glob("xllamacpp*.so"))))
-    pointer, number = ctypes.c_void_p, ctypes.c_int32
-    signatures: dict[str, tuple[object, tuple[object, ...]]] = {
-        "llama_model_default_params": (_Opaque, ()),
-        "llama_context_default_params": (_Opaque, ()),
-        "llama_model_load_from_file": (pointer, (ctypes.c_char_p, _Opaque)),
-        "llama_init_from_model": (pointer, (pointer, _Opaque)),
-        "llama_model_get_vocab": (pointer, (pointer,)),
-        "llama_vocab_n_tokens": (number, (pointer,)),
-        "llama_model_n_embd": (number, (pointer,)),
-        "llama_model_n_layer": (number, (pointer,)),
-        "llama_get_memory": (pointer, (pointer,)),
-        "llama_memory_clear": (None, (pointer, ctypes.c_bool)),
-        "llama_batch_init": (_Batch, (number, number, number)),
-        "llama_batch_free": (None, (_Batch,)),
-        "llama_decode": (number, (pointer, _Batch)),
-        "llama_get_logits": (ctypes.POINTER(ctypes.c_float), (pointer,)),
-        "llama_set_adapter_cvec": (
-            number,
-            (pointer, pointer, ctypes.c_size_t, number, number, number),
-        ),
-        "llama_free": (None, (pointer,)),
-        "llama_model_free": (None, (pointer,)),
-        "llama_log_set": (None, (LOG, pointer)),
-    }
-    for name, (result, arguments) in signatures.items():
+    for name, (result, arguments) in SIGNATURES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
     library.llama_log_set(_silence, None)
@@ -158,6 +134,30 @@ def _library() -> ctypes.CDLL:
 
 
 LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+POINTER, INT32 = ctypes.c_void_p, ctypes.c_int32
+SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
+    "llama_model_default_params": (_Opaque, ()),
+    "llama_context_default_params": (_Opaque, ()),
+    "llama_model_load_from_file": (POINTER, (ctypes.c_char_p, _Opaque)),
+    "llama_init_from_model": (POINTER, (POINTER, _Opaque)),
+    "llama_model_get_vocab": (POINTER, (POINTER,)),
+    "llama_vocab_n_tokens": (INT32, (POINTER,)),
+    "llama_model_n_embd": (INT32, (POINTER,)),
+    "llama_model_n_layer": (INT32, (POINTER,)),
+    "llama_get_memory": (POINTER, (POINTER,)),
+    "llama_memory_clear": (None, (POINTER, ctypes.c_bool)),
+    "llama_batch_init": (_Batch, (INT32, INT32, INT32)),
+    "llama_batch_free": (None, (_Batch,)),
+    "llama_decode": (INT32, (POINTER, _Batch)),
+    "llama_get_logits": (ctypes.POINTER(ctypes.c_float), (POINTER,)),
+    "llama_set_adapter_cvec": (
+        INT32,
+        (POINTER, POINTER, ctypes.c_size_t, INT32, INT32, INT32),
+    ),
+    "llama_free": (None, (POINTER,)),
+    "llama_model_free": (None, (POINTER,)),
+    "llama_log_set": (None, (LOG, POINTER)),
+}
 
 _silence = LOG(lambda _level, _text, _data: None)  # kept, since the library keeps a pointer to it
 

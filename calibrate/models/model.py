@@ -34,9 +34,9 @@ class LoadedModel:
     blocks: the decoder blocks; block ℓ's output is the residual stream after it.
     unembedding: the output embedding; its output times `logit_scale`, soft-capped at `softcap`,
         is the logits.
-    examine: what tries out what the model can do beside plain passes.
+    examine: tries which shortcuts the model's passes may take.
     rendering: how conversations become prompts.
-    by_name: whether it was loaded here, so that its weights are all there is to it.
+    by_name: whether it was loaded here by name, so that its weights determine it.
     batch_tokens: how many positions one forward pass may hold.
     meter: counts the tokens pushed through.
     """
@@ -122,12 +122,12 @@ class LoadedModel:
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """What the model can do beside plain passes, tried when it is first asked for."""
+        """Which shortcuts the model's passes may take, each tried when first needed."""
         return self.examine(self)
 
     @property
     def scoring_tokens(self) -> int:
-        """How many positions a pass over texts may hold: one text where batches change them."""
+        """How many positions a pass over texts may hold; 1, so one text, where batching fails."""
         return self.batch_tokens if self.capabilities.batching.works else 1
 
     def check_ids(self, ids: Sequence[int], text: str) -> None:
@@ -194,8 +194,8 @@ def preserving_module_state(model: nn.Module, device: torch.device) -> Iterator[
     """Use a module in eval mode without gradients, and give it back exactly as it was.
 
     Restored are every module's train/eval flag and the random states of torch, its devices
-    and NumPy. What torch.compile has made of it rests meanwhile: it would take no notice of hooks.
-    Inference mode is left, since what is made in it can never have gradients.
+    and NumPy. Compiled code is not used meanwhile, since it ignores hooks. Inference mode is left,
+    since tensors made in it can never have gradients.
     """
     training = [module for module in model.modules() if module.training]
     numpy_state = np.random.get_state()
@@ -237,6 +237,6 @@ class LogitRule:
     softcap: float | None = None
 
     def of(self, raw: torch.Tensor) -> torch.Tensor:
-        """The logits that come of what the unembedding puts out."""
+        """The logits for an output of the unembedding."""
         scaled = raw if self.scale == 1 else raw * self.scale
         return scaled if self.softcap is None else self.softcap * torch.tanh(scaled / self.softcap)

@@ -1,10 +1,9 @@
-"""What has to hold of a model's parts before anything is measured on it, tried in one tiny pass.
+"""Check a model's parts in one tiny pass, before anything is measured on it.
 
-Its blocks run once each, in order, and put out the residual stream; its logits are what its
-unembedding puts out, scaled and soft-capped: logits = cap · tanh(scale · raw / cap). Which rule a
-model follows is read off the model: numbers of every size are put in place of what the unembedding
-puts out, and the logits that come of them tell the scale and the cap. (Capped first and scaled then
-is the same family, with other numbers.)
+Its blocks must run once each, in order, and put out the residual stream. Its logits must be the
+unembedding's output, scaled and soft-capped: logits = cap · tanh(scale · raw / cap). Scale and cap
+are measured: numbers of every size replace the unembedding's output, and the rule is fitted to the
+logits that result. (Capping before scaling is the same family, with other numbers.)
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ HALF_EXACT = 0.02
 
 
 def ordinary_ids(loaded: LoadedModel, n: int) -> list[int]:
-    """So many different token ids from the middle of the vocabulary, none of them special."""
+    """Return `n` different token ids from the middle of the vocabulary, none of them special."""
     words = min(loaded.embedding_rows, len(loaded.tokenizer))
     special = {*loaded.tokenizer.all_special_ids, *_marks(loaded.model.config)}
     plain = [i for i in range(words // 4, words) if i not in special] or list(range(words))
@@ -39,9 +38,9 @@ def _marks(config: Any) -> set[int]:
 
 
 def proved(loaded: LoadedModel) -> LoadedModel:
-    """Return a model whose parts were just found, with its logit rule.
+    """Check a model's parts, and return it with its logit rule.
 
-    To be called with the model borrowed.
+    To be called inside `preserving_model_state`.
     Raises: ModelError if the blocks do not put out the residual stream, or the rule is unknown.
     """
     ids = torch.tensor([ordinary_ids(loaded, len(MAGNITUDES))], device=loaded.device)
@@ -129,7 +128,7 @@ def _capped(x: torch.Tensor, y: torch.Tensor, exact: float) -> LogitRule:
 
 
 def _simplest(value: float, exact: float) -> float:
-    """The number of few digits, or one over such a number, that a measured one stands for."""
+    """The number of few digits, or the inverse of one, that a measured value approximates."""
     for digits in range(1, 7):
         short = float(f"{value:.{digits}g}")
         inverse = 1 / float(f"{1 / value:.{digits}g}") if value else short

@@ -43,7 +43,7 @@ def encode_prompt(
 def encode_reply(loaded: LoadedModel, prompt: str, reply: str) -> TokenSequence:
     """Encode a reply after its prompt; only the reply is scored.
 
-    Where the prompt begins a thought, the reply stands after an empty one.
+    Where the prompt opens a thought, it is closed, empty, before the reply.
     """
     asked = encode_prompt(loaded, prompt)
     before = _bare(loaded, f"\n{asked.opened}\n\n") if asked.opened else ()
@@ -80,7 +80,7 @@ def _with_bos(loaded: LoadedModel, text: str) -> tuple[int, ...]:
 
 
 def _bare(loaded: LoadedModel, text: str) -> tuple[int, ...]:
-    """Token ids of what the text says and nothing else."""
+    """Token ids of the text alone, without special tokens."""
     ids = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
     return tuple(ids[: len(ids) - loaded.rendering.trailing[1]])
 

@@ -1,4 +1,4 @@
-"""What transformers says while it loads a model: kept for us, and not shown."""
+"""Keep what transformers prints while it loads a model off the terminal."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from transformers.utils import logging
 @contextmanager
 def load_report() -> Iterator[list[str]]:
     """Keep what transformers logs while it loads weights, instead of showing it."""
-    logger, kept = logging.get_logger("transformers.modeling_utils"), list[str]()
+    logger, messages = logging.get_logger("transformers.modeling_utils"), list[str]()
     level, propagates = logger.level, logger.propagate
-    handler = _Keeper(kept)
+    handler = _Keeper(messages)
     logger.addHandler(handler)
     logger.setLevel("WARNING")
     logger.propagate = False
     try:
-        yield kept
+        yield messages
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)

@@ -2,10 +2,10 @@
 
 A chat model sees its own template, a base model one turn a line. Templates differ in what they
 take: content as text or as a list of parts, a system role or none, earlier turns or none. What a
-template takes is tried out once, when a model is loaded (`settle`), with sentences that have to
-come out again; and every prompt has to be found in what is made of it. What a template is given
-beside the conversation, its variables and the date it takes for today, is part of a calibration:
-the config records it, and whatever is done with the config later uses it again.
+template takes is tried once, when a model is loaded (`settle`), with sentences that must appear in
+the result; every later prompt must appear in its rendering too. A template's other inputs, its
+variables and today's date, are part of a calibration: the config records them, and every later use
+of the config takes them from there.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SAID, SYSTEM = "Nine of them, by the old weir.", "Always name the colour of the 
 
 TODAY = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<form>.*?)(?P=quote)\s*\)")
 RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)
-DAYS_APART = ("2001-02-03", "2014-11-28")  # that no date format makes alike
+DAYS_APART = ("2001-02-03", "2014-11-28")  # two dates that no date format renders alike
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Rendering:
     """How a tokenizer's conversations become text.
 
     kwargs: variables of the chat template, JSON values by name.
-    date: what the template takes for today, as YYYY-MM-DD; None if it does not ask.
+    date: the template's date of today, as YYYY-MM-DD; None if it does not ask.
     content: whether a message's content is text or a list of parts.
     system: whether there is a system role, or its message leads the first prompt.
     history: whether earlier turns are turns, or stand in the prompt's text.
-    trailing: end tokens that the tokenizer puts after a plain text, and after a rendered one;
-        they are left out, since the text is to be continued or averaged.
+    trailing: how many end tokens the tokenizer puts after a plain text, and after a rendered
+        one; they are left out, since the text is to be continued or averaged.
     """
 
     kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -60,25 +60,26 @@ def template_of(tokenizer: Any) -> str | None:
 
     Raises: ModelError if there are several, and none is called default.
     """
-    found = getattr(tokenizer, "chat_template", None)
-    if isinstance(found, list):
-        found = {one["name"]: one["template"] for one in found}
-    if isinstance(found, dict):
-        if len(found) > 1 and "default" not in found:
+    template = getattr(tokenizer, "chat_template", None)
+    if isinstance(template, list):
+        template = {each["name"]: each["template"] for each in template}
+    if isinstance(template, dict):
+        if len(template) > 1 and "default" not in template:
             raise ModelError(
                 "a tokenizer with several chat templates must call one of them default, got "
-                f"{', '.join(sorted(found))}; set tokenizer.chat_template to the one that is served"
+                f"{', '.join(sorted(template))}; set tokenizer.chat_template to the one that is "
+                "served"
             )
-        found = found.get("default") or next(iter(found.values()), None)
-    return found or None
+        template = template.get("default") or next(iter(template.values()), None)
+    return template or None
 
 
 def settle(
     tokenizer: Any, kwargs: Mapping[str, Any] | None = None, date: str | None = None
 ) -> Rendering:
-    """Find out how a tokenizer's template wants conversations, and prove that it renders them.
+    """Find out which conversations a tokenizer's template takes, and check that it renders them.
 
-    kwargs: variables for the template. date: what it shall take for today (default: today).
+    kwargs: variables for the template. date: its date of today (default: today).
 
     Raises: InputError for variables that are not JSON, or where there is no template; ModelError
         if the template fails, or user messages do not come out of it.
@@ -97,11 +98,13 @@ def settle(
     for name in kwargs:
         if not re.search(rf"\b{re.escape(name)}\b", template):
             _note(f"the chat template knows nothing of {name!r}, which changes nothing")
-    found = Rendering(kwargs, _date(template, date), trailing=trailing)
-    found = replace(found, content=_content(tokenizer, found))
-    asks = len({_tried(tokenizer, replace(found, date=day)) for day in DAYS_APART}) > 1
-    found = replace(found, date=found.date if asks else None)
-    return replace(found, system=_system_role(tokenizer, found), history=_history(tokenizer, found))
+    rendering = Rendering(kwargs, _date(template, date), trailing=trailing)
+    rendering = replace(rendering, content=_content(tokenizer, rendering))
+    asks = len({_trial(tokenizer, replace(rendering, date=day)) for day in DAYS_APART}) > 1
+    rendering = replace(rendering, date=rendering.date if asks else None)
+    return replace(
+        rendering, system=_system_role(tokenizer, rendering), history=_history(tokenizer, rendering)
+    )
 
 
 def render(
@@ -129,17 +132,17 @@ def render(
     elif system:
         _note("the chat template has no system role; its message leads the first prompt")
         messages[0]["content"] = f"{system}\n\n{messages[0]['content']}"
-    return _proved(tokenizer, rendering, messages)
+    return _rendered(tokenizer, rendering, messages)
 
 
 def frozen_template(tokenizer: Any, rendering: Rendering) -> str:
-    """The chat template, with the date it takes for today written into it."""
+    """The chat template, with its date of today written into it."""
     template = template_of(tokenizer)
     assert template is not None
     if rendering.date is None:
         return template
     day = day_of.fromisoformat(rendering.date)
-    return TODAY.sub(lambda found: json.dumps(day.strftime(found["form"])), template)
+    return TODAY.sub(lambda match: json.dumps(day.strftime(match["form"])), template)
 
 
 def _messages(turn: tuple[str, str]) -> list[Message]:
@@ -158,8 +161,8 @@ def _trailing(tokenizer: Any) -> tuple[int, int]:
 
     def after(special: bool) -> int:
         ids = tokenizer("a", add_special_tokens=special)["input_ids"]
-        said = [place for place, token in enumerate(ids) if token not in ends]
-        return len(ids) - 1 - said[-1] if said else 0
+        others = [place for place, token in enumerate(ids) if token not in ends]
+        return len(ids) - 1 - others[-1] if others else 0
 
     return after(True), after(False)
 
@@ -182,7 +185,7 @@ def _checked_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _date(template: str, date: str | None) -> str | None:
-    """What a template takes for today, where it may ask."""
+    """A template's date of today; None if it does not ask for one."""
     if "strftime_now(" not in template:
         return None
     if "strftime_now(" in TODAY.sub("", template):
@@ -200,11 +203,11 @@ def _content(tokenizer: Any, rendering: Rendering) -> Literal["text", "parts"]:
     """
     try:
         for asked in (ASKED, ASKED_OTHERWISE):
-            _proved(tokenizer, rendering, _messages((asked, "")))
+            _rendered(tokenizer, rendering, _messages((asked, "")))
         return "text"
     except InputError as error:
         try:
-            _tried(tokenizer, replace(rendering, content="parts"))
+            _trial(tokenizer, replace(rendering, content="parts"))
         except InputError:
             raise error from None
     _note("the chat template takes a message's content as a list of parts; it is given that")
@@ -214,7 +217,7 @@ def _content(tokenizer: Any, rendering: Rendering) -> Literal["text", "parts"]:
 def _system_role(tokenizer: Any, rendering: Rendering) -> Literal["role", "folded"]:
     system = {"role": "system", "content": SYSTEM}
     try:
-        _proved(tokenizer, rendering, [system, *_messages((ASKED, ""))])
+        _rendered(tokenizer, rendering, [system, *_messages((ASKED, ""))])
     except InputError:  # Gemma's template, for one, refuses the system role; others drop it
         return "folded"
     return "role"
@@ -223,17 +226,17 @@ def _system_role(tokenizer: Any, rendering: Rendering) -> Literal["role", "folde
 def _history(tokenizer: Any, rendering: Rendering) -> Literal["turns", "folded"]:
     turns = [*_messages((ASKED_OTHERWISE, SAID)), *_messages((ASKED, ""))]
     try:
-        return "turns" if _holds(_proved(tokenizer, rendering, turns), SAID) else "folded"
+        return "turns" if _holds(_rendered(tokenizer, rendering, turns), SAID) else "folded"
     except InputError:
         return "folded"
 
 
-def _tried(tokenizer: Any, rendering: Rendering) -> str:
-    return _proved(tokenizer, rendering, _messages((ASKED, "")))
+def _trial(tokenizer: Any, rendering: Rendering) -> str:
+    return _rendered(tokenizer, rendering, _messages((ASKED, "")))
 
 
-def _proved(tokenizer: Any, rendering: Rendering, messages: Sequence[Message]) -> str:
-    """Render messages, and make sure that what was asked is in what came out."""
+def _rendered(tokenizer: Any, rendering: Rendering, messages: Sequence[Message]) -> str:
+    """Render messages, and check that each but the replies is in the result."""
     name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
     as_parts = [
         {**message, "content": [{"type": "text", "text": message["content"]}]}
@@ -266,7 +269,7 @@ def _proved(tokenizer: Any, rendering: Rendering, messages: Sequence[Message]) -
 
 
 def _holds(text: str, content: str) -> bool:
-    """Whether a text holds what a message says, as it is or escaped, whatever the white space."""
+    """Whether a text contains a message, as it is or escaped, ignoring white space."""
     packed = "".join(text.split())
     forms = (content, json.dumps(content)[1:-1], json.dumps(content, ensure_ascii=False)[1:-1])
     return any("".join(form.split()) in packed for form in forms)

@@ -26,7 +26,7 @@ class Steering:
 class BatchSteering:
     """What steers each row of a batch that is being generated.
 
-    kinds: the different pushes, None among them for rows that nothing steers.
+    kinds: the distinct steerings of its rows, None among them for unsteered rows.
     """
 
     def __init__(self, rows: Sequence[Steering | None]) -> None:
@@ -38,7 +38,7 @@ class BatchSteering:
     @property
     def layers(self) -> set[int]:
         """Blocks after which some row is steered."""
-        return {push.layer for push in self.kinds if push is not None}
+        return {kind.layer for kind in self.kinds if kind is not None}
 
     def select(self, rows: Sequence[int]) -> None:
         """Let the batch consist of these of its rows; one may come more than once."""
@@ -47,7 +47,7 @@ class BatchSteering:
 
     @contextmanager
     def once_each(self) -> Iterator[None]:
-        """Inside the `with`, a batch has one row a kind, and its last position is no prompt's."""
+        """Inside the `with`, the batch has one row per kind, and no row is at its prompt's end."""
         rows, self._rows, self._before_prompt = self._rows, self.kinds, True
         self._shifts.clear()
         try:
@@ -57,8 +57,8 @@ class BatchSteering:
             self._shifts.clear()
 
     def steer(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
-        """The residual stream after a block, (rows, positions, hidden), every row pushed."""
-        everywhere, last = (self._shift(layer, kind, hidden) for kind in get_args(Positions))
+        """The residual stream after a block, (rows, positions, hidden), with every row steered."""
+        everywhere, last = (self._shift(layer, where, hidden) for where in get_args(Positions))
         if everywhere is not None:
             hidden = hidden + everywhere
         if last is not None and not self._before_prompt:
@@ -70,24 +70,23 @@ class BatchSteering:
         place = layer, positions
         if place not in self._shifts:
             chosen = [
-                push if push and (push.layer, push.positions) == place else None
-                for push in self._rows
+                row if row and (row.layer, row.positions) == place else None for row in self._rows
             ]
-            still = torch.zeros(like.shape[-1])
-            rows = [still if push is None else push.shift for push in chosen]
+            nothing = torch.zeros(like.shape[-1])
+            rows = [nothing if row is None else row.shift for row in chosen]
             self._shifts[place] = torch.stack(rows)[:, None].to(like) if any(chosen) else None
         return self._shifts[place]
 
 
 @contextmanager
-def pushed(blocks: nn.ModuleList, rows: Sequence[Steering | None]) -> Iterator[BatchSteering]:
-    """Steer each row of the batches that run inside the `with` by its own push.
+def steered_rows(blocks: nn.ModuleList, rows: Sequence[Steering | None]) -> Iterator[BatchSteering]:
+    """Steer each row of the batches that run inside the `with` in its own way.
 
     Positions "last" are the last of each pass, so that batches must be padded on the left.
     """
-    pushes = BatchSteering(rows)
+    steering = BatchSteering(rows)
     with ExitStack() as stack:
-        for layer in pushes.layers:
-            edit = partial(pushes.steer, layer)
+        for layer in steering.layers:
+            edit = partial(steering.steer, layer)
             stack.enter_context(edited(blocks[layer], edit))
-        yield pushes
+        yield steering

@@ -53,14 +53,14 @@ def thought_length(tokenizer: Any, ids: Sequence[int], opened: str = "") -> int 
 
 def _begun(tokenizer: Any, ids: Sequence[int]) -> str:
     """The mark that ends the thought with which a reply begins; empty if it begins with none."""
-    said = str(tokenizer.decode(ids, skip_special_tokens=False)).lstrip()
-    return next((end for begin, end in MARKS if said.startswith(begin)), "")
+    text = str(tokenizer.decode(ids, skip_special_tokens=False)).lstrip()
+    return next((end for begin, end in MARKS if text.startswith(begin)), "")
 
 
 def _position_after(tokenizer: Any, ids: Sequence[int], mark: str) -> int | None:
-    """How many token ids it takes to say `mark`; None if they never say it."""
+    """How many token ids it takes until their text has `mark`; None if it never does."""
 
-    def said(count: int) -> bool:
+    def contains(count: int) -> bool:
         return mark in str(tokenizer.decode(ids[:count], skip_special_tokens=False))
 
-    return bisect_left(range(len(ids)), True, key=said) if said(len(ids)) else None
+    return bisect_left(range(len(ids)), True, key=contains) if contains(len(ids)) else None

@@ -57,7 +57,7 @@ class Batch:
         device: torch.device | str = "cpu",
         prefix: tuple[int, ...] = (),
     ) -> Batch:
-        """All of some sequences as one batch."""
+        """All sequences as one batch."""
         return _pad(tuple(range(len(sequences))), list(sequences), device, prefix)
 
     @property
@@ -137,9 +137,9 @@ def batches(
 
 
 def common_prefix(all_ids: Sequence[tuple[int, ...]], most: int) -> tuple[int, ...]:
-    """What all of some token ids begin with, if it is worth a pass of its own; else nothing.
+    """The common prefix of sequences of token ids, if worth a pass of its own; else empty.
 
-    most: tokens it may have.
+    most: its maximal length.
     """
     first, last = min(all_ids), max(all_ids)
     same = next(

