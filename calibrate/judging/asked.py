@@ -1,11 +1,11 @@
-"""Make a judge that is asked a yes/no question about each reply, by its name.
+"""Make a judge that is asked a yes/no question about each reply, from its name.
 
     question           the steered model itself, unsteered
     question:MODEL     another model, as `load_model` takes it; a .gguf file and the default
                        teacher run in llama.cpp if it is installed, all others in transformers
     openai:MODEL       a model on a server that speaks the OpenAI interface
 
-Answers are kept in the user cache, except those of the steered model itself.
+Answers are cached on this machine, except those of the steered model itself.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from probes.question import Question
 from probes.verdicts import Remembered
 
 ASKED = ("question", "openai")
-TEACHER = "qwen2.5-1.5b"  # an embedded model that judges, and is quickest as it comes
+TEACHER = "qwen2.5-1.5b"  # the embedded model that judges, fastest in its own GGUF format
 
 
 def is_asked(name: str) -> bool:
-    """Whether a name is that of a judge who is asked, other than the steered model itself."""
+    """Whether a name is of a judge that is asked, other than the steered model itself."""
     kind, _, model = name.partition(":")
     return kind in ASKED and bool(model)
 
 
 def check_asked(names: Sequence[str], settings: Settings) -> None:
-    """Refuse at once what a judge that is asked would stumble over.
+    """Refuse names and settings of asked judges that would fail later.
 
     Raises: InputError.
     """

@@ -1,4 +1,4 @@
-"""Which judges read, chosen before anything is measured."""
+"""Choose the judges, and what the probe learns from, before anything is measured."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from probes.probe import Source
 JudgeChoice = str | Judge | Callable[[Sequence[str], str], Any]
 
 AUTO, NOBODY = "auto", "none"
-SECOND = "embedding"  # who reads the final replies besides, unless it is the judge
+SECOND = "embedding"  # the default auditor, unless it is the judge
 
 
 @dataclass(frozen=True)
 class Lesson:
     """What a probe will learn from (`probes.probe.Learned`).
 
-    teacher: the name of the judge who grades own replies and reads the final ones; None for nobody.
+    teacher: the name of the judge that grades the model's replies and reads the final ones, if any.
     """
 
     source: Source
@@ -36,7 +36,7 @@ class Lesson:
 
 
 def judge_name(judge: JudgeChoice) -> str:
-    """The name a judge goes by in the artefact."""
+    """A judge's name in the artefact."""
     if isinstance(judge, str):
         return "probe" if judge == AUTO else judge
     named = judge if hasattr(judge, "__qualname__") else type(judge)
@@ -44,7 +44,7 @@ def judge_name(judge: JudgeChoice) -> str:
 
 
 def check_judges(judge: JudgeChoice, audit: JudgeChoice | None, settings: Settings) -> None:
-    """Refuse at once a judge that does not exist, or an auditor who is the judge.
+    """Refuse a judge that does not exist, or an auditor that is the judge.
 
     Raises: InputError.
     """
@@ -52,7 +52,7 @@ def check_judges(judge: JudgeChoice, audit: JudgeChoice | None, settings: Settin
         is_named = choice == AUTO or str(choice).partition(":")[0] in set(NAMED) - {AUTO}
         if isinstance(choice, str) and not is_named:
             judge_function(choice)
-    check_asked([one for one in (judge, audit) if isinstance(one, str)], settings)
+    check_asked([choice for choice in (judge, audit) if isinstance(choice, str)], settings)
     if audit is not None and audit != AUTO and judge_name(audit) == judge_name(judge):
         raise InputError(f"the auditor must be another than the judge, got {judge_name(audit)!r}")
 
@@ -62,13 +62,13 @@ def choose_lesson(
 ) -> Lesson | None:
     """Return what the probe will learn from, or None if no probe is the judge.
 
-    teacher: an embedded model, a hub id, a .gguf file, openai:MODEL, or "none"; if None, TEACHER
-        for concepts that are not built in, where it is at hand or may be fetched. Replies that
-        readers graded come with the others, and serve where no teacher is named.
+    teacher: an embedded model, a hub id, a .gguf file, openai:MODEL, or "none". If None, built-in
+        concepts use the graded replies that come with them, and others TEACHER, if it is installed
+        or may be fetched.
     fetch: whether TEACHER may be fetched.
 
-    Raises: InputError if it may be fetched, and could not be run.
-    Warns with CalibrateWarning where the probe has to learn from written texts alone.
+    Raises: InputError if it may be fetched, but llama.cpp is missing.
+    Warns with CalibrateWarning if the probe has to learn from written texts alone.
     """
     if judge != AUTO:
         return None
@@ -94,20 +94,20 @@ def choose_lesson(
 
 
 def wants_fetching(judge: JudgeChoice, teacher: str | None, concept: Concept | None) -> bool:
-    """Whether TEACHER would be of use, and is not at hand.
+    """Whether TEACHER would be used, but is not on this machine.
 
     concept: None for one whose texts are not written yet.
     """
-    of_use = judge == AUTO and teacher is None and (concept is None or not is_built_in(concept))
-    return of_use and is_installed() and not is_at_hand(TEACHER)
+    useful = judge == AUTO and teacher is None and (concept is None or not is_built_in(concept))
+    return useful and is_installed() and not is_at_hand(TEACHER)
 
 
 def choose_audit(
     judge: JudgeChoice, audit: JudgeChoice | None, progress: Progress = SILENT
 ) -> JudgeChoice | None:
-    """Return who audits: whom `audit` names, SECOND for "auto", nobody for "none" and None.
+    """Return the auditor: the one `audit` names, SECOND for "auto", None for "none" and None.
 
-    Warns with CalibrateWarning where SECOND is wanted and its encoder cannot be had.
+    Warns with CalibrateWarning if SECOND is wanted but its encoder cannot be fetched.
     """
     if audit != AUTO:
         return None if audit == NOBODY else audit

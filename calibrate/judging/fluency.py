@@ -1,7 +1,7 @@
-"""How replies read to the unsteered model, and how much they repeat themselves.
+"""How likely replies are under the unsteered model, and how much they repeat themselves.
 
-The second half of what steering costs: ΔCE says how far predictions move on given text, fluency
-what the text becomes that is then written.
+The second half of what steering costs: ΔCE measures how predictions shift on fixed text; fluency
+measures text generated under steering.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from calibrate.models.model import LoadedModel
 
 @dataclass(frozen=True, eq=False)
 class Fluency:
-    """The fluency of some replies, those that are not empty.
+    """The fluency of replies, empty ones left out.
 
     prompts: index of each reply's prompt, ascending. log_prob: per token under the unsteered
     model, over replies, nats. distinct_2: mean share of a reply's token pairs that are distinct,
@@ -38,10 +38,9 @@ class Fluency:
     def drop_from(self, before: Fluency) -> RatioEstimate:
         """How much less likely these replies are per token, nats, prompt by prompt."""
         shared = sorted(set(self.prompts) & set(before.prompts))
-        ours, theirs = (one._of(shared) for one in (self, before))
-        return theirs.difference(ours)
+        return before._log_prob_on(shared).difference(self._log_prob_on(shared))
 
-    def _of(self, prompts: Sequence[int]) -> RatioEstimate:
+    def _log_prob_on(self, prompts: Sequence[int]) -> RatioEstimate:
         rows = [self.prompts.index(prompt) for prompt in prompts]
         return RatioEstimate(self.log_prob.sums[rows], self.log_prob.counts[rows])
 
@@ -49,21 +48,20 @@ class Fluency:
 def measure_fluency(
     loaded: LoadedModel, completions: Sequence[Completion], run: UnsteeredRun | None = None
 ) -> Fluency:
-    """Read finished replies, one to a prompt.
+    """Measure finished replies, one per prompt.
 
-    run: the unsteered pass over those that say anything, if one was made.
+    run: the unsteered pass over those that are not empty, if one was made.
     """
     spoken = [completion for completion in completions if completion.spoken]
     if run is None:
         sequences = tuple(completion.sequence for completion in spoken)
         run = run_unsteered(loaded, Corpus(sequences, self_sampled=False), [])
-    said = [one.ids for one in spoken]
     log_prob = log_probs(loaded, run)
     return Fluency(
         prompts=tuple(completion.prompt_index for completion in spoken),
         log_prob=log_prob,
-        distinct_2=float(np.mean([_distinct_pairs(one) for one in said])),
-        longest_loop=float(np.mean([longest_loop(one) for one in said])),
+        distinct_2=float(np.mean([_distinct_pairs(reply.ids) for reply in spoken])),
+        longest_loop=float(np.mean([longest_loop(reply.ids) for reply in spoken])),
         n_tokens=float(log_prob.counts.mean()),
     )
 

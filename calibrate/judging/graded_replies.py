@@ -1,8 +1,8 @@
 """The graded replies that come with the built-in concepts.
 
-For every built-in concept there are replies of two small models, plain and steered, which readers
-graded (0, 1, 2), a teacher graded (a probability), or both. A probe of any model learns from them.
-The second judge learns from others, to other prompts.
+Each built-in concept has replies of two small models, plain and steered, graded by readers (0, 1,
+2), by a teacher (a probability), or by both. Probes of every model learn from them. The second
+judge learns from other replies, to other prompts.
 The readers are a large language model in separate blind readings, not people: docs/judges.md, which
 also shows how far judges agree with them on replies that do not ship.
 """
@@ -27,9 +27,9 @@ FOLDER = PACKS / "graded"
 def graded_replies(concept: str) -> tuple[GradedText, ...]:
     """Return the graded replies of a built-in concept.
 
-    Raises: InputError if it is none.
+    Raises: InputError for any other concept.
 
-    >>> sum(one.grade is not None for one in graded_replies("joy")) > 100
+    >>> sum(reply.grade is not None for reply in graded_replies("joy")) > 100
     True
     """
     path = FOLDER / f"{concept}.jsonl"
@@ -41,9 +41,9 @@ def graded_replies(concept: str) -> tuple[GradedText, ...]:
 
 
 def second_replies(concept: str, texts: Texts) -> tuple[GradedText, ...]:
-    """Return the graded replies the second judge learns from; none where the concept has none.
+    """Return the graded replies the second judge learns from; none if the concept has none.
 
-    texts: of the concept's "probe" split, which must be those of the pack and not only its name's.
+    texts: the concept's "probe" split, which must equal the built-in one: its name is not enough.
     """
     if concept not in built_in_concepts() or read_concept(concept).split()["probe"] != texts:
         return ()
@@ -51,29 +51,28 @@ def second_replies(concept: str, texts: Texts) -> tuple[GradedText, ...]:
 
 
 def is_built_in(concept: Concept) -> bool:
-    """Whether a concept is a built-in one, with the texts of its pack and not only its name."""
+    """Whether a concept is a built-in one, by its texts and not only its name."""
     known = concept.name in built_in_concepts()
     return known and concept.data_sha256 == read_concept(concept.name).data_sha256
 
 
 @lru_cache
 def teacher_scale() -> Scale:
-    """What the teacher's log-odds say of readers' yes, over all built-in concepts."""
-    read = [
-        one
+    """Scale from the teacher's log-odds to readers' yes, fitted over all built-in concepts."""
+    texts = [
+        text
         for concept in built_in_concepts()
-        for one in graded_replies(concept)
-        if one.grade is not None and one.taught is not None
+        for text in graded_replies(concept)
+        if text.grade is not None and text.taught is not None
     ]
-    taught = log_odds([one.taught for one in read], CERTAIN)
-    scale = fit_platt(taught, np.array([one.says_yes for one in read]))
-    return scale or Scale()
+    taught = log_odds([text.taught for text in texts], CERTAIN)
+    return fit_platt(taught, np.array([text.says_yes for text in texts])) or Scale()
 
 
 def written_scale() -> Scale:
-    """What the score of a probe that learned from written texts says of readers' yes.
+    """Scale from the score of a probe that learned from written texts to readers' yes.
 
-    The score is in standard deviations of plain replies. Fitted to the graded replies of all
-    built-in concepts together by scripts/ship_graded_replies.py.
+    The score is in standard deviations of plain replies. scripts/ship_graded_replies.py fits the
+    scale to the graded replies of all built-in concepts together.
     """
     return Scale(**json.loads((FOLDER / "written.json").read_text(encoding="utf-8")))

@@ -1,11 +1,11 @@
 """Texts that people have read and graded: what judges are held against.
 
-A row of a file gives one text, in any way that `calibrate.texts.text_files` reads, and beside it
+A row of a file gives one text, in any form that `calibrate.texts.text_files` reads, and with it
 
-    grade        0 not, 1 somewhat, 2 clearly; or an average of several readers', such as 0.5
-    label        in its place: whether the text expresses the concept; yes is a grade of 1
-    grade_2      or label_2: what a second reader says, perhaps of some texts only
-    condition    a text or number: where the text comes from; levels are also shown by condition
+    grade        0 not, 1 somewhat, 2 clearly; or the mean of several readers, such as 0.5
+    label        instead of a grade: whether the text expresses the concept; yes is a grade of 1
+    grade_2      or label_2: by a second reader, perhaps for some texts only
+    condition    a text or number: the source of the text; levels are also shown by condition
     prompt       or group: texts of one prompt or group are not independent of each other
 """
 
@@ -21,7 +21,7 @@ from calibrate.texts.rows import brief, shown
 from calibrate.texts.text_files import Entry, read_beside, read_label
 from probes.graded import CLEARLY, NOT, SOMEWHAT, GradedText
 
-MIN_GRADED = 10  # texts; fewer say next to nothing of a judge
+MIN_GRADED = 10  # texts; fewer say next to nothing about a judge
 OPINIONS = {"grade": "grade_2", "label": "label_2"}  # by a first and a second reader
 
 
@@ -43,7 +43,7 @@ def read_graded(path: str | Path) -> tuple[GradedText, ...]:
 
 
 def require_enough(n: int, rule: str) -> None:
-    """Raise ConceptError if there are too few texts to hold a judge against."""
+    """Raise ConceptError if there are too few texts to validate a judge."""
     if n < MIN_GRADED:
         raise ConceptError(f"{rule} at least {MIN_GRADED} graded texts, got {n}")
 
@@ -52,32 +52,32 @@ def _graded(place: str, fields: Mapping[str, Any], entry: Entry, wanted: str) ->
     name = _opinion(place, fields)
     if name != wanted:
         raise ConceptError(f"{place} must have a {wanted}, as the first text has, got a {name}")
-    other = next((two for one, two in OPINIONS.items() if one != name), "")
+    other = next(second for first, second in OPINIONS.items() if first != name)
     if fields.get(other) is not None:
         raise ConceptError(f"{place} must have {OPINIONS[name]!r} beside {name!r}, got {other!r}")
     second = fields.get(OPINIONS[name])
     return GradedText(
         entry.text,
-        _read(place, name, fields[name]),
-        None if second is None else _read(place, OPINIONS[name], second),
+        _grade(place, name, fields[name]),
+        None if second is None else _grade(place, OPINIONS[name], second),
         entry.group or entry.prompt or "",
         _condition(place, fields.get("condition")),
     )
 
 
 def _opinion(place: str, fields: Mapping[str, Any]) -> str:
-    """Which of grade and label a row has."""
-    found = [name for name in OPINIONS if fields.get(name) is not None]
-    if len(found) != 1:
-        got = " and ".join(found) or f"fields {', '.join(map(brief, list(fields)[:6]))}"
+    """Whether a row has a grade or a label."""
+    names = [name for name in OPINIONS if fields.get(name) is not None]
+    if len(names) != 1:
+        got = " and ".join(names) or f"fields {', '.join(map(brief, list(fields)[:6]))}"
         raise ConceptError(
             f"{place} must have a grade (0, 1 or 2) or a label (yes or no) beside its text, "
             f"got {got}"
         )
-    return found[0]
+    return names[0]
 
 
-def _read(place: str, name: str, value: Any) -> float:
+def _grade(place: str, name: str, value: Any) -> float:
     if name.startswith("label"):
         return SOMEWHAT if read_label(place, value) else NOT
     try:

@@ -1,6 +1,6 @@
-"""Loops: stretches of a text in which one group of tokens is said again at once.
+"""Loops: stretches of a text in which one group of tokens repeats immediately.
 
-Counted in tokens, not words, so that they are seen in any script, with spaces or without.
+Counted in tokens, not words, so that it works in any script, with spaces or without.
 """
 
 from __future__ import annotations
@@ -9,26 +9,26 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-LEAST = 8  # tokens of a stretch that counts as a loop along a long reply; "very, very" is none
+MIN_LOOP = 8  # tokens of a stretch that counts as a loop in a long reply, unlike "very, very"
 
 
 def longest_loop(ids: Sequence[int]) -> float:
-    """Share of the tokens that lie in the longest stretch that repeats one group at once."""
+    """Share of the tokens that lie in the longest loop."""
     longest = max((last - first for first, last in _stretches(ids)), default=0)
     return longest / max(len(ids), 1)
 
 
 def looped(ids: Sequence[int]) -> np.ndarray:
-    """Whether each token lies in a loop of at least LEAST tokens, bool array (n_tokens,)."""
-    found = np.zeros(len(ids), dtype=bool)
+    """Whether each token lies in a loop of at least MIN_LOOP tokens, bool array (n_tokens,)."""
+    in_loop = np.zeros(len(ids), dtype=bool)
     for first, last in _stretches(ids):
-        if last - first >= LEAST:
-            found[first:last] = True
-    return found
+        if last - first >= MIN_LOOP:
+            in_loop[first:last] = True
+    return in_loop
 
 
 def _stretches(ids: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Every longest stretch [first, last) that says one group of tokens at least twice in a row."""
+    """Every maximal stretch [first, last) of one group of tokens at least twice in a row."""
     values = np.asarray(ids)
     for period in range(1, len(values) // 2 + 1):
         same = np.concatenate([[False], values[period:] == values[:-period], [False]])

@@ -1,15 +1,15 @@
-"""Appoint the judges: who reads presence in the study, who reads the final replies, who audits.
+"""Make the judges: of replies in the study, of the final replies, and the auditor.
 
-By default a probe reads the replies of the study. It learns from the first of these there is:
+By default a probe reads the replies of the study. It learns from the first available of these:
 
     graded    the graded replies that come with every built-in concept
     taught    the model's own replies, graded by a teacher, which also reads the final replies
     written   the concept's texts of either label; the level of presence is then a guess
 
-A second judge also reads the final replies. By default it is a sentence encoder. For built-in
-concepts it learned from graded replies that no probe has seen; where it cannot tell the concept in
-those the probe learned from, nobody audits. For others it learned from the concept's written texts,
-as a "written" probe did.
+A second judge, the auditor, also reads the final replies. By default it is a sentence encoder. For
+built-in concepts it learns from graded replies that no probe has seen; if it cannot tell the
+concept in those the probe learned from, there is no auditor. For others it learns from the
+concept's written texts, as a "written" probe does.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 
@@ -44,18 +45,19 @@ from probes.judges import NAMED, FunctionJudge, Judge, ScaledJudge, judge_functi
 from probes.probe import FACTS_FILE
 from probes.quality import area_under_curve
 
-MIN_AUC = 0.7  # below this a probe cannot tell the concept
-MAX_P_VALUE = 0.01  # above this, it may have told the written texts apart by chance
+MIN_AUC = 0.7  # below this a judge cannot tell the concept
+MAX_P_VALUE = 0.01  # above this, a probe may have told the written texts apart by chance
 
 PROBE = CacheFormat[Probe]("probe", Probe.files, FACTS_FILE, probes.load)
 
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """Who reads what.
+    """The judges of a calibration.
 
-    reader: the many replies of the study. final: the last replies, of which presence is reported;
-    the reader again, or the teacher. auditor: those too, or nobody. probe: if one is the reader.
+    reader: of the many replies of the study. final: of the final replies, whose presence is
+    reported; the reader again, or the teacher. auditor: a second judge of those, or None. probe:
+    the reader's, if it is one.
     """
 
     reader: Reader
@@ -65,8 +67,8 @@ class Panel:
 
     @property
     def names(self) -> list[str]:
-        """Who reads the final replies."""
-        return [one.name for one in (self.final, self.auditor) if one is not None]
+        """The names of those that read the final replies."""
+        return [judge.name for judge in (self.final, self.auditor) if judge is not None]
 
 
 def make_judges(
@@ -80,7 +82,7 @@ def make_judges(
 ) -> Panel:
     """Make the judge, the reader of the final replies, and the auditor.
 
-    Raises: InputError for a judge that cannot be made, or reads all texts alike; Infeasible if the
+    Raises: InputError for a judge that cannot be made, or scores all texts alike; Infeasible if the
         probe cannot tell the concept.
     """
     probe = final = None
@@ -92,20 +94,20 @@ def make_judges(
     else:
         reader = _reader(loaded, judge, material, settings, progress)
     auditor = None if audit is None else _reader(loaded, audit, material, settings, progress)
-    for one in (reader, auditor):
-        if one is not None:
-            _require_distinctions(one, material)
+    for judged_by in (reader, auditor):
+        if judged_by is not None:
+            _require_distinctions(judged_by, material)
     if auditor is not None and audit == SECOND and lesson == Lesson("graded"):
         auditor = _if_skilled(auditor)
     return Panel(reader, final or reader, auditor, probe)
 
 
 def _if_skilled(auditor: Reader) -> Reader | None:
-    """The second judge, if it ranks replies as readers do; none is better than one that guesses."""
-    texts = [one for one in graded_replies(auditor.concept) if one.grade is not None]
-    yes = np.array([one.says_yes for one in texts], dtype=float)
-    said = auditor.read([one.text for one in texts])
-    auc = area_under_curve(said, yes, np.ones(len(yes)))
+    """The auditor, if it ranks replies as readers do: none is better than one that guesses."""
+    texts = [text for text in graded_replies(auditor.concept) if text.grade is not None]
+    yes = np.array([text.says_yes for text in texts], dtype=float)
+    scores = auditor.read([text.text for text in texts])
+    auc = area_under_curve(scores, yes, np.ones(len(yes)))
     if auc >= MIN_AUC:
         return auditor
     warnings.warn(
@@ -119,10 +121,10 @@ def _if_skilled(auditor: Reader) -> Reader | None:
 
 
 def _require_distinctions(reader: Reader, material: JudgeInputs) -> None:
-    """Refuse a judge to whom held-out texts and unsteered replies are all the same."""
-    texts, said = material.splits["held_out"], material.replies.completions["search"]
+    """Refuse a judge that scores held-out texts and unsteered replies all alike."""
+    texts, replies = material.splits["held_out"], material.replies.completions["search"]
     written = [text.text for text in (*texts.positives, *texts.negatives)]
-    reader.require_distinctions(written, [completion.text for completion in said])
+    reader.require_distinctions(written, [reply.text for reply in replies])
 
 
 def _teacher(
@@ -137,10 +139,10 @@ def _teacher(
 def _asked(
     name: str, load: Callable[[], LoadedModel], settings: Settings, progress: Progress
 ) -> Judge:
-    """A judge that is asked, on the scale of readers where it was held against them."""
+    """A judge that is asked, on the readers' scale if it was validated against them."""
     judge = asked_judge(name, load, settings, progress)
-    held = name == f"question:{TEACHER}" and settings.judge_question is None
-    return ScaledJudge(judge, teacher_scale()) if held else judge
+    validated = name == f"question:{TEACHER}" and settings.judge_question is None
+    return ScaledJudge(judge, teacher_scale()) if validated else judge
 
 
 def train_probe(
@@ -150,28 +152,22 @@ def train_probe(
     teacher: Reader | None,
     settings: Settings,
 ) -> Probe:
-    """Fit the concept's probe, and keep it for the next time.
+    """Fit the concept's probe, or load it from the cache.
 
     Raises: Infeasible if it cannot tell the concept.
     """
     concept = material.concept
     if lesson.source == "written":
         request = [asdict(lesson), *replies_request(material, settings)]
-        probe = load_or_compute(
-            loaded, PROBE, request, lambda: _written_probe(loaded, material, settings)
-        )
+        fit = partial(_written_probe, loaded, material)
     else:
         if teacher is None:
             texts = graded_replies(concept)
         else:
             texts = taught_texts(loaded, material, teacher, settings)
         request = [asdict(lesson), concept, graded_lines(texts)]
-        probe = load_or_compute(
-            loaded,
-            PROBE,
-            request,
-            lambda: learn_probe(concept, texts, loaded, teacher=lesson.teacher),
-        )
+        fit = partial(learn_probe, concept, texts, loaded, teacher=lesson.teacher)
+    probe = load_or_compute(loaded, PROBE, request, fit)
     _require_skill(probe)
     return probe
 
@@ -192,8 +188,8 @@ def _require_skill(probe: Probe) -> None:
     )
 
 
-def _written_probe(loaded: LoadedModel, material: JudgeInputs, settings: Settings) -> Probe:
-    own = [one.text for one in material.replies.first_replies("probe") if one.text]
+def _written_probe(loaded: LoadedModel, material: JudgeInputs) -> Probe:
+    own = [reply.text for reply in material.replies.first_replies("probe") if reply.text]
     return fit_written_probe(
         material.concept,
         written_examples(material.splits["probe"]),
@@ -207,10 +203,10 @@ def _written_probe(loaded: LoadedModel, material: JudgeInputs, settings: Setting
 def judge_again(
     loaded: LoadedModel, name: str, concept: str, sha256: str, settings: Settings
 ) -> Judge:
-    """The judge of a finished calibration, made from its name.
+    """The judge of a finished calibration, made again from its name.
 
-    concept, sha256: its name, and the hash of its texts.
-    Raises: InputError for a judge of which no more than the name is kept.
+    concept, sha256: the concept's name, and the hash of its texts.
+    Raises: InputError for a judge that its name is not enough to make.
     """
     kind, _, _ = name.partition(":")
     if name == f"question:{TEACHER}" and not is_at_hand(TEACHER):
@@ -221,12 +217,12 @@ def judge_again(
         if concept in built_in_concepts() and read_concept(concept).data_sha256 == sha256:
             return judge_from_texts(name, concept, read_concept(concept).split()["probe"])
         raise InputError(f"judge {name!r} was fitted on texts that are not kept")
-    found = judge_function(name)
-    if isinstance(found.function, type):
+    judge = judge_function(name)
+    if isinstance(judge.function, type):
         raise InputError(
             f"judge {name!r} was an object in memory, of which the class is known only"
         )
-    return found
+    return judge
 
 
 def _reader(
@@ -248,9 +244,9 @@ def judge_without_texts(
     settings: Settings,
     progress: Progress = SILENT,
 ) -> Judge | None:
-    """Return a judge that needs to see no texts of the concept; None for those that do.
+    """Return a judge that needs no texts of the concept; None for one that does.
 
-    load: gives the model that is calibrated, to judges who read with it.
+    load: returns the calibrated model, for judges that read with it.
     Raises: InputError for a function that does not exist; ModelError for such a model.
     """
     if not isinstance(choice, str):
@@ -264,9 +260,9 @@ def judge_without_texts(
 
 
 def judge_from_texts(choice: str, concept: str, texts: Texts) -> Judge:
-    """Return a judge of the text alone, fitted on graded replies if there are any for it.
+    """Return a sentence encoder's judge, fitted on graded replies if the concept has any.
 
-    texts: of the concept's "probe" split, for want of graded replies.
+    texts: the concept's "probe" split, used if it has none.
     """
     _, _, model = choice.partition(":")
     graded = second_replies(concept, texts)

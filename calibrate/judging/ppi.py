@@ -1,20 +1,19 @@
-"""Prediction-powered inference: many readings by a judge, corrected by a few by people.
+"""Prediction-powered inference: many scores by a judge, corrected by a few grades of people.
 
-People grade the replies to n prompts; the judge reads these and those to N other prompts. With Y
-what people say, f what the judge says of the same replies, and F what it says of the others,
+People grade the replies to n prompts; the judge scores these and those to N other prompts. With Y
+the grades, f the judge's scores of the same replies, and F its scores of the others,
 
     mean = mean(Y - λf) + λ mean(F)
     variance = var(Y - λf) / n + λ² var(F) / N
 
 is unbiased for every λ, however wrong the judge is (Angelopoulos et al. 2023, Science 382,
-arXiv:2301.09633); λ = cov(Y, f) / (var(f) + n/N var(F)), kept within 0 and 1, makes the variance
+arXiv:2301.09633); λ = cov(Y, f) / (var(f) + n/N var(F)), clipped to [0, 1], makes the variance
 smallest (power tuning, PPI++, arXiv:2311.01453). A useless judge gets λ = 0, which leaves the mean
 of the grades.
 
-If all grades are the same, their variance is 0, and so would be the interval's width. So a few
-imagined grades are added to compute intervals, half at each end of the scale, as by Agresti and
-Coull (1998, Am. Stat. 52) for a share and Agresti and Min (2005, Biometrics 61) for a paired
-change, with Student's quantiles.
+If all grades are equal, their variance is 0, and so would be the interval's width. So intervals
+add a few pseudo-grades, half at each end of the scale, as by Agresti and Coull (1998, Am. Stat. 52)
+for a share and Agresti and Min (2005, Biometrics 61) for a paired change, with Student's quantiles.
 """
 
 from __future__ import annotations
@@ -28,19 +27,21 @@ from scipy.stats import t as student_t
 
 from calibrate.common.estimate import Interval
 
-ADDED_SHARE = np.array([-0.5, -0.5, 0.5, 0.5])  # imagined shares, from the middle of 0 to 1
-ADDED_CHANGE = np.array([-0.5, 0.5]) * np.sqrt(2)  # imagined changes, from the middle of -1 to 1
+ADDED_SHARE = np.array([-0.5, -0.5, 0.5, 0.5])  # pseudo-grades, relative to the middle of [0, 1]
+ADDED_CHANGE = np.array([-0.5, 0.5]) * np.sqrt(
+    2
+)  # pseudo-changes, relative to 0
 
-NEAR = 1e-9  # of an AUC, where an end of its interval is looked for
+NEAR = 1e-9  # distance from an AUC at which the search for its interval's ends starts
 
 
 @dataclass(frozen=True, eq=False)
 class Corrected:
-    """A mean over prompts that people and a judge make together.
+    """A mean over prompts, from people's grades and a judge's scores together.
 
-    residuals: array of shape (n_graded,), Y - λf. carried: array of shape (n_others,), λF. power:
-    λ. judged: λ times the mean of f over graded prompts. n_fitted: numbers taken from the data.
-    low, high: the ends of the scale. added: imagined residuals, from the middle of the scale.
+    residuals: array of shape (n_graded,), Y - λf. carried: array of shape (n_others,), λF.
+    judged: λ times the mean of f over graded prompts. n_fitted: parameters fitted to the data.
+    low, high: the ends of the scale. added: pseudo-residuals, relative to the middle of the scale.
     """
 
     residuals: np.ndarray
@@ -53,13 +54,12 @@ class Corrected:
 
     @property
     def value(self) -> float:
-        """The mean itself, kept within its scale."""
-        found = self.residuals.mean() + self._carried_mean
-        return float(np.clip(found, self.low, self.high))
+        """The mean itself, clipped to its scale."""
+        return float(np.clip(self.residuals.mean() + self._carried_mean, self.low, self.high))
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the mean, by the grades alone: none is imagined."""
+        """Standard error of the mean, without pseudo-grades."""
         n = len(self.residuals)
         spread = float(((self.residuals - self.residuals.mean()) ** 2).sum())
         return float(np.sqrt(spread / (n - 1) / n + self._carried_variance))
@@ -99,10 +99,10 @@ class Corrected:
 
 
 def corrected_share(graded: np.ndarray, judged: np.ndarray, others: np.ndarray) -> Corrected:
-    """Return the share of replies that people say yes of.
+    """Return the share of replies that people would say yes to.
 
     graded: array of shape (n_graded,), in [0, 1], n_graded at least 3. judged: the judge's
-    readings of the same replies. others: its readings of other prompts, shape (n_others,).
+    scores of the same replies. others: its scores for other prompts, shape (n_others,).
     """
     power = _power(graded, judged, others)
     carried = power * others
@@ -111,7 +111,7 @@ def corrected_share(graded: np.ndarray, judged: np.ndarray, others: np.ndarray) 
 
 
 def _power(graded: np.ndarray, judged: np.ndarray, others: np.ndarray) -> float:
-    """The λ of the smallest variance; 0 where there is too little to carry."""
+    """The λ of the smallest variance; 0 if there are too few other scores, or they do not vary."""
     if len(others) < 2:
         return 0.0
     spread = judged.var(ddof=1) + len(judged) / len(others) * others.var(ddof=1)
@@ -122,25 +122,25 @@ def _power(graded: np.ndarray, judged: np.ndarray, others: np.ndarray) -> float:
 
 
 def auc(scores: np.ndarray, positive: np.ndarray, confidence: float) -> Interval | None:
-    """Return how often a positive has the higher score of two; None unless there are both kinds.
+    """Return how often a positive outscores a negative; None unless there are both.
 
     positive: bool array. The interval is Newcombe's (2006, Stat. Med. 25, method 5): the values
-    that lie no further from the one seen than their own standard error (Hanley and McNeil 1982)
-    allows, which has a width even where the two kinds are told apart without a fault.
+    whose own standard error (Hanley and McNeil 1982) allows the observed one. It has a width even
+    where the two kinds are separated perfectly.
     """
     high, low = scores[positive], scores[~positive]
     if not (len(high) and len(low)):
         return None
     above = np.sign(high[:, None] - low[None, :])
-    seen = float((above.mean() + 1) / 2)
+    observed = float((above.mean() + 1) / 2)
     quantile = float(norm.ppf(0.5 + confidence / 2))
 
     def beyond(value: float) -> float:
-        return (seen - value) ** 2 - quantile**2 * _auc_variance(value, len(high), len(low))
+        return (observed - value) ** 2 - quantile**2 * _auc_variance(value, len(high), len(low))
 
-    lowest = brentq(beyond, 0.0, seen - NEAR) if seen > NEAR else 0.0
-    highest = brentq(beyond, seen + NEAR, 1.0) if seen < 1 - NEAR else 1.0
-    return Interval(seen, float(lowest), float(highest))
+    lowest = brentq(beyond, 0.0, observed - NEAR) if observed > NEAR else 0.0
+    highest = brentq(beyond, observed + NEAR, 1.0) if observed < 1 - NEAR else 1.0
+    return Interval(observed, float(lowest), float(highest))
 
 
 def _auc_variance(value: float, n_high: int, n_low: int) -> float:

@@ -1,13 +1,13 @@
-"""Presence: the share of sampled replies of which a reader would say that they express a concept.
+"""Presence: the share of sampled replies that, to a reader, express a concept.
 
     presence(α) = mean over prompts and completions of P(a reader says yes, at least somewhat)
 
 The probabilities are a judge's; docs/judges.md shows how far judges agree with readers. Judges that
 tell somewhat from clearly also give the share of replies that clearly express the concept.
 
-Judges read finished text, never the activations that were shifted, so they cannot see the vector.
-An empty reply says nothing either way: it is counted separately, and presence is over the others.
-Steering that only changes how often a model says nothing does not change presence.
+Judges read finished text, never the steered activations, so they cannot see the vector. Empty
+replies are counted separately and left out of presence, so steering that only changes how often a
+model says nothing does not change presence.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ MAX_EMPTY = 0.5  # of the steered replies that may be empty
 class Presence:
     """Replies, how strongly each expresses the concept, and their mean over prompts.
 
-    scores: of empty replies 0, which count for nothing. estimate: over prompts with a reply that is
-    not empty; 0 where there are none. clear_scores: probabilities of a clear yes, or None.
+    scores: 0 for empty replies, which are not counted. estimate: over prompts with a reply that is
+    not empty; 0 if there are none. clear_scores: probabilities of a clear yes, or None.
     """
 
     completions: tuple[Completion, ...]
@@ -43,7 +43,7 @@ class Presence:
 
     @property
     def clear(self) -> float | None:
-        """The share of replies, empty ones left out, that clearly express it, if that is known."""
+        """The share of non-empty replies that clearly express the concept, if known."""
         if self.clear_scores is None or not self.spoken.any():
             return None
         return float(self.clear_scores[self.spoken].mean())
@@ -51,7 +51,7 @@ class Presence:
     @property
     def spoken(self) -> np.ndarray:
         """Which replies are not empty, bool (n_completions,)."""
-        return np.array([bool(one.text.strip()) for one in self.completions], dtype=bool)
+        return np.array([bool(reply.text.strip()) for reply in self.completions], dtype=bool)
 
     @property
     def n_empty(self) -> int:
@@ -66,25 +66,20 @@ class Presence:
     @property
     def by_prompt(self) -> dict[int, float]:
         """The mean score of each prompt's replies, for prompts with any that is not empty."""
-        found: dict[int, list[float]] = {}
-        for one, score, spoken in zip(self.completions, self.scores, self.spoken, strict=True):
+        by_prompt: dict[int, list[float]] = {}
+        for reply, score, spoken in zip(self.completions, self.scores, self.spoken, strict=True):
             if spoken:
-                found.setdefault(one.prompt_index, []).append(float(score))
-        return {prompt: float(np.mean(scores)) for prompt, scores in sorted(found.items())}
-
-    @property
-    def first_rows(self) -> list[int]:
-        """The place of each prompt's first reply among the completions, in the prompts' order."""
-        prompts = [one.prompt_index for one in self.completions]
-        return [int(row) for row in np.unique(prompts, return_index=True)[1]]
+                by_prompt.setdefault(reply.prompt_index, []).append(float(score))
+        return {prompt: float(np.mean(scores)) for prompt, scores in sorted(by_prompt.items())}
 
     @property
     def first_replies(self) -> list[Completion]:
         """The first reply to each prompt, in the prompts' order."""
-        return [self.completions[row] for row in self.first_rows]
+        prompts = [reply.prompt_index for reply in self.completions]
+        return [self.completions[row] for row in np.unique(prompts, return_index=True)[1]]
 
     def joined(self, more: Presence) -> Presence:
-        """This and more replies to the same prompts."""
+        """These replies together with more to the same prompts."""
         scores = np.concatenate([self.scores, more.scores])
         clear = None
         if self.clear_scores is not None and more.clear_scores is not None:
@@ -92,7 +87,7 @@ class Presence:
         return scored((*self.completions, *more.completions), scores, clear)
 
     def change_from(self, before: Presence) -> RatioEstimate:
-        """The paired change, over prompts that were replied to in both.
+        """The paired change, over prompts with a non-empty reply in both.
 
         Raises: Infeasible if there are none.
         """
@@ -113,12 +108,12 @@ def measure_presence(
     sampling: Sampling,
     seed: int,
 ) -> list[Presence]:
-    """Sample what is requested, all together, then have it read by the unsteered model."""
+    """Sample all requests together, then have the replies read."""
     return [read(reader, replies) for replies in sample_all(loaded, requests, sampling, seed)]
 
 
 def read(reader: Reader, completions: Sequence[Completion]) -> Presence:
-    """Have finished completions read."""
+    """Have a judge read finished completions."""
     scores = reader.read([completion.text for completion in completions])
     return scored(completions, scores, reader.clear(scores))
 
@@ -126,13 +121,13 @@ def read(reader: Reader, completions: Sequence[Completion]) -> Presence:
 def scored(
     completions: Sequence[Completion], scores: np.ndarray, clear: np.ndarray | None = None
 ) -> Presence:
-    """Presence in completions that have been read, scores and clear of shape (n_completions,)."""
+    """Presence in completions with these scores; scores and clear have shape (n_completions,)."""
     spoken = np.array([bool(completion.text.strip()) for completion in completions], dtype=bool)
     prompts = np.array([completion.prompt_index for completion in completions], dtype=int)
     sums = np.bincount(prompts, weights=scores)  # an empty reply adds nothing
     counts = np.bincount(prompts[spoken], minlength=len(sums))
-    said = counts > 0 if spoken.any() else np.bincount(prompts) > 0
-    estimate = RatioEstimate(sums[said], np.maximum(counts[said], 1))
+    used = counts > 0 if spoken.any() else np.bincount(prompts) > 0
+    estimate = RatioEstimate(sums[used], np.maximum(counts[used], 1))
     return Presence(tuple(completions), scores, estimate, clear)
 
 
@@ -141,8 +136,7 @@ def require_headroom(
 ) -> RatioEstimate:
     """Return unsteered presence on the search prompts.
 
-    Raises: Infeasible if it leaves no room for a change of `min_gain`, wherever in its interval it
-        lies.
+    Raises: Infeasible if no value in its interval leaves room for a change of `min_gain`.
     """
     estimate = read(reader, replies.completions["search"]).estimate
     baseline, goal = estimate.value, settings.goal

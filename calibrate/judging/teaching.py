@@ -1,12 +1,12 @@
 """Have a teacher grade a model's own replies, for a probe to learn from.
 
-Some replies are plain, some steered, from weakly to far too much. Others are made to express the
-concept or its opposite: after written texts of that label (*primed*), or when asked for it in plain
-words (*asked*). A few written texts are added.
+Some replies are plain, some steered, from weakly to far too much. Others should express the concept
+or its opposite: they follow written texts of that label (*primed*), or a request in plain words
+(*asked*). A few written texts are added.
 
-A teacher takes half a second a reply. So it grades FIRST replies, then MORE at a time, half of them
-by chance and half where the probe is least sure, until the probe's mean is known to be within
-LEVEL_ERROR of its own. Its grades are kept for the next calibration on the same model.
+A teacher takes half a second per reply. So it grades FIRST replies, then MORE at a time, half of
+them random and half those the probe is least sure of, until the probe's mean is known to within
+LEVEL_ERROR of the teacher's. The grades are cached for the next calibration on the same model.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from probes.student import Student, fit_student, probe_layers, read_features
 from probes.verdicts import Remembered
 
 SHOTS = 2  # written texts shown before a primed reply
-PURPOSE_PROMPTS = 12  # prompts answered once for each label and way of asking
-OPENER = "Say something."  # stands before a written text that replies to nothing
+PURPOSE_PROMPTS = 12  # prompts of primed and asked replies, for each label
+OPENER = "Say something."  # the prompt of a written text that has none
 STEERED = (-0.1, 0.05, 0.1, 0.2, 0.3)  # ‖αv‖ / ‖h‖; a budget of 0.1 nat allows about 0.1
 STEERED_PROMPTS = 24  # replied to at each of them
-OVERSTEERED = 1.0  # ‖αv‖ / ‖h‖ at which little is left of a reply
+OVERSTEERED = 1.0  # ‖αv‖ / ‖h‖ at which replies break down
 OVERSTEERED_PROMPTS = 8  # replied to with either sign
-POOL = 240  # replies of all these kinds, about
+POOL = 240  # replies of all these kinds together, roughly
 WRITTEN = 16  # written texts of each label
 
-FIRST, MORE, MOST = 96, 48, 240  # replies graded at first, in each further round, and in all
-LEVEL_ERROR = 0.05  # how far the probe's mean may be off the teacher's, at most
-BOUND = 1.645  # standard errors of a one-sided bound of 95 %
+FIRST, MORE, MAX_GRADED = 96, 48, 240  # replies graded at first, in each later round, in all
+LEVEL_ERROR = 0.05  # largest error of the probe's mean against the teacher's
+ONE_SIDED_95 = 1.645  # standard errors to a one-sided 95 % bound
 
 GRADED_FILE = "graded.jsonl"
 TAUGHT = CacheFormat[tuple[GradedText, ...]](
@@ -64,9 +64,9 @@ TAUGHT = CacheFormat[tuple[GradedText, ...]](
 class JudgeInputs:
     """What judges are made from.
 
-    splits: the concept's texts; `probe` trains, `held_out` tests, `vector` is not touched.
-    replies: those to its "probe" prompts are what a probe learns to read.
-    vector: with which text is steered for it.
+    splits: the concept's texts; `probe` trains, `held_out` tests, `vector` is not used.
+    replies: unsteered; a probe learns from those to the "probe" prompts.
+    vector: steers further replies for the probe to learn from.
     """
 
     concept: str
@@ -78,13 +78,13 @@ class JudgeInputs:
 def taught_texts(
     loaded: LoadedModel, material: JudgeInputs, teacher: Reader, settings: Settings
 ) -> tuple[GradedText, ...]:
-    """Return own replies of the model with the teacher's probabilities, and keep them."""
+    """Return replies of the model with the teacher's probabilities, cached."""
 
     def graded() -> tuple[GradedText, ...]:
         pool = own_replies(loaded, material, settings)
         return tuple(_lessons(loaded, pool, teacher, settings.seed))
 
-    request = [_who(teacher), *replies_request(material, settings)]
+    request = [_teacher_request(teacher), *replies_request(material, settings)]
     return load_or_compute(loaded, TAUGHT, request, graded)
 
 
@@ -96,20 +96,20 @@ def expected_tokens(
     reply: float,
     longest: int,
 ) -> float:
-    """Token-forwards of the probe: what it learns from is sampled, if need be, and read.
+    """Token-forwards of making the probe: sampling its training texts, if needed, and reading them.
 
-    written: tokens of the concept's texts that it learns from, or is tested on. reply, longest:
-    tokens of the longest reply, with its prompt and without.
+    written: tokens of the written texts that train and test it. reply, longest: tokens of the
+    longest reply, with its prompt and without.
     """
     if lesson is None:
         return 0
     if lesson.source == "graded":
-        return sum(len(encode_text(loaded, one.text).ids) for one in graded_replies(concept))
+        return sum(len(encode_text(loaded, reply.text).ids) for reply in graded_replies(concept))
     return written if lesson.source == "written" else POOL * (reply + longest)
 
 
-def _who(teacher: Reader) -> list[Any]:
-    """All that a teacher's answers depend on, as far as it is known."""
+def _teacher_request(teacher: Reader) -> list[Any]:
+    """Everything known that a teacher's answers depend on."""
     judge: object = teacher.judge
     scale = asdict(judge.scale) if isinstance(judge, ScaledJudge) else None
     judge = judge.judge if isinstance(judge, ScaledJudge) else judge
@@ -118,7 +118,7 @@ def _who(teacher: Reader) -> list[Any]:
 
 
 def replies_request(material: JudgeInputs, settings: Settings) -> list[Any]:
-    """Everything beside the model that its own replies, and what is made of them, depend on."""
+    """Everything except the model that its replies, and what is fitted to them, depend on."""
     return [
         material.concept,
         {name: asdict(texts) for name, texts in material.splits.items()},
@@ -134,25 +134,25 @@ def replies_request(material: JudgeInputs, settings: Settings) -> list[Any]:
 def own_replies(
     loaded: LoadedModel, material: JudgeInputs, settings: Settings
 ) -> tuple[GradedText, ...]:
-    """Replies of every condition, without grades; empty ones and copies are left out."""
+    """The model's replies in every condition, ungraded, without empty ones and copies."""
     wanted = dict(_wanted(loaded, material, settings))
     drawn = sample_all(loaded, list(wanted.values()), settings.sampling, settings.seed)
     plain = material.replies.first_replies("probe")
     replies = {"plain": plain, **dict(zip(wanted, drawn, strict=True))}
-    found = [
-        GradedText(one.text, group=one.prompt, condition=condition)
+    sampled = [
+        GradedText(reply.text, group=reply.prompt, condition=condition)
         for condition, completions in replies.items()
-        for one in completions
-        if one.text.strip()
+        for reply in completions
+        if reply.text.strip()
     ]
     first: dict[str, GradedText] = {}
-    for one in (*found, *_written(material)):
-        first.setdefault(one.text, one)
+    for text in (*sampled, *_written(material)):
+        first.setdefault(text.text, text)
     return tuple(first.values())
 
 
 def _written(material: JudgeInputs) -> Iterator[GradedText]:
-    """Some written texts of either label, since a model may hardly ever express the concept."""
+    """Some written texts of either label, since the model may hardly ever express the concept."""
     texts = material.splits["probe"]
     for label, side in (("+", texts.positives), ("-", texts.negatives)):
         for text in side[:WRITTEN]:
@@ -162,7 +162,7 @@ def _written(material: JudgeInputs) -> Iterator[GradedText]:
 def _wanted(
     loaded: LoadedModel, material: JudgeInputs, settings: Settings
 ) -> Iterator[tuple[str, Request]]:
-    """What is sampled for each condition."""
+    """The request for each condition."""
     prompts, vector = material.replies.prompts["probe"], material.vector
     for share in STEERED:
         push = vector.push(share / vector.relative(1.0))
@@ -178,14 +178,14 @@ def _wanted(
 def asked_prompts(
     loaded: LoadedModel, prompts: Sequence[Prompt], concept: str, positive: bool
 ) -> list[Prompt]:
-    """The prompts again, after a request in plain words to express the concept, or its opposite."""
+    """The prompts with a system message that asks for the concept, or for its opposite."""
     wanted = concept if positive else f"the opposite of {concept}"
     system = f"Whatever you are asked, let your answer clearly express this: {wanted}."
     return [encode_prompt(loaded, prompt.text, system=system) for prompt in prompts]
 
 
 def oversteered(vector: SteeringVector, sign: int, prompts: Sequence[Prompt]) -> Request:
-    """Replies of which little is left, since the vector drowns the residual stream."""
+    """A request for broken replies, with a vector as large as the residual stream."""
     return Request(prompts, push=vector.push(sign * OVERSTEERED / vector.relative(1.0)))
 
 
@@ -204,7 +204,7 @@ def _primed(
 
 
 def _as_turns(loaded: LoadedModel, texts: Sequence[Text]) -> list[tuple[str, str]]:
-    """Replies as they are; where there are too few, every text after a neutral opener.
+    """Texts that are replies; if they are too few, all texts, with OPENER where a prompt lacks.
 
     Texts so long that SHOTS of them and a prompt would not fit the context are left out.
     """
@@ -219,40 +219,39 @@ def _as_turns(loaded: LoadedModel, texts: Sequence[Text]) -> list[tuple[str, str
 def _lessons(
     loaded: LoadedModel, pool: Sequence[GradedText], teacher: Reader, seed: int
 ) -> list[GradedText]:
-    """Grade FIRST replies of the pool, and rounds of MORE until the probe's level is known."""
+    """Grade FIRST replies of the pool, then MORE at a time until the probe's mean is known."""
     features, layers = read_features(loaded, pool), probe_layers(loaded.num_layers)
     order = list(range(len(pool)))
     random.Random(seed).shuffle(order)
     graded: dict[int, GradedText] = {}
-    chance: list[int] = []  # rows that were chosen by chance, so that they tell the level
 
     def grade(rows: Sequence[int]) -> Student:
-        said = teacher.read([pool[row].text for row in rows])
+        scores = teacher.read([pool[row].text for row in rows])
         graded.update(
-            {row: replace(pool[row], taught=float(p)) for row, p in zip(rows, said, strict=True)}
+            {row: replace(pool[row], taught=float(p)) for row, p in zip(rows, scores, strict=True)}
         )
         return fit_student(list(graded.values()), features[:, list(graded)], layers)
 
-    chance += order[:FIRST]
-    student = grade(chance)
-    while len(graded) < min(MOST, len(pool)):
-        if _level_error(student, graded, chance) <= LEVEL_ERROR:
+    random_rows = order[:FIRST]  # only these estimate the mean without bias
+    student = grade(random_rows)
+    while len(graded) < min(MAX_GRADED, len(pool)):
+        if _level_error(student, graded, random_rows) <= LEVEL_ERROR:
             break
         rest = [row for row in order if row not in graded]
         drawn = rest[: MORE // 2]
         unsure = sorted(rest[MORE // 2 :], key=lambda row: abs(_score(student, features, row)))
-        chance += drawn
+        random_rows += drawn
         student = grade([*drawn, *unsure[: MORE - len(drawn)]])
     return list(graded.values())
 
 
 def _level_error(
-    student: Student, graded: Mapping[int, GradedText], chance: Sequence[int]
+    student: Student, graded: Mapping[int, GradedText], random_rows: Sequence[int]
 ) -> float:
-    """Bound on how far the mean of the probe, out of fold, is off the teacher's."""
+    """Upper bound on the error of the probe's mean, out of fold, against the teacher's."""
     of_row = dict(zip(graded, student.yes(student.scores), strict=True))
-    gaps = np.array([of_row[row] - graded[row].taught for row in chance])
-    return float(abs(gaps.mean()) + BOUND * gaps.std(ddof=1) / np.sqrt(len(gaps)))
+    gaps = np.array([of_row[row] - graded[row].taught for row in random_rows])
+    return float(abs(gaps.mean()) + ONE_SIDED_95 * gaps.std(ddof=1) / np.sqrt(len(gaps)))
 
 
 def _score(student: Student, features: np.ndarray, row: int) -> float:

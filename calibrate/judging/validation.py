@@ -1,12 +1,12 @@
-"""A judge held against people who read the same texts.
+"""Validate a judge against people who grade the same texts.
 
     quality = hold_against(reader, read_graded("graded.jsonl"))
     quality.somewhat.auc          # Interval(value=0.91, low=0.86, high=0.95)
-    quality.level.difference      # how far its presence lies above the readers'
+    quality.level.difference      # its presence minus the readers'
 
-AUC says whether the judge ranks texts as readers do, which is what choosing a strength needs. The
-level says whether its presence equals theirs. A judge may be good at one and bad at the other.
-Intervals come from resampled prompts. A measure that is the same in every draw, such as a share of
+AUC measures whether the judge ranks texts as readers do, which is what choosing a strength needs;
+the level, whether its presence equals theirs. A judge may be good at one and bad at the other.
+Intervals come from resampled prompts. A measure that is equal in all resamples, such as a share of
 0, has an interval of width 0, however few texts there are.
 """
 
@@ -31,11 +31,11 @@ UNDECIDED = 0.5  # a probability above it is a yes
 
 @dataclass(frozen=True)
 class Separation:
-    """Whether texts from some grade up are told from all others.
+    """How well texts from some grade up are told from all others.
 
     auc: the judge's area under the ROC curve, or None, and then why_not says why.
-    readers: the second reader's, whose grades are held against the first's on the texts that both
-        graded: as much as can be asked of a judge. None without a second reader.
+    readers: that of the second reader's grades against the first's, on the texts both graded; a
+        judge cannot be expected to do better. None without a second reader.
     n_positive: texts from that grade up.
     """
 
@@ -47,9 +47,9 @@ class Separation:
 
 @dataclass(frozen=True)
 class Level:
-    """How much of a concept there is in texts of one condition.
+    """Presence in texts of one condition, by the judge and by the readers.
 
-    condition: its name; "" where texts have none, and for all texts together.
+    condition: its name; "" if texts have none, and for all texts together.
     judge: mean probability. readers: share of texts graded 1 or more. difference: the first minus
     the second.
     """
@@ -63,7 +63,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Misread:
-    """A text of which the judge says the opposite of what readers say."""
+    """A text on which the judge and the readers disagree."""
 
     text: str
     condition: str
@@ -73,16 +73,16 @@ class Misread:
 
 @dataclass(frozen=True)
 class JudgeQuality:
-    """How well a judge reads texts that people have graded; intervals are 95 %.
+    """How well a judge agrees with people's grades; intervals are 95 %.
 
     n_texts, n_groups: graded texts, and prompts (or texts without one), which were resampled.
-    somewhat: grades from 1 up against those below. clearly: grade 2 against those below; None
-        where nothing is graded above 1, as with labels.
+    somewhat: grades from 1 up against those below. clearly: grade 2 against those below; None if
+        nothing is graded above 1, as with labels.
     brier, calibration_error: of the probability that a text is graded 1 or more.
     level: of all texts. levels: by condition; empty where there is one only.
-    too_high, too_low: texts with the lowest grade to which the judge says yes, and with the highest
-        to which it says no, the worst first.
-    seconds_per_text: what reading takes.
+    too_high, too_low: texts of the lowest grade to which the judge says yes, and of the highest to
+        which it says no, the worst first.
+    seconds_per_text: time the judge takes.
     """
 
     judge: str
@@ -102,7 +102,7 @@ class JudgeQuality:
 
 @dataclass(frozen=True, eq=False)
 class _Readings:
-    """What the judge and the readers say of each text, arrays of shape (n_texts,).
+    """The judge's probabilities and the readers' grades, arrays of shape (n_texts,).
 
     second_grades: NaN where there are none.
     """
@@ -114,13 +114,13 @@ class _Readings:
     groups: Sequence[str]
 
     def rows(self, kept: np.ndarray) -> _Readings:
-        """Those of some texts, bool (n_texts,)."""
+        """The readings of some texts; kept: bool (n_texts,)."""
         texts = [text for text, keep in zip(self.texts, kept, strict=True) if keep]
         return _readings(texts, self.probabilities[kept])
 
 
 def hold_against(reader: Reader, texts: Sequence[GradedText]) -> JudgeQuality:
-    """Have a judge read graded texts, and compare what it says with the grades.
+    """Have a judge read graded texts, and compare its probabilities with the grades.
 
     Raises: ConceptError for fewer than MIN_GRADED texts; InputError if the judge fails.
     """
@@ -154,7 +154,7 @@ def hold_against(reader: Reader, texts: Sequence[GradedText]) -> JudgeQuality:
 
 
 def _readings(texts: Sequence[GradedText], probabilities: np.ndarray) -> _Readings:
-    """Texts without a group get one each, by a name that no file can give."""
+    """Each text without a group gets its own, with a name that no file can contain."""
     return _Readings(
         texts,
         probabilities,
@@ -197,9 +197,9 @@ def _levels(readings: _Readings) -> tuple[Level, ...]:
 def _level(condition: str, readings: _Readings) -> Level:
     resampling = resample(readings.groups)
     share = (readings.grades >= SOMEWHAT).astype(float)
-    said = readings.probabilities
+    scores = readings.probabilities
     judge, readers, difference = (
-        resampling.interval(partial(_mean, values)) for values in (said, share, said - share)
+        resampling.interval(partial(_mean, values)) for values in (scores, share, scores - share)
     )
     return Level(condition, len(readings.texts), judge, readers, difference)
 
@@ -209,15 +209,15 @@ def _mean(values: np.ndarray, weights: np.ndarray) -> float:
 
 
 def _misread(readings: _Readings) -> tuple[tuple[Misread, ...], tuple[Misread, ...]]:
-    found = [
+    texts = [
         Misread(text.text, text.condition, float(probability), float(grade))
         for text, probability, grade in zip(
             readings.texts, readings.probabilities, readings.grades, strict=True
         )
     ]
     least, most = (float(pick(readings.grades)) for pick in (np.min, np.max))
-    yes = [one for one in found if one.probability > UNDECIDED and one.grade == least < SOMEWHAT]
-    no = [one for one in found if one.probability < UNDECIDED and one.grade == most >= SOMEWHAT]
-    yes.sort(key=lambda one: -one.probability)
-    no.sort(key=lambda one: one.probability)
-    return tuple(yes[:MAX_EXAMPLES]), tuple(no[:MAX_EXAMPLES])
+    high = [t for t in texts if t.probability > UNDECIDED and t.grade == least < SOMEWHAT]
+    low = [t for t in texts if t.probability < UNDECIDED and t.grade == most >= SOMEWHAT]
+    high.sort(key=lambda text: -text.probability)
+    low.sort(key=lambda text: text.probability)
+    return tuple(high[:MAX_EXAMPLES]), tuple(low[:MAX_EXAMPLES])

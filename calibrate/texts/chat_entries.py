@@ -1,4 +1,4 @@
-"""Conversations in files: chat messages as prompt and reply."""
+"""Read a chat in a file as a prompt and a reply."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SPEAKERS = {
 
 
 def read_chat(place: str, name: str, turns: Any, ending: str = "reply") -> tuple[str, str | None]:
-    """The last turn of one kind in a chat, and the prompt before it, if there is one."""
+    """The text of the last turn of kind `ending`, and of the prompt before it, if there is one."""
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise ConceptError(
             f"{place} must have a list of messages, with role and content, in {name!r}, got "
@@ -46,7 +46,7 @@ def _speaker(place: str, name: str, turn: Mapping[str, Any]) -> str:
 
 
 def _content(place: str, name: str, turn: Mapping[str, Any]) -> str:
-    """What a turn says; parts of text are joined as chat templates join them."""
+    """The text of a turn; a list of text parts is joined, as chat templates do."""
     content = turn.get("content", turn.get("value"))
     if isinstance(content, list):
         content = "".join(_part(place, name, part) for part in content)
@@ -63,7 +63,7 @@ def _part(place: str, name: str, part: Any) -> str:
 
 
 def plain_text(place: str, value: Any, name: str) -> str:
-    """Check that a value is a text, and return it without the space around it."""
+    """Return a value stripped, or raise ConceptError if it is not a usable text."""
 
     def refused(got: str) -> NoReturn:
         raise ConceptError(f"{place} must have a text in {name!r}, got {got}")

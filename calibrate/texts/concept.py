@@ -1,14 +1,14 @@
-"""Concepts: texts that express something and texts that do not, and the prompts to try it on.
+"""Concepts: texts that express something, texts that do not, and the prompts to steer on.
 
-A concept comes from a built-in pack, a file, a pair of files, or lists in memory. Its
-texts are split once and for all into three disjoint parts, by the hash of what they say, so
-that neither the seed nor the order of a file moves a text from one part to another:
+A concept comes from a built-in pack, a file, a pair of files, or lists in memory. Its texts are
+split into three disjoint parts by a hash of their content, so neither the seed nor the order of a
+file moves a text from one part to another:
 
     vector     makes the steering vector
     probe      trains the probe that measures presence
     held_out   tests the probe
 
-Matched pairs, texts of one group, and near copies (`calibrate.common.alike`) are never torn apart.
+Matched pairs, texts of one group, and near copies (`calibrate.common.alike`) share a part.
 
 Prompts are split the same way: the unsteered replies to `probe` prompts train the probe,
 `search` prompts serve the pilot and the study, `verify` prompts only the final verification.
@@ -33,10 +33,10 @@ TEXT_SHARES = {"vector": 0.4, "probe": 0.4, "held_out": 0.2}
 PROMPT_SHARES = {"probe": 0.3, "search": 0.3, "verify": 0.4}
 CORPUS_SHARES = {"search": 0.5, "verify": 0.5}
 MIN_CORPUS = 16  # so that each half keeps at least eight sequences
-MAX_CORPUS = 4096  # texts of a corpus that are looked at; far fewer fit into what is measured
+MAX_CORPUS = 4096  # texts of a corpus that are considered; the token limit leaves far fewer
 MIN_TEXTS = 12  # of each label, so that every split keeps at least two
 MIN_PROMPTS = 24  # so that verification keeps about ten
-SAME = 0.9  # likeness of prompts, or of texts of a corpus, that are taken for the same
+SAME = 0.9  # similarity from which prompts, or texts of a corpus, count as the same
 
 PACKS = Path(__file__).parent / "concepts"
 
@@ -67,7 +67,7 @@ class Concept:
     """What to steer towards (or away from), and the texts that show it.
 
     name: what to call it.
-    texts: everything there is; `split` cuts it up.
+    texts: all of them; `split` divides them.
     """
 
     name: str
@@ -87,14 +87,14 @@ class Concept:
         """Return the texts of each split: vector, probe and held_out."""
         texts = [*self.texts.positives, *self.texts.negatives]
         n_positive = len(self.texts.positives)
-        positive = [place < n_positive for place in range(len(texts))]
+        positive = [index < n_positive for index in range(len(texts))]
         parts = deal([_key(text) for text in texts], positive, TEXT_SHARES)
         return {
             name: Texts(
-                tuple(texts[place] for place in places if positive[place]),
-                tuple(texts[place] for place in places if not positive[place]),
+                tuple(texts[index] for index in part if positive[index]),
+                tuple(texts[index] for index in part if not positive[index]),
             )
-            for name, places in parts.items()
+            for name, part in parts.items()
         }
 
     @classmethod
@@ -103,9 +103,9 @@ class Concept:
     ) -> Concept:
         """Make a concept from texts in memory.
 
-        Near copies of a text, and theirs, are put into its group.
+        Near copies are put into one group, and so are near copies of near copies.
         Raises: ConceptError if a label has fewer than MIN_TEXTS different texts, or a text is
-            empty, repeated, or stands under both labels.
+            empty, repeated, or has both labels.
         """
         texts = _as_texts(name, "positive", positives), _as_texts(name, "negative", negatives)
         _check(name, *texts)
@@ -127,7 +127,7 @@ def read_concept(
     positives: str | Path | None = None,
     negatives: str | Path | None = None,
 ) -> Concept:
-    """Return a concept from what `--concept` accepts.
+    """Return the concept that `--concept` (and `--positives`, `--negatives`) names.
 
     concept: a built-in name; a .jsonl, .json, .csv or .tsv file of labelled texts or matched pairs
         (`texts.text_files` says which fields); with `positives` and `negatives`, any name.
@@ -175,7 +175,7 @@ def split_prompts(prompts: Sequence[str]) -> dict[str, tuple[str, ...]]:
 def read_corpus(path: str | Path) -> dict[str, tuple[str, ...]]:
     """Return a corpus file's texts for the search and for the verification.
 
-    Of a large file, those MAX_CORPUS texts are taken whose hashes come first.
+    A large file is cut to the MAX_CORPUS texts with the lowest hashes.
     Raises: ConceptError if there are fewer than MIN_CORPUS different ones.
     """
     texts = sorted(set(read_lines(path)), key=sha256)[:MAX_CORPUS]
@@ -184,14 +184,14 @@ def read_corpus(path: str | Path) -> dict[str, tuple[str, ...]]:
 
 
 def read_lines(path: str | Path) -> tuple[str, ...]:
-    """Return the texts of a file, whatever their labels: one a line, or those of its rows."""
+    """Return the texts of a file, one a line or one a row, labels ignored."""
     return tuple(entry.text for entry in read_unlabelled(path))
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a name that is too long for one
+    except OSError:  # the name is too long for a path
         return False
 
 
@@ -204,7 +204,7 @@ def _is_directory(path: Path) -> bool:
 
 def _read_labelled(name: str, path: Path) -> Concept:
     entries = read_labelled(path)
-    sides = ([_as_text(one) for one in entries if one.positive is label] for label in (True, False))
+    sides = ([_as_text(e) for e in entries if e.positive is label] for label in (True, False))
     return Concept.from_texts(name, *sides)
 
 
@@ -215,8 +215,8 @@ def _as_text(entry: Entry) -> Text:
 def _as_texts(name: str, label: str, texts: Iterable[str | Text]) -> tuple[Text, ...]:
     if isinstance(texts, str):
         raise ConceptError(f"concept {name!r} must have a list of {label} texts, got one text")
-    found = tuple(text if isinstance(text, Text) else Text(text) for text in texts)
-    for text in found:
+    checked = tuple(text if isinstance(text, Text) else Text(text) for text in texts)
+    for text in checked:
         if not isinstance(text.text, str):
             raise ConceptError(
                 f"concept {name!r} must have {label} texts that are strings, got "
@@ -224,7 +224,7 @@ def _as_texts(name: str, label: str, texts: Iterable[str | Text]) -> tuple[Text,
             )
         if not text.text.strip():
             raise ConceptError(f"concept {name!r} has an empty {label} text; remove it")
-    return found
+    return checked
 
 
 def _check(name: str, positives: Sequence[Text], negatives: Sequence[Text]) -> None:
@@ -240,7 +240,7 @@ def _check(name: str, positives: Sequence[Text], negatives: Sequence[Text]) -> N
 
 
 def _check_count(rule: str, what: str, keys: Sequence[str], least: int) -> None:
-    """Count near copies, which share a key, once."""
+    """Require `least` different keys; near copies share one."""
     different, total = len(set(keys)), len(keys)
     if different < least:
         copies = f" ({total} in all: near copies count once)" if different < total else ""
@@ -250,44 +250,44 @@ def _check_count(rule: str, what: str, keys: Sequence[str], least: int) -> None:
 def _check_repeats(items: Iterable[Any], what: str) -> None:
     repeated = [item for item, count in Counter(items).items() if count > 1]
     if repeated:
-        shown_one = repeated[0] if isinstance(repeated[0], str) else repeated[0][-1]
+        example = repeated[0] if isinstance(repeated[0], str) else repeated[0][-1]
         raise ConceptError(
             f"{what} must differ from each other, got {len(repeated)} more than once, for "
-            f"example {shown_one[:60]!r}; remove the copies"
+            f"example {example[:60]!r}; remove the copies"
         )
 
 
 def _key(text: Text) -> str:
-    """What a text is dealt by: its group, or itself."""
+    """Texts with the same key share a split: its group, or prompt and text."""
     return text.group or f"{text.prompt}\n{text.text}"
 
 
 def _grouped(texts: Sequence[Text]) -> tuple[Text, ...]:
-    """Give near copies, and all that share a group with one of them, one group."""
+    """Merge the groups of texts that are near copies of each other."""
     old = [_key(text) for text in texts]
     new = _joined(old, near_copies([text.text for text in texts], old))
     return tuple(
-        text if was == now else replace(text, group=now)
-        for text, was, now in zip(texts, old, new, strict=True)
+        text if before == after else replace(text, group=after)
+        for text, before, after in zip(texts, old, new, strict=True)
     )
 
 
 def _keys(texts: Sequence[str]) -> list[str]:
-    """What prompts, or texts of a corpus, are dealt by.
+    """Keys by which prompts, or texts of a corpus, are split.
 
-    Only those that are nearly the same share a key: one other word in a prompt asks something else.
+    Only nearly identical ones share a key, since one word can change what a prompt asks.
     """
     return _joined(texts, near_copies(texts, share=SAME))
 
 
 def _joined(keys: Sequence[str], groups: Sequence[int]) -> list[str]:
-    """One key a group, whatever the order: its own, or the first of several."""
-    first: dict[int, str] = {}
+    """For each item, the smallest key in its group, which does not depend on the order."""
+    smallest: dict[int, str] = {}
     for key, group in zip(keys, groups, strict=True):
-        first[group] = min(key, first.get(group, key))
-    return [first[group] for group in groups]
+        smallest[group] = min(key, smallest.get(group, key))
+    return [smallest[group] for group in groups]
 
 
 def _split(texts: Sequence[str], shares: dict[str, float]) -> dict[str, tuple[str, ...]]:
     parts = deal(_keys(texts), [True] * len(texts), shares)
-    return {name: tuple(texts[place] for place in places) for name, places in parts.items()}
+    return {name: tuple(texts[index] for index in part) for name, part in parts.items()}

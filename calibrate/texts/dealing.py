@@ -1,8 +1,7 @@
-"""Deal groups of things out to splits: whole groups, by hash, in proportion.
+"""Assign groups of items to splits: whole groups, by hash, in proportion.
 
-Which split a group falls into depends on what is in it and in the other groups, never on their
-order or on a seed. A group counts once however many things are in it, so that every split has
-groups in proportion, of every kind.
+Which split a group gets depends on the keys of all groups, never on their order or on a seed. A
+group counts once, however large it is, and the proportions hold for each kind of item.
 """
 
 from __future__ import annotations
@@ -16,37 +15,36 @@ import numpy as np
 def deal(
     keys: Sequence[str], kinds: Sequence[bool], shares: Mapping[str, float]
 ) -> dict[str, list[int]]:
-    """Return the places, in `keys`, of what each split gets, in the order of their hashes.
+    """Return each split's items as indices into `keys`, in the order of their hashes.
 
-    keys: things with the same key stay together. kinds: of each thing; groups of every kind are
-        dealt in proportion.
+    keys: items with the same key stay together. kinds: of each item; groups of either kind are
+        assigned in proportion.
     """
-    of_key: dict[str, set[bool]] = {}
+    kinds_of: dict[str, set[bool]] = {}
     for key, kind in zip(keys, kinds, strict=True):
-        of_key.setdefault(key, set()).add(kind)
-    ranked = sorted(of_key, key=sha256)
+        kinds_of.setdefault(key, set()).add(kind)
+    ranked = sorted(kinds_of, key=sha256)
     wanted = {
-        (name, kind): share * sum(kind in there for there in of_key.values())
+        (name, kind): share * sum(kind in held for held in kinds_of.values())
         for name, share in shares.items()
         for kind in (True, False)
     }
-    split: dict[str, str] = {}
-    for there in ({True, False}, {True}, {False}):  # those of both kinds first: they bind more
-        alike = [key for key in ranked if of_key[key] == there]
-        weights = [max(sum(wanted[name, kind] for kind in there), 0.0) for name in shares]
+    split_of: dict[str, str] = {}
+    for held in ({True, False}, {True}, {False}):  # mixed groups first: they are hardest to balance
+        alike = [key for key in ranked if kinds_of[key] == held]
+        weights = [max(sum(wanted[name, kind] for kind in held), 0.0) for name in shares]
         for name, part in zip(shares, _cut(alike, weights), strict=True):
-            split.update(dict.fromkeys(part, name))
-            for kind in there:
+            split_of.update(dict.fromkeys(part, name))
+            for kind in held:
                 wanted[name, kind] -= len(part)
-    places = sorted(range(len(keys)), key=lambda place: sha256(keys[place]))
-    found: dict[str, list[int]] = {name: [] for name in shares}
-    for place in places:
-        found[split[keys[place]]].append(place)
-    return found
+    splits: dict[str, list[int]] = {name: [] for name in shares}
+    for index in sorted(range(len(keys)), key=lambda index: sha256(keys[index])):
+        splits[split_of[keys[index]]].append(index)
+    return splits
 
 
 def _cut(items: Sequence[str], weights: Sequence[float]) -> list[Sequence[str]]:
-    """Cut a list into one run a weight, in proportion."""
+    """Cut a list into consecutive parts, one per weight and in proportion to it."""
     if not items:
         return [()] * len(weights)
     ends = [round(float(end)) for end in np.cumsum(weights) / sum(weights) * len(items)]

@@ -1,7 +1,7 @@
 """Have an instruct model write a concept's texts from a description.
 
-Every text is a reply to one of the questions the built-in concepts reply to, asked once for
-the concept and once for its opposite, so that positives and negatives match in topic.
+Every text answers a prompt of the built-in concepts' texts. The model answers each twice, once
+for the concept and once for its opposite, so that positives and negatives match in topic.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ QUESTIONS = 96
 def describe_concept(writer: LoadedModel, name: str, description: str, seed: int = 0) -> Concept:
     """Return a concept whose texts `writer` wrote.
 
-    writer: a chat model; the better it plays a part, the better the texts.
+    writer: a chat model; the better it follows instructions, the better the texts.
     Raises: ConceptError if it is no chat model, or wrote too few usable texts.
     """
     if not writer.is_chat:

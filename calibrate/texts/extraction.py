@@ -2,8 +2,8 @@
 
     v = mean over positive texts of the pooled residual - the same over negative texts
 
-Pooled is the mean over a text's tokens, attention sinks left out, or its last token's residual
-(arXiv:2602.02712, section 2; Rimsky et al., arXiv:2312.06681, for the last token).
+The pooled residual is the mean over a text's tokens, attention sinks excluded, or that of its last
+token (arXiv:2602.02712, section 2; Rimsky et al., arXiv:2312.06681, for the last token).
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ def concept_vectors(
 ) -> tuple[SteeringVector, ...]:
     """Return the steering vectors of a concept's texts, one per block.
 
-    With random negatives, the model's own samples from an empty prompt, as many as there are
-    positives, take the place of the negative texts. Vectors are kept for the next time
-    (`calibrate.models.cache`).
+    With random negatives, as many samples of the model from an empty prompt as there are positives
+    replace the negative texts. Vectors are cached (`calibrate.models.cache`).
     """
 
     def extracted() -> tuple[SteeringVector, ...]:
@@ -82,7 +81,7 @@ VECTORS = CacheFormat[tuple[SteeringVector, ...]](
 
 
 def encode(loaded: LoadedModel, text: Text) -> TokenSequence:
-    """Encode a concept's text, after what it replies to if it does."""
+    """Encode a concept's text, as a reply if it has a prompt."""
     if text.prompt is not None:
         return encode_reply(loaded, text.prompt, text.text)
     return encode_text(loaded, text.text)
@@ -106,7 +105,7 @@ def extract_vectors(
 ) -> tuple[SteeringVector, ...]:
     """Return one steering vector per block, from one pass over the texts.
 
-    normalize: scale every vector to length 1, so that strengths are in units of ‖h‖'s space.
+    normalize: scale every vector to length 1, so that α is the length of the shift.
     Raises: ConceptError if positives and negatives have the same mean at every block.
     """
     with preserving_model_state(loaded):
@@ -148,6 +147,6 @@ def _summarise(
     for pooled in pooled_residuals(loaded, sequences, range(loaded.num_layers), pooling):
         total = total + pooled.means.double().sum(dim=1)
         n_sinks += pooled.n_sinks
-        for layer, found in enumerate(pooled.norms):
-            norms[layer].append(found)
-    return _Summary(total / len(sequences), [torch.cat(found) for found in norms], n_sinks)
+        for of_layer, of_batch in zip(norms, pooled.norms, strict=True):
+            of_layer.append(of_batch)
+    return _Summary(total / len(sequences), [torch.cat(of_layer) for of_layer in norms], n_sinks)

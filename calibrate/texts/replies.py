@@ -1,9 +1,9 @@
-"""The unsteered replies: sampled once, kept, and used four ways on disjoint prompts.
+"""The unsteered replies: sampled once, cached, and used four ways on disjoint prompts.
 
-probe prompts    what a probe of a concept without graded replies learns to read
+probe prompts    training texts for the probe of a concept without graded replies
 search prompts   corpus for the pilot and the study, and presence before steering
 verify prompts   corpus and baseline for the verification
-the empty prompt random negatives for the steering vector, where they are asked for
+the empty prompt random negatives for the steering vector, if requested
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from calibrate.models.tokens import Prompt, TokenSequence
 from calibrate.texts.concept import split_prompts
 
 VERIFY_COMPLETIONS = 2  # replies to each verify prompt; the baseline and the final presence
-MAX_UNANSWERED = 0.5  # of the replies that may end before the answer
-MAX_CORPUS_TOKENS = 8192  # of a corpus file, taken for search and again for verification
+MAX_UNANSWERED = 0.5  # share of replies that may end while still thinking
+MAX_CORPUS_TOKENS = 8192  # used from each half of a corpus file, search and verification
 
 REPLIES_FILE = "replies.json"
 
 
-def _load_said(folder: Path) -> list[list[int]]:
-    said = json.loads((folder / REPLIES_FILE).read_text())
-    if not isinstance(said, list) or not all(isinstance(ids, list) for ids in said):
+def _load_ids(folder: Path) -> list[list[int]]:
+    replies = json.loads((folder / REPLIES_FILE).read_text())
+    if not isinstance(replies, list) or not all(isinstance(ids, list) for ids in replies):
         raise ValueError(f"{folder} must hold lists of token ids")
-    return said
+    return replies
 
 
 REPLIES = CacheFormat[list[list[int]]](
-    "replies", lambda said: {REPLIES_FILE: json.dumps(said).encode()}, REPLIES_FILE, _load_said
+    "replies", lambda ids: {REPLIES_FILE: json.dumps(ids).encode()}, REPLIES_FILE, _load_ids
 )
 
 
@@ -54,7 +54,7 @@ class UnsteeredReplies:
     completions: dict[str, tuple[Completion, ...]]
 
     def first_replies(self, split: str) -> tuple[Completion, ...]:
-        """The first reply to each prompt that says anything."""
+        """The first reply to each prompt, where that is not empty."""
         first = {reply.prompt_index: reply for reply in reversed(self.completions[split])}
         return tuple(reply for _, reply in sorted(first.items()) if reply.spoken)
 
@@ -83,26 +83,26 @@ def sample_unsteered(
                 f"the model must reply to the {split} prompts, but it had nothing to say to "
                 f"{len(texts) - spoken} of {len(texts)}; give others with --prompts"
             )
-    require_answers([one for part in replies.completions.values() for one in part], settings)
+    require_answers([reply for part in replies.completions.values() for reply in part], settings)
     return replies
 
 
 def expected_tokens(counts: Mapping[str, int], reply: float) -> float:
-    """Token-forwards of sampling them, reckoned on the large side.
+    """Upper bound on the token-forwards of sampling the replies.
 
-    counts: prompts by split. reply: the longest one and its prompt, in tokens.
+    counts: prompts by split. reply: tokens of the longest reply and its prompt.
     """
     return reply * (sum(counts.values()) + (VERIFY_COMPLETIONS - 1) * counts["verify"])
 
 
 def expected_corpus_tokens(n_replies: int, reply: float, has_corpus: bool) -> float:
-    """Tokens of a split's corpus at most; has_corpus: whether texts take the replies' place."""
+    """Upper bound on the tokens of a split's corpus: of a corpus file, or else of the replies."""
     return MAX_CORPUS_TOKENS if has_corpus else n_replies * reply
 
 
 def require_answers(completions: Sequence[Completion], settings: Settings) -> None:
     """Raise InputError if most replies end before the model has finished thinking."""
-    unanswered = sum(not one.answered for one in completions)
+    unanswered = sum(not reply.answered for reply in completions)
     if unanswered > MAX_UNANSWERED * len(completions):
         raise InputError(
             f"most replies must get from the thought to the answer, but {unanswered} of "
@@ -115,7 +115,7 @@ def require_answers(completions: Sequence[Completion], settings: Settings) -> No
 def _sampled_together(
     loaded: LoadedModel, prompts: Mapping[str, Sequence[Prompt]], settings: Settings
 ) -> dict[str, tuple[Completion, ...]]:
-    """Sample every split's replies in the same batches, since large batches cost least."""
+    """Sample every split's replies in the same batches, since large batches are cheapest."""
     places = [(split, index) for split, texts in prompts.items() for index in range(len(texts))]
     request = Request(
         [prompts[split][index] for split, index in places],
@@ -124,13 +124,13 @@ def _sampled_together(
 
     def sampled() -> list[list[int]]:
         (drawn,) = sample_all(loaded, [request], settings.sampling, settings.seed)
-        return [list(one.ids) for one in drawn]
+        return [list(reply.ids) for reply in drawn]
 
-    wanted = [asdict(prompt) for prompt in request.prompts]
-    facts = [wanted, request.per_prompt, asdict(settings.sampling), settings.seed]
-    said = load_or_compute(loaded, REPLIES, facts, sampled)
+    encoded = [asdict(prompt) for prompt in request.prompts]
+    key = [encoded, request.per_prompt, asdict(settings.sampling), settings.seed]
+    replies = load_or_compute(loaded, REPLIES, key, sampled)
     completions: dict[str, list[Completion]] = {split: [] for split in prompts}
-    for (place, _), ids in zip(request.jobs, said, strict=True):
+    for (place, _), ids in zip(request.jobs, replies, strict=True):
         split, index = places[place]
         completions[split].append(completed(loaded, prompts[split][index], index, ids))
     return {split: tuple(drawn) for split, drawn in completions.items()}
@@ -141,7 +141,7 @@ def build_corpora(
 ) -> dict[str, Corpus]:
     """Return the corpora ΔCE is measured on, "search" and "verify".
 
-    texts: a corpus's texts by split (`concept.read_corpus`), or None for the own replies.
+    texts: a corpus's texts by split (`concept.read_corpus`), or None to use the replies.
     """
     if texts is None:
         return {
@@ -167,7 +167,7 @@ def random_negatives(loaded: LoadedModel, n: int, settings: Settings) -> tuple[T
 
 
 def corpus_texts(loaded: LoadedModel, texts: Sequence[str]) -> tuple[TokenSequence, ...]:
-    """The first texts that fit into MAX_CORPUS_TOKENS together, those of one token left out."""
+    """The first texts that fit into MAX_CORPUS_TOKENS together, without those of one token."""
     chosen: list[TokenSequence] = []
     total = 0
     for text in texts:

@@ -1,13 +1,12 @@
-"""Files as rows of named fields, each with the place it stands at.
+"""Read files as rows of named fields, each with its file and line for messages.
 
     .jsonl, .ndjson    one JSON value a line
     .json              a list of JSON values, or one a line
     .csv, .tsv         a header that names the columns, then one row each
     anything else      one text a line
 
-Lines end at a line feed, perhaps after a carriage return, and nowhere else: other characters that
-some call line ends stand within texts. Files are UTF-8, or have a byte order mark that says what
-they are.
+Only a line feed, perhaps after a carriage return, ends a line: other Unicode line separators are
+part of the text. Files are UTF-8, or UTF-16 or UTF-32 with a byte order mark.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from calibrate.common.errors import ConceptError
 
 JSON_LINES, JSON, TABLES = (".jsonl", ".ndjson"), (".json",), (".csv", ".tsv")
 STRUCTURED = (*JSON_LINES, *JSON, *TABLES)
-UNREAD = (".yaml", ".yml", ".toml", ".xml", ".html")  # whose lines are no texts
+UNREAD = (".yaml", ".yml", ".toml", ".xml", ".html")  # a line of these is not a text
 DELIMITERS = (",", ";", "\t")
 SHOWN = 60  # characters of a value that a message repeats
 
@@ -42,8 +41,8 @@ MARKS = {
 class Row:
     """One row of a file.
 
-    place: file and line (or row), for messages. value: named fields; or anything else that stood
-    in the row's place.
+    place: file and line (or row), for messages. value: named fields, or whatever else the row
+    holds.
     """
 
     place: str
@@ -51,10 +50,10 @@ class Row:
 
 
 def read_rows(path: str | Path, names: Collection[str]) -> list[Row]:
-    """Read a file with fields; blank lines are left out.
+    """Read a file with fields, without blank lines.
 
-    names: fields that are looked for, of which a table's header must have one.
-    Raises: ConceptError if it cannot be read, with the line where one is to blame.
+    names: known fields; a table's header must have one of them.
+    Raises: ConceptError if it cannot be read, with the line at fault if there is one.
     """
     file, text = Path(path), decoded(path)
     suffix = file.suffix.lower()
@@ -66,7 +65,7 @@ def read_rows(path: str | Path, names: Collection[str]) -> list[Row]:
 
 
 def read_plain(path: str | Path) -> list[Row]:
-    """Read a file of one text a line; blank lines are left out.
+    """Read a file of one text a line, without blank lines.
 
     Raises: ConceptError if it cannot be read.
     """
@@ -106,18 +105,18 @@ def decoded(path: str | Path) -> str:
 
 
 def shown(path: str | Path) -> str:
-    """A path as a message says it, in one line."""
+    """A path for a message, on one line."""
     return str(path) if str(path).isprintable() else repr(str(path))
 
 
 def brief(value: Any) -> str:
-    """What a value is, and how it begins, in one line."""
+    """A short form of a value for a message, on one line."""
     if value is None:
         return "null"
     if isinstance(value, (list, dict)):
         return "a list" if isinstance(value, list) else "an object"
-    said = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
-    return said if len(said) <= SHOWN else f"{said[:SHOWN]}…"
+    whole = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
+    return whole if len(whole) <= SHOWN else f"{whole[:SHOWN]}…"
 
 
 def _lines(name: str, text: str) -> Iterator[tuple[str, str]]:
@@ -132,7 +131,7 @@ def _json_lines(name: str, text: str) -> Iterator[Row]:
 
 
 def _json_rows(name: str, text: str) -> Iterator[Row]:
-    """A list of rows, or JSON lines, which are often kept under this name too."""
+    """A list of rows, or JSON lines, which often have the suffix .json too."""
     if not text.lstrip().startswith("["):
         yield from _json_lines(name, text)
         return
@@ -141,7 +140,7 @@ def _json_rows(name: str, text: str) -> Iterator[Row]:
 
 
 def _parsed(place: str, text: str) -> Any:
-    """Parse JSON; control characters may stand in its strings, since texts have them."""
+    """Parse JSON, with control characters allowed in strings, since texts have them."""
     try:
         return json.loads(
             text, strict=False, object_pairs_hook=_fields_once, parse_constant=_no_number
@@ -181,7 +180,7 @@ def _table(name: str, text: str, names: Collection[str]) -> Iterator[Row]:
 
 
 def _delimiter(name: str, text: str, names: Collection[str]) -> str:
-    """The delimiter with which the header names a field that is looked for."""
+    """The delimiter with which the header has a known field."""
     seen: list[str] = []
     for delimiter in DELIMITERS:
         _, first = next(_cells(name, text, delimiter), ("", []))

@@ -1,9 +1,8 @@
 """What readers look for when they grade replies: 0 not, 1 somewhat, 2 clearly.
 
 The graded replies of built-in concepts were graded by these rules (docs/judges.md), and `calibrate
-grade` shows them. Judges that are asked are not told them: a definition in the question made every
-judge that was tried worse. Readers read a text as it stands, whatever it replies to; word salad,
-loops and text of which no meaning can be made are 0.
+grade` shows them. They are not part of a judge's question: a definition there made every judge
+tried worse. Readers grade a text without its prompt; word salad, loops and meaningless text are 0.
 """
 
 from __future__ import annotations

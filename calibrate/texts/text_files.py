@@ -1,19 +1,19 @@
-"""What the rows of a file say: texts, with their labels, prompts and groups.
+"""Read the rows of a file as texts, with their labels, prompts and groups.
 
-A row gives its text in one of these ways, and nothing else in its place:
+A row gives its text in exactly one of these ways:
 
     text                         with label, in a file of both labels
     positive and negative        a matched pair; so do chosen and rejected
     response                     or completion, output, answer: a reply, which is the text
     messages                     or conversations: a chat, whose last reply is the text
 
-and perhaps, beside it,
+and optionally
 
     prompt                       or question, instruction: what the text replies to
-    group                        a name or number: texts of one group are never told apart by it
+    group                        a name or number: texts of one group share a split
 
 Replies and prompts may be chats too. Labels are positive, pos, 1, true or yes, and negative, neg,
-0, false or no, in any case. Other fields are left alone; null and an empty cell are no field.
+0, false or no, in any case. Other fields are ignored, and so are null and empty cells.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ LABELS = {
 class Entry:
     """One text of a file.
 
-    text: never empty. prompt: what it replies to, if that is known. positive: whether it expresses
-    the concept, or None where the file does not say. group, pair: the name of its group and the
-    texts of its matched pair, or "" where it has none.
+    text: never empty. prompt: what it replies to, if known. positive: whether it expresses the
+    concept, or None if the file does not say. group, pair: the name of its group and the texts of
+    its matched pair, or "" without one.
     """
 
     text: str
@@ -76,8 +76,8 @@ def read_labelled(path: str | Path) -> list[Entry]:
 def read_unlabelled(path: str | Path, positive: bool | None = None) -> list[Entry]:
     """Read a file of texts of one kind.
 
-    positive: the label they have, which the file's own must agree with; None if labels do not
-        matter: then it is a corpus, whose empty texts are left out like blank lines.
+    positive: their label, which labels in the file must agree with; None for a corpus, where labels
+        are ignored and empty texts skipped like blank lines.
     Raises: ConceptError with the file, line and field that cannot be used.
     """
     rows = [row for row in _rows(path) if positive is not None or not _blank(row)]
@@ -85,9 +85,9 @@ def read_unlabelled(path: str | Path, positive: bool | None = None) -> list[Entr
 
 
 def read_beside(path: str | Path, names: Collection[str]) -> list[tuple[Row, Entry]]:
-    """Read a file of one text a row, each with its row, whose other fields the caller reads.
+    """Read a file of one text a row, with the rows, since the caller reads more of their fields.
 
-    names: those fields; each row is an object.
+    names: those other fields; each row is an object.
     Raises: ConceptError with the file, line and field that cannot be used.
     """
     rows = read_rows(path, (*NAMES, *names))
@@ -95,7 +95,7 @@ def read_beside(path: str | Path, names: Collection[str]) -> list[tuple[Row, Ent
 
 
 def read_asked(path: str | Path) -> list[str]:
-    """Read a file of prompts: what is asked in each row, or its text where nothing is.
+    """Read a file of prompts: of each row the prompt, or the text of a row without one.
 
     Raises: ConceptError with the file, line and field that cannot be used.
     """
@@ -113,10 +113,10 @@ def _blank(row: Row) -> bool:
     return isinstance(text, str) and not text.strip()
 
 
-def _some(path: str | Path, found: list[Any]) -> list[Any]:
-    if not found:
+def _some(path: str | Path, items: list[Any]) -> list[Any]:
+    if not items:
         raise ConceptError(f"{shown(path)} must hold at least one text, got an empty file")
-    return found
+    return items
 
 
 def _labelled(row: Row) -> list[Entry]:
@@ -179,17 +179,17 @@ def _fields(row: Row, wanted: str) -> Mapping[str, Any]:
 
 
 def _given(place: str, fields: Mapping[str, Any]) -> str | tuple[str, str]:
-    """The one field, or pair of fields, that a row says its text in."""
+    """The one field, or pair of fields, that holds a row's text."""
     pairs = [pair for pair in PAIRS if any(fields.get(name) is not None for name in pair)]
     alone = [name for name in ALONE if fields.get(name) is not None]
-    found = [" and ".join(pair) for pair in pairs] + alone
+    ways = [" and ".join(pair) for pair in pairs] + alone
     if pairs and fields.get("label") is not None:
-        found.append("label")
-    if len(found) > 1:
+        ways.append("label")
+    if len(ways) > 1:
         raise ConceptError(
-            f"{place} must give its text in one way ({SHAPES}), got {', '.join(found)}"
+            f"{place} must give its text in one way ({SHAPES}), got {', '.join(ways)}"
         )
-    if not found:
+    if not ways:
         null = next((name for name in (*ALONE, *PAIRS[0], *PAIRS[1]) if name in fields), None)
         if null is not None:
             raise ConceptError(f"{place} must have a text in {null!r}, got null or an empty cell")
@@ -198,12 +198,12 @@ def _given(place: str, fields: Mapping[str, Any]) -> str | tuple[str, str]:
 
 
 def _pair(place: str, fields: Mapping[str, Any], names: tuple[str, str]) -> list[Entry]:
-    said = [_said(place, name, fields.get(name)) for name in names]
+    replies = [_reply(place, name, fields.get(name)) for name in names]
     prompt, group = _prompt(place, fields), _group(place, fields)
-    pair = "\n".join(text for text, _ in said)
+    pair = "\n".join(text for text, _ in replies)
     return [
         Entry(text, asked if prompt is None else prompt, positive, group, pair)
-        for (text, asked), positive in zip(said, (True, False), strict=True)
+        for (text, asked), positive in zip(replies, (True, False), strict=True)
     ]
 
 
@@ -211,7 +211,7 @@ def _entry(place: str, fields: Mapping[str, Any], name: str) -> Entry:
     if name in CHATS:
         text, asked = read_chat(place, name, fields[name])
     elif name in REPLIES:
-        text, asked = _said(place, name, fields[name])
+        text, asked = _reply(place, name, fields[name])
     else:
         text, asked = plain_text(place, fields[name], name), None
     prompt = _prompt(place, fields)
@@ -219,8 +219,8 @@ def _entry(place: str, fields: Mapping[str, Any], name: str) -> Entry:
     return Entry(text, asked if prompt is None else prompt, label, _group(place, fields))
 
 
-def _said(place: str, name: str, value: Any) -> tuple[str, str | None]:
-    """A reply and, where it is a chat, what was said before it."""
+def _reply(place: str, name: str, value: Any) -> tuple[str, str | None]:
+    """A reply and, if it is a chat, the prompt before it."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return read_chat(place, name, value)
     return plain_text(place, value, name), None

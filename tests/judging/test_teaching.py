@@ -24,7 +24,7 @@ from calibrate.judging import choice, panel, teaching
 from calibrate.judging.choice import Lesson, choose_lesson, wants_fetching
 from calibrate.judging.graded_replies import is_built_in
 from calibrate.judging.panel import train_probe
-from calibrate.judging.teaching import MOST, JudgeInputs, own_replies, taught_texts
+from calibrate.judging.teaching import MAX_GRADED, JudgeInputs, own_replies, taught_texts
 from calibrate.texts.concept import Concept, read_concept
 from calibrate.texts.extraction import concept_vectors
 from calibrate.texts.replies import sample_unsteered
@@ -128,7 +128,7 @@ def test_grading_stops_once_the_level_is_known(made):
     sizes = [len(batch) for batch in teacher.asked]
     assert sizes[0] == teaching.FIRST
     assert set(sizes[1:]) <= {teaching.MORE}
-    assert len(texts) == sum(sizes) < min(MOST, len(own_replies(*made)))
+    assert len(texts) == sum(sizes) < min(MAX_GRADED, len(own_replies(*made)))
     assert [one.taught for one in texts] == pytest.approx(Teacher().score(teacher.texts, ""))
 
 
@@ -138,7 +138,7 @@ def test_a_teacher_whose_level_stays_unknown_grades_the_most(made, monkeypatch):
     teacher = Teacher(noise=0.5)
     texts = taught_texts(loaded, material, reader(teacher), settings)
     pool = own_replies(*made)
-    assert len(texts) == len(teacher.texts) == min(MOST, len(pool))
+    assert len(texts) == len(teacher.texts) == min(MAX_GRADED, len(pool))
     assert len(set(teacher.texts)) == len(teacher.texts)
     assert set(teacher.texts) <= {one.text for one in pool}
 
@@ -146,7 +146,7 @@ def test_a_teacher_whose_level_stays_unknown_grades_the_most(made, monkeypatch):
 def test_later_rounds_take_what_the_probe_is_least_sure_of_and_some_by_chance(made, monkeypatch):
     loaded, material, settings = made
     monkeypatch.setattr(teaching, "LEVEL_ERROR", 0.0)
-    monkeypatch.setattr(teaching, "MOST", teaching.FIRST + teaching.MORE)
+    monkeypatch.setattr(teaching, "MAX_GRADED", teaching.FIRST + teaching.MORE)
     teacher = Teacher()
     texts = taught_texts(loaded, material, reader(teacher), settings)
     pool, (first, second) = own_replies(*made), teacher.asked
@@ -262,7 +262,7 @@ def test_the_student_reads_the_study_and_the_teacher_the_final_replies(taught):
     learned = probes.load(directory / "probe").learned
     assert learned == result.probe.learned
     assert (learned.source, learned.teacher) == ("taught", "question:some-model")
-    assert learned.n_texts["teacher"] <= MOST
+    assert learned.n_texts["teacher"] <= MAX_GRADED
     assert learned.n_texts["readers"] == 0
     facts = json.loads((directory / "steering.json").read_text())["measured"]["presence"]["scale"]
     assert (facts["source"], facts["teacher"]) == ("taught", "question:some-model")

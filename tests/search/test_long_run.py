@@ -19,7 +19,7 @@ from calibrate.common.settings import Sampling, Settings
 from calibrate.deploy.verify import check_directory
 from calibrate.engine.generation import completed, sample
 from calibrate.engine.loading import load_model
-from calibrate.judging.loops import LEAST, longest_loop, looped
+from calibrate.judging.loops import MIN_LOOP, longest_loop, looped
 from calibrate.models.prompts import encode_prompt
 from calibrate.models.steering import Steering
 from calibrate.search.budget import VerifiedBudget, verify_long_run
@@ -37,7 +37,7 @@ from probes import Reader
 def in_a_loop(ids, place):
     """Whether some stretch through a place says one group again, tried one by one."""
     for first in range(place + 1):
-        for last in range(max(place + 1, first + LEAST), len(ids) + 1):
+        for last in range(max(place + 1, first + MIN_LOOP), len(ids) + 1):
             stretch = ids[first:last]
             for period in range(1, len(stretch) // 2 + 1):
                 if stretch[period:] == stretch[:-period]:
