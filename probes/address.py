@@ -1,8 +1,8 @@
-"""A chat server at an address, reached by the OpenAI interface, and what is said when it fails.
+"""A chat server reached by the OpenAI interface, and messages for its failures.
 
-Requests that fail because there is no connection, no answer in time or no capacity are tried again,
-each time after a longer pause. The key comes from OPENAI_API_KEY and goes to the server only: no
-message repeats it, nor what a server says about keys.
+Requests that fail for want of a connection, by a timeout or for lack of capacity are retried, each
+time after a longer pause. The key comes from OPENAI_API_KEY and goes to the server only: no message
+repeats it, nor what a server says about keys.
 """
 
 from __future__ import annotations
@@ -18,49 +18,49 @@ from urllib.parse import urlsplit
 from calibrate.common.errors import InputError
 
 NO_KEY = "none"  # sent where there is no key; local servers ignore it
-SHOWN = 120  # characters of what a server said that a message repeats
+SHOWN = 120  # characters of a server's answer that a message repeats
 EXAMPLE = "http://localhost:8080/v1"
 AGAIN = "what it answered so far is kept, so start the same command again once it does"
 
 
 class NoLogProbabilities(Exception):
-    """The server refuses to tell log-probabilities."""
+    """The server refuses to return log-probabilities."""
 
 
 def check_address(url: str | None) -> str:
     """Return the address of a server: `url`, else that in OPENAI_BASE_URL.
 
-    Raises: InputError if there is none, or it is not one, or it holds a secret; or if the client
-        is not installed.
+    Raises: InputError if it is missing, malformed or holds a secret, or if the client is not
+        installed.
     """
-    found = url or os.environ.get("OPENAI_BASE_URL")
-    if not found:
+    address = url or os.environ.get("OPENAI_BASE_URL")
+    if not address:
         raise InputError(
             f"a judge openai:MODEL needs its server's address, and got none; give --judge-url, "
             f"such as {EXAMPLE}, or set OPENAI_BASE_URL"
         )
     try:
-        parts = urlsplit(found)
-        is_one = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
+        parts = urlsplit(address)
+        valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
     except ValueError:
-        is_one = None
-    if is_one and (parts.username or parts.password or parts.query or parts.fragment):
+        valid = None
+    if valid and (parts.username or parts.password or parts.query or parts.fragment):
         raise InputError(
             f"--judge-url must hold nothing secret: no user, password or query, as for "
             f"{parts.hostname}; set OPENAI_API_KEY to the key"
         )
-    if not is_one:
-        raise InputError(f"--judge-url must be an address such as {EXAMPLE}, got {found!r}")
+    if not valid:
+        raise InputError(f"--judge-url must be an address such as {EXAMPLE}, got {address!r}")
     if importlib.util.find_spec("openai") is None:
         raise InputError(
             "asking a server needs its client: pip install 'steering-calibrate[openai]'"
         )
-    return found.rstrip("/")
+    return address.rstrip("/")
 
 
 @contextmanager
 def connected(url: str, model: str, timeout: float, retries: int) -> Iterator[Server]:
-    """Reach a model at an address inside the `with`; several threads may."""
+    """Connect to a model at an address inside the `with`; threads may share it."""
     from openai import OpenAI
 
     key = os.environ.get("OPENAI_API_KEY") or NO_KEY
@@ -72,7 +72,7 @@ def connected(url: str, model: str, timeout: float, retries: int) -> Iterator[Se
 class Server:
     """A model at an address.
 
-    timeout: seconds for one answer. retries: of one request. client: reaches it.
+    timeout: seconds for one answer. retries: of one request. client: of the OpenAI package.
     """
 
     url: str
@@ -82,10 +82,9 @@ class Server:
     client: Any = field(repr=False)
 
     def reply(self, prompt: str, max_tokens: int, top_logprobs: int = 0) -> Any:
-        """Return the choice with which the model replies, greedily.
+        """Return the model's greedy reply, a `choice` of the interface.
 
-        Raises: NoLogProbabilities if those are what the server refuses; InputError for whatever
-            else goes wrong.
+        Raises: NoLogProbabilities if the server refuses those; InputError for any other failure.
         """
         import openai
 
@@ -116,7 +115,7 @@ class Server:
             ) from None
 
     def _why(self, error: Exception) -> str:
-        """What went wrong, and the way out, in one line."""
+        """The failure and the way out, on one line."""
         import openai
 
         tries = f"{self.retries + 1} tries"
@@ -139,11 +138,11 @@ class Server:
             return f"{self.url} has no room for more requests (429, {tries}); {AGAIN}"
         if status is not None and status >= 500:
             return f"{self.url} fails ({status}, {tries}); look at its log; {AGAIN}"
-        said = self._said(error)
+        said = self._excerpt(error)
         return f"{self.url} does not take the question ({said}); name another model or server"
 
-    def _said(self, error: Exception) -> str:
-        """The beginning of a server's message, which may repeat what it was sent."""
-        said = " ".join(str(error).split())
+    def _excerpt(self, error: Exception) -> str:
+        """The beginning of a server's message, without the key, which it may repeat."""
+        message = " ".join(str(error).split())
         key = os.environ.get("OPENAI_API_KEY")
-        return (said.replace(key, "…") if key else said)[:SHOWN]
+        return (message.replace(key, "…") if key else message)[:SHOWN]

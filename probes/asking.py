@@ -1,8 +1,8 @@
-"""What all judges that are asked have in common: the question, and how its answer is read.
+"""What all asked judges share: the question, and how its answer is read.
 
-The question holds the text, at its beginning. P(yes) is read from the log-probabilities of the next
-token. "Yes" and "no" count in upper and lower case, with or without a space before; tokens that are
-neither are left out, so that P(yes) + P(no) = 1.
+The question begins with the text. P(yes) is read from the log-probabilities of the next token.
+"Yes" and "no" count in any case, with or without a space before; other tokens are left out, so that
+P(yes) + P(no) = 1.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ QUESTION = """Text:
 
 Does this text express {concept}? Answer with yes or no."""
 PLACES = {"text", "concept"}
-FEW = 3  # answers that are neither yes nor no; so many, and none else, are nonsense
+MIN_UNCLEAR = 3  # answers, all neither yes nor no, from which a judge is refused
 SHOWN = 40  # characters of an answer that a message repeats
 
-Answer = float | str  # P(yes), or what was said instead
+Answer = float | str  # P(yes), or an answer that is neither yes nor no
 
 
 class Asked:
-    """A judge that is asked one question a text.
+    """A judge that is asked one question per text.
 
     identity: who answers; the same identity gives the same answers to the same prompts.
     question: has places for {text} and {concept}.
@@ -59,18 +59,18 @@ def asked_about(question: str, texts: Sequence[str], concept: str) -> list[str]:
 
 
 def check_question(question: str) -> str:
-    """Return a question that has its two places and no others, or raise InputError."""
+    """Return a question that has exactly its two places, or raise InputError."""
     try:
         places = {name for _, name, _, _ in Formatter().parse(question) if name is not None}
         if places == PLACES:
             question.format(text="", concept="")
             return question
-        found = ", ".join(f"{{{name}}}" for name in sorted(places)) or "none"
+        got = ", ".join(f"{{{name}}}" for name in sorted(places)) or "none"
     except (ValueError, LookupError, AttributeError) as error:
-        found = str(error)
+        got = str(error)
     raise InputError(
         "the judge's question must have the places {text} and {concept} and no others, got "
-        f"{found}; write a brace that is meant as {{{{ or }}}}"
+        f"{got}; write a brace that is meant as {{{{ or }}}}"
     )
 
 
@@ -97,7 +97,7 @@ def first_word(answer: str) -> str:
 def settled(answers: Iterable[tuple[int, Answer]], judge: str) -> Iterator[tuple[int, float]]:
     """Yield answers as they come; then those that are neither yes nor no, which count as no.
 
-    Raises: InputError if there are FEW of these or more, and nothing else.
+    Raises: InputError if there are MIN_UNCLEAR of these or more, and no others.
     """
     neither: dict[int, str] = {}
     understood = 0
@@ -110,7 +110,7 @@ def settled(answers: Iterable[tuple[int, Answer]], judge: str) -> Iterator[tuple
     if not neither:
         return
     example = next(iter(neither.values()))[:SHOWN]
-    if not understood and len(neither) >= FEW:
+    if not understood and len(neither) >= MIN_UNCLEAR:
         raise InputError(
             f"judge {judge} must answer yes or no, got answers such as {example!r}; name an "
             "instruct model that does not think first, or ask otherwise with --judge-question"

@@ -26,7 +26,7 @@ Featurise = Callable[[Sequence[str]], np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class TextClassifier:
-    """Features of a text, and a calibrated read-out of them."""
+    """A calibrated read-out of a text's features."""
 
     featurise: Featurise
     readout: Readout
@@ -40,8 +40,8 @@ def fit_embedding(examples: Sequence[Example], model: str | None = None) -> Text
     """Fit a judge that reads a sentence embedding, by logistic regression on written texts.
 
     model: what sentence-transformers loads, a directory or a hub id; None for all-MiniLM-L6-v2,
-        which needs no package beside.
-    Raises: InputError if sentence-transformers is wanted and not installed, or cannot load the
+        which needs no further package.
+    Raises: InputError if sentence-transformers is needed and not installed, or cannot load the
         model; ModelError if all-MiniLM-L6-v2 cannot be fetched.
     """
     featurise = _encoder(model)
@@ -50,15 +50,15 @@ def fit_embedding(examples: Sequence[Example], model: str | None = None) -> Text
 
 
 def fit_graded_embedding(texts: Sequence[GradedText], model: str | None = None) -> TextClassifier:
-    """Fit a judge that reads a sentence embedding as a probe is fitted (`probes.student`).
+    """Fit a judge that reads a sentence embedding, as `probes.student` fits a probe.
 
     texts: that readers graded. model, Raises: as `fit_embedding`.
     """
     featurise = _encoder(model)
-    features = featurise([one.text for one in texts])
-    groups = [one.group for one in texts]
+    features = featurise([text.text for text in texts])
+    groups = [text.group for text in texts]
     ridge = fit_ridge(features, targets(texts), groups, np.ones(len(texts)))
-    scale = fit_platt(ridge.out_of_fold, np.array([one.says_yes for one in texts])) or Scale()
+    scale = fit_platt(ridge.out_of_fold, np.array([text.says_yes for text in texts])) or Scale()
     readout = Readout(scale.slope * ridge.weights, scale.slope * ridge.bias + scale.offset)
     return TextClassifier(featurise, readout)
 

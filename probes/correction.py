@@ -1,9 +1,9 @@
-"""How people's grades correct a probe's scale: a Platt map, shrunken towards no correction.
+"""Correct a probe's scale by people's grades: a Platt map, shrunk towards no correction.
 
     log-odds of people saying yes = slope · (log-odds of the probe) + offset,    slope > 0
 
-Replies are ranked as before (Platt 1999). log slope and offset have normal priors around 0, so that
-few grades cannot move them far. Nothing, the offset alone, or both are corrected, whichever
+The ranking of replies stays the same (Platt 1999). log slope and offset have normal priors around
+0, so that few grades cannot move them far. Neither, the offset alone, or both are fitted, whichever
 predicts the grades of left-out prompts best.
 """
 
@@ -17,9 +17,9 @@ from scipy.optimize import minimize
 
 from probes.scale import AS_FITTED, Scale, log_odds
 
-SLOPE_SPREAD = 0.5  # standard deviation of log slope, beforehand
-OFFSET_SPREAD = 2.0  # and of the offset
-CERTAIN = 1e-6  # probabilities this near to 0 and 1 count as no nearer
+SLOPE_SPREAD = 0.5  # prior standard deviation of log slope
+OFFSET_SPREAD = 2.0  # and of offset
+CERTAIN = 1e-6  # probabilities are clipped this far from 0 and 1
 
 Method = Literal["unchanged", "offset", "slope and offset"]
 METHODS: tuple[Method, ...] = ("unchanged", "offset", "slope and offset")
@@ -52,16 +52,16 @@ def fit_correction(scores: np.ndarray, graded: np.ndarray) -> FittedScale:
 
 
 def _left_out_loss(method: Method, fitted: np.ndarray, graded: np.ndarray) -> float:
-    kept = ~np.eye(len(graded), dtype=bool)
+    others = ~np.eye(len(graded), dtype=bool)
     losses = [
-        _loss(_fit(method, fitted[rest].ravel(), graded[rest].ravel()), fitted[at], graded[at])
-        for at, rest in enumerate(kept)
+        _loss(_fit(method, fitted[rest].ravel(), graded[rest].ravel()), fitted[row], graded[row])
+        for row, rest in enumerate(others)
     ]
     return float(np.mean(losses))
 
 
 def _fit(method: Method, fitted: np.ndarray, graded: np.ndarray) -> Scale:
-    """The likeliest scale, given what is assumed beforehand."""
+    """The scale of the highest posterior probability."""
     if method == "unchanged":
         return AS_FITTED
 

@@ -11,12 +11,12 @@ import torch
 from calibrate.common.errors import ModelError
 from calibrate.models.quiet import quiet_transformers
 
-LONGEST = 256  # tokens that are read, as it was trained
+LONGEST = 256  # tokens of a text, as in its training
 BATCH = 32
 
 
 class SentenceEncoder:
-    """Reads texts into vectors, (n_texts, 384), whose dot products say how alike they are."""
+    """Reads texts into vectors, (n_texts, 384), whose dot products are similarities."""
 
     def __init__(self, directory: Path) -> None:
         from transformers import AutoModel, AutoTokenizer

@@ -11,7 +11,7 @@ class Example:
 
     text: what is read. positive: whether it expresses the concept.
     group: examples of one group (a prompt, a matched pair) share a cross-validation fold.
-    bare: whether it replies to nothing.
+    bare: whether it has no prompt.
     """
 
     text: str

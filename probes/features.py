@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from calibrate.engine.pooling import pooled_residuals
+from calibrate.models.model import LoadedModel
 from calibrate.models.prompts import encode_text
-
-if TYPE_CHECKING:
-    from calibrate.models.model import LoadedModel
 
 
 def text_features(model: LoadedModel, texts: Sequence[str], layers: Sequence[int]) -> np.ndarray:
     """Return the mean residual of every text after each of `layers`, in ascending order.
 
-    A reply is read on its own, without its prompt: the concept must be in what was said, not in
-    what was asked. An empty text has the feature 0.
+    A reply is read on its own, without its prompt: the concept must be in the reply, not in
+    the question. The features of an empty text are 0.
 
     Returns: float32 array of shape (n_layers, n_texts, hidden_size).
     """

@@ -1,9 +1,9 @@
 """Fit a probe on written texts alone, where there are no graded replies.
 
-The probe learns from texts that people wrote, and reads a model's replies, which differ from them
-in more than the concept. So the features of both are centred, each on its own mean. Written texts
-then do not tell from which score on a reader says yes; the scale comes from how such probes of the
-built-in concepts score graded replies.
+The probe learns from texts that people wrote, and reads a model's replies, which differ in more
+than the concept. So the features of each are centred on their own mean. Written texts then cannot give
+the score from which a reader says yes; the scale comes from how such probes of the built-in
+concepts score graded replies.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.stats import mannwhitneyu
 
 from calibrate.common.alike import near_copies
 from calibrate.common.errors import InputError
-from calibrate.models.model import preserving_model_state
+from calibrate.models.model import LoadedModel, preserving_model_state
 from probes.examples import Example
 from probes.features import text_features
 from probes.probe import Learned, Probe
@@ -26,9 +25,6 @@ from probes.quality import quality
 from probes.ridge import fit_ridge
 from probes.scale import Scale
 from probes.student import probe_layers
-
-if TYPE_CHECKING:
-    from calibrate.models.model import LoadedModel
 
 
 def fit_written_probe(
@@ -41,9 +37,9 @@ def fit_written_probe(
 ) -> Probe:
     """Fit a probe on written `examples`, and test it on `held_out` ones.
 
-    replies: of the model, plain; nothing is assumed of what they express. scale: what a score, in
-    standard deviations of plain replies from their mean, says of a reader's yes.
-    Texts that are near copies of each other share a group.
+    replies: of the model, unsteered; they need no labels. scale: from a score, in standard
+    deviations of plain replies from their mean, to a reader's yes.
+    Near copies share a group.
     Raises: InputError if held-out texts are near copies of those it is fitted on.
     """
     examples, held_out = _grouped(examples, held_out)
@@ -57,8 +53,7 @@ def fit_written_probe(
     ridge = fit_ridge(
         fitting - _mean(fitting, signs), signs, [one.group for one in examples], _balanced(signs)
     )
-    of_own = (own - own.mean(axis=0)) @ ridge.weights
-    unit = float(of_own.std()) + 1e-9
+    unit = float(((own - own.mean(axis=0)) @ ridge.weights).std()) + 1e-9
     tested = (testing - _mean(fitting, signs)) @ ridge.weights / unit
     labels = [one.positive for one in held_out]
     return Probe(
@@ -82,13 +77,13 @@ def fit_written_probe(
 
 
 def _mean(features: np.ndarray, signs: np.ndarray) -> np.ndarray:
-    """The mean of written texts, either label counting the same."""
+    """The mean of written texts, with equal weight for both labels."""
     middle: np.ndarray = np.average(features, axis=0, weights=_balanced(signs))
     return middle
 
 
 def _balanced(signs: np.ndarray) -> np.ndarray:
-    """Weights by which either label counts the same, mean 1."""
+    """Weights of mean 1 that give both labels equal weight."""
     counts = {sign: (signs == sign).sum() for sign in (-1.0, 1.0)}
     return np.array([len(signs) / 2 / counts[sign] for sign in signs])
 
@@ -96,13 +91,13 @@ def _balanced(signs: np.ndarray) -> np.ndarray:
 def _grouped(
     examples: Sequence[Example], held_out: Sequence[Example]
 ) -> tuple[list[Example], list[Example]]:
-    """Join the groups of near copies."""
+    """Merge the groups of near copies."""
     written = [*examples, *held_out]
     old = [example.group for example in written]
     joined: dict[int, str] = {}
     new: dict[str, str] = {}
-    for was, number in zip(old, near_copies([one.text for one in written], old), strict=True):
-        new[was] = joined.setdefault(number, was)
+    for group, number in zip(old, near_copies([one.text for one in written], old), strict=True):
+        new[group] = joined.setdefault(number, group)
     fitted, tested = (
         [replace(one, group=new[one.group]) for one in part] for part in (examples, held_out)
     )
@@ -116,15 +111,15 @@ def _grouped(
 
 
 def _p_value(examples: Sequence[Example], scores: np.ndarray) -> float:
-    """Of positives scoring above negatives by chance.
+    """The p-value of positives scoring above negatives by chance.
 
-    Texts of one group are not independent: each group counts once a label, by its mean score.
+    Texts of one group are not independent: each group counts once per label, by its mean score.
     """
     of_group: dict[tuple[bool, str], list[float]] = {}
     for example, score in zip(examples, scores, strict=True):
         of_group.setdefault((example.positive, example.group), []).append(float(score))
     up, down = (
-        [np.mean(found) for (positive, _), found in of_group.items() if positive is label]
+        [np.mean(values) for (positive, _), values in of_group.items() if positive is label]
         for label in (True, False)
     )
     if not up or not down:

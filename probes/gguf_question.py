@@ -1,8 +1,8 @@
 """The yes/no judge on a GGUF file, run by llama.cpp inside this process.
 
-llama.cpp uses four-bit weights without converting them, loads them in about a second, and keeps the
-beginning that prompts share, so that only the rest is computed. Of the Python wheel (xllamacpp) the
-server is used, but not over a network: it listens on this machine only, with a random key.
+llama.cpp uses four-bit weights without converting them, loads them in about a second, and caches
+the prefix that prompts share, so that only the rest is computed. The Python wheel (xllamacpp) runs
+its server, which listens on this machine only, with a random key.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ QUIET = -1  # below llama.cpp's least verbose level
 
 @dataclass(frozen=True, eq=False)
 class GgufQuestion(Asked):
-    """Asks a GGUF model through llama.cpp; it is loaded with the first question.
+    """Asks a GGUF model through llama.cpp, which loads it at the first question.
 
     question: has places for {text} and {concept}. context: tokens of a prompt at most.
     """
@@ -63,13 +63,13 @@ class GgufQuestion(Asked):
             "cache_prompt": True,
             "chat_template_kwargs": {"enable_thinking": False},
         }
-        said = self._server.handle_chat_completions(request)
-        if "error" in said:
+        reply = self._server.handle_chat_completions(request)
+        if "error" in reply:
             raise InputError(
                 f"judge {self.path} must answer a prompt of at most {self.context} tokens, got "
-                f"{said['error']['message']!r}; have shorter replies, or name another judge"
+                f"{reply['error']['message']!r}; have shorter replies, or name another judge"
             )
-        likely = said["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        likely = reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         score = probability_of_yes((one["token"], one["logprob"]) for one in likely)
         return str(likely[0]["token"]) if score is None else score
 

@@ -1,7 +1,7 @@
-"""Replies with grades: what a probe learns from, and what judges are held against.
+"""Replies with grades, to train probes and to validate judges.
 
 Readers grade 0, 1 or 2: a text does not express the concept, does somewhat, or clearly does. A
-teacher, a stronger model that is asked, gives the probability that it does at least somewhat.
+teacher, a stronger model, gives the probability that it does at least somewhat.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ NOT, SOMEWHAT, CLEARLY = 0.0, 1.0, 2.0
 
 @dataclass(frozen=True)
 class GradedText:
-    """One text, with what readers or a teacher say of it.
+    """One text with the grades of readers or of a teacher.
 
     grade: from 0 to 2, how clearly it expresses the concept to a reader, or the mean of several.
-    second: the grade of a second reader. taught: the teacher's probability. None for none.
-    group: texts of one group, such as a prompt's replies, are resampled together and never torn
-    apart; "" for a text that stands alone. condition: where it comes from, or "".
+    second: the grade of a second reader. taught: the teacher's probability. None if missing.
+    group: texts of one group, such as a prompt's replies, are resampled together and share a
+    fold; "" for a text that stands alone. condition: where it comes from, or "".
     """
 
     text: str
@@ -34,7 +34,7 @@ class GradedText:
     taught: float | None = None
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a grade or a probability that is none."""
+        """Raise ValueError for a grade or a probability out of range."""
         if self.grade is not None and not NOT <= self.grade <= CLEARLY:
             raise ValueError(f"a grade must be from 0 to 2, got {self.grade!r}")
         if self.taught is not None and not 0 <= self.taught <= 1:
@@ -47,8 +47,8 @@ class GradedText:
 
 
 def graded_lines(texts: Iterable[GradedText]) -> str:
-    """One JSON object a line, without what is not there."""
-    rows = ({k: v for k, v in asdict(one).items() if v not in (None, "")} for one in texts)
+    """One JSON object per line, without missing fields."""
+    rows = ({k: v for k, v in asdict(text).items() if v not in (None, "")} for text in texts)
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 

@@ -1,9 +1,9 @@
-"""What a judge of presence is, and the names of judges.
+"""The protocol of a judge of presence, and the names of judges.
 
 A judge is anything with `score(texts, concept) -> probabilities`. By name:
 
     auto                 a probe of the steered model (`calibrate.judging`)
-    question[:MODEL]     an instruct model that is asked yes or no (`calibrate.asked`)
+    question[:MODEL]     an instruct model that is asked yes or no (`calibrate.judging.asked`)
     openai:MODEL         a model on a server, asked the same (`probes.openai_question`)
     embedding[:MODEL]    a classifier of sentence embeddings (`probes.classifier`)
     module:function      your own `function(texts, concept)`
@@ -22,9 +22,9 @@ from calibrate.common.errors import CalibrateError, InputError, did_you_mean
 from probes.scale import Scale, log_odds
 
 NAMED = ("auto", "question", "openai", "embedding")
-CERTAIN = 1e-4  # a probability is no nearer to 0 or 1
+CERTAIN = 1e-4  # probabilities are clipped this far from 0 and 1
 ALIKE = 1e-3  # probabilities that differ by no more do not tell texts apart
-SHOWN = 80  # characters of what a judge said that a message repeats
+SHOWN = 80  # characters of a judge's answer that a message repeats
 JudgeFunction = Callable[[Sequence[str], str], Any]
 
 
@@ -43,13 +43,13 @@ class FunctionJudge:
     function: JudgeFunction
 
     def score(self, texts: Sequence[str], concept: str) -> np.ndarray:
-        """Return what the function says, whatever that is: a Reader checks it."""
+        """Return the function's result unchecked: a Reader checks it."""
         return np.asarray(self.function(texts, concept))
 
 
 @dataclass(frozen=True, eq=False)
 class ScaledJudge:
-    """A judge whose log-odds were held against readers, and are put on their scale."""
+    """A judge whose log-odds are mapped to the scale of readers."""
 
     judge: Judge
     scale: Scale
@@ -61,7 +61,7 @@ class ScaledJudge:
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """A judge with the concept it looks for, whose every answer is checked.
+    """A judge with the concept it looks for; every answer is checked.
 
     name: the judge's, for the artefact.
     """
@@ -73,12 +73,12 @@ class Reader:
     def read(self, texts: Sequence[str]) -> np.ndarray:
         """Return the probability that each text expresses the concept; an empty text has 0.
 
-        Raises: InputError if the judge fails, or does not answer with one probability a text.
+        Raises: InputError if the judge fails, or does not return one probability per text.
         """
-        said = [index for index, text in enumerate(texts) if text.strip()]
+        spoken = [index for index, text in enumerate(texts) if text.strip()]
         scores = np.zeros(len(texts))
-        if said:
-            scores[said] = self._answers([texts[index] for index in said])
+        if spoken:
+            scores[spoken] = self._answers([texts[index] for index in spoken])
         return scores
 
     def clear(self, scores: np.ndarray) -> np.ndarray | None:
@@ -86,8 +86,8 @@ class Reader:
 
         None where the judge cannot tell somewhat from clearly.
         """
-        tell = getattr(self.judge, "clear", None)
-        return None if tell is None else tell(scores)
+        clear = getattr(self.judge, "clear", None)
+        return None if clear is None else clear(scores)
 
     def _answers(self, texts: Sequence[str]) -> np.ndarray:
         try:
@@ -113,14 +113,14 @@ class Reader:
         return answers.astype(float)
 
     def require_distinctions(self, *texts: Sequence[str]) -> None:
-        """Make sure that the judge tells some texts apart.
+        """Check that the judge tells some texts apart.
 
-        texts: sets of texts, of which the later ones are read only if all before are read alike.
+        texts: sets of texts; later ones are read only if all earlier ones score alike.
         Raises: InputError if all scores are alike.
         """
         scores: list[float] = []
-        for some in texts:
-            scores += self.read([text for text in some if text.strip()]).tolist()
+        for part in texts:
+            scores += self.read([text for text in part if text.strip()]).tolist()
             if scores and max(scores) - min(scores) > ALIKE:
                 return
         if not scores:
@@ -145,14 +145,14 @@ def judge_function(name: str) -> FunctionJudge:
             f"{did_you_mean(name, NAMED)}"
         )
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise InputError(
             f"judge {name!r} must be a function that can be imported, got: {error}"
         ) from error
-    if not callable(found):
-        raise InputError(f"judge {name!r} must be a function, got {type(found).__name__}")
-    return FunctionJudge(found)
+    if not callable(function):
+        raise InputError(f"judge {name!r} must be a function, got {type(function).__name__}")
+    return FunctionJudge(function)
 
 
 def _described(answers: np.ndarray) -> str:

@@ -1,20 +1,17 @@
-"""A probe that learned from graded texts: those of readers, a teacher's, or both."""
+"""Fit a probe on texts graded by readers, by a teacher, or by both."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from calibrate.common.errors import InputError
+from calibrate.models.model import LoadedModel
 from probes.graded import GradedText
 from probes.probe import Learned, Probe
 from probes.quality import Quality, quality
 from probes.student import Student, fit_student, probe_layers, read_features
-
-if TYPE_CHECKING:
-    from calibrate.models.model import LoadedModel
 
 
 def learn_probe(
@@ -25,14 +22,14 @@ def learn_probe(
 ) -> Probe:
     """Fit a probe of a model on graded texts.
 
-    teacher: its name, where one graded.
+    teacher: its name, if one graded.
     Raises: InputError if all texts have the same grade.
 
     >>> probe = learn_probe("joy", graded_replies("joy"), load_model("smollm2"))  # doctest: +SKIP
     """
     layers = probe_layers(model.num_layers)
     student = fit_student(texts, read_features(model, texts), layers)
-    by_readers = any(one.grade is not None for one in texts)
+    by_readers = any(text.grade is not None for text in texts)
     return Probe(
         concept=concept,
         layers=layers,
@@ -45,8 +42,8 @@ def learn_probe(
             source="graded" if by_readers else "taught",
             teacher=teacher,
             n_texts={
-                "readers": sum(one.grade is not None for one in texts),
-                "teacher": sum(one.taught is not None for one in texts),
+                "readers": sum(text.grade is not None for text in texts),
+                "teacher": sum(text.taught is not None for text in texts),
             },
             quality=_quality(texts, student),
         ),
@@ -54,13 +51,13 @@ def learn_probe(
 
 
 def _quality(texts: Sequence[GradedText], student: Student) -> Quality:
-    """Out of fold, against the readers' yes where they graded, else against the teacher's."""
-    rows = [row for row, one in enumerate(texts) if one.grade is not None] or range(len(texts))
+    """Quality out of fold, against readers' grades if there are any, else the teacher's."""
+    rows = [row for row, text in enumerate(texts) if text.grade is not None] or range(len(texts))
     labels = [texts[row].says_yes for row in rows]
     if len(set(labels)) < 2:
-        said = "yes" if labels[0] else "no"
+        answer = "yes" if labels[0] else "no"
         raise InputError(
-            f"graded texts must differ, but the grader says {said} to all {len(labels)}; name "
+            f"graded texts must differ, but the grader says {answer} to all {len(labels)}; name "
             "another --teacher, or describe the concept in other words"
         )
     probabilities = student.yes(student.scores[list(rows)])

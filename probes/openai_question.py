@@ -20,13 +20,13 @@ from probes.asking import QUESTION, Answer, Asked, first_word, probability_of_ye
 AT_ONCE = 8  # questions in flight
 TIMEOUT = 60.0  # seconds
 RETRIES = 4  # after half a second, 1, 2 and 4 seconds
-LIKELY = 20  # next tokens asked for; OpenAI tells no more
-WORDS = 8  # tokens of an answer that is read as a word
+LIKELY = 20  # next tokens requested, as many as OpenAI returns
+WORDS = 8  # tokens of an answer whose first word is read
 
 
 @dataclass(frozen=True, eq=False)
 class OpenAIQuestion(Asked):
-    """Asks a model that a server has.
+    """Asks a model on a server.
 
     url: of the interface, as a rule ending in /v1. question: has places for {text} and {concept}.
     at_once: questions in flight. timeout: seconds for one answer. retries: of one question.
@@ -48,8 +48,8 @@ class OpenAIQuestion(Asked):
     def answers(self, prompts: Sequence[str]) -> Iterator[tuple[int, float]]:
         """Yield each prompt's index and P(yes), as the answers come.
 
-        Raises: InputError if the server fails, after everything it did answer was yielded; or if
-            it answers neither yes nor no.
+        Raises: InputError if the server fails, after all answers it gave were yielded; or if it
+            answers neither yes nor no.
         """
         return settled(self._as_they_come(prompts), f"openai:{self.model}")
 
@@ -61,13 +61,13 @@ class OpenAIQuestion(Asked):
         ):
             asked = {pool.submit(self._ask, server, one): i for i, one in enumerate(prompts)}
             try:
-                for done in as_completed(asked):
-                    if done.cancelled():
+                for future in as_completed(asked):
+                    if future.cancelled():
                         continue
-                    if done.exception() is None:
-                        yield asked[done], done.result()
+                    if future.exception() is None:
+                        yield asked[future], future.result()
                         continue
-                    failure = failure or done.exception()
+                    failure = failure or future.exception()
                     for other in asked:
                         other.cancel()
             finally:
@@ -93,7 +93,7 @@ class OpenAIQuestion(Asked):
         return float(word == "yes")
 
     def _by_first_token(self, server: Server, prompt: str) -> Answer | None:
-        """P(yes), or the answer if it is neither; None if log-probabilities are not told."""
+        """P(yes), or the answer if it is neither; None without log-probabilities."""
         try:
             choice: Any = server.reply(prompt, 1, LIKELY)
             likely = [(one.token, one.logprob) for one in choice.logprobs.content[0].top_logprobs]

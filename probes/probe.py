@@ -3,8 +3,8 @@
     P(a reader says yes) = sigmoid(slope · (Σ over blocks of w · x + b) + offset)
 
 w and b include the standardisation of features and the scale that was fitted; slope and offset are
-1 and 0 until a user's own grades correct them. Nothing else is needed to use a probe. It is two
-files, `probe.json` and `probe.safetensors`; nothing is ever unpickled.
+1 and 0 until a user's own grades correct them. A probe is saved as two files, `probe.json` and
+`probe.safetensors`; nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from safetensors import SafetensorError
@@ -23,25 +23,22 @@ from calibrate.common.errors import ArtefactError
 from calibrate.common.estimate import Interval
 from calibrate.common.files import write_together
 from calibrate.common.marks import facts_in
-from calibrate.models.model import preserving_model_state
+from calibrate.models.model import LoadedModel, preserving_model_state
 from probes.features import text_features
 from probes.quality import Quality
 from probes.scale import AS_FITTED, Scale, log_odds
 
-if TYPE_CHECKING:
-    from calibrate.models.model import LoadedModel
-
 FACTS_FILE, WEIGHTS_FILE = "probe.json", "probe.safetensors"
 FORMAT, VERSION = "steering-probe", 4
 
-CERTAIN = 1e-12  # a probability is no nearer to 0 or 1
+CERTAIN = 1e-12  # probabilities are clipped this far from 0 and 1
 
 Source = Literal["graded", "taught", "written"]
 
 
 @dataclass(frozen=True)
 class Learned:
-    """What a probe learned from, and how well it reads text that it was not fitted on.
+    """What a probe learned from, and its quality on texts it was not fitted on.
 
     source: "graded", replies that readers graded and that come with the concept; "taught", the
         model's own replies, graded by a teacher; "written", texts of either label alone.
@@ -64,7 +61,7 @@ class Probe:
 
     concept: its name. layers: 0-based blocks whose output is read, ascending.
     weights: float32 array of shape (n_layers, hidden_size); bias: float.
-    clearly: what the log-odds, as fitted, say of a clear yes; None where that is not known.
+    clearly: scale from the log-odds, as fitted, to a clear yes; None if unknown.
     model_id, tokenizer_sha256: the model that reads.
     scale: how a user's grades correct the log-odds; weights and bias stay as fitted.
     """
@@ -99,9 +96,8 @@ class Probe:
         """Return the probability of a clear yes for texts of these scores; None if not known."""
         if self.clearly is None:
             return None
-        said = scores > 0  # an empty text is not
-        fitted = self.scale.inverse(log_odds(scores, CERTAIN))
-        return np.where(said, self.clearly(fitted), 0.0)
+        fitted = self.scale.inverse(log_odds(scores, CERTAIN))  # 0 is the score of an empty text
+        return np.where(scores > 0, self.clearly(fitted), 0.0)
 
     @property
     def as_fitted(self) -> Probe:
@@ -113,7 +109,7 @@ class Probe:
         return self if scale == self.scale else replace(self, scale=scale)
 
     def on(self, model: LoadedModel) -> ProbeJudge:
-        """Return the judge that is this probe, reading with a model."""
+        """Return this probe as a judge that reads with a model."""
         return ProbeJudge(self, model)
 
     def files(self) -> dict[str, bytes]:
@@ -150,10 +146,10 @@ def load(directory: str | Path) -> Probe:
         raise ArtefactError(
             f"{folder} must hold a probe, but it cannot be read: {error}"
         ) from error
-    found = (facts.pop("format", None), facts.pop("version", None))
-    if found != (FORMAT, VERSION):
+    name, version = facts.pop("format", None), facts.pop("version", None)
+    if (name, version) != (FORMAT, VERSION):
         raise ArtefactError(
-            f"{folder} must hold a {FORMAT} of version {VERSION}, got {found[0]} {found[1]}; "
+            f"{folder} must hold a {FORMAT} of version {VERSION}, got {name} {version}; "
             "calibrate again, or use the release that wrote it"
         )
     try:
@@ -190,4 +186,4 @@ class ProbeJudge:
 def _as_quality(facts: dict[str, Any]) -> Quality:
     facts = dict(facts)
     n = facts.pop("n")
-    return Quality(n=n, **{name: Interval(**one) for name, one in facts.items()})
+    return Quality(n=n, **{name: Interval(**interval) for name, interval in facts.items()})

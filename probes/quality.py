@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -31,54 +31,45 @@ class Quality:
 
 @dataclass(frozen=True, eq=False)
 class Resampling:
-    """Texts drawn again, group by group, from which intervals come.
+    """A bootstrap over groups of texts, for intervals.
 
-    weights: array of shape (n_texts,), how much each text counts. drawn: array of shape
-    (n_draws, n_texts), the same, times how often its group was drawn.
+    drawn: array of shape (n_draws, n_texts), how often each text's group was drawn.
     """
 
-    weights: np.ndarray
     drawn: np.ndarray
 
     def having(self, label: np.ndarray) -> Resampling:
-        """The draws with texts of this label, bool (n_texts,), and with others."""
-        having, all_of_it = (self.drawn * label).sum(axis=1), self.drawn.sum(axis=1)
-        return replace(self, drawn=self.drawn[(having > 0) & (having < all_of_it)])
+        """Only the draws that have texts both with and without a label, bool (n_texts,)."""
+        having, total = (self.drawn * label).sum(axis=1), self.drawn.sum(axis=1)
+        return Resampling(self.drawn[(having > 0) & (having < total)])
 
     def interval(self, measure: Callable[[np.ndarray], float]) -> Interval:
-        """A measure of the texts, given how much each counts, with a 95 % interval."""
-        values = [measure(one) for one in self.drawn]
+        """A measure of the texts, a function of their weights, with a 95 % interval."""
+        values = [measure(weights) for weights in self.drawn]
         low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-        return Interval(measure(self.weights), float(low), float(high))
+        return Interval(measure(np.ones(self.drawn.shape[1])), float(low), float(high))
 
 
-def resample(groups: Sequence[str], weights: np.ndarray | None = None) -> Resampling:
-    """Draw groups of texts again and again, always the same ones for the same groups.
+def resample(groups: Sequence[str]) -> Resampling:
+    """Draw groups of texts with replacement, always the same draws for the same groups.
 
-    groups: texts of one group are drawn together; where there is one group only, texts are drawn
-    each by itself. weights: how much each text counts; alike if None.
+    groups: texts of one group are drawn together; if there is only one, texts are drawn singly.
     """
-    weights = np.ones(len(groups)) if weights is None else weights
     names, member = np.unique(np.asarray(groups), return_inverse=True)
     if len(names) == 1:
         names, member = member, np.arange(len(groups))
     rng = np.random.default_rng(0)
     draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
-    return Resampling(weights, weights * draws[:, member])
+    return Resampling(draws[:, member].astype(float))
 
 
-def quality(
-    probabilities: np.ndarray,
-    labels: Sequence[bool],
-    groups: Sequence[str],
-    weights: np.ndarray | None = None,
-) -> Quality:
+def quality(probabilities: np.ndarray, labels: Sequence[bool], groups: Sequence[str]) -> Quality:
     """Measure the quality of probabilities, with intervals from resampled groups.
 
-    labels must hold both kinds. groups, weights: as `resample` takes them.
+    labels must hold both kinds. groups: as for `resample`.
     """
     truth = np.asarray(labels, dtype=float)
-    resampling = resample(groups, weights).having(truth)
+    resampling = resample(groups).having(truth)
     auc, brier, error = (
         resampling.interval(partial(measure, probabilities, truth))
         for measure in (area_under_curve, brier_score, calibration_error)
@@ -87,7 +78,7 @@ def quality(
 
 
 def area_under_curve(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> float:
-    """Return how often a text of the label scores above one without; ties count half."""
+    """Return how often a text with the label outscores one without; ties count half."""
     _, rank = np.unique(scores, return_inverse=True)
     having, others = np.bincount(rank, weights * truth), np.bincount(rank, weights * (1 - truth))
     below = np.cumsum(others) - others / 2

@@ -1,33 +1,29 @@
 """The yes/no judge: an instruct model is asked whether a text expresses the concept.
 
-The answer is read from the next-token log-probabilities of "yes" and "no", in whatever case and
-with or without a space before; nothing is generated and nothing parsed. A model that thinks first
-is asked to answer after an empty thought.
+The answer is read from the next-token log-probabilities of "yes" and "no", in any case and with
+or without a space before; nothing is generated or parsed. A model that thinks first answers after
+an empty thought.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from calibrate.common.errors import InputError
 from calibrate.engine.forward import final_hidden
-from calibrate.models.model import preserving_model_state
+from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.models.prompts import encode_reply
 from calibrate.models.tokens import batches
 from probes.asking import QUESTION, Asked
-
-if TYPE_CHECKING:
-    from calibrate.models.model import LoadedModel
 
 
 @dataclass(frozen=True, eq=False)
 class Question(Asked):
     """Asks a model, unsteered.
 
-    question: has places for {text} and {concept}. identity: of the model, where its verdicts are
-    kept.
+    question: has places for {text} and {concept}. identity: of the model, if its verdicts are
+    cached.
     """
 
     model: LoadedModel
@@ -43,7 +39,7 @@ class Question(Asked):
         if set(yes) & set(no):
             raise InputError(f"{self.model.name} must tell yes from no in their first token")
         asked = [encode_reply(self.model, prompt, "") for prompt in prompts]
-        sequences = [replace(one, ids=(*one.ids, yes[0])) for one in asked]  # which is predicted
+        sequences = [replace(s, ids=(*s.ids, yes[0])) for s in asked]  # only the position matters
         with preserving_model_state(self.model):
             for batch in batches(sequences, self.model.scoring_tokens, self.model.device):
                 logits = self.model.logits(final_hidden(self.model, batch)).double()

@@ -1,8 +1,8 @@
 """A calibrated linear read-out of some features: logistic regression, cross-validated by group.
 
-Either label weighs the same. Probabilities are then calibrated (Platt, 1999) on out-of-fold scores,
-and the calibration folded into the weights: on replies, where there are any of either label, since
-replies are what will be judged, and bare statements are harder to tell.
+Both labels have equal weight. Probabilities are then calibrated (Platt, 1999) on out-of-fold
+scores, and the calibration is folded into the weights. If there are replies of both labels, it uses only
+them, since replies are what will be judged, and texts without a prompt are harder to tell.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class _Data:
     labels: np.ndarray  # (n_examples,), 0 or 1
     weights: np.ndarray  # (n_examples,), mean 1
     groups: np.ndarray  # (n_examples,)
-    bare: np.ndarray  # (n_examples,), whether it replies to nothing
+    bare: np.ndarray  # (n_examples,), whether it has no prompt
 
     def take(self, rows: np.ndarray) -> _Data:
         parts = (self.features, self.labels, self.weights, self.groups, self.bare)

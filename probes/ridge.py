@@ -16,7 +16,7 @@ FOLDS = 8
 class Ridge:
     """predicted = features · weights + bias, on raw features.
 
-    out_of_fold: what is predicted of each text by a fit that has not seen its group.
+    out_of_fold: predictions for each text, by a fit without its group.
     """
 
     weights: np.ndarray  # (n_features,)
@@ -34,14 +34,14 @@ def fit_ridge(
 ) -> Ridge:
     """Fit targets (n_texts,) by standardised features (n_texts, n_features).
 
-    groups: texts of one group are never in a fit and its test. weights: how much each text counts.
+    groups: texts of one group share a fold. weights: how much each text counts.
     """
     mean = np.average(features, axis=0, weights=weights)
     scale = np.sqrt(np.average((features - mean) ** 2, axis=0, weights=weights)) + 1e-6
     standard = (features - mean) / scale
     gram = standard @ standard.T / standard.shape[1]
     predicted = _out_of_fold(gram, targets, groups, weights)
-    errors = [np.average((one - targets) ** 2, weights=weights) for one in predicted]
+    errors = [np.average((values - targets) ** 2, weights=weights) for values in predicted]
     best = int(np.argmin(errors))
     dual, bias = _solve(gram, targets, weights, PENALTIES[best])
     raw = standard.T @ dual / standard.shape[1] / scale
@@ -51,7 +51,7 @@ def fit_ridge(
 def _out_of_fold(
     gram: np.ndarray, targets: np.ndarray, groups: Sequence[str], weights: np.ndarray
 ) -> list[np.ndarray]:
-    """Predictions out of fold, for each penalty; 0 where all texts are of one group."""
+    """Predictions out of fold, for each penalty; 0 if all texts are of one group."""
     predicted = [np.zeros(len(targets)) for _ in PENALTIES]
     folds = min(FOLDS, len(set(groups)))
     if folds < 2:

@@ -9,8 +9,8 @@ import numpy as np
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
-LEAST = 30  # texts with a grade, from which a scale is fitted
-MIN_OF_A_KIND = 5  # texts with a yes among them, and without
+MIN_TEXTS = 30  # graded texts needed to fit a scale
+MIN_OF_EACH = 5  # of them with a yes, and without
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,17 @@ AS_FITTED = Scale()
 
 
 def log_odds(probabilities: Any, certain: float) -> np.ndarray:
-    """Log-odds of probabilities, of the same shape, none nearer to 0 or 1 than `certain`."""
-    found: np.ndarray = logit(np.clip(probabilities, certain, 1 - certain))
-    return found
+    """Log-odds of probabilities, of the same shape, clipped `certain` away from 0 and 1."""
+    clipped: np.ndarray = logit(np.clip(probabilities, certain, 1 - certain))
+    return clipped
 
 
 def fit_platt(scores: np.ndarray, yes: np.ndarray) -> Scale | None:
-    """Fit by logistic regression, or return None where texts are too few.
+    """Fit by logistic regression, or return None if texts are too few.
 
     scores: (n_texts,), log-odds. yes: bool (n_texts,).
     """
-    if len(yes) < LEAST or min(yes.sum(), (~yes).sum()) < MIN_OF_A_KIND:
+    if len(yes) < MIN_TEXTS or min(yes.sum(), (~yes).sum()) < MIN_OF_EACH:
         return None
     fitted = LogisticRegression(C=1.0).fit(scores[:, None], yes)
     return Scale(float(fitted.coef_[0, 0]), float(fitted.intercept_[0]))

@@ -3,36 +3,32 @@
     1. log-odds of a yes  ~  ridge regression on token-mean residuals of several blocks
     2. readers' yes       ~  logistic regression on 1, out of fold: the scale (Platt, 1999)
 
-In step 1 a text counts by its readers' grade, or else by the teacher's: of texts that both graded,
-readers taught better (docs/judges.md). Step 2 says from which score on a reader says yes; where
-readers graded too few texts, the scale is a given one.
+Step 1 uses a text's grade by readers, or else by the teacher: on texts that both graded, readers
+taught better (docs/judges.md). Step 2 finds the score from which a reader says yes; if readers graded
+too few texts, the scale is a given one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calibrate.models.model import preserving_model_state
+from calibrate.models.model import LoadedModel, preserving_model_state
 from probes.features import text_features
 from probes.graded import GradedText
 from probes.ridge import fit_ridge
 from probes.scale import Scale, fit_platt, log_odds
 
-if TYPE_CHECKING:
-    from calibrate.models.model import LoadedModel
-
 DEPTHS = (0.15, 0.3, 0.45, 0.6, 0.7, 0.85)  # blocks read, as shares of the depth
-CERTAIN = 0.02  # a teacher's probability counts as no nearer to 0 or 1
-READERS_SAY = (0.06, 0.8, 0.97)  # what a teacher would say to a grade of 0, 1 and 2
+CERTAIN = 0.02  # a teacher's probabilities are clipped this far from 0 and 1
+READERS_SAY = (0.06, 0.8, 0.97)  # a teacher's probability for a grade of 0, 1 and 2
 
 
 @dataclass(frozen=True, eq=False)
 class Student:
-    """What graded texts teach.
+    """A linear read-out fitted to graded texts.
 
     weights: (n_layers, hidden_size), and bias: of the score. yes, clearly: scales of the score, for
     a grade of 1 or more, and for 2; the latter None where too few have it.
@@ -48,7 +44,7 @@ class Student:
 
     @property
     def clearly_of_yes(self) -> Scale | None:
-        """What the log-odds of a yes say of a clear one."""
+        """Scale from the log-odds of a yes to those of a clear yes."""
         if self.clearly is None:
             return None
         slope = self.clearly.slope / self.yes.slope
@@ -63,7 +59,7 @@ def probe_layers(num_layers: int) -> tuple[int, ...]:
 def read_features(model: LoadedModel, texts: Sequence[GradedText]) -> np.ndarray:
     """Features of graded texts, float32 (n_layers, n_texts, hidden_size)."""
     with preserving_model_state(model):
-        return text_features(model, [one.text for one in texts], probe_layers(model.num_layers))
+        return text_features(model, [text.text for text in texts], probe_layers(model.num_layers))
 
 
 def fit_student(
@@ -79,9 +75,9 @@ def fit_student(
     the log-odds as they are.
     """
     flat = np.concatenate(list(features), axis=1)
-    groups = [one.group for one in texts]
+    groups = [text.group for text in texts]
     ridge = fit_ridge(flat, targets(texts), groups, np.ones(len(texts)))
-    read = [row for row, one in enumerate(texts) if one.grade is not None]
+    read = [row for row, text in enumerate(texts) if text.grade is not None]
     grades = np.array([texts[row].grade for row in read])
     scores = ridge.out_of_fold[read]
     yes, clearly = (fit_platt(scores, grades >= least) for least in (1, 2))
@@ -97,11 +93,11 @@ def fit_student(
 
 
 def targets(texts: Sequence[GradedText]) -> np.ndarray:
-    """The log-odds a student learns, (n_texts,): the readers', or the teacher's without them."""
-    return log_odds([_said(one) for one in texts], CERTAIN)
+    """The log-odds a student learns, (n_texts,): from readers' grades, or else the teacher's."""
+    return log_odds([_probability(text) for text in texts], CERTAIN)
 
 
-def _said(text: GradedText) -> float:
+def _probability(text: GradedText) -> float:
     if text.grade is None:
         return text.taught or 0.0
     return float(np.interp(text.grade, (0, 1, 2), READERS_SAY))

@@ -1,8 +1,8 @@
-"""Answers of judges, kept: no judge is asked the same question about the same reply twice.
+"""A cache of judges' answers: no judge is asked the same question about the same reply twice.
 
-An answer's key is the SHA-256 of who answers and the whole prompt; neither is stored itself.
+An answer's key is the SHA-256 of the judge's identity and the whole prompt; neither is stored.
 Each is written as soon as it is known, so that an interrupted run loses none. Only the latest
-MOST verdicts are kept.
+MAX_VERDICTS are kept.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from calibrate.models.converted import cache_directory
 from probes.asking import Asked, asked_about
 
 FILE = "verdicts.sqlite3"
-MOST = 500_000  # verdicts; about 50 MB
+MAX_VERDICTS = 500_000  # about 50 MB
 VERSION = 1  # part of every key; raise it when the same prompt gets another verdict
-PATIENCE = 30  # seconds for which another process may write
-SOON = 2  # seconds that pass before progress is shown
+LOCK_TIMEOUT = 30  # seconds for which another process may write
+PROGRESS_DELAY = 2  # seconds before progress is shown
 TABLE = """CREATE TABLE IF NOT EXISTS verdicts
 (number INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, score REAL NOT NULL)"""
-FORGET = "DELETE FROM verdicts WHERE number <= (SELECT max(number) FROM verdicts) - ?"
+DELETE_OLDEST = "DELETE FROM verdicts WHERE number <= (SELECT max(number) FROM verdicts) - ?"
 
 
 @dataclass(frozen=True, eq=False)
 class Remembered:
-    """A judge that is asked only what it was never asked before, on this machine."""
+    """A judge that is asked only what it was not asked before on this machine."""
 
     judge: Asked
     progress: Progress = SILENT
@@ -56,29 +56,29 @@ class Remembered:
             for done, (index, score) in enumerate(self.judge.answers(list(missing.values())), 1):
                 known[names[index]] = score
                 store.keep(names[index], score)
-                if time.monotonic() - started > SOON:
+                if time.monotonic() - started > PROGRESS_DELAY:
                     self.progress.asked(done, len(names))
         return np.array([known[key] for key in keys])
 
 
 class _Store:
-    """The verdicts in a file; nothing is kept once the file cannot be used."""
+    """The verdicts in a file; after an error nothing more is read or written."""
 
     def __init__(self, connection: sqlite3.Connection | None) -> None:
         self._connection = connection
 
     def known(self, keys: Sequence[bytes]) -> dict[bytes, float]:
-        found = {}
+        scores = {}
         for key in keys:
             for (score,) in self._run("SELECT score FROM verdicts WHERE key = ?", key):
-                found[key] = score
-        return found
+                scores[key] = score
+        return scores
 
     def keep(self, key: bytes, score: float) -> None:
         self._run("INSERT OR IGNORE INTO verdicts (key, score) VALUES (?, ?)", key, score)
 
     def forget_the_oldest(self) -> None:
-        self._run(FORGET, MOST)
+        self._run(DELETE_OLDEST, MAX_VERDICTS)
 
     def prepare(self) -> None:
         self._run(TABLE)
@@ -99,7 +99,7 @@ def _opened() -> Iterator[_Store]:
     path = cache_directory() / FILE
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)
+        connection = sqlite3.connect(path, timeout=LOCK_TIMEOUT, isolation_level=None)
     except (OSError, sqlite3.Error) as error:
         _warn(error)
         yield _Store(None)

@@ -28,9 +28,7 @@ from scipy.stats import t as student_t
 from calibrate.common.estimate import Interval
 
 ADDED_SHARE = np.array([-0.5, -0.5, 0.5, 0.5])  # pseudo-grades, relative to the middle of [0, 1]
-ADDED_CHANGE = np.array([-0.5, 0.5]) * np.sqrt(
-    2
-)  # pseudo-changes, relative to 0
+ADDED_CHANGE = np.array([-0.5, 0.5]) * np.sqrt(2)  # pseudo-changes, relative to 0
 
 NEAR = 1e-9  # distance from an AUC at which the search for its interval's ends starts
 

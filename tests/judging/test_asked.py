@@ -312,7 +312,7 @@ def test_verdicts_outlive_a_process_that_is_killed(cache):
 
 
 def test_only_the_latest_verdicts_stay(cache, monkeypatch):
-    monkeypatch.setattr(verdicts, "MOST", 3)
+    monkeypatch.setattr(verdicts, "MAX_VERDICTS", 3)
     Remembered(Counting()).score(["a", "b", "c", "d", "e"], "joy")
     after = Counting()
     Remembered(after).score(["c", "d", "e", "b"], "joy")
@@ -334,7 +334,7 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path, monkeypatch):
 
 
 def test_long_questioning_tells_how_far_it_is(cache, monkeypatch):
-    monkeypatch.setattr(verdicts, "SOON", -1)
+    monkeypatch.setattr(verdicts, "PROGRESS_DELAY", -1)
     told = []
 
     class Watching(Progress):
