@@ -1,8 +1,8 @@
 """Fit a probe on written texts alone, where there are no graded replies.
 
 The probe learns from texts that people wrote, and reads a model's replies, which differ in more
-than the concept. So the features of each are centred on their own mean. Written texts then cannot give
-the score from which a reader says yes; the scale comes from how such probes of the built-in
+than the concept. So the features of each are centred on their own mean. Written texts then cannot
+give the score from which a reader says yes; the scale comes from how such probes of the built-in
 concepts score graded replies.
 """
 

@@ -1,8 +1,8 @@
 """A calibrated linear read-out of some features: logistic regression, cross-validated by group.
 
 Both labels have equal weight. Probabilities are then calibrated (Platt, 1999) on out-of-fold
-scores, and the calibration is folded into the weights. If there are replies of both labels, it uses only
-them, since replies are what will be judged, and texts without a prompt are harder to tell.
+scores, and the calibration is folded into the weights. If there are replies of both labels, it uses
+only them, since replies are what will be judged, and texts without a prompt are harder to tell.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     2. readers' yes       ~  logistic regression on 1, out of fold: the scale (Platt, 1999)
 
 Step 1 uses a text's grade by readers, or else by the teacher: on texts that both graded, readers
-taught better (docs/judges.md). Step 2 finds the score from which a reader says yes; if readers graded
-too few texts, the scale is a given one.
+taught better (docs/judges.md). Step 2 finds the score from which a reader says yes; if readers
+graded too few texts, the scale is a given one.
 """
 
 from __future__ import annotations

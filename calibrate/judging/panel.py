@@ -94,9 +94,9 @@ def make_judges(
     else:
         reader = _reader(loaded, judge, material, settings, progress)
     auditor = None if audit is None else _reader(loaded, audit, material, settings, progress)
-    for judged_by in (reader, auditor):
-        if judged_by is not None:
-            _require_distinctions(judged_by, material)
+    for candidate in (reader, auditor):
+        if candidate is not None:
+            _require_distinctions(candidate, material)
     if auditor is not None and audit == SECOND and lesson == Lesson("graded"):
         auditor = _if_skilled(auditor)
     return Panel(reader, final or reader, auditor, probe)
