@@ -20,16 +20,9 @@ from calibrate.common.progress import SILENT, Progress
 from calibrate.common.settings import Settings
 from calibrate.deploy.export import export
 from calibrate.deploy.export.exporter import Exported
-from calibrate.engine.loading import load_model, rendered_with
+from calibrate.engine.loading import load_model
 from calibrate.engine.unsteered import run_unsteered
-from calibrate.judging.choice import (
-    AUTO,
-    JudgeChoice,
-    check_judges,
-    choose_audit,
-    choose_lesson,
-    judge_name,
-)
+from calibrate.judging.choice import AUTO, JudgeChoice, choose_judges
 from calibrate.judging.panel import make_judges
 from calibrate.judging.presence import require_headroom
 from calibrate.judging.teaching import JudgeInputs
@@ -44,7 +37,7 @@ from calibrate.search.objective import FIRST_PART, SearchObjective, rung_sizes
 from calibrate.search.storage import StudyStore, check_storage
 from calibrate.search.study import run_study
 from calibrate.search.verification import verify
-from calibrate.search.workers import agreed
+from calibrate.search.workers import with_first_date
 from calibrate.texts.concept import Concept, read_concept, read_corpus, read_prompts
 from calibrate.texts.concept_tokens import concept_tokens
 from calibrate.texts.extraction import concept_vectors
@@ -56,8 +49,8 @@ from probes import Probe
 class Calibration:
     """A finished calibration.
 
-    config: what to steer with. evidence: every point it rests on. probe: measures presence; None
-    where others judged.
+    config: what to steer with. evidence: every point it rests on. probe: what read presence in the
+    study; None where another judge did.
     """
 
     config: SteeringConfig
@@ -67,18 +60,18 @@ class Calibration:
     def save(self, directory: str | Path) -> None:
         """Write the config, the vector, the probe, the evidence and the report; all or nothing.
 
-        What an earlier calibration wrote there is replaced, and nothing else.
-        Raises: ArtefactError if the directory cannot be written, or if a file of another origin
-            has a name that is needed.
+        Files of an earlier calibration there are replaced, and no others.
+        Raises: ArtefactError if the directory cannot be written, or if it holds a file of that name
+            that no calibration wrote.
         """
         saved.save(directory, self.config, self.evidence, self.probe)
 
     def export(
         self, format_name: str, to: str | Path, model: Any = None, tokenizer: Any = None
     ) -> Exported:
-        """Write the config for a consumer, and check it there (`calibrate.export.export`).
+        """Write the config for a consumer, and check it there (`calibrate.deploy.export.export`).
 
-        model, tokenizer: as `calibrate` takes them; what the config names if None.
+        model, tokenizer: as `calibrate` takes them; the model that the config names if None.
         Raises: ExportRefused if the format cannot express it; VerificationFailed if what was
             written does not do what the config says.
         """
@@ -119,10 +112,10 @@ def calibrate(
 
     model: a LoadedModel, what `load_model` takes, or a transformers model with its
         `tokenizer`; an in-memory model comes back as it was.
-    concept: a built-in name, a file (`calibrate.concept.read_concept`), or a `Concept`.
+    concept: a built-in name, a file (`calibrate.texts.concept.read_concept`), or a `Concept`.
     chat_template_kwargs: variables for the model's chat template, such as
-        {"enable_thinking": False}; recorded in the config, and used wherever it is.
-    reply_tokens: tokens of a reply in the search (default: those of `sampling`).
+        {"enable_thinking": False}; recorded in the config, and used wherever the config is.
+    reply_tokens: most tokens of a reply in the search (default: as `sampling` has it).
     out: directory for the artefact; the same call then resumes an interrupted study, and
         returns a finished calibration at once.
     prompts: file of neutral prompts; corpus: file of texts to measure ΔCE on
@@ -132,15 +125,15 @@ def calibrate(
         and concept, or an object that scores them.
     audit: a second judge, which reads the final replies; "auto" for a sentence encoder that
         learned from the concept's written texts, "none" or None for nobody.
-    teacher: who grades own replies for the probe to learn from: an embedded model, a hub id, a
-        .gguf file, "openai:MODEL" or "none". By default built-in concepts need none, since
+    teacher: who grades the model's replies for the probe to learn from: an embedded model, a hub
+        id, a .gguf file, "openai:MODEL" or "none". By default built-in concepts need none, since
         graded replies come with them; others take qwen2.5-1.5b, in llama.cpp, if it was fetched
         before or fetch_teacher allows it.
-    storage, study: Optuna storage URL and study name (default: a journal in `out`). Whoever makes
-        the same call on the same storage or directory, anywhere, takes part in the study, and
-        verifies its best trial into an `out` of their own; of those with one `out`, one writes.
-    max_tokens, max_minutes: token-forwards and minutes that may be spent; fewer blocks and
-        trials are tried then, and what is found is verified all the same.
+    storage, study: Optuna storage URL and study name (default: a journal in `out`). All who make
+        the same call on the same storage or directory, on any machine, share the study; each
+        verifies its best trial into its own `out`, and of those with the same `out` one writes.
+    max_tokens, max_minutes: token-forwards and minutes that may be spent; limits mean fewer blocks
+        and trials, never an unverified result.
     options: fields of `Settings`, such as ce_budget=0.2 or goal="decrease".
 
     Raises: InputError for input that cannot be used; Infeasible if no strength does what was
@@ -150,13 +143,10 @@ def calibrate(
     if reply_tokens is not None:
         sampling = replace(settings.sampling, max_new_tokens=reply_tokens)
         settings = replace(settings, sampling=sampling)
-    check_judges(judge, audit, settings)
-    audit = choose_audit(judge, audit, progress)
     concept = read_concept(concept)
-    lesson = choose_lesson(concept, judge, teacher, fetch_teacher)
-    first = judge if lesson is None or lesson.teacher is None else lesson.teacher
-    check_judges(first, audit, settings)
-    judges = [judge_name(one) for one in (first, audit) if one is not None]
+    audit, lesson, judges = choose_judges(
+        concept, judge, audit, teacher, fetch_teacher, settings, progress
+    )
     prompt_texts = read_prompts(prompts)
     corpus_texts = None if corpus is None else read_corpus(corpus)
     loaded = load_model(
@@ -173,13 +163,11 @@ def calibrate(
 
     store = StudyStore(study or f"{concept.name} on {loaded.name}", fingerprint, directory, storage)
     check_storage(store)
-    if loaded.rendering.date is not None:
-        loaded = rendered_with(loaded, None, agreed(store, "date", loaded.rendering.date))
+    loaded = with_first_date(loaded, store)
     splits = concept.split()
     ahead = forecast(limits, loaded, concept, prompt_texts, settings, corpus is not None, lesson)
     progress.forecast(ahead.tokens, ahead.seconds)
-    questions = questions_ahead(judges, concept, prompt_texts, settings)
-    if questions:
+    if questions := questions_ahead(judges, concept, prompt_texts, settings):
         progress.to_ask(questions)
     ledger = Ledger(loaded.meter, progress, ahead.tokens)
     allowance = Allowance(loaded.meter, limits, reserve=ahead.tokens["verification"])
@@ -222,24 +210,15 @@ def calibrate(
                 return Calibration.load(directory)
 
             pilot, strength = pilots[studied.best.site], studied.best.strength
-            explained = add_advice(pilots, studied.trials, baseline, settings)
-            with ledger.stage("verification"), explained:
+            advised = add_advice(pilots, studied.trials, baseline, settings)
+            with ledger.stage("verification"), advised:
                 verified = verify(
                     loaded, panel, pilot, strength, corpora, replies, settings, allowance
                 )
 
             laws = build_laws(pilots, studied, baseline, verified, settings)
             config = build_config(
-                loaded,
-                concept,
-                pilot,
-                laws,
-                verified,
-                panel.names,
-                None if panel.probe is None else panel.probe.learned,
-                settings,
-                ledger.stages,
-                fingerprint,
+                loaded, concept, pilot, laws, verified, panel, settings, ledger.stages, fingerprint
             )
             evidence = build_evidence(ranks, pilots, studied, verified, splits, replies)
             calibration = Calibration(config, evidence, panel.probe)

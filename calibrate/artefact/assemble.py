@@ -37,6 +37,7 @@ from calibrate.common.cost import Cost
 from calibrate.common.estimate import RatioEstimate
 from calibrate.common.record import BlockRank
 from calibrate.common.settings import Settings
+from calibrate.judging.panel import Panel
 from calibrate.laws.formulas import GOOD_RISE, Goodness, judge_rise
 from calibrate.laws.pilot import Pilot
 from calibrate.laws.presence import judge_presence
@@ -46,7 +47,6 @@ from calibrate.search.trials import laws_hold, presence_law
 from calibrate.search.verification import Verified
 from calibrate.texts.concept import Concept, Texts
 from calibrate.texts.replies import UnsteeredReplies
-from probes import Learned
 
 VERSIONED = ("steering-calibrate", "torch", "transformers", "optuna", "scikit-learn", "numpy")
 DOUBLED_ODDS = 2.0  # of the concept's tokens, where the sweet spot begins
@@ -58,16 +58,13 @@ def build_config(
     pilot: Pilot,
     laws: LawsSection,
     verified: Verified,
-    judges: Sequence[str],
-    learned: Learned | None,
+    panel: Panel,
     settings: Settings,
     cost: Mapping[str, Cost],
     fingerprint: str,
 ) -> SteeringConfig:
-    """Return the config of a verified strength, carrying its vector.
-
-    learned: what the study's probe was fitted to; None where another judge read.
-    """
+    """Return the config of a verified strength, carrying its vector."""
+    learned = None if panel.probe is None else panel.probe.learned
     file = vector_file(pilot.vector.values.numpy())
     config = SteeringConfig(
         model=loaded.identity,
@@ -81,7 +78,7 @@ def build_config(
         ),
         intervention=_intervention_section(pilot, verified.budget.strength),
         budget=BudgetSection(limit=settings.ce_budget, confidence=settings.confidence),
-        measured=measured_section(verified, judges, learned, settings),
+        measured=measured_section(verified, panel.names, learned, settings),
         laws=laws,
         range=RangeSection(
             strength_at_budget=pilot.strength_at_budget, sweet_spot=_sweet_spot(pilot)

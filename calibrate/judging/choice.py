@@ -93,6 +93,27 @@ def choose_lesson(
     return Lesson("written")
 
 
+def choose_judges(
+    concept: Concept,
+    judge: JudgeChoice,
+    audit: JudgeChoice | None,
+    teacher: str | None,
+    fetch: bool,
+    settings: Settings,
+    progress: Progress = SILENT,
+) -> tuple[JudgeChoice | None, Lesson | None, list[str]]:
+    """Return who audits, what the probe learns from, and who reads the final replies, by name.
+
+    Raises and warns as `check_judges`, `choose_audit` and `choose_lesson` do.
+    """
+    check_judges(judge, audit, settings)
+    auditor = choose_audit(judge, audit, progress)
+    lesson = choose_lesson(concept, judge, teacher, fetch)
+    final = judge if lesson is None or lesson.teacher is None else lesson.teacher
+    check_judges(final, auditor, settings)
+    return auditor, lesson, [judge_name(name) for name in (final, auditor) if name is not None]
+
+
 def wants_fetching(judge: JudgeChoice, teacher: str | None, concept: Concept | None) -> bool:
     """Whether TEACHER would be used, but is not on this machine.
 

@@ -1,4 +1,4 @@
-"""The laws through one pass, and their errors by resampling its sequences."""
+"""The laws fitted through one pass, and their errors by resampling its sequences."""
 
 from __future__ import annotations
 
@@ -20,13 +20,23 @@ RESAMPLES = 1000  # bootstrap resamples of the sequences, for intervals and stan
 def resampled_laws(
     odds: LogOdds, strength: float, rise: RatioEstimate, settings: Settings
 ) -> list[CrossEntropyLaw]:
-    """The laws of RESAMPLES bootstrap resamples of the sequences of a pass.
+    """The laws of ΔCE for RESAMPLES bootstrap resamples of the sequences of a pass.
 
     rise: ΔCE at the strength; its first sequences are those of the log-odds.
     """
     return [
         rise_law_through(odds, strength, rise, settings.sign, weights)
-        for weights in resample_counts(len(rise.counts), settings)
+        for weights in _resample_counts(len(rise.counts), settings)
+    ]
+
+
+def resampled_mass_laws(
+    odds: LogOdds, strength: float, mass: RatioEstimate, settings: Settings
+) -> list[MassLaw]:
+    """The laws of the concept's mass for as many resamples."""
+    return [
+        mass_law_through(odds, strength, mass, weights)
+        for weights in _resample_counts(len(mass.counts), settings)
     ]
 
 
@@ -40,7 +50,7 @@ def strength_interval(
     return float(low), float(high)
 
 
-def resample_counts(n: int, settings: Settings) -> np.ndarray:
+def _resample_counts(n: int, settings: Settings) -> np.ndarray:
     """How often each of n sequences counts in each resample, (RESAMPLES, n)."""
     rng = np.random.default_rng(settings.seed)
     return rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float)
@@ -65,7 +75,7 @@ def rise_law_through(
 def mass_law_through(
     odds: LogOdds, strength: float, mass: RatioEstimate, weights: np.ndarray | None = None
 ) -> MassLaw:
-    """The law of the mass through what one pass found in the first sequences."""
+    """The law of the mass through one pass, of which only the first sequences are used."""
     weights = np.ones(len(mass.counts)) if weights is None else weights
     first = _of_first(weights, odds)
     value = float(first @ of_first_sequences(mass, odds).sums / (first @ odds.counts))
@@ -73,7 +83,7 @@ def mass_law_through(
 
 
 def _of_first(weights: np.ndarray, odds: LogOdds) -> np.ndarray:
-    """Those of the first sequences; a resample without any of them knows no derivative."""
+    """Weights of the first sequences; all equal where a resample has none of them."""
     first = weights[: len(odds.counts)]
     return first if first.any() else np.ones_like(first)
 
@@ -99,7 +109,5 @@ def _tail(n: int, confidence: float) -> float:
 
 def standard_errors(laws: Sequence[CrossEntropyLaw] | Sequence[MassLaw]) -> dict[str, float]:
     """Standard deviation of every parameter over resamples."""
-    parameters = [asdict(law) for law in laws]
-    return {
-        name: float(np.std([one[name] for one in parameters], ddof=1)) for name in parameters[0]
-    }
+    resamples = [asdict(law) for law in laws]
+    return {name: float(np.std([law[name] for law in resamples], ddof=1)) for name in resamples[0]}

@@ -47,7 +47,7 @@ class BlockCurves(Section):
 
     delta_ce: nats per token; concept_mass: probability of the concept's tokens. Their errors are
     standard deviations over resampled concept texts, where those were asked for, and for ΔCE
-    otherwise the standard error over sequences. law_*: what the laws say. goodness: by law, up
+    otherwise the standard error over sequences. law_*: what the laws predict. goodness: by law, up
     to α_B of either sign; goodness_beyond: up to BEYOND times as far, where the laws extrapolate.
     context: the end of the text before the tokens shown; of the contexts sampled, the one in which
     probabilities move most.
@@ -136,27 +136,22 @@ def block_curves(
     strengths = unit * np.array([*(-share for share in reversed(SHARES)), 0.0, *SHARES])
     contexts = sampled_contexts(bench.run)
     measured = [bench.steered(vector, float(strength), contexts) for strength in strengths]
-    rises = np.array([one.rise.value for one in measured])
-    masses = np.array([one.mass.value for one in measured])
+    rises = np.array([steered.rise.value for steered in measured])
+    masses = np.array([steered.mass.value for steered in measured])
     law_rises = _predicted({sign: pilot.law for sign, pilot in pilots.items()}, strengths)
     law_masses = _predicted({sign: pilot.mass_law for sign, pilot in pilots.items()}, strengths)
-    again = [
+    resampled = [
         [bench.steered(other, float(strength)) for strength in strengths] for other in resamples
     ]
     tokens = pilots[1].tokens
-    watched = _watch(tokens, strengths, np.stack([one.watched for one in measured]))
+    watched = _watch(tokens, strengths, np.stack([steered.watched for steered in measured]))
     shown = int(np.argmax(np.ptp(watched.probabilities, axis=2).sum(axis=1)))
-
-    def judged(share: float) -> dict[str, Goodness]:
-        near = np.abs(strengths) <= share * unit * (1 + 1e-9)
-        rest = near & (strengths != 0)
-        flat = watched.probabilities.reshape(-1, len(strengths))[:, near]
-        return {
-            "cross_entropy": judge_rise(strengths[rest], law_rises[rest], rises[rest]),
-            "concept": judge_mass(strengths[rest], law_masses[rest], masses[rest]),
-            "bumps": judge_shapes(flat),
-            "peaks": judge_peaks(watched.peaks, watched.predicted, share * unit * (1 + 1e-9)),
-        }
+    goodness, goodness_beyond = (
+        _judge_laws(
+            strengths, share * unit * (1 + 1e-9), (law_rises, rises), (law_masses, masses), watched
+        )
+        for share in (WITHIN, BEYOND)
+    )
 
     return BlockCurves(
         layer=vector.layer,
@@ -168,19 +163,40 @@ def block_curves(
         plateaus={_name(sign): pilot.law.plateau for sign, pilot in pilots.items()},
         delta_ce=rises.tolist(),
         delta_ce_error=(
-            _spread([[one.rise.value for one in curve] for curve in again])
-            or [one.rise.standard_error for one in measured]
+            _spread([[steered.rise.value for steered in curve] for curve in resampled])
+            or [steered.rise.standard_error for steered in measured]
         ),
         law_delta_ce=law_rises.tolist(),
         quadratic=(0.5 * pilots[1].law.curvature * strengths**2).tolist(),
         concept_mass=masses.tolist(),
-        concept_mass_error=_spread([[one.mass.value for one in curve] for curve in again]),
+        concept_mass_error=_spread(
+            [[steered.mass.value for steered in curve] for curve in resampled]
+        ),
         law_concept_mass=law_masses.tolist(),
-        context=_before(bench, contexts[shown]),
+        context=_text_before(bench, contexts[shown]),
         tokens=_token_curves(bench, tokens, strengths, watched, shown),
-        goodness=judged(WITHIN),
-        goodness_beyond=judged(BEYOND),
+        goodness=goodness,
+        goodness_beyond=goodness_beyond,
     )
+
+
+def _judge_laws(
+    strengths: np.ndarray,
+    reach: float,
+    rises: tuple[np.ndarray, np.ndarray],
+    masses: tuple[np.ndarray, np.ndarray],
+    watched: _Watched,
+) -> dict[str, Goodness]:
+    """Judge every law at strengths up to `reach`; rises, masses: predicted, and measured."""
+    near = np.abs(strengths) <= reach
+    steered = near & (strengths != 0)
+    curves = watched.probabilities.reshape(-1, len(strengths))[:, near]
+    return {
+        "cross_entropy": judge_rise(strengths[steered], *(row[steered] for row in rises)),
+        "concept": judge_mass(strengths[steered], *(row[steered] for row in masses)),
+        "bumps": judge_shapes(curves),
+        "peaks": judge_peaks(watched.peaks, watched.predicted, reach),
+    }
 
 
 def _name(sign: int) -> str:
@@ -193,7 +209,7 @@ def _spread(curves: Sequence[Sequence[float]]) -> list[float] | None:
 
 
 def _predicted(laws: Mapping[int, CrossEntropyLaw | MassLaw], strengths: np.ndarray) -> np.ndarray:
-    """What the laws of the two signs say."""
+    """What the law of each sign predicts."""
     positive, negative = (np.asarray(laws[sign].predict(strengths)) for sign in (1, -1))
     return np.where(strengths >= 0, positive, negative)
 
@@ -231,10 +247,10 @@ def _token_curves(
     ]
 
 
-def _before(bench: Bench, scored: int) -> str:
+def _text_before(bench: Bench, scored: int) -> str:
     """The end of the text before a scored token, counted batch by batch."""
-    for one in bench.run.batches:
-        for sequence in one.batch.sequences:
+    for unsteered in bench.run.batches:
+        for sequence in unsteered.batch.sequences:
             if scored < sequence.n_scored:
                 end = sequence.start + scored
                 ids = sequence.ids[max(0, end - CONTEXT_TOKENS) : end]

@@ -1,13 +1,13 @@
 """The effective dose: how much of a strength still acts on the predictions.
 
-In the paper's model every unit of strength acts alike. In a transformer the norm layers after the
-steered block divide by the size of the residual stream, which grows with the strength:
+In the model of arXiv:2602.02712 a(α) = α. In a transformer the norm layers after the steered block
+divide by the size of the residual stream, which grows with the strength:
 
     a(α) = α / √(1 + (s·|α|)^3/2)        where s ≥ 0
     a(α) = α · √(1 + (|s|·|α|)^3/2)      where s < 0
 
-s is the saturation, per unit strength; s < 0 where the effect outruns the strength, as it does
-where the log-odds themselves grow on the way. A norm layer alone would divide by
+s is the saturation, per unit strength; s < 0 where the effect grows faster than the strength, since
+the log-odds themselves grow with it. A norm layer alone would divide by
 √(1 + 2ρκ|α| + (κα)²), with ρ the cosine of vector and residual and κ the ratio of their sizes;
 the exponent 3/2 lies between its two terms. docs/reproduction.md compares it with others.
 """
@@ -35,10 +35,10 @@ def strength_of(dose: float, saturation: float) -> float:
         return dose
     # Where (s·α)^3/2 ≤ 1, α ≤ √2·a; where it is larger, α ≤ 4·a⁴·s³.
     farthest = max(2 * size, 5 * size**4 * saturation**3) if saturation > 0 else size
-    found = brentq(
+    strength = brentq(
         lambda alpha: float(dose_of(alpha, saturation)) - size, 0.0, farthest, xtol=1e-15 * size
     )
-    return float(np.copysign(found, dose))
+    return float(np.copysign(strength, dose))
 
 
 def saturation_of(strength: float, dose: float) -> float:

@@ -59,8 +59,8 @@ def measure_laws(
     layers: blocks to measure; an early, a middle and a late one if none are named.
     resamples: how often the concept's texts are resampled for error bars; each costs as much as
         everything else.
-    Other arguments are those of `calibrate.calibrate`; `goal`, `layer` and what concerns the study
-    do nothing, and of several positions the first are steered.
+    Other arguments are those of `calibrate.calibrate`; `goal`, `layer` and options of the study
+    have no effect, and of several `positions` the first choice is steered.
 
     Raises: InputError for input that cannot be used; Infeasible if no strength spends the budget.
     """
@@ -79,7 +79,7 @@ def measure_laws(
             run = run_unsteered(loaded, search, chosen)  # laws and curves of the same sequences
         with ledger.stage("steering vectors"):
             vectors = concept_vectors(loaded, texts, settings)
-            again = [
+            resampled_vectors = [
                 concept_vectors(loaded, resampled(texts, settings.seed + n), settings)
                 for n in range(resamples)
             ]
@@ -88,7 +88,7 @@ def measure_laws(
         blocks = []
         for layer in chosen:
             with ledger.stage(f"block {layer}"):
-                others = [resample[layer] for resample in again]
+                others = [resample[layer] for resample in resampled_vectors]
                 blocks.append(block_curves(bench, vectors[layer], others))
     return LawCurves(
         model=loaded.identity,

@@ -1,23 +1,22 @@
-"""The laws of presence and of cross-entropy, as pure functions of numbers measured elsewhere.
+"""The laws of a concept's mass and of cross-entropy, as pure functions of measured numbers.
 
-Source: Taimeskhanov, Vaiter, Garreau, "Towards Understanding Steering Strength",
-arXiv:2602.02712. Strengths are in units of the steering vector; cross-entropy in nats per token.
+Source: arXiv:2602.02712. Strengths are in units of the steering vector; cross-entropy in nats per
+token. a = a(α) is the effective dose (`calibrate.laws.dose`), α itself in the paper's model.
 
-With a = a(α) the effective dose (`calibrate.laws.dose`), which is α itself in the paper's model:
+Concept (Theorem 3.6): the probability mass F of a concept's tokens obeys
+F' = F(1 - F)·(μ_C - μ_¬C), with μ the mean log-odds of its tokens and of all others, so that
+logit F(α) = r + ν(α). Here the difference keeps its value at α = 0, the gain ν:
 
-Concept (Theorem 3.6), of the probability mass of a concept's tokens and of measured presence:
+    logit F(α) = r + ν·a
 
-    logit F(α) = r + ν·a                               mass
-    F(α) = floor + (ceiling - floor) · σ(r + ν·α)      presence
-
-Cross-entropy (Theorem 3.8 near 0, Proposition 4.1 far out):
+Cross-entropy: ΔCE = ½·c·α² + o(α²) near 0 (Theorem 3.8), ΔCE → P far out (Proposition 4.1). One
+curve through both, with a slope for text that the model did not write:
 
     ΔCE(α) = q / (1 + q/P),  q = g·a + ½·c·a²
 
     g  slope; 0 on text the model sampled itself
     c  curvature, the mean over contexts of Var_p₀[M]
-    P  plateau, the limit of ΔCE far out, known from the unembedding alone; it bends only what
-       is positive
+    P  plateau, the limit of ΔCE far out, known without steering; a negative q is not bent
 """
 
 from __future__ import annotations
@@ -34,16 +33,16 @@ from calibrate.laws.dose import dose_of, saturation_of, strength_of
 GOOD_RISE = 0.05  # largest relative error of ΔCE, of points no smaller than a tenth of the largest
 GOOD_LOG_ODDS = 0.35  # largest error of the log-odds of a mass: a factor of √2 of the odds
 
-MAX_DOSE = 2.0  # times the strength: a law of mass whose dose outruns it further is not believed
-HIGHEST_SHARE = 0.99  # of the plateau: a rise beyond it says no more about the saturation
+MAX_DOSE = 2.0  # times the strength: a law of mass that needs a larger dose is not believed
+HIGHEST_SHARE = 0.99  # of the plateau: a rise beyond it does not tell the saturation
 
 
 @dataclass(frozen=True)
 class Goodness:
     """How a law did at points it was not fitted on.
 
-    points: (strength, predicted, measured). error: the worst misfit, in the law's own measure,
-    against the largest that will do.
+    points: (strength, predicted, measured). error: the worst misfit, in the law's own measure.
+    tolerance: the largest error that is accepted.
     """
 
     points: tuple[tuple[float, float, float], ...]
@@ -55,7 +54,7 @@ class Goodness:
     def of(
         cls, points: Sequence[tuple[float, float, float]], error: float, tolerance: float
     ) -> Goodness:
-        """The verdict: the law may be relied on near these points if no misfit is too large."""
+        """The verdict: good if the error is within the tolerance."""
         return cls(tuple(points), error, tolerance, error <= tolerance)
 
 
@@ -67,8 +66,8 @@ def judge_rise(
     Rises below a tenth of the largest are compared with that tenth, since near 0 the relative
     error of a difference of cross-entropies means nothing.
     """
-    found = np.abs(np.asarray(measured, dtype=float))
-    scale = np.maximum(found, max(0.1 * found.max(), 1e-12))
+    sizes = np.abs(np.asarray(measured, dtype=float))
+    scale = np.maximum(sizes, max(0.1 * sizes.max(), 1e-12))
     errors = np.abs(np.asarray(predicted) - np.asarray(measured)) / scale
     return Goodness.of(_points(strengths, predicted, measured), float(errors.max()), GOOD_RISE)
 
@@ -130,14 +129,14 @@ class CrossEntropyLaw:
             c·α explains both, the law has its own slope and passes through the near one.
         """
 
-        def missed(slope: float) -> float:
-            bent = replace(self, slope=slope).through(*near)
-            return float(bent.predict(other[0])) - other[1]
+        def misfit(slope: float) -> float:
+            law = replace(self, slope=slope).through(*near)
+            return float(law.predict(other[0])) - other[1]
 
         steepest = self.curvature * abs(near[0])
-        if min(near[1], other[1]) <= 0 or missed(-steepest) * missed(steepest) >= 0:
+        if min(near[1], other[1]) <= 0 or misfit(-steepest) * misfit(steepest) >= 0:
             return self.through(*near)
-        slope = float(brentq(missed, -steepest, steepest))
+        slope = float(brentq(misfit, -steepest, steepest))
         return replace(self, slope=slope).through(*near)
 
     def _dose(self, rise: float, sign: int) -> float:
@@ -174,13 +173,13 @@ class MassLaw:
     def through(self, strength: float, mass: float) -> MassLaw:
         """Return this law with the saturation with which it passes through a measured point.
 
-        Where the dose would have to be of the other sign, or more than MAX_DOSE times the
-        strength, the derivative at 0 is not what moved the mass: the law is returned as it is.
+        If that takes a dose of the other sign, or of more than MAX_DOSE times the strength, the
+        derivative at 0 does not explain the mass: the law is returned as it is.
         """
-        wanted = float(_logit(np.array(mass))) - self.log_odds
-        if not 0 < wanted / (self.gain * strength or np.nan) <= MAX_DOSE:
+        change = float(_logit(np.array(mass))) - self.log_odds
+        if not 0 < change / (self.gain * strength or np.nan) <= MAX_DOSE:
             return self
-        return replace(self, saturation=saturation_of(strength, wanted / self.gain))
+        return replace(self, saturation=saturation_of(strength, change / self.gain))
 
     def invert(self, change: float) -> float:
         """The strength that adds `change` to the log-odds; infinite if none does."""
@@ -198,8 +197,8 @@ def _points(
     strengths: Sequence[float], predicted: Sequence[float], measured: Sequence[float]
 ) -> tuple[tuple[float, float, float], ...]:
     return tuple(
-        (float(strength), float(said), float(found))
-        for strength, said, found in zip(strengths, predicted, measured, strict=True)
+        (float(strength), float(prediction), float(measurement))
+        for strength, prediction, measurement in zip(strengths, predicted, measured, strict=True)
     )
 
 

@@ -3,8 +3,8 @@
     M_c(z) = d logit_z(c) / dα       log-odds of token z in context c, per unit strength
     c      = E Var_p₀[M]             curvature of ΔCE (arXiv:2602.02712, Theorem 3.8)
     g      = E[E_p₀[M] - M(label)]   slope of ΔCE; 0 in expectation on the model's own text
-    P±     = limit of ΔCE as α → ±∞  where only norm(±v) is left of the input (Proposition 4.1)
-    F, F'  = mass of the concept's tokens, and its derivative (Theorem 3.6)
+    P±     = limit of ΔCE as α → ±∞  where the logits are norm(±v)·W_Uᵀ (Proposition 4.1)
+    F, F'  = mass of the concept's tokens, and its derivative F(1 - F)·ν (Theorem 3.6)
 
 In float32 M is a central difference of two passes: as accurate as a forward-mode derivative and
 a third faster on the models measured, since dual numbers cannot use fused attention. In half
@@ -36,21 +36,21 @@ from calibrate.models.tokens import PAD, Batch, TokenSequence
 EPSILON_SHARE = 0.01  # ε‖v‖ / median ‖h‖: small enough to be linear, large enough for float32
 FAR = 1e4  # multiple of the residual norm at which only v is left in the residual stream
 FARTHEST = 0.01  # of the largest number of the model's precision, which no norm may overflow
-SAMPLE_CONTEXTS = 16  # contexts whose whole distribution is kept for the token law
+SAMPLE_CONTEXTS = 16  # contexts whose whole distribution is stored for the token law
 
 Derivative = Callable[[slice], torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class LogOdds:
-    """What the log-odds say about one vector on one corpus, per sequence.
+    """What the log-odds of one vector on one corpus add up to, sequence by sequence.
 
     curvature, slope: arrays (n_sequences,), sums over a sequence's scored tokens of Var_p₀[M]
         and of E_p₀[M] - M(label). counts: scored tokens.
     plateaus: by sign, arrays (n_sequences,), sums of the rise of CE infinitely far out.
     mass, mass_change: arrays (n_sequences,), sums of the mass F of the concept's tokens and of
         dF/dα.
-    tokens: the token law in SAMPLE_CONTEXTS contexts, its dose not yet saturating.
+    tokens: the token law in SAMPLE_CONTEXTS contexts, without saturation.
     """
 
     curvature: np.ndarray
@@ -62,7 +62,7 @@ class LogOdds:
     tokens: TokenLaw
 
     def law(self, sign: int, weights: np.ndarray | None = None) -> CrossEntropyLaw:
-        """The law of ΔCE for one sign before any saturation is known.
+        """The law of ΔCE for one sign, without saturation.
 
         weights: how often each sequence counts; once each if None.
         """
@@ -76,7 +76,7 @@ class LogOdds:
         )
 
     def mass_law(self, weights: np.ndarray | None = None) -> MassLaw:
-        """The law of the concept's mass before any saturation is known; weights as in `law`."""
+        """The law of the concept's mass, without saturation; weights as in `law`."""
         weights = np.ones(len(self.counts)) if weights is None else weights
         total = weights @ self.counts
         mass, change = float(weights @ self.mass / total), float(weights @ self.mass_change / total)
@@ -96,26 +96,26 @@ def measure_log_odds(
     """
     sequences = run.corpus.sequences
     tokens = torch.tensor(list(concept_tokens), dtype=torch.long, device=loaded.device)
-    far = {sign: torch.log_softmax(far_logits(loaded, vector, sign), -1) for sign in (1, -1)}
+    limits = {sign: torch.log_softmax(far_logits(loaded, vector, sign), -1) for sign in (1, -1)}
     sums = np.zeros((6, len(sequences)))
     counts = np.array([sequence.n_scored for sequence in sequences], dtype=float)
     wanted = sampled_contexts(run)
-    kept: list[tuple[np.ndarray, np.ndarray]] = []
-    seen = 0
-    for one in run.batches:
-        labels = one.batch.labels()
+    contexts: list[tuple[np.ndarray, np.ndarray]] = []
+    n_seen = 0
+    for unsteered in run.batches:
+        labels = unsteered.batch.labels()
         per_token = torch.empty(6, len(labels), dtype=torch.float64)
-        with logit_derivative(loaded, one, vector, positions) as derivative:
-            for part in logit_slices(loaded, one.hidden):
-                log_p = torch.log_softmax(loaded.logits(one.hidden[part]), dim=-1)
+        with logit_derivative(loaded, unsteered, vector, positions) as derivative:
+            for part in logit_slices(loaded, unsteered.hidden):
+                log_p = torch.log_softmax(loaded.logits(unsteered.hidden[part]), dim=-1)
                 odds = derivative(part)
                 label = None if run.corpus.self_sampled else labels[part]
-                per_token[:4, part] = _reduced(log_p, odds, far, label)
+                per_token[:4, part] = _reduced(log_p, odds, limits, label)
                 per_token[4:, part] = _concept_mass(log_p.exp(), odds, tokens)
-                here = [row - seen for row in wanted if 0 <= row - seen < len(log_p)]
-                kept.append((_rows(log_p, here), _rows(odds, here)))
-                seen += len(log_p)
-        sums[:, list(one.batch.rows)] = one.batch.sums(per_token)
+                rows = [row - n_seen for row in wanted if 0 <= row - n_seen < len(log_p)]
+                contexts.append((_rows(log_p, rows), _rows(odds, rows)))
+                n_seen += len(log_p)
+        sums[:, list(unsteered.batch.rows)] = unsteered.batch.sums(per_token)
     return LogOdds(
         curvature=sums[0],
         slope=sums[1],
@@ -124,14 +124,14 @@ def measure_log_odds(
         mass=sums[4],
         mass_change=sums[5],
         tokens=TokenLaw(
-            log_p=np.concatenate([log_p for log_p, _ in kept]),
-            log_odds=np.concatenate([odds for _, odds in kept]),
+            log_p=np.concatenate([log_p for log_p, _ in contexts]),
+            log_odds=np.concatenate([odds for _, odds in contexts]),
         ),
     )
 
 
 def sampled_contexts(run: UnsteeredRun) -> list[int]:
-    """Indices of the scored tokens whose contexts the token law is made of, evenly spread."""
+    """Indices of the scored tokens whose contexts the token law describes, evenly spread."""
     total = run.corpus.n_scored
     picked = np.linspace(0, total - 1, min(SAMPLE_CONTEXTS, total))
     return sorted({int(index) for index in picked})
@@ -139,30 +139,33 @@ def sampled_contexts(run: UnsteeredRun) -> list[int]:
 
 @contextmanager
 def logit_derivative(
-    loaded: LoadedModel, one: UnsteeredBatch, vector: SteeringVector, positions: Positions = "all"
+    loaded: LoadedModel,
+    unsteered: UnsteeredBatch,
+    vector: SteeringVector,
+    positions: Positions = "all",
 ) -> Iterator[Derivative]:
-    """Give a function from rows of `one.hidden` to ∂logit/∂α there, (rows, vocabulary)."""
+    """Yield a function from rows of `unsteered.hidden` to ∂logit/∂α there, (rows, vocabulary)."""
     derivative = None
     with ExitStack() as stack:
-        if one.hidden.dtype != torch.float32:
+        if unsteered.hidden.dtype != torch.float32:
             stack.enter_context(forward_ad.dual_level())
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the fused kernels have none
             try:
-                derivative = forward_derivative(loaded, one, vector, positions)
+                derivative = forward_derivative(loaded, unsteered, vector, positions)
             except (NotImplementedError, RuntimeError):  # torch raises either
                 stack.close()
-        yield derivative or central_difference(loaded, one, vector, positions)
+        yield derivative or central_difference(loaded, unsteered, vector, positions)
 
 
 def forward_derivative(
-    loaded: LoadedModel, one: UnsteeredBatch, vector: SteeringVector, positions: Positions = "all"
+    loaded: LoadedModel, unsteered: UnsteeredBatch, vector: SteeringVector, positions: Positions
 ) -> Derivative:
     """∂logit/∂α from one pass with dual numbers; to be used within one `dual_level`.
 
     Raises: NotImplementedError or RuntimeError if an operation of the model has no forward
         derivative.
     """
-    dual = tangent_hidden(loaded, one, vector.values, vector.layer, positions)
+    dual = tangent_hidden(loaded, unsteered, vector.values, vector.layer, positions)
 
     def derivative(part: slice) -> torch.Tensor:
         logits = loaded.logits(dual[part])
@@ -177,21 +180,24 @@ def forward_derivative(
 
 
 def central_difference(
-    loaded: LoadedModel, one: UnsteeredBatch, vector: SteeringVector, positions: Positions = "all"
+    loaded: LoadedModel,
+    unsteered: UnsteeredBatch,
+    vector: SteeringVector,
+    positions: Positions = "all",
 ) -> Derivative:
     """∂logit/∂α from two passes at ±ε, where ε‖v‖ is EPSILON_SHARE of the residual norm."""
     epsilon = EPSILON_SHARE * vector.residual_norm / vector.norm
     plus, minus = (
-        steered_hidden(loaded, one, shift * vector.values, vector.layer, positions)
+        steered_hidden(loaded, unsteered, shift * vector.values, vector.layer, positions)
         for shift in (epsilon, -epsilon)
     )
     return lambda part: (loaded.logits(plus[part]) - loaded.logits(minus[part])) / (2 * epsilon)
 
 
 def far_logits(loaded: LoadedModel, vector: SteeringVector, sign: int) -> torch.Tensor:
-    """Logits of norm(±v), shape (vocabulary,): the limit of steering (Proposition 4.1).
+    """Logits norm(±v)·W_Uᵀ, shape (vocabulary,): the limit of steering (Proposition 4.1).
 
-    Whatever the model does after its last block does it, once that block puts out ±v.
+    Made by the model itself from a last block that puts out ±v, so that a soft-cap is included.
     """
     far = sign * FAR * vector.residual_norm * vector.values / vector.norm
     largest = FARTHEST * torch.finfo(loaded.dtype).max
@@ -209,7 +215,7 @@ def _rows(values: torch.Tensor, rows: list[int]) -> np.ndarray:
 def _reduced(
     log_p: torch.Tensor,
     odds: torch.Tensor,
-    far: dict[int, torch.Tensor],
+    limits: dict[int, torch.Tensor],
     label: torch.Tensor | None,
 ) -> torch.Tensor:
     """Curvature, slope and both plateaus of each token, float64 of shape (4, n_tokens)."""
@@ -218,11 +224,11 @@ def _reduced(
     variance = (p * (odds - mean[:, None]) ** 2).sum(dim=-1)
     if label is None:  # the label is a draw from p, so its expectation stands for it
         slope = torch.zeros_like(mean)
-        plateaus = [(p * (log_p - limit)).sum(dim=-1) for limit in far.values()]
+        plateaus = [(p * (log_p - limit)).sum(dim=-1) for limit in limits.values()]
     else:
         slope = mean - odds.gather(1, label[:, None])[:, 0]
         chosen = log_p.gather(1, label[:, None])[:, 0]
-        plateaus = [chosen - limit[label] for limit in far.values()]
+        plateaus = [chosen - limit[label] for limit in limits.values()]
     return torch.stack([variance, slope, *plateaus]).double().cpu()
 
 

@@ -1,22 +1,22 @@
 """Pilot passes: the few measurements from which the laws predict everything else.
 
-1. one derivative on the first sequences gives every token's log-odds M = ∂logit/∂α
-   (`laws.log_odds`), and with them the curvature, the slope, the plateau, and how fast the
-   concept's tokens gain;
-2. one pass over all sequences at the strength where these alone would spend the budget gives the
-   saturation, and the law names another strength. Where it lies CLOSE, the law's exponent is known
-   well enough to go there unseen: an error of a twentieth of it moves the strength by CLOSE/20.
-   Otherwise a pass there comes next, until MAX_PASSES have been spent. The laws go through the pass
-   nearest to the budget, so that what their form misses elsewhere does not matter there. On text
-   that the model has not written, the slope is known badly from the first sequences: with a second
-   pass it is the one with which the law of ΔCE goes through both;
-3. one pass over the first sequences, at less of the strength, tests the form of the laws.
+1. One derivative on the first sequences gives every token's log-odds M = ∂logit/∂α
+   (`laws.log_odds`), and from them the curvature, the slope, the plateau, and the gain of the
+   concept's tokens.
+2. A pass over all sequences, at the strength that spends the budget by these alone, gives the
+   saturation, and with it the law names another strength. If that is less than CLOSE away it is
+   taken without a pass: an error of a twentieth in the law's exponent would move it by CLOSE/20.
+   Otherwise the next pass runs there, up to MAX_PASSES. The laws are fitted through the pass
+   nearest to the budget, where they have to be right. On text the model has not written, the first
+   sequences give only a rough slope: from the second pass on it is fitted, so that the law of ΔCE
+   goes through the two nearest passes.
+3. One pass over the first sequences, at TEST_SHARE of α_B, tests the form of the laws.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,8 +31,8 @@ from calibrate.engine.vector import SteeringVector
 from calibrate.laws.bootstrap import (
     mass_law_through,
     of_first_sequences,
-    resample_counts,
     resampled_laws,
+    resampled_mass_laws,
     rise_law_through,
     standard_errors,
     strength_interval,
@@ -48,7 +48,9 @@ MAX_PASSES = 3  # pilot strengths over all sequences, beyond the derivative and 
 TEST_SHARE = 0.75  # of α_B, at which the laws are tested
 USUAL_PASSES = 2  # pilot strengths, as a rule at most
 FIRST_PASSES = 3  # over the first sequences, for the derivative and for the test
-PEAK_REACH = 5.0  # how many α_B far the peak of the concept's mass is looked for
+PEAK_REACH = 5.0  # times α_B: the peak of the concept's mass is sought up to here
+
+Pass = tuple[float, Steered]  # a strength, and what it does
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,10 @@ class Pilot:
 
     vector: the steering vector of that block. positions: those that are steered.
     law: ΔCE as a function of strength, through the pass nearest to the budget; through the two
-        nearest where a part of a text that the model has not written gave the slope.
+        nearest where the slope was fitted too.
     mass_law: mass of the concept's tokens as a function of strength, through the same pass.
     errors, mass_errors: standard errors of the laws' parameters, by name.
-    rise_goodness, mass_goodness: how the laws did at the test's strength, on the first sequences.
+    rise_goodness, mass_goodness: how the laws did in the test pass, on the first sequences.
     strength_at_budget: α_B with its interval over resampled sequences.
     points: every pilot pass. nearest: ΔCE of the one nearest to the budget, by sequence.
     contexts: the law of single tokens in some of the corpus's contexts, before any saturation.
@@ -102,12 +104,12 @@ class Pilot:
 
     @cached_property
     def tokens(self) -> TokenLaw:
-        """The law of single tokens, its dose fitted to the cost at α_B."""
+        """The law of single tokens, its saturation fitted to the cost at α_B."""
         return self.contexts.fitted_to(self.law, self.strength_at_budget.value)
 
     @cached_property
     def mass_peak(self) -> float:
-        """Where, by the law of tokens, the concept's have most mass; at most PEAK_REACH·α_B."""
+        """Where the law of tokens gives the concept's most mass; at most PEAK_REACH·α_B."""
         return self.tokens.mass_peak(
             self.concept_tokens, PEAK_REACH * self.strength_at_budget.value
         )
@@ -170,56 +172,40 @@ def fit_pilot(
     settings: Settings,
     positions: Positions = "all",
 ) -> Pilot:
-    """Spend the pilot's passes, given the log-odds, in the direction of the goal.
+    """Run the pilot's passes, given the log-odds, in the direction of the goal.
 
     odds: measured on `run.first`.
     Raises: Infeasible as `run_pilot` does.
     """
-    budget, sign = settings.ce_budget, settings.sign
 
     def steered_at(strength: float, part: UnsteeredRun) -> Steered:
         return measure_steered(
             loaded, part, vector.values, vector.layer, strength, positions, concept_tokens
         )
 
-    sequences = run.corpus.sequences
-    slope_known = run.corpus.self_sampled or len(odds.counts) == len(sequences)
-    law = odds.law(sign)
-    strength = law.invert(budget, sign)
-    measured: list[tuple[float, Steered]] = []
-    settled = False
-    while not settled and len(measured) < MAX_PASSES:
-        _require_finite(strength, law, budget, vector)
-        measured.append((strength, steered_at(strength, run)))
-        passes = _by_nearness(measured, budget)
-        law = _fitted_law(odds, passes, sign, slope_known)
-        named = law.invert(budget, sign)
-        settled = abs(named / strength - 1) < CLOSE
-        strength = named
-    _require_finite(strength, law, budget, vector)
-    at, nearest = passes[0]
+    n_sequences = len(run.corpus.sequences)
+    slope_known = run.corpus.self_sampled or len(odds.counts) == n_sequences
+    law, strength, passes = _spend_budget(
+        lambda strength: steered_at(strength, run), odds, slope_known, vector.layer, settings
+    )
+    at, nearest = _by_nearness(passes, settings.ce_budget)[0]
     test = TEST_SHARE * strength
-    goodness = _tested(odds, at, nearest, test, steered_at(test, run.first), sign)
+    goodness = _test_laws(odds, at, nearest, test, steered_at(test, run.first), settings.sign)
     laws = resampled_laws(odds, at, nearest.rise, settings)
-    low, high = strength_interval(laws, len(sequences), settings)
+    low, high = strength_interval(laws, n_sequences, settings)
     return Pilot(
         vector=vector,
         positions=positions,
         law=law,
         mass_law=mass_law_through(odds, at, nearest.mass),
         errors=standard_errors(laws),
-        mass_errors=standard_errors(
-            [
-                mass_law_through(odds, at, nearest.mass, weights)
-                for weights in resample_counts(len(nearest.mass.counts), settings)
-            ]
-        ),
+        mass_errors=standard_errors(resampled_mass_laws(odds, at, nearest.mass, settings)),
         rise_goodness=goodness[0],
         mass_goodness=goodness[1],
         strength_at_budget=Interval(strength, low, high),
         points=tuple(
             PilotPoint(tried, steered.rise.value, of_first_sequences(steered.mass, odds).value)
-            for tried, steered in measured
+            for tried, steered in passes
         ),
         nearest=nearest.rise,
         contexts=odds.tokens,
@@ -227,32 +213,57 @@ def fit_pilot(
     )
 
 
-def _by_nearness(
-    measured: Sequence[tuple[float, Steered]], budget: float
-) -> list[tuple[float, Steered]]:
-    """Passes by how nearly they spent the budget; those that spent nothing, latest first, last."""
-    spent = [(at, steered) for at, steered in measured if steered.rise.value > 0]
-    idle = [(at, steered) for at, steered in measured if steered.rise.value <= 0]
-    return sorted(spent, key=lambda one: abs(np.log(one[1].rise.value / budget))) + idle[::-1]
+def _spend_budget(
+    steered_at: Callable[[float], Steered],
+    odds: LogOdds,
+    slope_known: bool,
+    layer: int,
+    settings: Settings,
+) -> tuple[CrossEntropyLaw, float, list[Pass]]:
+    """Run passes until the strength that spends the budget settles.
+
+    Returns: the law of ΔCE, that strength, and the passes in the order they ran.
+    Raises: Infeasible if no strength spends the budget.
+    """
+    budget, sign = settings.ce_budget, settings.sign
+    law = odds.law(sign)
+    strength = _strength_at_budget(law, budget, sign, layer)
+    passes: list[Pass] = []
+    settled = False
+    while not settled and len(passes) < MAX_PASSES:
+        passes.append((strength, steered_at(strength)))
+        law = _fitted_law(odds, _by_nearness(passes, budget), sign, slope_known)
+        following = _strength_at_budget(law, budget, sign, layer)
+        settled = abs(following / strength - 1) < CLOSE
+        strength = following
+    return law, strength, passes
 
 
-def _require_finite(
-    strength: float, law: CrossEntropyLaw, budget: float, vector: SteeringVector
-) -> None:
+def _by_nearness(passes: Sequence[Pass], budget: float) -> list[Pass]:
+    """Passes by how nearly they spent the budget; those without a rise last, latest first."""
+    rising = [(at, steered) for at, steered in passes if steered.rise.value > 0]
+    flat = [(at, steered) for at, steered in passes if steered.rise.value <= 0]
+    nearest = sorted(rising, key=lambda run: abs(np.log(run[1].rise.value / budget)))
+    return nearest + flat[::-1]
+
+
+def _strength_at_budget(law: CrossEntropyLaw, budget: float, sign: int, layer: int) -> float:
+    strength = law.invert(budget, sign)
     if not np.isfinite(strength):
         raise Infeasible(
             [
-                f"no strength at block {vector.layer} raises cross-entropy by the budget of "
+                f"no strength at block {layer} raises cross-entropy by the budget of "
                 f"{budget:g} nat: the law levels off at {law.plateau:.3g} nat"
             ],
             ["ask for a smaller --ce-budget, or another --layer"],
         )
+    return strength
 
 
 def _fitted_law(
-    odds: LogOdds, passes: Sequence[tuple[float, Steered]], sign: int, slope_known: bool
+    odds: LogOdds, passes: Sequence[Pass], sign: int, slope_known: bool
 ) -> CrossEntropyLaw:
-    """The law of ΔCE through the first pass, or the first two where its slope is to be found."""
+    """The law of ΔCE through the first pass, or the first two where its slope is to be fitted."""
     if slope_known or len(passes) == 1:
         at, nearest = passes[0]
         return rise_law_through(odds, at, nearest.rise, sign)
@@ -260,13 +271,13 @@ def _fitted_law(
     return odds.law(sign).through_both(near, other)
 
 
-def _tested(
-    odds: LogOdds, at: float, nearest: Steered, test: float, found: Steered, sign: int
+def _test_laws(
+    odds: LogOdds, at: float, nearest: Steered, test: float, measured: Steered, sign: int
 ) -> tuple[Goodness, Goodness]:
-    """Both laws, fitted to the first sequences alone, against what these do at the test."""
+    """Judge both laws, fitted to the first sequences alone, on these at the test's strength."""
     law = rise_law_through(odds, at, of_first_sequences(nearest.rise, odds), sign)
     mass_law = mass_law_through(odds, at, nearest.mass)
     return (
-        judge_rise([test], [float(law.predict(test))], [found.rise.value]),
-        judge_mass([test], [float(mass_law.predict(test))], [found.mass.value]),
+        judge_rise([test], [float(law.predict(test))], [measured.rise.value]),
+        judge_mass([test], [float(mass_law.predict(test))], [measured.mass.value]),
     )

@@ -1,4 +1,12 @@
-"""The law of concept presence: a sigmoid in the strength, up to where it falls."""
+"""The law of concept presence: a sigmoid of the strength, up to where presence falls.
+
+Theorem 3.6 of arXiv:2602.02712 makes the mass of a concept's tokens a sigmoid of ν(α). Presence,
+which judges read in whole replies, is fitted with ν(α) = ν·α between two asymptotes:
+
+    F(α) = floor + (ceiling - floor)·σ(r + ν·α)
+
+The theorem does not cover its fall: beyond some strength text degenerates.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +56,7 @@ class PresenceFit:
 
     covariance: (4, 4), of log_odds, gain, floor and ceiling; zero for those not fitted.
     fall: the strength from which presence turns back since text degenerates, or None. Only
-        strengths before it were used.
+        smaller strengths were fitted.
     """
 
     law: PresenceLaw
@@ -79,9 +87,9 @@ def fit_presence(
 ) -> PresenceFit:
     """Fit the law of presence, up to where presence falls, by maximum likelihood.
 
-    rising: whether steering is meant to raise presence; if not, it falls where it rises again.
-    The likelihood is the binomial's, of `counts` judgements that are probabilities themselves;
-    those vary less than coin tosses do, so that the standard errors err on the wide side.
+    rising: whether steering is meant to raise presence; if not, a rise counts as its fall.
+    The likelihood is that of `counts` coin tosses at each strength. Judgements are probabilities,
+    which vary less, so that the standard errors are rather too wide.
     """
     order = np.argsort(np.abs(strengths))
     alpha, y, n = (np.asarray(values, float)[order] for values in (strengths, presences, counts))
@@ -98,13 +106,13 @@ def fit_presence(
     steepest = 20 / reach
     bounds = [(-20.0, 20.0), (-steepest, steepest), (0.0, 0.5), (0.5, 1.0)][:free]
     start = [float(_logit(y[:1])[0]), 1 / reach, 0.02, 0.98][:free]
-    found = minimize(loss, start, bounds=bounds, method="L-BFGS-B").x
-    slopes = _gradient(_full(found), alpha)[:, :free]
-    f = np.clip(_sigmoid(_full(found), alpha), 1e-9, 1 - 1e-9)
+    fitted = _full(minimize(loss, start, bounds=bounds, method="L-BFGS-B").x)
+    slopes = _gradient(fitted, alpha)[:, :free]
+    f = np.clip(_sigmoid(fitted, alpha), 1e-9, 1 - 1e-9)
     information = (slopes * (n / (f * (1 - f)))[:, None]).T @ slopes
     covariance = np.zeros((4, 4))
     covariance[:free, :free] = np.linalg.pinv(information)
-    return PresenceFit(PresenceLaw(*map(float, _full(found))), covariance, fall)
+    return PresenceFit(PresenceLaw(*map(float, fitted)), covariance, fall)
 
 
 def _before_fall(presences: np.ndarray, counts: np.ndarray) -> int:

@@ -1,13 +1,12 @@
-"""The law of next-token probabilities: bumps, and where they peak.
+"""The law of next-token probabilities: each rises, peaks and falls, a bump.
 
-Steering tilts the next-token distribution by the tokens' log-odds M (Theorem 3.3 of Taimeskhanov,
-Vaiter, Garreau, "Towards Understanding Steering Strength", arXiv:2602.02712):
+Steering tilts next-token probabilities by the tokens' log-odds M (arXiv:2602.02712, Theorem 3.3):
 
-    p_α(z|c) ∝ p₀(z|c) · exp(a(α)·M_c(z))
+    p_α(z|c) ∝ p₀(z|c) · exp(a(α)·M_c(z)),   dp_α(z|c)/da = p_α(z|c) · (M_c(z) - E_{p_α}[M_c])
 
-so that a token rises while M(z) > E_{p_α}[M], peaks where they are equal, and then falls. a(α) is
-the effective dose (`laws.dose`); in the paper's model a(α) = α. Pure NumPy: what is measured
-comes from elsewhere.
+E_{p_α}[M] grows with the strength, so that a token rises while M(z) is above it, peaks where they
+are equal, and then falls; only the tokens of extreme M are monotone. a(α) is the effective dose
+(`laws.dose`); in the paper's model a(α) = α. Pure functions of numbers measured elsewhere.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from calibrate.laws.formulas import CrossEntropyLaw, Goodness
 
 GOOD_SHAPE = 0.1  # largest share of tokens that bump more than once
 GOOD_PEAKS = 0.1  # largest 1 - rank correlation of the peaks
-MIN_PEAKS = 8  # in a context, for a rank correlation to say anything
+MIN_PEAKS = 8  # in a context, for its rank correlation to count
 PROMINENCE = 0.05  # of a curve's range: a second rise smaller than this is no bump
 STRENGTHS = 161  # grid on which E[M] is inverted
 MASS_STRENGTHS = 41  # grid on which the largest mass is looked for
@@ -98,23 +97,24 @@ class TokenLaw:
         return float((p * (self.log_odds - mean) ** 2).sum(axis=1).mean())
 
     def fitted_to(self, law: CrossEntropyLaw, strength: float) -> TokenLaw:
-        """Return this law with the saturation at which it costs what the law of ΔCE says.
+        """Return this law with the saturation at which it costs what the law of ΔCE predicts.
 
-        These contexts are few, so the two are compared after division by their curvatures.
+        strength: where they are made to agree, after each is divided by its own curvature, since
+            these contexts are few.
         """
         size = abs(strength)
         quadratic = 0.5 * law.curvature * size**2
         flat = replace(law, slope=0.0)
         aim = float(flat.predict(size)) / quadratic * 0.5 * self.curvature * size**2
-        far = 4 * strength
-        if self.rise(far) <= aim:
+        largest = 4 * strength
+        if self.rise(largest) <= aim:
             return self
-        dose = brentq(lambda a: self.rise(a) - aim, 1e-3 * strength, far)
+        dose = brentq(lambda a: self.rise(a) - aim, 1e-3 * strength, largest)
         return replace(self, saturation=saturation_of(strength, dose))
 
 
 def _tilted_mean(log_p: np.ndarray, log_odds: np.ndarray, dose: float) -> float:
-    """E_{p_a}[M] in one context; large vocabularies fit the processor's cache only one by one."""
+    """E_{p_a}[M] in one context; one at a time, so that a large vocabulary fits the CPU's cache."""
     tilted = log_p + dose * log_odds
     weights = np.exp(tilted - tilted.max())
     return float(weights @ log_odds / weights.sum())
@@ -126,12 +126,12 @@ def judge_shapes(curves: np.ndarray) -> Goodness:
     curves: (n_curves, n_strengths), at ascending strengths. Points are (number of bumps, share of
     the curves predicted to have as many, share that has).
     """
-    found, counts = np.unique([bumps(curve) for curve in curves], return_counts=True)
+    n_bumps, counts = np.unique([bumps(curve) for curve in curves], return_counts=True)
     shares = counts / len(curves)
     points = tuple(
-        (float(n), float(n == 1), float(share)) for n, share in zip(found, shares, strict=True)
+        (float(n), float(n == 1), float(share)) for n, share in zip(n_bumps, shares, strict=True)
     )
-    return Goodness.of(points, float(shares[found > 1].sum()), GOOD_SHAPE)
+    return Goodness.of(points, float(shares[n_bumps > 1].sum()), GOOD_SHAPE)
 
 
 def judge_peaks(measured: np.ndarray, predicted: np.ndarray, reach: float) -> Goodness:
@@ -142,10 +142,10 @@ def judge_peaks(measured: np.ndarray, predicted: np.ndarray, reach: float) -> Go
     correlation.
     """
     points = []
-    for index, (found, said) in enumerate(zip(measured, predicted, strict=True)):
-        inside = np.abs(found) <= reach
-        if inside.sum() >= MIN_PEAKS and len(set(found[inside])) > 1:
-            correlation = float(spearmanr(found[inside], said[inside]).statistic)
+    for index, (peaks, expected) in enumerate(zip(measured, predicted, strict=True)):
+        inside = np.abs(peaks) <= reach
+        if inside.sum() >= MIN_PEAKS and len(set(peaks[inside])) > 1:
+            correlation = float(spearmanr(peaks[inside], expected[inside]).statistic)
             points.append((float(index), correlation, float(inside.sum())))
     error = 1 - float(np.median([point[1] for point in points])) if points else 1.0
     return Goodness.of(points, error, GOOD_PEAKS)
@@ -154,10 +154,10 @@ def judge_peaks(measured: np.ndarray, predicted: np.ndarray, reach: float) -> Go
 def bumps(curve: np.ndarray) -> int:
     """Count the local maxima of a curve, its ends included, that stand out from it.
 
-    Monotone curves have one, at an end; the law of tokens allows no more than one.
+    A monotone curve has one, at an end; by the law of tokens no curve has more.
     """
     low, high = float(curve.min()), float(curve.max())
     if high <= low:
         return 1
-    walled = np.concatenate([[low], curve, [low]])
-    return len(find_peaks(walled, prominence=PROMINENCE * (high - low))[0])
+    padded = np.concatenate([[low], curve, [low]])
+    return len(find_peaks(padded, prominence=PROMINENCE * (high - low))[0])

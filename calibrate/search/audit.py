@@ -1,7 +1,7 @@
 """The second opinion: another judge reads the final replies.
 
-If only one judge sees a change, it may be of something that this judge mistakes for the concept.
-What the second says depends on its interval of the paired change towards the goal:
+A change that only one judge sees may be of something that this judge mistakes for the concept.
+The second's opinion depends on its interval of the paired change towards the goal:
 
     (refused)       the interval lies below 0: the judges contradict each other
     confirms        the interval lies above 0
@@ -38,8 +38,8 @@ class Audit:
     """The same final replies, read by a second judge.
 
     change: of presence, prompt by prompt. agreement: Spearman's rank correlation of the two
-    judges over all replies that are not empty, steered and unsteered; 0 where one of them says the
-    same of all. opinion: what the change says of the first judge's.
+    judges over all replies that are not empty, steered and unsteered; 0 where one of them scores
+    all alike. opinion: whether the change confirms the first judge's.
     """
 
     judge: str
@@ -56,27 +56,27 @@ def audit(auditor: Reader, steered: Presence, unsteered: Presence, settings: Set
     steered, unsteered: as the first judge reads them.
     Raises: Infeasible if the second sees presence move the other way.
     """
-    again, before = (read(auditor, one.completions) for one in (steered, unsteered))
-    found, change = again.change_from(before), steered.change_from(unsteered)
-    low, high = found.interval(settings.confidence)
+    presence, baseline = (read(auditor, judged.completions) for judged in (steered, unsteered))
+    change, first_change = presence.change_from(baseline), steered.change_from(unsteered)
+    low, high = change.interval(settings.confidence)
     if (high if settings.goal == "increase" else -low) < 0:
         raise Infeasible(
             [
-                f"the judges disagree: presence changes by {change.value:+.3f}, but to "
-                f"{auditor.name} by {found.value:+.3f} ({settings.confidence:.0%} interval "
+                f"the judges disagree: presence changes by {first_change.value:+.3f}, but to "
+                f"{auditor.name} by {change.value:+.3f} ({settings.confidence:.0%} interval "
                 f"{low:+.3f} to {high:+.3f})"
             ],
             ["read some of the replies in evidence.json", "try a third with --audit"],
         )
     return Audit(
         auditor.name,
-        again.estimate,
-        before.estimate,
-        found,
-        _agreement((steered, unsteered), (again, before)),
+        presence.estimate,
+        baseline.estimate,
+        change,
+        _agreement((steered, unsteered), (presence, baseline)),
         _opinion(
-            settings.sign * change.value / _spread(steered, unsteered),
-            sorted(settings.sign * end / _spread(again, before) for end in (low, high)),
+            settings.sign * first_change.value / _spread(steered, unsteered),
+            sorted(settings.sign * end / _spread(presence, baseline) for end in (low, high)),
         ),
     )
 
@@ -91,13 +91,14 @@ def _opinion(first: float, interval: list[float]) -> Opinion:
 
 def _spread(steered: Presence, unsteered: Presence) -> float:
     """Standard deviation between replies of one kind; tiny where all are scored alike."""
-    parts = [one.scores[one.spoken] for one in (steered, unsteered)]
+    parts = [presence.scores[presence.spoken] for presence in (steered, unsteered)]
     squares = sum(float(((part - part.mean()) ** 2).sum()) for part in parts)
     return max(float(np.sqrt(squares / sum(map(len, parts)))), 1e-9)
 
 
 def _agreement(first: tuple[Presence, Presence], second: tuple[Presence, Presence]) -> float:
-    ours = np.concatenate([one.scores[one.spoken] for one in first])
-    theirs = np.concatenate([one.scores[one.spoken] for one in second])
-    told_apart = min(np.ptp(ours), np.ptp(theirs)) > 0
-    return float(spearmanr(ours, theirs).statistic) if told_apart else 0.0
+    scores = [
+        np.concatenate([presence.scores[presence.spoken] for presence in judge])
+        for judge in (first, second)
+    ]
+    return float(spearmanr(*scores).statistic) if min(map(np.ptp, scores)) > 0 else 0.0

@@ -1,19 +1,19 @@
-"""Rank blocks before any of them is steered: a few backward passes say what each has to offer.
+"""Rank blocks by a few backward passes, before any of them is steered.
 
-The derivative by the strength α of any sum of log-probabilities is, at every block at once, the
-gradient by its residual stream times that block's steering vector v: one backward pass a sum.
+The derivative by the strength α of a sum of log-probabilities is the gradient by a block's residual
+stream times that block's steering vector v: one backward pass gives it for every block.
 
     α_B(ℓ)   √(2B/c), c the mean over contexts of Var_p₀[M]. The variance of a token's log-odds M is
              that of its score ∂log p₀(z)/∂α over tokens z drawn from p₀, and scores of different
-             positions are uncorrelated, so that the squared sum over a sequence will do
+             positions are uncorrelated, so that the squared sum over a sequence estimates it
              (arXiv:2602.02712, Theorem 3.8; the sum is Fisher's information).
     gain(ℓ)  α_B(ℓ) · (d/dα log-likelihood of the concept's replies - the same of its opposites):
-             the nats per token by which all of the budget moves the ones ahead of the others.
+             nats per token by which spending the budget favours the concept's replies.
 
 Whole replies are scored, since the log-odds of the concept's tokens favour late blocks: raising
-the word "happy" is not yet writing a happier reply. But on the concepts measured presence hardly
-follows the gain, and on one it goes the other way (rank correlations in docs/study.md), so that
-the best of the middle and of the last third of the depth are carried into the study.
+the word "happy" is not yet writing a happier reply. But presence hardly follows the gain on the
+concepts measured, and on one it goes the other way (rank correlations in docs/study.md), so the
+best of the middle and of the last third of the depth are carried into the study.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ def rank_blocks(
     vectors: Sequence[SteeringVector],
     settings: Settings,
 ) -> tuple[BlockRank, ...]:
-    """Rank every block whose vector can do anything, best first.
+    """Rank every block whose vector changes predictions, best first.
 
-    corpus: ΔCE is estimated on its first sequences. texts: of the concept, not those that made
-    the vectors; replies are preferred to texts that reply to nothing.
+    corpus: the curvature is estimated on its first sequences. texts: of the concept, not those
+    that made the vectors; those with a prompt are preferred.
     """
     stacked = torch.stack([vector.values for vector in vectors]).to(loaded.device)
     curvature = _curvature(loaded, corpus.sequences[:MAX_SEQUENCES], stacked, settings)
@@ -133,7 +133,7 @@ def _likelihood_slope(
         return labels
 
     slopes = _slopes(loaded, sequences, vectors, [own], settings.position_choices[0])[0]
-    per_token: np.ndarray = slopes.sum(axis=1) / sum(one.n_scored for one in sequences)
+    per_token: np.ndarray = slopes.sum(axis=1) / sum(sequence.n_scored for sequence in sequences)
     return per_token
 
 
@@ -149,7 +149,7 @@ def _slopes(
     choices: functions from log-probabilities (n_tokens, vocabulary) and the sequence's own labels
         to the labels whose log-probability is differentiated, (n_tokens,).
     """
-    found = np.zeros((len(choices), len(vectors), len(sequences)))
+    slopes = np.zeros((len(choices), len(vectors), len(sequences)))
     room = max(loaded.scoring_tokens // GRADIENT_TOKENS, 1)
     for batch in batches(sequences, room, loaded.device):
         hidden, residuals = differentiable_hidden(loaded, batch)
@@ -161,9 +161,9 @@ def _slopes(
                 hidden, residuals, gradient, retain_graph=index + 1 < len(choices)
             )
             for layer, (by_residual, vector) in enumerate(zip(by_block, vectors, strict=True)):
-                moved = (by_residual.float() @ vector) * steered
-                found[index, layer, list(batch.rows)] = moved.sum(dim=1).double().cpu().numpy()
-    return found
+                by_token = (by_residual.float() @ vector) * steered
+                slopes[index, layer, list(batch.rows)] = by_token.sum(dim=1).double().cpu().numpy()
+    return slopes
 
 
 def _gradient(

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from calibrate.common.errors import Infeasible
 from calibrate.common.estimate import RatioEstimate
 from calibrate.common.record import TestedStrength
+from calibrate.common.settings import Settings
+from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.generation import Completion
+from calibrate.engine.unsteered import UnsteeredRun
+from calibrate.laws.pilot import Pilot
+from calibrate.models.model import LoadedModel
 from calibrate.models.steering import Steering
-from calibrate.search.long_run import LOOP_MARGIN, LongReplies
+from calibrate.models.tokens import Prompt
+from calibrate.search.long_run import LOOP_MARGIN, LongReplies, LongRun, answer_at_length
+from probes import Reader
 
-# Shares of the strength the study chose. Near 1 the steps are fine, since that is where the
-# answer nearly always lies; the first are a fall-back for text unlike the search corpus.
+# Shares of the strength the study chose. The steps near 1 are small, since the answer nearly
+# always lies there; the first are a fall-back for text unlike the search corpus.
 LADDER = (0.5, 0.8, 0.9, 1.0)
 
 
@@ -32,6 +39,36 @@ class VerifiedBudget:
     def delta_ce(self) -> RatioEstimate:
         """ΔCE of the strength that keeps to the budget."""
         return self.rises[self.strength]
+
+
+def largest_strength(
+    loaded: LoadedModel,
+    reader: Reader,
+    pilot: Pilot,
+    strength: float,
+    run: UnsteeredRun,
+    prompts: Sequence[Prompt],
+    settings: Settings,
+) -> tuple[VerifiedBudget, LongRun | None]:
+    """The largest share of `strength` within the budget, and without loops in long replies.
+
+    Returns: it, and what long replies are like; None where no long run is asked for or fits.
+    Raises: Infeasible as the two below do.
+    """
+    vector, positions = pilot.vector, pilot.positions
+    budget = verify_budget(
+        lambda tried: delta_ce(loaded, run, vector.values, vector.layer, tried, positions),
+        strength,
+        settings.ce_budget,
+        settings.confidence,
+    )
+    long_replies = answer_at_length(loaded, prompts, settings)
+    if long_replies is None:
+        return budget, None
+    budget, steered = verify_long_run(
+        long_replies, budget, lambda tried: vector.push(tried, positions)
+    )
+    return budget, long_replies.read(reader, steered)
 
 
 def verify_budget(

@@ -1,4 +1,4 @@
-"""Whether presence changes by enough to be worth having, and what change could have been seen.
+"""Whether presence changes enough, and how small a change could have been seen.
 
 The paired change towards the goal, one value per prompt, is tested after each round of replies:
 
@@ -12,9 +12,9 @@ allows (Bonferroni). A change of 0 then ships with a probability of at most (1 -
 and a change of at least `min_gain` is refused as too small with at most the same. Reported
 intervals have the confidence as given.
 
-A refusal says that there is no such change only if it would have been seen: if the smallest change
-that is told from 0 with a probability of POWER is at most `min_gain`. Otherwise it says that this
-cannot be told, and what would tell.
+A refusal claims that there is no such change only if one would have been seen: if the smallest
+change told from 0 with a probability of POWER is at most `min_gain`. Otherwise it says that the
+data cannot tell, and how many replies or prompts could.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Decision = Literal["ships", "refused", "undecided"]
 
 
 def decide(change: RatioEstimate, settings: Settings) -> Decision:
-    """What one look says.
+    """Decide after one look.
 
     change: of presence, one value per prompt, negative where presence falls.
     """
@@ -66,10 +66,10 @@ def prompts_needed(change: RatioEstimate, gain: float, settings: Settings) -> in
 
 
 def require_effect(change: RatioEstimate, n_replies: int, settings: Settings) -> None:
-    """Refuse a change that no look has found worth having.
+    """Refuse a change that does not ship.
 
     change: at the last look, with n_replies to each prompt.
-    Raises: Infeasible, which says whether there is no such change, or whether none could be seen.
+    Raises: Infeasible, which says whether there is no such change or the data cannot tell.
     """
     decision = decide(change, settings)
     if decision == "ships":
@@ -119,7 +119,7 @@ def _seen(change: RatioEstimate, settings: Settings) -> str:
 
 
 def _more_replies(change: RatioEstimate, n_replies: int, settings: Settings) -> list[str]:
-    """What would tell; nothing about prompts where no gain is asked for, and none was seen."""
+    """Ways to decide; no number of prompts where no gain was asked for or seen."""
     advice = []
     if n_replies < LOOKS[-1]:
         advice.append(

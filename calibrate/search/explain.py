@@ -1,7 +1,7 @@
-"""What an infeasible request would take, from the laws alone: no further search.
+"""What budget an infeasible request would need, by the laws alone: nothing more is measured.
 
-Presence at a site is σ-shaped in the strength (`laws.presence.PresenceLaw`), and ΔCE is a law of
-the strength too, so a wished gain of presence has a strength, and that strength has a price.
+Presence at a site is a sigmoid of the strength (`laws.presence.PresenceLaw`), so a wished gain of
+presence needs some strength, and the law of ΔCE tells what that strength costs.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from calibrate.common.settings import Settings
 from calibrate.common.trial import Trial
 from calibrate.laws.pilot import Pilot
 from calibrate.laws.presence import PresenceFit
-from calibrate.search.trials import presence_law
+from calibrate.search.trials import best_trial, presence_law
 
 FARTHEST = 4.0  # times α_B: beyond, the laws are not believed
-STRENGTHS = 200  # at which the laws are asked
+STRENGTHS = 200  # at which the laws are evaluated
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ def add_advice(
     baseline: RatioEstimate,
     settings: Settings,
 ) -> Iterator[None]:
-    """Put what the study found, and what the laws say it would take, before other advice."""
+    """Put the study's best trial, and the budget the laws ask for, before other advice."""
     try:
         yield
     except Infeasible as infeasible:
-        found = _found(trials, baseline, settings)
-        advice = [*found, *_priced(pilots, trials, baseline, settings), *infeasible.advice]
-        raise Infeasible(infeasible.reasons, advice) from infeasible
+        best = _best_found(trials, baseline, settings)
+        price = _price_asked(pilots, trials, baseline, settings)
+        raise Infeasible(infeasible.reasons, [*best, *price, *infeasible.advice]) from infeasible
 
 
 def prices(
@@ -61,23 +61,21 @@ def prices(
 
     gain: towards the goal, in (0, 1).
     """
-    found = []
+    priced = []
     for site, pilot in pilots.items():
-        law = presence_law(site, trials, baseline, settings.goal)
-        strengths = _strengths(pilot, law)
-        gained = settings.sign * (np.asarray(law.law.predict(strengths)) - baseline.value)
-        enough = strengths[gained >= gain]
+        fit = presence_law(site, trials, baseline, settings.goal)
+        strengths, gains = _predicted_gains(pilot, fit, baseline, settings)
+        enough = strengths[gains >= gain]
         if _tried(site, trials) and len(enough):
             strength = float(enough[0])
-            found.append(Price(site, strength, float(pilot.law.predict(strength))))
-    return sorted(found, key=lambda price: price.budget)
+            priced.append(Price(site, strength, float(pilot.law.predict(strength))))
+    return sorted(priced, key=lambda price: price.budget)
 
 
-def _found(trials: Sequence[Trial], baseline: RatioEstimate, settings: Settings) -> list[str]:
-    within = [trial for trial in trials if trial.complete and trial.presence is not None]
-    if not within:
+def _best_found(trials: Sequence[Trial], baseline: RatioEstimate, settings: Settings) -> list[str]:
+    best = best_trial(trials, settings)
+    if best is None:
         return []
-    best = max(within, key=lambda trial: settings.sign * (trial.presence or 0.0))
     presence = best.presence or 0.0
     return [
         f"the best within the budget is a presence of {presence:.2f} "
@@ -85,7 +83,7 @@ def _found(trials: Sequence[Trial], baseline: RatioEstimate, settings: Settings)
     ]
 
 
-def _priced(
+def _price_asked(
     pilots: Mapping[str, Pilot],
     trials: Sequence[Trial],
     baseline: RatioEstimate,
@@ -94,11 +92,11 @@ def _priced(
     gain = settings.min_gain or baseline.half_width(settings.confidence)
     priced = prices(pilots, trials, baseline, gain, settings)
     if priced:
-        near = priced[0]
+        cheapest = priced[0]
         return [
-            f"by the laws {near.site} comes closest: a change by {gain:.2f} costs about "
-            f"{near.budget:.2g} nat there, at α = {near.strength:.3g}; ask for --ce-budget "
-            f"{1.1 * near.budget:.2g}"
+            f"by the laws {cheapest.site} comes closest: a change by {gain:.2f} costs about "
+            f"{cheapest.budget:.2g} nat there, at α = {cheapest.strength:.3g}; ask for --ce-budget "
+            f"{1.1 * cheapest.budget:.2g}"
         ]
     possible = [
         _most_gained(site, pilot, trials, baseline, settings)
@@ -117,18 +115,20 @@ def _most_gained(
     baseline: RatioEstimate,
     settings: Settings,
 ) -> float:
-    """The most presence that the law leaves possible at a site, with its uncertainty."""
-    law = presence_law(site, trials, baseline, settings.goal)
-    strengths = _strengths(pilot, law)
-    gained = settings.sign * (np.asarray(law.law.predict(strengths)) - baseline.value)
-    errors = np.array([law.standard_error(float(strength)) for strength in strengths])
-    return float((gained + norm.ppf(0.5 + settings.confidence / 2) * errors).max())
+    """The largest gain at a site by the law's upper confidence bound."""
+    fit = presence_law(site, trials, baseline, settings.goal)
+    strengths, gains = _predicted_gains(pilot, fit, baseline, settings)
+    errors = np.array([fit.standard_error(float(strength)) for strength in strengths])
+    return float((gains + norm.ppf(0.5 + settings.confidence / 2) * errors).max())
 
 
-def _strengths(pilot: Pilot, law: PresenceFit) -> np.ndarray:
-    """Where the law is asked: up to where presence falls, or to where it is not believed."""
-    end = FARTHEST * pilot.strength_at_budget.value if law.fall is None else law.fall
-    return np.linspace(0, end, STRENGTHS + 1)[1:]
+def _predicted_gains(
+    pilot: Pilot, fit: PresenceFit, baseline: RatioEstimate, settings: Settings
+) -> tuple[np.ndarray, np.ndarray]:
+    """Strengths up to where presence falls, or the law is not believed, and the gain at each."""
+    end = FARTHEST * pilot.strength_at_budget.value if fit.fall is None else fit.fall
+    strengths = np.linspace(0, end, STRENGTHS + 1)[1:]
+    return strengths, settings.sign * (np.asarray(fit.law.predict(strengths)) - baseline.value)
 
 
 def _tried(site: str, trials: Sequence[Trial]) -> bool:

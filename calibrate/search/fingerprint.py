@@ -1,4 +1,4 @@
-"""What tells one calibration from another: a hash of all that its result depends on."""
+"""The fingerprint of a calibration: a hash of all that its result depends on."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """What a calibration will cost, before it starts: token-forwards by stage, and minutes.
 
-Token-forwards are reckoned on the large side: every reply as long as it may be, no trial cut short.
-Pilots and trials are counted at a mean depth, since only the blocks after the steered one run. The
-time comes from the speed of one pass made to see. Replies that the verification takes beyond its
-first look are not counted: it takes them only where the limits leave room.
+Token-forwards are estimated high: every reply as long as it may be, no trial cut short. Pilots and
+trials are counted at a mean depth, since only the blocks after the steered one run. The time comes
+from the speed of one small pass. Replies that the verification takes beyond its first look are not
+counted: it takes them only where the limits leave room.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def questions_ahead(
 ) -> int:
     """About how many questions will be put to a judge and an auditor, where they are asked.
 
-    Reckoned on the large side: nothing is known yet, and every trial reads all its replies. The
-    steered model itself is not counted.
+    Estimated high: every trial reads all its replies. Questions to the steered model itself are
+    not counted.
     """
     counts = {split: len(texts) for split, texts in split_prompts(prompts).items()}
     held_out = concept.split()["held_out"]
@@ -103,11 +103,11 @@ def _tokens(
     """Token-forwards of each stage, by its name."""
     counts = {split: len(texts) for split, texts in split_prompts(prompts).items()}
     searched, verified = counts["search"], counts["verify"]
-    encoded = [encode_prompt(loaded, prompt).ids for prompt in prompts]
+    encoded = [encode_prompt(loaded, text).ids for text in prompts]
     shared = len(common_prefix(encoded, min(map(len, encoded)) - 1))
     longest = settings.sampling.max_new_tokens
-    asked = sum(map(len, encoded)) / len(prompts) - shared
-    reply = asked + longest
+    prompt = sum(map(len, encoded)) / len(prompts) - shared
+    reply = prompt + longest
     split = concept.split()
     texts = {name: extraction.expected_tokens(loaded, part) for name, part in split.items()}
     written = texts["probe"] + texts["held_out"]
@@ -117,22 +117,22 @@ def _tokens(
     )
     first = corpus * min(objective.FIRST_PART, searched) / searched
     sites = blocks * len(settings.position_choices)
-    found = {
+    stages = {
         "unsteered replies": replies.expected_tokens(counts, reply),
         "steering vectors": texts["vector"],
         "judges": teaching.expected_tokens(loaded, concept.name, lesson, written, reply, longest),
         "blocks": block_ranking.expected_tokens(
-            searched, shared + reply, shared + asked, n_texts, texts["probe"], settings
+            searched, shared + reply, shared + prompt, n_texts, texts["probe"], settings
         ),
         "pilot": pilot.expected_tokens(sites, corpus, first),
         "study": objective.expected_tokens(sites, searched, reply, corpus, settings),
         "verification": verification.expected_tokens(verified, reply, held_out, settings),
     }
-    return {stage: round(tokens) for stage, tokens in found.items()}
+    return {stage: round(tokens) for stage, tokens in stages.items()}
 
 
 def _tokens_per_second(loaded: LoadedModel, prompts: Sequence[str]) -> float:
-    """The speed of one small pass over prompts, less what other passes lose against it."""
+    """The speed of one small pass over prompts, divided by SLOWER."""
     sequences = [encode_prompt(loaded, prompt).followed_by([0]) for prompt in prompts[:8]]
     batch = next(batches(sequences, loaded.scoring_tokens, loaded.device))
     with preserving_model_state(loaded):

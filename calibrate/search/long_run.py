@@ -1,14 +1,14 @@
-"""The long run: replies as long as they are served, read window by window.
+"""The long run: replies as long as in use, read window by window.
 
-The search reads short replies, and what steering does to a text shows later as well: loops begin
-after a hundred tokens, a concept fades. So the verification has a few prompts answered at length,
-unsteered and steered with the same noise, and reads along the replies:
+The search reads short replies, but some effects of steering show later: loops begin after a
+hundred tokens, a concept fades. So the verification has a few prompts answered at length,
+unsteered and steered with the same noise, and reads each window of the replies:
 
-    loops      share of the tokens that lie in a stretch said again at once (`judging.loops`)
+    loops      share of the tokens that lie in a passage repeated at once (`judging.loops`)
     presence   of each window's own text, as the judge reads it
     log-prob   of each token under the unsteered model, nats
 
-A strength whose replies loop by more than LOOP_MARGIN more than the unsteered ones is not shipped.
+A strength is not shipped if the share of tokens in loops rises by more than LOOP_MARGIN.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from calibrate.models.tokens import Prompt
 from calibrate.texts.replies import REPLIES
 from probes import Reader
 
-PROMPTS = 24  # answered at length, once each: loops are rare, and cost nothing to count
+PROMPTS = 24  # answered at length, once each: loops are rare, and counting them is free
 READ = 8  # of these replies, read by the judge and the unsteered model
 KINDS = 2  # of long replies, unsteered and steered
 READINGS = 2  # of a long reply, by the judge and for its log-probability
@@ -74,7 +74,7 @@ class LongRun:
 class LongReplies:
     """The same prompts answered at length, unsteered first, then steered in any way.
 
-    prompts: a few of those of the verification. sampling: with replies as long as they are served.
+    prompts: a few of those of the verification. sampling: with replies as long as in use.
     """
 
     loaded: LoadedModel
@@ -119,7 +119,7 @@ def answer_at_length(
     Returns: None where no long run is asked for, or the context has no room for one.
     """
     chosen = tuple(prompts[:PROMPTS])
-    wanted = max(settings.long_run, settings.sampling.max_new_tokens) if settings.long_run else 0
+    wanted = _wanted_tokens(settings)
     room = loaded.context_length - max(len(prompt.ids) for prompt in chosen)
     if min(wanted, room) < SHORTEST_LONG_RUN:
         return None
@@ -129,56 +129,59 @@ def answer_at_length(
 
 def expected_tokens(n_prompts: int, settings: Settings) -> int:
     """Token-forwards of the long run, if there is room for it and it is asked for."""
-    longest = max(settings.long_run, settings.sampling.max_new_tokens) if settings.long_run else 0
-    return KINDS * longest * (min(PROMPTS, n_prompts) + READINGS * min(READ, n_prompts))
+    n_read = min(PROMPTS, n_prompts) + READINGS * min(READ, n_prompts)
+    return KINDS * _wanted_tokens(settings) * n_read
+
+
+def _wanted_tokens(settings: Settings) -> int:
+    """How long the replies should be; 0 where no long run is asked for."""
+    return max(settings.long_run, settings.sampling.max_new_tokens) if settings.long_run else 0
 
 
 def unsteered_at_length(
     loaded: LoadedModel, prompts: tuple[Prompt, ...], sampling: Sampling, seed: int
 ) -> LongReplies:
-    """Have prompts answered unsteered; the replies are kept for the next concept."""
+    """Have prompts answered unsteered; the replies are cached, for other concepts too."""
 
     def sampled() -> list[list[int]]:
         (drawn,) = sample_all(loaded, [Request(prompts)], sampling, seed)
-        return [list(one.ids) for one in drawn]
+        return [list(reply.ids) for reply in drawn]
 
     facts = ["long run", [asdict(prompt) for prompt in prompts], asdict(sampling), seed]
-    said = load_or_compute(loaded, REPLIES, facts, sampled)
+    all_ids = load_or_compute(loaded, REPLIES, facts, sampled)
     replies = tuple(
         completed(loaded, prompt, index, ids)
-        for index, (prompt, ids) in enumerate(zip(prompts, said, strict=True))
+        for index, (prompt, ids) in enumerate(zip(prompts, all_ids, strict=True))
     )
     return LongReplies(loaded, prompts, sampling, seed, replies)
 
 
 def read_along(loaded: LoadedModel, reader: Reader, completions: Sequence[Completion]) -> Along:
     """Read replies window by window, with the unsteered model."""
-    spoken = [one for one in completions if one.sequence.n_scored]
-    run = run_unsteered(
-        loaded, Corpus(tuple(one.sequence for one in spoken), self_sampled=False), []
-    )
-    loops = [looped(one.ids) for one in spoken]
-    per_token = token_log_probs(loaded, run)
-    texts = [list(_texts(loaded, one)) for one in spoken]
+    replies = [reply for reply in completions if reply.sequence.n_scored]
+    corpus = Corpus(tuple(reply.sequence for reply in replies), self_sampled=False)
+    log_probs = token_log_probs(loaded, run_unsteered(loaded, corpus, []))
+    loops = [looped(reply.ids) for reply in replies]
+    texts = [list(_texts(loaded, reply)) for reply in replies]
     scores = iter(reader.read([text for row in texts for text in row if text]))
     presence = [np.array([next(scores) if text else np.nan for text in row]) for row in texts]
     n_windows = max((len(row) for row in texts), default=0)
     return Along(
         loops=_by_window(loops, n_windows, _window),
         presence=_by_window(presence, n_windows, lambda row, at: row[at : at + 1]),
-        log_prob=_by_window(per_token, n_windows, _window),
+        log_prob=_by_window(log_probs, n_windows, _window),
         n_replies=np.array([sum(len(row) > at for row in texts) for at in range(n_windows)]),
     )
 
 
 def _loop_share(completions: Sequence[Completion]) -> RatioEstimate:
     """Mean share of a reply's tokens in loops; an empty reply has none."""
-    shares = [float(looped(one.ids).sum()) / max(len(one.ids), 1) for one in completions]
+    shares = [float(looped(reply.ids).sum()) / max(len(reply.ids), 1) for reply in completions]
     return RatioEstimate(np.array(shares), np.ones(len(shares)))
 
 
 def _texts(loaded: LoadedModel, completion: Completion) -> Iterator[str]:
-    """The text of each window; empty where it is thought, or too short to be read."""
+    """The text of each window; empty where it is reasoning, or too short to be read."""
     ids = completion.ids
     thought = len(ids) if completion.thought is None else completion.thought
     for first in range(0, len(ids), WINDOW):

@@ -23,14 +23,14 @@ from probes import Reader
 
 FIRST_RUNG = 48  # prompts of the first rung; every later one doubles the total
 FIRST_PART = 16  # sequences of a corpus's first part, on which the pilot's derivatives are taken
-LAST_TRIALS = 1  # trials beyond one a site, as a rule
+EXTRA_TRIALS = 1  # trials beyond one for each site, as a rule
 CLEAR = 3.0  # standard errors from which ΔCE is clearly within or beyond the budget
 
 
 def rung_sizes(total: int, first: int = FIRST_RUNG) -> tuple[int, ...]:
     """Cut a total into rungs: `first` first, each of the others as large as all before it.
 
-    The last may be up to half larger, so that no small rest is left.
+    The last may be up to half larger, so that no small remainder is left.
     """
     sizes: list[int] = []
     while sum(sizes) < total:
@@ -47,13 +47,13 @@ def expected_tokens(
 
     reply: tokens of the longest reply and its prompt. corpus: of the search corpus.
     """
-    trials = min(settings.trials, sites + LAST_TRIALS)
+    trials = min(settings.trials, sites + EXTRA_TRIALS)
     read = settings.sampling.max_new_tokens
     return trials * (n_prompts * (reply + read) + corpus * SUFFIX_SHARE)
 
 
 def _by_ratio(rise: RatioEstimate, nearest: RatioEstimate) -> Rise:
-    """The rise over all sequences, from some of them and from another strength's over all."""
+    """The rise over all sequences, from that over some and another strength's over all."""
     n, total = len(rise.counts), nearest.value
     if n == len(nearest.counts):
         return Rise(rise.value, 0.0, n)
@@ -87,9 +87,9 @@ class SearchObjective:
     def delta_ce(self, site: str, strength: float) -> Rise:
         """ΔCE on the search corpus, from as many of its parts as it takes to be clear.
 
-        The pilot's pass nearest to the budget ran on the same sequences, so that only the ratio to
-        it is measured: sequences differ in how much they rise, and hardly in how they rise with
-        the strength (a ratio estimator; Cochran, "Sampling Techniques", 1977, chapter 6).
+        The pilot's pass nearest to the budget ran on all sequences, so that only the ratio to it is
+        measured: sequences differ in their ΔCE, but hardly in its ratio between two strengths (a
+        ratio estimator; Cochran, "Sampling Techniques", 1977, chapter 6).
         """
         pilot, vector = self.pilots[site], self.pilots[site].vector
         measured: list[RatioEstimate] = []
@@ -111,7 +111,7 @@ class SearchObjective:
     def replies(self, site: str, strength: float, rung: int) -> Replied:
         """Read one reply to each search prompt of a rung.
 
-        They are sampled with the noise of every other trial, unless they were ahead.
+        Every trial samples with the same noise; what was sampled ahead is used.
         """
         trial = site, strength
         ahead = rung == 0 and trial in self._ahead

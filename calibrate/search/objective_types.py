@@ -28,7 +28,7 @@ class Replied:
 class Rise:
     """ΔCE over the search corpus, nats per token, its standard error, and on how many sequences.
 
-    The error is that of not measuring on all of them, and 0 where it was.
+    The error is that of measuring only some sequences; 0 where all were.
     """
 
     value: float

@@ -1,4 +1,4 @@
-"""The reference input of a config: by its log-probabilities a steered model is known again."""
+"""The reference input of a config: its log-probabilities show whether steering works elsewhere."""
 
 from __future__ import annotations
 

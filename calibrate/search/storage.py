@@ -23,15 +23,15 @@ from calibrate.common.errors import ArtefactError
 from calibrate.common.files import require_ours
 from calibrate.common.layout import JOURNAL_FILE, is_journal
 
-HEARTBEAT = 30  # seconds between two signs of life in a database; silent for twice as long is dead
+HEARTBEAT = 30  # seconds between heartbeats in a database; twice as long without one means dead
 OPENINGS = 3  # attempts at opening a database
 POLL = 0.5  # seconds between two looks at what other workers do
-ORIGIN = "origin"  # trial attribute: what it was started for; trials of one origin are one
+ORIGIN = "origin"  # trial attribute: what it was started for; each origin is measured once
 
 
 @dataclass(frozen=True)
 class StudyStore:
-    """Where a study is kept, and what tells it from another of the same name.
+    """Where a study is kept, and the fingerprint of the calibration it belongs to.
 
     url: a database as SQLAlchemy names it (sqlite:///study.db, postgresql://…), an Optuna gRPC
         proxy (grpc://host:port), or None for a journal in `directory`, or for memory if that is
@@ -77,7 +77,7 @@ def open_storage(store: StudyStore) -> BaseStorage:
 
 
 def _database(url: str, heartbeat: int) -> BaseStorage:
-    """Open a database; workers that make its tables at the same moment trip over each other."""
+    """Open a database; tried again where other workers make its tables at the same moment."""
     if url.rstrip("/") == "sqlite:" or ":memory:" in url:
         raise ValueError("a database in memory is another one in every thread; name a file")
     attempt = 0
@@ -121,9 +121,9 @@ def _mend(journal: Path) -> None:
 
 
 def has_heartbeat(storage: BaseStorage, trial_id: int) -> bool:
-    """Whether a running trial has shown a sign of life, so that Optuna notices when they stop.
+    """Whether a running trial has a heartbeat, so that Optuna notices when it stops.
 
-    It never fails one whose worker died before the first.
+    Optuna never fails a trial whose worker died before the first.
     """
     if not isinstance(storage, RDBStorage):
         return False

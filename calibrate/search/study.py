@@ -6,7 +6,7 @@ fallen. They are usually the last as well: where the laws hold presence rises wi
 (arXiv:2602.02712, Theorem 3.6), and once they leave less to gain than the wished precision,
 nothing more is tried. Otherwise the sampler goes on.
 
-A trial is cheap before it is dear. ΔCE comes first, and beyond the budget nothing is generated;
+A trial begins with what is cheap. ΔCE comes first, and beyond the budget nothing is generated;
 then prompts are replied to in rungs, and a trial that is clearly behind the best so far, prompt
 by prompt, is pruned.
 """
@@ -37,7 +37,7 @@ BEHIND = 0.1  # p-value, by Wilcoxon's test, below which a trial counts as behin
 
 @dataclass(frozen=True)
 class StudyResult:
-    """All finished trials, and the best feasible one."""
+    """All finished trials, and the best of those that kept to the limits."""
 
     trials: tuple[Trial, ...]
     best: Trial

@@ -1,4 +1,4 @@
-"""Which trials a study runs, and when there are enough: what the laws propose, then the sampler."""
+"""Which trials a study runs, and when to stop: the laws' proposals first, then the sampler's."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from calibrate.search.workers import FINISHED, Proposal
 
 PROPOSED_SHARE = 0.95  # of α_B: verification wants the upper bound, not the mean, in budget
 LOWER_SHARE = 0.75  # tried at the best site, to see whether presence has fallen
-SHARES = (0.6, PROPOSED_SHARE)  # range searched where the laws fit
-WIDE_SHARES = (0.05, 1.3)  # range searched where one does not
+SHARES = (0.6, PROPOSED_SHARE)  # range searched where the laws hold
+WIDE_SHARES = (0.05, 1.3)  # range searched otherwise
 
 
 def laws_hold(pilots: Mapping[str, Pilot]) -> bool:
@@ -69,6 +69,12 @@ def presence_law(
     return fit_presence(strengths, presences, counts, rising=goal == "increase")
 
 
+def best_trial(trials: Sequence[Trial], settings: Settings) -> Trial | None:
+    """The complete trial of most presence, or of least where the goal is to decrease it."""
+    complete = [trial for trial in trials if trial.complete and trial.presence is not None]
+    return max(complete, key=lambda trial: settings.sign * (trial.presence or 0.0), default=None)
+
+
 @dataclass(frozen=True, eq=False)
 class TrialPolicy:
     """The laws' proposals first, then the sampler (`calibrate.search.workers.Policy`)."""
@@ -89,8 +95,8 @@ class TrialPolicy:
         """Whether nothing more may be spent, or the laws leave less to gain than the precision."""
         trials = [as_trial(trial) for trial in finished]
         if trials and self.allowance is not None:
-            dearest = max(trial.token_forwards for trial in trials)
-            if not self.allowance.left_for(dearest):
+            costliest = max(trial.token_forwards for trial in trials)
+            if not self.allowance.left_for(costliest):
                 return True
         if not laws_hold(self.pilots) or self.propose(finished) is not None:
             return False
@@ -121,7 +127,7 @@ class TrialPolicy:
             trial.set_user_attr("seconds", time.perf_counter() - started)
 
     def ended(self, trial: FrozenTrial) -> None:
-        """Tell who watches."""
+        """Report a finished trial."""
         self.progress.tried(as_trial(trial))
 
     def _measured(self, trial: optuna.Trial) -> float:
@@ -138,7 +144,7 @@ class TrialPolicy:
         return self._presence(trial, site, strength)
 
     def _presence(self, trial: optuna.Trial, site: str, strength: float) -> float:
-        """Presence over all rungs; prunes a trial that is behind after one, or mostly silent."""
+        """Presence over all rungs; prunes a trial that falls behind, or whose replies are empty."""
         scores: dict[int, float] = {}
         n_empty = 0
         drops: list[RatioEstimate] = []
@@ -165,7 +171,7 @@ class TrialPolicy:
         return presence.value
 
     def _require_replies(self, trial: optuna.Trial, empty: float) -> None:
-        """Presence cannot be read from silence, which verification does not accept either."""
+        """Prune a trial of mostly empty replies, which verification would refuse too."""
         trial.set_user_attr("empty", empty)
         if empty > MAX_EMPTY:
             _constrain(trial, empty=empty - MAX_EMPTY)
@@ -185,7 +191,8 @@ class TrialPolicy:
         ]
 
     def _below_the_best(self, counting: Sequence[FrozenTrial]) -> list[Proposal]:
-        best = self._best([as_trial(trial) for trial in counting if trial.state in FINISHED])
+        finished = [as_trial(trial) for trial in counting if trial.state in FINISHED]
+        best = best_trial(finished, self.settings)
         if best is None:
             return []
         return [Proposal("below the best", {"site": best.site, "share": LOWER_SHARE})]
@@ -198,25 +205,22 @@ class TrialPolicy:
         batch = dropwhile(lambda proposal: proposal.origin != origin, self._at_each_site)
         return [(proposal.params["site"], self._strength(**proposal.params)) for proposal in batch]
 
-    def _best(self, trials: Sequence[Trial]) -> Trial | None:
-        sign = self.settings.sign
-        complete = [trial for trial in trials if trial.complete and trial.presence is not None]
-        return max(complete, key=lambda trial: sign * (trial.presence or 0.0), default=None)
-
     def _gain_left(self, trials: Sequence[Trial]) -> float:
         """How much more presence the law promises at the best site, up to the largest share.
 
-        Infinite where presence has fallen before, since then the law says nothing of the peak.
+        Infinite where presence has fallen before, since the law does not tell where it peaks.
         """
-        best = self._best(trials)
+        best = best_trial(trials, self.settings)
         if best is None:
             return float("inf")
-        law = presence_law(best.site, trials, self.baseline, self.settings.goal)
-        if law.fall is not None:
+        fit = presence_law(best.site, trials, self.baseline, self.settings.goal)
+        if fit.fall is not None:
             return float("inf")
-        end = SHARES[1] * self.pilots[best.site].strength_at_budget.value
-        here, there = (float(law.law.predict(at)) for at in (best.strength, end))
-        return self.settings.sign * (there - here)
+        at_best, at_end = (
+            float(fit.law.predict(strength))
+            for strength in (best.strength, self._strength(best.site, SHARES[1]))
+        )
+        return self.settings.sign * (at_end - at_best)
 
 
 def _constrain(trial: optuna.Trial, **limits: float) -> None:

@@ -19,7 +19,7 @@ from calibrate.common.errors import Infeasible
 from calibrate.common.estimate import RatioEstimate
 from calibrate.common.record import Reference
 from calibrate.common.settings import Settings
-from calibrate.engine.cross_entropy import SUFFIX_SHARE, delta_ce
+from calibrate.engine.cross_entropy import SUFFIX_SHARE
 from calibrate.engine.generation import Request
 from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.judging.fluency import Fluency, measure_fluency
@@ -31,9 +31,9 @@ from calibrate.models.model import LoadedModel
 from calibrate.models.steering import Steering
 from calibrate.models.tokens import Prompt
 from calibrate.search.audit import Audit, audit
-from calibrate.search.budget import LADDER, VerifiedBudget, verify_budget, verify_long_run
+from calibrate.search.budget import LADDER, VerifiedBudget, largest_strength
 from calibrate.search.effect import LOOKS, decide, detectable, require_effect
-from calibrate.search.long_run import LongRun, answer_at_length
+from calibrate.search.long_run import LongRun
 from calibrate.search.long_run import expected_tokens as long_run_tokens
 from calibrate.search.reference import reference_of
 from calibrate.texts.replies import UnsteeredReplies, require_answers
@@ -70,7 +70,7 @@ def require_fluency(drop: RatioEstimate, settings: Settings) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Verified:
-    """What was measured about the shipped strength, all of it on held-out data.
+    """What was measured of the shipped strength, all of it on held-out data.
 
     change: of presence, prompt by prompt, after n_replies to each. detectable: the smallest change
         that would be seen with a probability of `effect.POWER`.
@@ -116,7 +116,7 @@ class Verified:
 
 @dataclass(frozen=True, eq=False)
 class Replies:
-    """Steered and unsteered replies to the verify prompts, as many to each, until they decide."""
+    """Steered and unsteered replies to the verify prompts, n_replies of each to every prompt."""
 
     presence: Presence
     baseline: Presence
@@ -145,7 +145,7 @@ def reply_until_decided(
 ) -> Replies:
     """Double the replies to every prompt until they decide, or no more may be taken.
 
-    replies: those of the first look. may_spend: whether so many replies more may be taken.
+    replies: those of the first look. may_spend: whether that many more replies may be taken.
     Raises: Infeasible if most of the steered ones are empty.
     """
     require_replies(replies.presence)
@@ -153,7 +153,7 @@ def reply_until_decided(
         n = replies.n_replies
         if not may_spend(2 * n * len(prompts)):
             break
-        requests = [Request(prompts, n, by, first=n) for by in (push, None)]
+        requests = [Request(prompts, n, steering, first=n) for steering in (push, None)]
         more = measure_presence(loaded, reader, requests, settings.sampling, settings.seed)
         replies = replies.joined(*more)
         require_replies(replies.presence)
@@ -179,45 +179,14 @@ def verify(
         by enough or this cannot be told, replies are empty or less fluent than allowed, or the
         auditor sees the opposite.
     """
-    reader, corpus = panel.final, corpora["verify"]
-    vector, positions = pilot.vector, pilot.positions
-    run = run_unsteered(loaded, corpus, [vector.layer])
-    budget = verify_budget(
-        lambda tried: delta_ce(loaded, run, vector.values, vector.layer, tried, positions),
-        strength,
-        settings.ce_budget,
-        settings.confidence,
-    )
+    corpus = corpora["verify"]
+    run = run_unsteered(loaded, corpus, [pilot.vector.layer])
     prompts = replies.prompts["verify"]
-    long_replies, long_run = answer_at_length(loaded, prompts, settings), None
-    if long_replies is not None:
-        budget, steered = verify_long_run(
-            long_replies, budget, lambda tried: vector.push(tried, positions)
-        )
-        long_run = long_replies.read(panel.reader, steered)
-    push = vector.push(budget.strength, positions)
-    spent = loaded.meter.tokens
-    presence, random_vector, asked = measure_presence(
-        loaded,
-        reader,
-        [
-            Request(prompts, LOOKS[0], push),
-            *_control_requests(loaded, pilot, budget.strength, prompts, reader.concept, settings),
-        ],
-        settings.sampling,
-        settings.seed,
+    budget, long_run = largest_strength(
+        loaded, panel.reader, pilot, strength, run, prompts, settings
     )
-    n_read = sum(len(one.completions) for one in (presence, random_vector, asked))
-    per_reply = (loaded.meter.tokens - spent) / n_read
-    require_answers(presence.completions, settings)
-    final = reply_until_decided(
-        loaded,
-        reader,
-        prompts,
-        push,
-        Replies(presence, read(reader, replies.completions["verify"]), LOOKS[0]),
-        settings,
-        lambda n: _affords(allowance, round(n * per_reply)),
+    final, random_vector, asked = _final_replies(
+        loaded, panel.final, pilot, budget.strength, replies, settings, allowance
     )
     require_effect(final.change, final.n_replies, settings)
     fluency = measure_fluency(loaded, final.presence.first_replies)
@@ -242,8 +211,41 @@ def verify(
         fluency_drop=drop,
         audit=audit(auditor, final.presence, final.baseline, settings) if auditor else None,
         long_run=long_run,
-        reference=reference_of(loaded, vector, budget.strength, positions, replies),
+        reference=reference_of(loaded, pilot.vector, budget.strength, pilot.positions, replies),
     )
+
+
+def _final_replies(
+    loaded: LoadedModel,
+    reader: Reader,
+    pilot: Pilot,
+    strength: float,
+    replies: UnsteeredReplies,
+    settings: Settings,
+    allowance: Allowance | None,
+) -> tuple[Replies, Presence, Presence]:
+    """As many replies as it takes to decide, and those of both controls."""
+    prompts = replies.prompts["verify"]
+    push = pilot.vector.push(strength, pilot.positions)
+    controls = _control_requests(loaded, pilot, strength, prompts, reader.concept, settings)
+    requests = [Request(prompts, LOOKS[0], push), *controls]
+    spent = loaded.meter.tokens
+    measured = measure_presence(loaded, reader, requests, settings.sampling, settings.seed)
+    n_read = sum(len(presence.completions) for presence in measured)
+    per_reply = (loaded.meter.tokens - spent) / n_read
+    steered, random_vector, asked = measured
+    require_answers(steered.completions, settings)
+    first_look = Replies(steered, read(reader, replies.completions["verify"]), LOOKS[0])
+    final = reply_until_decided(
+        loaded,
+        reader,
+        prompts,
+        push,
+        first_look,
+        settings,
+        lambda n: _affords(allowance, round(n * per_reply)),
+    )
+    return final, random_vector, asked
 
 
 def expected_tokens(n_prompts: int, reply: float, corpus: float, settings: Settings) -> float:
@@ -260,7 +262,7 @@ def expected_tokens(n_prompts: int, reply: float, corpus: float, settings: Setti
 
 
 def _affords(allowance: Allowance | None, tokens: int) -> bool:
-    """Whether more replies may be taken; as much again is put aside to have them audited."""
+    """Whether more replies may be taken; as much again is reserved for auditing them."""
     return allowance is None or allowance.left_for(tokens, reserve=tokens)
 
 
@@ -273,7 +275,7 @@ def _control_requests(
     settings: Settings,
 ) -> tuple[Request, Request]:
     """Replies under a random vector of the same norm, and to the prompts asked in plain words."""
-    other = pilot.vector.random_like(settings.seed).push(strength, pilot.positions)
-    some = prompts[:CONTROL_PROMPTS]
-    asked = asked_prompts(loaded, some, concept, settings.goal == "increase")
-    return Request(some, 1, other), Request(asked)
+    random_push = pilot.vector.random_like(settings.seed).push(strength, pilot.positions)
+    chosen = prompts[:CONTROL_PROMPTS]
+    asked = asked_prompts(loaded, chosen, concept, settings.goal == "increase")
+    return Request(chosen, 1, random_push), Request(asked)

@@ -1,14 +1,14 @@
 """A study that several workers may share, and that outlives each of them.
 
 A worker is a process. The study is kept in a journal in the output directory, or in a storage
-named by its URL; whoever runs the same command on it takes part. Nobody coordinates: each worker
-starts the next trial until enough are finished, by itself or by others.
+named by its URL; every process that runs the same command on it is a worker. Nobody coordinates:
+each worker starts trials until enough are finished, whoever ran them.
 
-A trial whose worker died is handed on. With a journal a worker is alive as long as it holds the
-lock on its own file, which the operating system lets go of however it dies, so that its trial is
-handed on at once; with a database, whose workers may be on other machines, Optuna's heartbeats
-tell, a minute later. Two workers that start the same trial at the same moment are told apart
-by its number: the later one steps back.
+The trial of a dead worker is queued again. With a journal a worker is alive as long as it holds the
+lock on its own file, which the operating system releases however it dies, so that its trial is
+queued at once; with a database, whose workers may be on other machines, it takes a minute until
+Optuna misses the heartbeat. Where two workers start the same trial at the same moment, the one with
+the higher trial number drops it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from calibrate.common.errors import ArtefactError
 from calibrate.common.layout import FINGERPRINT, WORKER_LOCK, WORKERS_FOLDER
+from calibrate.engine.loading import rendered_with
+from calibrate.models.model import LoadedModel
 from calibrate.search.storage import (
     ORIGIN,
     POLL,
@@ -41,8 +43,8 @@ from calibrate.search.storage import (
 WORKER = "worker"  # trial attribute: who runs it
 SURPLUS = "surplus"  # trial attribute: it was started beside another, and dropped
 
-OVERDUE = 3  # times the longest trial, after which one without a heartbeat counts as left behind
-PATIENCE = timedelta(minutes=10)  # and how long it is waited for at least
+OVERDUE = 3  # times the longest trial, after which one without a heartbeat counts as abandoned
+PATIENCE = timedelta(minutes=10)  # before that, at the least
 
 Direction = Literal["maximize", "minimize"]
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -50,7 +52,7 @@ FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 @dataclass(frozen=True)
 class Proposal:
-    """A trial worth starting: its parameters, and what it is started for, once."""
+    """A trial worth starting: its parameters, and its origin, for which it is measured once."""
 
     origin: str
     params: Mapping[str, Any]
@@ -69,11 +71,11 @@ class Policy(Protocol):
         ...
 
     def enough(self, finished: Sequence[FrozenTrial]) -> bool:
-        """Whether the finished trials will do, though there are fewer than `most`."""
+        """Whether to stop with fewer than `most` trials."""
         ...
 
     def propose(self, counting: Sequence[FrozenTrial]) -> Proposal | None:
-        """What to start next, beside the trials that count; None to let the sampler choose."""
+        """What to start next, given all trials so far; None to let the sampler choose."""
         ...
 
     def sampler(self, n_finished: int) -> optuna.samplers.BaseSampler:
@@ -85,16 +87,16 @@ class Policy(Protocol):
         ...
 
     def ended(self, trial: FrozenTrial) -> None:
-        """Be told of a trial this worker has finished or pruned."""
+        """Called with every trial this worker has finished or pruned."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class SharedStudy:
-    """An Optuna study and what is known of those who work on it.
+    """An Optuna study, shared by workers.
 
-    worker: this process. directory: where workers hold their locks; None where heartbeats tell,
-        or nobody else can be there.
+    worker: this process. directory: where workers hold their locks; None where heartbeats take
+        their place, or there can be no other worker.
     """
 
     study: optuna.Study
@@ -153,8 +155,8 @@ class SharedStudy:
     def _step_back_if_surplus(self, trial: optuna.Trial, most: int) -> None:
         earlier = [other for other in self._under_way() if other.number < trial.number]
         origin = trial.user_attrs.get(ORIGIN)
-        twice = origin is not None and origin in {e.user_attrs.get(ORIGIN) for e in earlier}
-        if twice or len(earlier) >= most:
+        origins = {other.user_attrs.get(ORIGIN) for other in earlier}
+        if (origin is not None and origin in origins) or len(earlier) >= most:
             trial.set_user_attr(SURPLUS, True)
             raise _Surplus
 
@@ -177,7 +179,7 @@ class SharedStudy:
             if worker is None:  # started a moment ago, or killed at that moment
                 return bool(_others(self.directory, self.worker))
             return worker != self.worker and _holds_lock(_lock_file(self.directory, worker))
-        if has_heartbeat(self.study._storage, trial._trial_id):  # Optuna fails the silent
+        if has_heartbeat(self.study._storage, trial._trial_id):  # Optuna fails those that stopped
             return True
         longest = max((ended.duration or PATIENCE for ended in self.finished), default=PATIENCE)
         started = trial.datetime_start or datetime.now()
@@ -190,7 +192,7 @@ def shared_study(
     direction: Direction,
     pruner: optuna.pruners.BasePruner | None = None,
 ) -> Iterator[SharedStudy]:
-    """Open a study, or join it if it exists, and be known as a worker on it inside the `with`.
+    """Open a study, or join it if it exists, as a worker on it inside the `with`.
 
     Raises: ArtefactError if the store holds a study of this name made with other settings, or
         cannot be opened.
@@ -232,15 +234,17 @@ def open_study(
     return study
 
 
-def agreed(store: StudyStore, what: str, mine: str) -> str:
-    """What all workers of a study take for something: what the first of them took it for.
+def with_first_date(loaded: LoadedModel, store: StudyStore) -> LoadedModel:
+    """The model, its prompts rendered with the date on which the study's first worker began.
 
     Raises: ArtefactError as `shared_study` does.
     """
-    study = open_study(replace(store, name=f"{store.name}: {what}"), "maximize")
-    if what not in study.user_attrs:
-        study.set_user_attr(what, mine)
-    return str(study.user_attrs[what])
+    if loaded.rendering.date is None:
+        return loaded
+    study = open_study(replace(store, name=f"{store.name}: date"), "maximize")
+    if "date" not in study.user_attrs:
+        study.set_user_attr("date", loaded.rendering.date)
+    return rendered_with(loaded, None, str(study.user_attrs["date"]))
 
 
 def _lock_file(directory: Path, worker: str) -> Path:
