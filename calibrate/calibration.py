@@ -51,6 +51,11 @@ class Calibration:
 
     config: what to steer with. evidence: every point it rests on. probe: what read presence in the
     study; None where another judge did.
+
+    >>> result = calibrate.Calibration.load("joy/")
+    >>> result.config.intervention.strength > 0  # what to steer with
+    True
+    >>> result.save("copy/")
     """
 
     config: SteeringConfig
@@ -138,6 +143,10 @@ def calibrate(
 
     Raises: InputError for input that cannot be used; Infeasible if no strength does what was
         asked, with reasons and advice.
+
+    >>> result = calibrate.calibrate(model, concept, tokenizer=tokenizer, out="joy/", **options)
+    >>> result.config.measured.delta_ce.upper <= options["ce_budget"]
+    True
     """
     settings, limits = Settings(**options), Limits(max_tokens, max_minutes)
     if reply_tokens is not None:

@@ -12,6 +12,9 @@ class Example:
     text: what is read. positive: whether it expresses the concept.
     group: examples of one group (a prompt, a matched pair) share a cross-validation fold.
     bare: whether it has no prompt.
+
+    >>> probes.Example("What a wonderful morning!", positive=True, group="morning").bare
+    False
     """
 
     text: str

@@ -41,6 +41,15 @@ def fit_written_probe(
     deviations of plain replies from their mean, to a reader's yes.
     Near copies share a group.
     Raises: InputError if held-out texts are near copies of those it is fitted on.
+
+    >>> from probes.scale import Scale
+    >>> texts = [probes.Example(text, True, text) for text in positives]
+    >>> texts += [probes.Example(text, False, text) for text in negatives]
+    >>> probe = probes.fit_written_probe(
+    ...     "joy", texts[::2], texts[1::2], replies, loaded, Scale(slope=3.0)
+    ... )
+    >>> probe.learned.source
+    'written'
     """
     examples, held_out = _grouped(examples, held_out)
     layers = probe_layers(model.num_layers)

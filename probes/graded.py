@@ -24,6 +24,9 @@ class GradedText:
     second: the grade of a second reader. taught: the teacher's probability. None if missing.
     group: texts of one group, such as a prompt's replies, are resampled together and share a
     fold; "" for a text that stands alone. condition: where it comes from, or "".
+
+    >>> probes.GradedText("What a wonderful morning!", grade=2).says_yes
+    True
     """
 
     text: str

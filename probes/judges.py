@@ -29,7 +29,15 @@ JudgeFunction = Callable[[Sequence[str], str], Any]
 
 
 class Judge(Protocol):
-    """Reads finished texts."""
+    """Reads finished texts.
+
+    >>> class Exclamations:
+    ...     def score(self, texts, concept):
+    ...         return np.array([float("!" in text) for text in texts])
+    >>> judge: probes.Judge = Exclamations()
+    >>> judge.score(["What a wonderful morning!", "It rains."], "joy")
+    array([1., 0.])
+    """
 
     def score(self, texts: Sequence[str], concept: str) -> np.ndarray:
         """Return the probability that each text expresses the concept, shape (n_texts,)."""
@@ -64,6 +72,11 @@ class Reader:
     """A judge with the concept it looks for; every answer is checked.
 
     name: the judge's, for the artefact.
+
+    >>> probe = probes.load("joy/probe")
+    >>> reader = probes.Reader(probe.on(loaded), "joy", "probe")
+    >>> reader.read(["sun and laugh and song", ""]) > 0
+    array([ True, False])
     """
 
     judge: Judge

@@ -25,7 +25,10 @@ def learn_probe(
     teacher: its name, if one graded.
     Raises: InputError if all texts have the same grade.
 
-    >>> probe = learn_probe("joy", graded_replies("joy"), load_model("smollm2"))  # doctest: +SKIP
+    >>> from calibrate.judging.graded_replies import graded_replies
+    >>> probe = probes.learn_probe("joy", graded_replies("joy"), loaded)
+    >>> probe.learned.source
+    'graded'
     """
     layers = probe_layers(model.num_layers)
     student = fit_student(texts, read_features(model, texts), layers)

@@ -46,6 +46,9 @@ class Learned:
     quality: out of fold, against readers' yes for "graded", against the teacher's for "taught";
         against the labels of held-out texts for "written".
     p_value: of held-out texts being told apart by chance, for "written".
+
+    >>> probes.load("joy/probe").learned.source
+    'written'
     """
 
     source: Source
@@ -64,6 +67,11 @@ class Probe:
     clearly: scale from the log-odds, as fitted, to a clear yes; None if unknown.
     model_id, tokenizer_sha256: the model that reads.
     scale: how a user's grades correct the log-odds; weights and bias stay as fitted.
+
+    >>> probe = probes.load("joy/probe")
+    >>> bright, dull = probe.score(["sun laugh song dance", "rain sigh mud debt"], loaded)
+    >>> bool(bright > dull)
+    True
     """
 
     concept: str
@@ -136,6 +144,10 @@ def load(directory: str | Path) -> Probe:
     """Load a probe that `Probe.save` wrote.
 
     Raises: ArtefactError if it is missing, damaged, or of an unknown version.
+
+    >>> probe = probes.load("joy/probe")
+    >>> probe.score(["sun laugh song dance"], loaded).shape
+    (1,)
     """
     folder = Path(directory)
     try:

@@ -48,7 +48,13 @@ READABLE = (1, 2)  # version 1 has neither rendering nor long run
 
 
 class SteeringConfig(Section):
-    """A calibrated steering config (see the module's docstring)."""
+    """A calibrated steering config (see the module's docstring).
+
+    >>> config = calibrate.load("joy/")
+    >>> prompt = tokenizer("the house by the river", return_tensors="pt")
+    >>> with config.steer(model):
+    ...     reply = model.generate(**prompt, max_new_tokens=8, pad_token_id=2)
+    """
 
     format: Literal["steering-config"] = "steering-config"
     version: Literal[1, 2] = 2
@@ -124,6 +130,10 @@ def load(directory: str | Path) -> SteeringConfig:
     """Load the config in a directory.
 
     Raises: ArtefactError if it is missing, damaged, or of a version this release cannot read.
+
+    >>> config = calibrate.load("joy/")
+    >>> config.measured.presence.value > config.measured.presence.baseline
+    True
     """
     folder = Path(directory)
     try:

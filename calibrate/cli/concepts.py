@@ -1,4 +1,4 @@
-"""calibrate concepts: the built-in ones."""
+"""calibrate concepts: list the built-in ones."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from calibrate.cli.shared import Command
 def concepts() -> None:
     """List the built-in concepts."""
     from rich.markup import escape
-    from rich.table import Table
 
     from calibrate.cli.progress_bars import PatientConsole
+    from calibrate.cli.rich_tables import headed
     from calibrate.texts.concept import built_in_concepts, read_concept
 
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("concept", "texts", "expresses it", "does not"):
-        table.add_column(f"[dim]{heading}[/]")
+    table = headed("concept", "texts", "expresses it", "does not")
     for name in built_in_concepts():
         texts = read_concept(name).texts
         count = f"{len(texts.positives)} + {len(texts.negatives)}"

@@ -1,8 +1,7 @@
-"""What is printed, on whatever it is printed to: nothing fails for want of a character or a reader.
+"""Printing to any console: a character it lacks or a closed pipe is never an error.
 
-A console that cannot print α gets "alpha"; JSON gets an escape, and loses nothing. A reader who
-leaves (`calibrate show DIR | head -1`) is no failure: the rest is dropped, and the exit status is
-what it would have been.
+A console that cannot print α gets "alpha"; JSON gets an escape, and loses nothing. After a closed
+pipe (`calibrate show DIR | head -1`) the rest is dropped, and the exit status stays the same.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def _stand_in_handler(error: UnicodeError) -> tuple[str, int]:
 
 
 def _escape_handler(error: UnicodeError) -> tuple[str, int]:
-    """JSON's own escapes; outside of strings JSON is ASCII, so that this is the same JSON."""
+    """Write JSON escapes; outside of strings JSON is ASCII, so its content stays the same."""
     assert isinstance(error, UnicodeEncodeError)
     units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
     pairs = (units[i : i + 2].hex() for i in range(0, len(units), 2))
@@ -65,7 +64,7 @@ codecs.register_error(IN_JSON, _escape_handler)
 
 
 class Readable:
-    """Help of a click command, in characters that stdout has."""
+    """A click command whose help uses only characters that stdout can print."""
 
     def get_help(self, ctx: click.Context) -> str:
         """Return the help, with stand-ins where they are needed."""
@@ -90,7 +89,7 @@ def say(text: object = "", *, err: bool = False, nl: bool = True) -> None:
     """Print a text to stdout or stderr at once."""
     stream = sys.stderr if err else sys.stdout
     if stream is not None:
-        with _until_its_reader_leaves(stream):
+        with _closed_pipe_ignored(stream):
             stream.write(f"{text}\n" if nl else str(text))
             stream.flush()
 
@@ -103,7 +102,7 @@ def say_json(text: str) -> None:
 
 @contextmanager
 def printing() -> Iterator[None]:
-    """Give stdout and stderr stand-ins for what they cannot print, inside the `with`."""
+    """Use stand-ins for what stdout and stderr cannot print, inside the `with`."""
     streams = [s for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
     before = [stream.errors for stream in streams]
     for stream in streams:
@@ -112,13 +111,13 @@ def printing() -> Iterator[None]:
         yield
     finally:
         for stream, errors in zip(streams, before, strict=True):
-            with _until_its_reader_leaves(stream):
+            with _closed_pipe_ignored(stream):
                 stream.flush()
             stream.reconfigure(errors=errors)
 
 
 @contextmanager
-def _until_its_reader_leaves(stream: TextIO) -> Iterator[None]:
+def _closed_pipe_ignored(stream: TextIO) -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
@@ -126,15 +125,15 @@ def _until_its_reader_leaves(stream: TextIO) -> Iterator[None]:
 
 
 def silence(stream: TextIO) -> None:
-    """Let a stream, and what its buffer still holds, go nowhere."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+    """Send a stream, and what its buffer still holds, to the null device."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, stream.fileno())
+    os.close(devnull)
 
 
 @contextmanager
 def warnings_as_notes() -> Iterator[None]:
-    """Show each of our own warnings once, as a line on stderr, and keep those of others away."""
+    """Show each CalibrateWarning once, as a line on stderr, and hide all other warnings."""
     shown: set[str] = set()
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a command exits with, and the one line that says why."""
+"""Exit statuses of the commands, and the line on stderr that explains them."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ EXIT_INTERRUPTED = 130
 
 
 def run_to_status(command: click.Command) -> int:
-    """Run the command line; return its exit status, having said why it is not 0."""
+    """Run the command line; return its exit status, after printing why it is not 0."""
     try:
         command.main(standalone_mode=False)
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.ClickException as error:
-        return _complain(error.format_message(), EXIT_INPUT)
+        return _report(error.format_message(), EXIT_INPUT)
     except (click.Abort, KeyboardInterrupt):
-        return _complain("interrupted", EXIT_INTERRUPTED)
+        return _report("interrupted", EXIT_INTERRUPTED)
     except Interrupted as error:
-        return _complain(str(error), EXIT_INTERRUPTED)
+        return _report(str(error), EXIT_INTERRUPTED)
     except Exception as error:
         status = _status_of(error)
         if status is None:
             raise
-        return _complain(_in_words(error), status)
+        return _report(_message_of(error), status)
     return 0
 
 
@@ -56,7 +56,7 @@ def _out_of_memory(error: Exception) -> bool:
     return any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
 
 
-def _in_words(error: Exception) -> str:
+def _message_of(error: Exception) -> str:
     if isinstance(error, MemoryError) or _out_of_memory(error):
         return (
             "memory must suffice for the model and one text, and it does not; give --dtype "
@@ -73,7 +73,7 @@ class Interrupted(Exception):
 
 @contextmanager
 def resumable(directory: Path) -> Iterator[None]:
-    """Say on Ctrl-C how to go on."""
+    """On Ctrl-C, say how to resume."""
     try:
         yield
     except KeyboardInterrupt:
@@ -83,6 +83,6 @@ def resumable(directory: Path) -> Iterator[None]:
         ) from None
 
 
-def _complain(message: str, status: int) -> int:
+def _report(message: str, status: int) -> int:
     say(f"calibrate: {' '.join(message.split())}", err=True)
     return status

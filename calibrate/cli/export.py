@@ -1,4 +1,4 @@
-"""calibrate export: the config in the files of its consumers."""
+"""calibrate export: write the config in another tool's format."""
 
 from __future__ import annotations
 
@@ -18,13 +18,7 @@ EXPORT_FORMATS = "gguf, peft, folded, easysteer, lm-eval, svec or snippet."
 @click.command(name="export", cls=Command)
 @click.argument("directory", type=FILE, metavar="DIR")
 @click.option("--format", "format_name", required=True, metavar="NAME", help=EXPORT_FORMATS)
-@click.option(
-    "--to",
-    required=True,
-    type=FILE,
-    metavar="PATH",
-    help="File or directory.",
-)
+@click.option("--to", required=True, type=FILE, metavar="PATH", help="File or directory.")
 @click.option("--model", type=TEXT, metavar="MODEL", help="Another place to load the model from.")
 @click.option("--no-check", is_flag=True, help="Do not load it back and compare.")
 @options("device", "revision", "trust-remote-code")
@@ -34,7 +28,7 @@ def export_config(
     to: Path,
     model: str | None,
     no_check: bool,
-    **place: Any,
+    **loading: Any,
 ) -> None:
     """Write the config in DIR for a consumer, and check that it does there what it does here."""
     from calibrate.artefact.config import load
@@ -44,7 +38,7 @@ def export_config(
     config = load(directory)
     check_request(config, format_name, to, directory)
     with working() as progress:
-        loaded = open_model(config, model, progress=progress, **place)
+        loaded = open_model(config, model, progress=progress, **loading)
         written = export(config, format_name, to, loaded, check=not no_check, source=directory)
     if written.gap is None:
         say(f"wrote {written.path}, unchecked")

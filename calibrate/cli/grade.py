@@ -1,4 +1,4 @@
-"""`calibrate grade`: people read final replies blind, and say what they see."""
+"""calibrate grade: people read final replies blind, and grade them."""
 
 from __future__ import annotations
 
@@ -81,13 +81,13 @@ def _export(room: ReadingRoom, path: Path, n_replies: int, grader: str) -> None:
 def _import(room: ReadingRoom, path: Path, grader: str, as_json: bool) -> None:
     from calibrate.deploy.grading.sheet import read_sheet, with_sheet
 
-    given = read_sheet(path, {one.id for pair in room.pairs for one in pair.replies})
-    _keep(room, lambda grades: with_sheet(grades, grader, given))
-    say(f"{len(given)} grades came in from {path}, as those of {grader}", err=as_json)
+    sheet = read_sheet(path, {reply.id for pair in room.pairs for reply in pair.replies})
+    _update(room, lambda grades: with_sheet(grades, grader, sheet))
+    say(f"{len(sheet)} grades came in from {path}, as those of {grader}", err=as_json)
 
 
 def _session(room: ReadingRoom, grades: Grades, n_replies: int, grader: str) -> bool:
-    """Have replies graded; return whether any are left for another time."""
+    """Have replies graded; return whether any are left."""
     from calibrate.cli.grade_session import Session, is_terminal
     from calibrate.cli.progress_bars import PatientConsole
     from calibrate.texts.rubrics import rubric
@@ -97,7 +97,7 @@ def _session(room: ReadingRoom, grades: Grades, n_replies: int, grader: str) -> 
         rubric(room.config.concept.name),
         room.sample(n_replies, grader),
         grader,
-        lambda change: _keep(room, change),
+        lambda change: _update(room, change),
     )
     if session.left(grades) and not is_terminal():
         raise InputError(
@@ -110,8 +110,8 @@ def _session(room: ReadingRoom, grades: Grades, n_replies: int, grader: str) -> 
     return bool(left)
 
 
-def _keep(room: ReadingRoom, change: Callable[[Grades], Grades]) -> Grades:
-    """Change the grades on disk, whoever else is grading there."""
+def _update(room: ReadingRoom, change: Callable[[Grades], Grades]) -> Grades:
+    """Change the grades on disk under the directory's lock, since others may be grading."""
     from calibrate.artefact.directory import writing
     from calibrate.artefact.grades import GRADES_FILE, is_grades, load_grades
     from calibrate.common.files import write_together
@@ -126,15 +126,14 @@ def _keep(room: ReadingRoom, change: Callable[[Grades], Grades]) -> Grades:
 def _result(room: ReadingRoom, grades: Grades, apply: bool, as_json: bool) -> None:
     from calibrate.deploy.grading.readers import infer
 
-    changes: list[str] = []
-    if apply:
-        from calibrate.deploy.grading.apply import apply_grades
+    if not apply:
+        _print(infer(room, grades), as_json)
+        return
+    from calibrate.deploy.grading.apply import apply_grades
 
-        readers, changes = apply_grades(room, grades)
-    else:
-        readers = infer(room, grades)
+    readers, changes = apply_grades(room, grades)
     _print(readers, as_json)
-    for line in (changes or ["nothing changes: it is all in DIR already"]) if apply else ():
+    for line in changes or ["nothing changes: it is all in DIR already"]:
         say(line, err=as_json)
 
 

@@ -1,4 +1,4 @@
-"""A blind session: replies one after another, a key each, kept as soon as it is pressed."""
+"""A blind grading session: one reply at a time, one key each, saved as soon as it is pressed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.text import Text
 from calibrate.artefact.grades import Grades
 from calibrate.deploy.grading.blind import BlindReply
 
-WIDTH = 88  # columns of a line that is read with ease
+WIDTH = 88  # columns; longer lines are hard to read
 KEYS = "[bold]0[/] not  [bold]1[/] somewhat  [bold]2[/] clearly    [dim]u undo  s skip  q stop[/]"
 END_OF_INPUT = "\x04"
 
@@ -21,7 +21,7 @@ Change = Callable[[Grades], Grades]
 
 
 class Session:
-    """One grader's way through some replies.
+    """One grader's session over some replies.
 
     keep: applies a change to the grades on disk, writes them, and returns them.
     """
@@ -54,15 +54,17 @@ class Session:
 
     def left(self, grades: Grades) -> int:
         """How many replies are neither graded nor skipped."""
-        said = grades.of(self._grader)
-        return sum(one.id not in said for one in self._replies)
+        return len(self._open(grades))
 
     def _next(self, grades: Grades) -> BlindReply | None:
-        said = grades.of(self._grader)
-        return next((one for one in self._replies if one.id not in said), None)
+        return next(iter(self._open(grades)), None)
+
+    def _open(self, grades: Grades) -> list[BlindReply]:
+        seen = grades.of(self._grader)
+        return [reply for reply in self._replies if reply.id not in seen]
 
     def _change(self, key: str, reply: str) -> Change | None:
-        """What a key does to the grades; None if it is none of ours."""
+        """What a key does to the grades; None for an unknown key."""
         if key == "u":
             return lambda grades: grades.without_last(self._grader)
         if key == "s":

@@ -1,4 +1,4 @@
-"""calibrate judge: hold a judge against people."""
+"""calibrate judge: compare a judge with people."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def judge(
     model: str | None,
     dtype: str,
     as_json: bool,
-    **place: Any,
+    **loading: Any,
 ) -> None:
     """Hold a judge against people who read the same texts.
 
@@ -62,9 +62,9 @@ def judge(
     from calibrate.judging.validation import hold_against
 
     if dtype != "auto":
-        place["dtype"] = dtype
+        loading["dtype"] = dtype
     with working(as_json) as progress:
-        reader = open_judge(judge, concept, model, progress, **place)
+        reader = open_judge(judge, concept, model, progress, **loading)
         quality = hold_against(reader, graded)
     if as_json:
         say_json(as_json_text(asdict(quality)))

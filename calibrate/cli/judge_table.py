@@ -1,4 +1,4 @@
-"""How a judge reads, beside people, in the terminal."""
+"""How a judge's readings compare with people's, in the terminal."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from calibrate.cli.rich_tables import headed, labelled
 from calibrate.common.estimate import Interval
 from calibrate.judging.validation import JudgeQuality, Level, Misread, Separation
 
@@ -33,7 +34,6 @@ def judge_summary(quality: JudgeQuality) -> RenderableType:
 
 
 def _facts(quality: JudgeQuality) -> Table:
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     rows = [("AUC, somewhat or more", _separation(quality.somewhat))]
     if quality.clearly is not None:
         rows.append(("AUC, clearly", _separation(quality.clearly)))
@@ -42,25 +42,22 @@ def _facts(quality: JudgeQuality) -> Table:
         ("calibration error", _interval(quality.calibration_error)),
         ("cost", f"{quality.seconds_per_text:.3g} s a text"),
     ]
-    for label, value in rows:
-        table.add_row(f"[dim]{label}[/]", value)
-    return table
+    return labelled(rows)
 
 
-def _separation(found: Separation) -> str:
-    judge = f"none: {found.why_not}" if found.auc is None else _interval(found.auc)
-    if found.readers is None:
+def _separation(separation: Separation) -> str:
+    auc, readers = separation.auc, separation.readers
+    judge = f"none: {separation.why_not}" if auc is None else _interval(auc)
+    if readers is None:
         return judge
-    return f"{judge}; a second reader beside the first: {_interval(found.readers)}"
+    return f"{judge}; a second reader beside the first: {_interval(readers)}"
 
 
 def _levels(levels: Sequence[Level]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("", "texts", "judge's mean", "readers' share", "difference"):
-        table.add_column(f"[dim]{heading}[/]")
-    for place, level in enumerate(levels):
+    table = headed("", "texts", "judge's mean", "readers' share", "difference")
+    for row, level in enumerate(levels):
         table.add_row(
-            f"[bold]{escape(level.condition) or 'no condition'}[/]" if place else "[dim]all[/]",
+            f"[bold]{escape(level.condition) or 'no condition'}[/]" if row else "[dim]all[/]",
             f"{level.n_texts}",
             _interval(level.judge),
             _interval(level.readers),
@@ -72,11 +69,9 @@ def _levels(levels: Sequence[Level]) -> Table:
 def _examples(title: str, misread: Sequence[Misread]) -> Iterator[RenderableType]:
     if not misread:
         return
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("judge", "grade", title):
-        table.add_column(f"[dim]{heading}[/]")
-    for one in misread:
-        table.add_row(f"{one.probability:.2f}", f"{one.grade:g}", escape(_brief(one.text)))
+    table = headed("judge", "grade", title)
+    for text in misread:
+        table.add_row(f"{text.probability:.2f}", f"{text.grade:g}", escape(_brief(text.text)))
     yield from ("", table)
 
 
@@ -85,6 +80,6 @@ def _brief(text: str) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
-def _interval(found: Interval, sign: str = "") -> str:
-    value, low, high = (format(x, f"{sign}.3f") for x in (found.value, found.low, found.high))
+def _interval(x: Interval, sign: str = "") -> str:
+    value, low, high = (format(number, f"{sign}.3f") for number in (x.value, x.low, x.high))
     return f"[bold]{value}[/] ({low} to {high})"

@@ -50,9 +50,9 @@ def laws(
     from calibrate.texts.concept import read_concept
 
     concept = named(concept)
-    file, place, settings = checked(negatives, prompts, rest)
+    file, loading, settings = checked(negatives, prompts, rest)
     texts = read_concept(concept, positives, file)
-    directory = out or Path(f"{stem(concept)}-{stem(place['model'])}-laws")
+    directory = out or Path(f"{stem(concept)}-{stem(loading['model'])}-laws")
     require_free(directory, LAWS_FILE, LAWS_PICTURES)
 
     from calibrate.cli.progress_bars import PatientConsole
@@ -63,7 +63,7 @@ def laws(
     from calibrate.laws.plots import law_pictures
 
     with working(quiet) as progress:
-        loaded = load_model(**place, progress=progress)
+        loaded = load_model(**loading, progress=progress)
         curves = measure_laws(
             loaded,
             texts,

@@ -1,4 +1,4 @@
-"""The main job, and its summary again."""
+"""The main command, which finds a strength, and calibrate show, which prints its summary again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 from calibrate.cli.console import say_json
 from calibrate.cli.exit_status import resumable
-from calibrate.cli.option_groups import CALIBRATION, apart
+from calibrate.cli.option_groups import CALIBRATION, split_off
 from calibrate.cli.option_types import FILE
 from calibrate.cli.shared import Command, checked, named, stem, working
 from calibrate.common.settings import Settings
@@ -40,9 +40,9 @@ def run_main_job(
     from calibrate.texts.concept import read_concept
 
     concept = named(concept)
-    asked, rest = apart(rest, CALIBRATION)
+    asked, rest = split_off(rest, CALIBRATION)
     judge, teacher = asked["judge"], asked["teacher"]
-    file, place, settings = checked(negatives, asked["prompts"], rest)
+    file, loading, settings = checked(negatives, asked["prompts"], rest)
     Limits(asked["max_tokens"], asked["max_minutes"])
     texts = None if describe else read_concept(concept, positives, file)
 
@@ -50,10 +50,10 @@ def run_main_job(
     from calibrate.engine.loading import load_model
     from calibrate.judging.choice import check_judges
 
-    directory = out or Path(f"{stem(concept)}-{stem(place['model'])}")
+    directory = out or Path(f"{stem(concept)}-{stem(loading['model'])}")
     check_judges(judge, asked["audit"], Settings(**settings))
     with working(quiet) as progress:
-        loaded = load_model(**place, progress=progress)
+        loaded = load_model(**loading, progress=progress)
         with resumable(directory):
             result = calibrate(
                 loaded,
@@ -68,7 +68,7 @@ def run_main_job(
 
 
 def _may_fetch(judge: str, teacher: str | None, concept: Any) -> bool:
-    """Ask whether the teacher may be fetched, where one is wanted and somebody is there to ask."""
+    """Ask whether the teacher may be fetched, if one is wanted and stdin is a terminal."""
     from calibrate.judging.choice import wants_fetching
 
     if not wants_fetching(judge, teacher, concept) or not sys.stdin.isatty():

@@ -33,7 +33,7 @@ def options(*names: str) -> Callable[[Command], Command]:
     return give
 
 
-def apart(given: dict[str, Any], names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_off(given: dict[str, Any], names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split parameters into those of these names and the rest."""
     chosen = {name: given[name] for name in names}
     return chosen, {name: value for name, value in given.items() if name not in names}

@@ -1,4 +1,4 @@
-"""Types of options: what is checked before a command runs."""
+"""Types of options, which check values before a command runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from calibrate.common.errors import InputError
 
 
 class FileType(click.Path):
-    """A path, which an empty text is not."""
+    """A path that is not empty."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         """Return the path."""
@@ -22,9 +22,9 @@ class FileType(click.Path):
 
 
 def utf8(what: str, text: str) -> str:
-    """Return a text that was typed, if it arrived whole.
+    """Return typed text if it was decoded without loss.
 
-    Raises: InputError if the console's encoding could not be read.
+    Raises: InputError if it has bytes that the console's encoding cannot decode.
     """
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise InputError(
@@ -63,9 +63,9 @@ def json_object(typed: str) -> dict[str, Any]:
     """Return the JSON object that was typed."""
     rule = f"must be a JSON object, got {typed!r}"
     try:
-        found = json.loads(typed)
+        value = json.loads(typed)
     except ValueError as error:
         raise click.BadParameter(f"{rule} ({error})") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise click.BadParameter(rule)
-    return found
+    return value

@@ -32,18 +32,18 @@ def _flag(name: str, help: str | None, *parameter: str) -> Named:
 
 
 def _setting(field: str, name: str | None = None, **differs: Any) -> Named:
-    """The option of a field of the settings, except for what differs on the command line."""
+    """The option of a field of the settings; `differs` overrides what is not as in the field."""
     setting, name = SETTINGS[field], name or field.replace("_", "-")
     kind = setting.accepts[0]
     if kind is bool:
         return _flag(name, setting.help)
-    said = {
+    attributes = {
         "type": click.Choice(setting.choices) if setting.choices else {str: TEXT}.get(kind, kind),
         "metavar": setting.metavar,
         "help": setting.help,
         "default": setting.default,
     }
-    return _option(name, **(said | differs))
+    return _option(name, **(attributes | differs))
 
 
 OPTIONS = dict(

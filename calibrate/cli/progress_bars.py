@@ -25,10 +25,10 @@ from calibrate.common.trial import Trial
 
 
 class PatientConsole(Console):
-    """A console whose reader may leave before everything is said."""
+    """A console whose pipe may be closed before all output is written."""
 
     def on_broken_pipe(self) -> None:
-        """Drop what is still to come, instead of ending the program."""
+        """Drop the remaining output instead of ending the program."""
         silence(sys.stderr if self.stderr else sys.stdout)
 
 
@@ -58,8 +58,8 @@ class TerminalProgress(Progress):
             transient=True,
             disable=not console.is_terminal,
         )
-        self._stages: list[_Stage] = []  # of which each began in the one before
-        self._awaited: dict[str, int] = {}
+        self._stages: list[_Stage] = []  # nested: each began inside the one before
+        self._expected: dict[str, int] = {}
         self._spent_tokens, self._spent_seconds = 0, 0.0
 
     def __enter__(self) -> TerminalProgress:
@@ -75,12 +75,12 @@ class TerminalProgress(Progress):
         self.close()
 
     def close(self) -> None:
-        """Leave the terminal to others."""
+        """Remove the bars."""
         self._bars.stop()
 
     def forecast(self, tokens: Mapping[str, int], seconds: float) -> None:
-        """Say what is to come, and remember it."""
-        self._awaited = dict(tokens)
+        """Print how much is ahead, and keep it for the time left."""
+        self._expected = dict(tokens)
         self._console.print(
             f"[dim]about {sum(tokens.values()):,} token-forwards ahead, "
             f"{max(1, round(seconds / 60))} min[/]"
@@ -113,12 +113,12 @@ class TerminalProgress(Progress):
         """Replace the bar by a line."""
         if not self._stages:
             return
-        over = self._stages.pop()
-        seconds = time.perf_counter() - over.started
-        if over.counts_tokens:
+        ended = self._stages.pop()
+        seconds = time.perf_counter() - ended.started
+        if ended.counts_tokens:
             self._spent_seconds += seconds
-            self._awaited.pop(stage, None)
-        self._bars.remove_task(over.task)
+            self._expected.pop(stage, None)
+        self._bars.remove_task(ended.task)
         self._console.print(f"[green]✓[/] {stage} [dim]{seconds:.1f} s[/]")
 
     def tried(self, trial: Trial) -> None:
@@ -132,11 +132,11 @@ class TerminalProgress(Progress):
         )
 
     def _time_left(self) -> str:
-        now = self._stages[-1]
-        seconds = self._spent_seconds + time.perf_counter() - now.started
-        task = next(task for task in self._bars.tasks if task.id == now.task)
-        if not now.counts_tokens or seconds < 5 or not self._awaited:
+        current = self._stages[-1]
+        seconds = self._spent_seconds + time.perf_counter() - current.started
+        task = next(task for task in self._bars.tasks if task.id == current.task)
+        if not current.counts_tokens or seconds < 5 or not self._expected:
             return ""
-        ahead = sum(self._awaited.values()) - min(task.completed, task.total or 0)
+        ahead = sum(self._expected.values()) - min(task.completed, task.total or 0)
         minutes = ahead * seconds / max(self._spent_tokens, 1) / 60
         return f"about {max(1, round(minutes))} min left"

@@ -8,15 +8,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from calibrate.artefact.measured_sections import ReadersSection, ShareSection
+from calibrate.cli.rich_tables import labelled
 from calibrate.common.estimate import Interval
 
 
 def readers_table(readers: ReadersSection) -> Table:
     """Return presence by people's grades, and how the judge compares."""
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for label, value in _rows(readers):
-        table.add_row(f"[dim]{label}[/]", value)
-    return table
+    return labelled(_rows(readers))
 
 
 def readers_line(readers: ReadersSection) -> str:
@@ -38,12 +36,12 @@ def _rows(readers: ReadersSection) -> Iterator[tuple[str, str]]:
     yield "clearly (2)", _share(readers.clearly)
     yield "judge's AUC", _auc(readers.judge_auc)
     yield "judge's level", f"{_interval(readers.judge_level, '+.2f')} above that of the grades"
-    for one in readers.agreement:
-        first, second = map(escape, one.graders)
-        kappa = "undefined" if one.kappa is None else f"{one.kappa:.2f}"
+    for pair in readers.agreement:
+        first, second = map(escape, pair.graders)
+        kappa = "undefined" if pair.kappa is None else f"{pair.kappa:.2f}"
         yield (
             f"{first}, {second}",
-            f"say the same of {one.alike:.0%} of {one.n_replies} replies, Cohen's kappa {kappa}",
+            f"say the same of {pair.alike:.0%} of {pair.n_replies} replies, Cohen's kappa {kappa}",
         )
     if readers.scale is not None:
         scale = readers.scale
@@ -61,11 +59,11 @@ def _share(share: ShareSection) -> str:
     )
 
 
-def _auc(found: Interval | None) -> str:
-    if found is None:
+def _auc(auc: Interval | None) -> str:
+    if auc is None:
         return "undefined: the grades are all alike"
-    return f"{_interval(found)}: how often it ranks a yes above a no"
+    return f"{_interval(auc)}: how often it ranks a yes above a no"
 
 
-def _interval(found: Interval, form: str = ".2f") -> str:
-    return f"{found.value:{form}} ({found.low:{form}} to {found.high:{form}})"
+def _interval(x: Interval, form: str = ".2f") -> str:
+    return f"{x.value:{form}} ({x.low:{form}} to {x.high:{form}})"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from calibrate.cli.console import Readable
-from calibrate.cli.option_groups import MODEL, apart
+from calibrate.cli.option_groups import MODEL, split_off
 from calibrate.common.settings import Sampling, Settings, settings_of
 
 if TYPE_CHECKING:
@@ -21,12 +21,12 @@ NEGATIVE_KINDS = settings_of(Settings)["negatives"].choices
 
 
 class Command(Readable, click.Command):
-    """A command whose help can be printed anywhere."""
+    """A command whose help prints on any console."""
 
 
 @contextmanager
 def working(quiet: bool = False) -> Iterator[TerminalProgress]:
-    """Show progress on stderr, and leave to others the cores that are theirs."""
+    """Show progress on stderr, and use only cores that are idle."""
     from calibrate.cli.progress_bars import PatientConsole, TerminalProgress
     from calibrate.engine.threads import use_idle_cores
 
@@ -36,7 +36,7 @@ def working(quiet: bool = False) -> Iterator[TerminalProgress]:
 
 
 def _negatives(given: tuple[str, ...]) -> tuple[str, Path | None]:
-    """Tell the kind of negatives from a file of them; both may be given."""
+    """Return the kind of negatives and the file of them; both may be given."""
     kinds = [value for value in given if value in NEGATIVE_KINDS]
     files = [Path(value) for value in given if value not in NEGATIVE_KINDS]
     if len(kinds) > 1 or len(files) > 1:
@@ -50,21 +50,21 @@ def _negatives(given: tuple[str, ...]) -> tuple[str, Path | None]:
 def checked(
     negatives: tuple[str, ...], prompts: Path | None, rest: dict[str, Any]
 ) -> tuple[Path | None, dict[str, Any], dict[str, Any]]:
-    """Refuse what can be refused at once, before torch is imported.
+    """Check what can be checked before torch is imported.
 
     Returns: the file of negatives, if one was given; the arguments of `load_model`; the settings.
     """
     from calibrate.texts.concept import read_prompts
     from calibrate.texts.rows import decoded
 
-    place, settings = apart(rest, MODEL)
+    loading, settings = split_off(rest, MODEL)
     settings["negatives"], file = _negatives(negatives)
     settings["sampling"] = Sampling(max_new_tokens=settings.pop("reply_tokens"))
     if settings.get("judge_question") is not None:
         settings["judge_question"] = decoded(settings["judge_question"])
     Settings(**settings)
     read_prompts(prompts)
-    return file, place, settings
+    return file, loading, settings
 
 
 def as_json_text(facts: Any) -> str:
@@ -80,5 +80,5 @@ def named(concept: str | None) -> str:
 
 
 def stem(name: str) -> str:
-    """The part of a model's or concept's name that can name a directory."""
+    """The part of a model's or concept's name that serves as a directory name."""
     return Path(name).name.removesuffix(".jsonl").removesuffix(".gguf") or "model"

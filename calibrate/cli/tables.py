@@ -20,6 +20,7 @@ from calibrate.artefact.measured_sections import (
     PresenceSection,
 )
 from calibrate.cli.reader_table import readers_line
+from calibrate.cli.rich_tables import headed, labelled
 from calibrate.common.estimate import Interval
 from calibrate.laws.formulas import Goodness
 
@@ -37,10 +38,10 @@ LAW_NAMES = {
 
 
 def summary(config: SteeringConfig, evidence: Evidence, directory: Path | None) -> RenderableType:
-    """Return what comes after the headline: price, effect, examples, cost, and the files."""
+    """Return what follows the headline: ΔCE, presence, examples, cost, and the files."""
     return Group(
         "",
-        _facts(config, evidence),
+        labelled(_facts(config, evidence)),
         "",
         _examples(evidence),
         "",
@@ -51,20 +52,19 @@ def summary(config: SteeringConfig, evidence: Evidence, directory: Path | None) 
 
 def headline(config: SteeringConfig) -> Text:
     """Return the strength in one line."""
-    done, name = config.intervention, config.concept.name
+    intervention, name = config.intervention, config.concept.name
     verb = "towards" if config.concept.goal == "increase" else "away from"
     return Text.from_markup(
         f"[bold]{escape(config.model.id)}[/] steered {verb} [bold]{escape(name)}[/]: "
-        f"α = [bold green]{done.strength:.4g}[/] at block [bold green]{done.layer}[/] "
-        f"({done.positions} positions, α‖v‖/‖h‖ = {done.relative_strength:.3f})"
+        f"α = [bold green]{intervention.strength:.4g}[/] "
+        f"at block [bold green]{intervention.layer}[/] ({intervention.positions} positions, "
+        f"α‖v‖/‖h‖ = {intervention.relative_strength:.3f})"
     )
 
 
 def laws_summary(curves: LawCurves, directory: Path) -> RenderableType:
     """Return where each law held, block by block."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("block", "α at budget", *LAW_NAMES.values()):
-        table.add_column(f"[dim]{heading}[/]")
+    table = headed("block", "α at budget", *LAW_NAMES.values())
     for block in curves.blocks:
         at_budget = block.strength_at_budget["positive"]
         table.add_row(
@@ -86,7 +86,7 @@ def laws_summary(curves: LawCurves, directory: Path) -> RenderableType:
 
 
 def gate_summary(report: GateReport) -> RenderableType:
-    """Return what the gate looked at, and whether it opens."""
+    """Return each check of `calibrate verify`, and whether it passed."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for check in report.checks:
         mark = "[green]✓[/]" if check.passed else "[red]✗[/]"
@@ -99,49 +99,43 @@ def _verdict(goodness: Goodness) -> str:
     return f"[{colour}]{word}[/] ({goodness.error:.3f}, {goodness.tolerance:g} will do)"
 
 
-def _facts(config: SteeringConfig, evidence: Evidence) -> Table:
+def _facts(config: SteeringConfig, evidence: Evidence) -> Iterator[tuple[str, str]]:
     measured, confidence = config.measured, f"{config.budget.confidence:.0%}"
     rise, presence = measured.delta_ce, measured.presence
     low, high = presence.baseline_interval
     at_budget = config.range.strength_at_budget
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for label, value in (
-        (
-            "ΔCE",
-            f"[bold]{rise.value:.4f}[/] nat/token "
-            f"({confidence} {rise.low:.4f} to {rise.high:.4f}), "
-            f"at most {rise.upper:.4f} of the budget of {config.budget.limit:g}",
-        ),
-        (
-            "presence",
-            f"[bold]{presence.value:.3f}[/] ({presence.low:.3f} to {presence.high:.3f}) against "
-            f"{presence.baseline:.3f} ({low:.3f} to {high:.3f}) unsteered",
-        ),
-        *_clear(presence),
-        ("change", _change(presence)),
-        *_scale(presence),
-        ("random vector", _control(measured.controls.random_vector, presence)),
-        ("asked in words", _control(measured.controls.prompt_only, presence)),
-        *_audit(measured),
-        *_readers(measured),
-        *_silence(presence),
-        ("fluency", _fluency(measured.fluency)),
-        *_long_run(measured),
-        (
-            "law's α at budget",
-            f"{at_budget.value:.4g} ({at_budget.low:.4g} to {at_budget.high:.4g}), "
-            f"off by at most {config.laws.cross_entropy.goodness.error:.2%} where tested"
-            + ("" if config.laws.relied_on else "; it failed at a block, so the search was wider"),
-        ),
-        *_choice(config, evidence),
-        (
-            "held out",
-            f"{rise.n_sequences} sequences, {rise.n_tokens} tokens; {presence.n_completions} "
-            f"completions of {presence.n_prompts} prompts",
-        ),
-    ):
-        table.add_row(f"[dim]{label}[/]", value)
-    return table
+    yield (
+        "ΔCE",
+        f"[bold]{rise.value:.4f}[/] nat/token ({confidence} {rise.low:.4f} to {rise.high:.4f}), "
+        f"at most {rise.upper:.4f} of the budget of {config.budget.limit:g}",
+    )
+    yield (
+        "presence",
+        f"[bold]{presence.value:.3f}[/] ({presence.low:.3f} to {presence.high:.3f}) against "
+        f"{presence.baseline:.3f} ({low:.3f} to {high:.3f}) unsteered",
+    )
+    yield from _clear(presence)
+    yield "change", _change(presence)
+    yield from _scale(presence)
+    yield "random vector", _control(measured.controls.random_vector, presence)
+    yield "asked in words", _control(measured.controls.prompt_only, presence)
+    yield from _audit(measured)
+    yield from _readers(measured)
+    yield from _unanswered(presence)
+    yield "fluency", _fluency(measured.fluency)
+    yield from _long_run(measured)
+    yield (
+        "law's α at budget",
+        f"{at_budget.value:.4g} ({at_budget.low:.4g} to {at_budget.high:.4g}), "
+        f"off by at most {config.laws.cross_entropy.goodness.error:.2%} where tested"
+        + ("" if config.laws.relied_on else "; it failed at a block, so the search was wider"),
+    )
+    yield from _choice(config, evidence)
+    yield (
+        "held out",
+        f"{rise.n_sequences} sequences, {rise.n_tokens} tokens; {presence.n_completions} "
+        f"completions of {presence.n_prompts} prompts",
+    )
 
 
 def _choice(config: SteeringConfig, evidence: Evidence) -> Iterator[tuple[str, str]]:
@@ -151,13 +145,10 @@ def _choice(config: SteeringConfig, evidence: Evidence) -> Iterator[tuple[str, s
     layers = [rank.layer for rank in evidence.ranks]
     shipped = config.intervention.layer
     others = [str(pilot.layer) for pilot in evidence.pilots if pilot.layer != shipped]
-    yield (
-        f"block {shipped}",
-        f"ranked {layers.index(shipped) + 1} of {len(layers)} by its derivatives; in the study it "
-        f"brought more presence than block {', '.join(others)}"
-        if others
-        else f"ranked {layers.index(shipped) + 1} of {len(layers)} by its derivatives",
-    )
+    ranked = f"ranked {layers.index(shipped) + 1} of {len(layers)} by its derivatives"
+    if others:
+        ranked += f"; in the study it brought more presence than block {', '.join(others)}"
+    yield f"block {shipped}", ranked
 
 
 def _clear(presence: PresenceSection) -> Iterator[tuple[str, str]]:
@@ -166,20 +157,20 @@ def _clear(presence: PresenceSection) -> Iterator[tuple[str, str]]:
 
 
 def _scale(presence: PresenceSection) -> Iterator[tuple[str, str]]:
-    """Whose yes it is, and how well that is predicted."""
+    """Whose yes presence predicts, and how well."""
     scale = presence.scale
     if scale is None:
         return
-    said = f"[yellow]{scale.says}[/]" if scale.source == "written" else scale.says
-    yield "whose yes", said
+    guessed = scale.source == "written"
+    yield "whose yes", f"[yellow]{scale.says}[/]" if guessed else scale.says
 
 
 def _change(presence: PresenceSection) -> str:
     change = presence.change
-    found = f"[bold]{change.value:+.3f}[/] ({change.low:+.3f} to {change.high:+.3f}), paired"
+    paired = f"[bold]{change.value:+.3f}[/] ({change.low:+.3f} to {change.high:+.3f}), paired"
     if presence.detectable is None:
-        return found
-    return f"{found}; changes of {presence.detectable:.3f} or more would be seen (80% power)"
+        return paired
+    return f"{paired}; changes of {presence.detectable:.3f} or more would be seen (80% power)"
 
 
 def _control(control: Interval, presence: PresenceSection) -> str:
@@ -220,26 +211,26 @@ def _fluency(fluency: FluencySection) -> str:
 
 
 def _long_run(measured: MeasuredSection) -> Iterator[tuple[str, str]]:
-    """What becomes of replies as long as they are served."""
-    found = measured.long_run
-    if found is None:
+    """Loops and presence in replies as long as those served."""
+    long_run = measured.long_run
+    if long_run is None:
         return
     first, last = (
         f"{steered:.2f} against {plain:.2f}" if None not in (steered, plain) else "nothing to read"
         for steered, plain in (
-            (found.steered.presence[at], found.unsteered.presence[at]) for at in (0, -1)
+            (long_run.steered.presence[at], long_run.unsteered.presence[at]) for at in (0, -1)
         )
     )
     yield (
         "long replies",
-        f"{found.loops:.1%} of the tokens of {found.n_prompts} replies of {found.n_tokens} tokens "
-        f"in loops, unsteered {found.loops_baseline:.1%}; presence {first} at the beginning, "
-        f"{last} at the end",
+        f"{long_run.loops:.1%} of the tokens of {long_run.n_prompts} replies of "
+        f"{long_run.n_tokens} tokens in loops, unsteered {long_run.loops_baseline:.1%}; presence "
+        f"{first} at the beginning, {last} at the end",
     )
 
 
-def _silence(presence: PresenceSection) -> Iterator[tuple[str, str]]:
-    """How many replies are empty, and how many of these since they never get to the answer."""
+def _unanswered(presence: PresenceSection) -> Iterator[tuple[str, str]]:
+    """Shares of replies that are empty, and that end before the answer."""
     if presence.empty or presence.empty_baseline:
         yield (
             "empty replies",
@@ -255,11 +246,9 @@ def _silence(presence: PresenceSection) -> Iterator[tuple[str, str]]:
 
 
 def _examples(evidence: Evidence) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("prompt", "unsteered", "steered"):
-        table.add_column(f"[dim]{heading}[/]", ratio=1)
-    for one in evidence.first_completions[:EXAMPLES]:
-        table.add_row(escape(one.prompt), escape(one.unsteered), escape(one.steered))
+    table = headed("prompt", "unsteered", "steered", ratio=1)
+    for pair in evidence.first_completions[:EXAMPLES]:
+        table.add_row(escape(pair.prompt), escape(pair.unsteered), escape(pair.steered))
     return table
 
 

@@ -1,4 +1,4 @@
-"""calibrate generate and calibrate chat: hear the steered model."""
+"""calibrate generate and calibrate chat: replies of the steered model."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def chat(directory: Path, model: str | None, max_tokens: int) -> None:
 
 
 def _require_reply(loaded: LoadedModel, prompt: Prompt | None, max_tokens: int) -> None:
-    """Refuse a prompt that nothing follows, and a reply that the context has no room for."""
+    """Refuse a prompt that cannot be continued, and a reply longer than the context allows."""
     from calibrate.common.errors import InputError
 
     if prompt is not None and not (loaded.is_chat or (prompt.text.strip() and prompt.ids)):

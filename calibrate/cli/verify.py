@@ -45,7 +45,7 @@ def verify(
     gguf: Path | None,
     dtype: str,
     as_json: bool,
-    **place: Any,
+    **loading: Any,
 ) -> None:
     """Check that the config in DIR does what it says, on the model it will be used with.
 
@@ -60,15 +60,15 @@ def verify(
     from calibrate.texts.concept import read_lines
 
     if dtype != "auto":
-        place["dtype"] = dtype
+        loading["dtype"] = dtype
     if against is not None:
         require_stack(against, gguf)
     if corpus is not None:
         read_lines(corpus)
     with working(as_json) as progress:
         try:
-            loaded = open_model(load(directory), model, progress=progress, **place)
-        except AlteredError:  # the gate says so
+            loaded = open_model(load(directory), model, progress=progress, **loading)
+        except AlteredError:  # check_directory reports it
             loaded = None
         report = check_directory(directory, loaded, corpus, quick, progress)
         if against is not None and loaded is not None and report.passed:

@@ -23,11 +23,22 @@ from collections.abc import Iterable
 
 
 class CalibrateError(Exception):
-    """Base class of everything this project raises on purpose."""
+    """Base class of everything this project raises on purpose.
+
+    >>> try:
+    ...     calibrate.load("sadness/")
+    ... except calibrate.CalibrateError as error:
+    ...     print(error)
+    sadness must hold a steering.json, but it cannot be read (...); name a directory that ...
+    """
 
 
 class CalibrateWarning(UserWarning):
-    """Something was done in another way than expected; the message says what and why."""
+    """Something was done in another way than expected; the message says what and why.
+
+    >>> import warnings
+    >>> warnings.filterwarnings("ignore", category=calibrate.CalibrateWarning)
+    """
 
 
 class InputError(CalibrateError):
@@ -66,7 +77,14 @@ class WrittenElsewhere(CalibrateError):
 
 
 class Infeasible(CalibrateError):
-    """No strength meets the request; `reasons` says why, `advice` what could be tried."""
+    """No strength meets the request; `reasons` says why, `advice` what could be tried.
+
+    >>> try:
+    ...     raise calibrate.Infeasible(["presence moves too little"], ["a larger --ce-budget"])
+    ... except calibrate.Infeasible as infeasible:
+    ...     print(infeasible, *infeasible.advice, sep="; try ")
+    presence moves too little; try a larger --ce-budget
+    """
 
     def __init__(self, reasons: Iterable[str], advice: Iterable[str] = ()) -> None:
         self.reasons = tuple(reasons)

@@ -129,6 +129,9 @@ class Sampling:
     """How replies are drawn.
 
     temperature: above 0; top_p: nucleus, in (0, 1]; max_new_tokens: a reply's longest length.
+
+    >>> calibrate.Sampling(max_new_tokens=64)
+    Sampling(temperature=0.7, top_p=0.95, max_new_tokens=64)
     """
 
     temperature: float = _field(
@@ -173,6 +176,9 @@ class Settings:
     long_run: 0 for none; fewer where the model's context is shorter.
     max_fluency_drop: against its own replies, nats per token; None for no limit.
     judge_question: None for `probes.asking.QUESTION`. judge_url: None for OPENAI_BASE_URL.
+
+    >>> calibrate.Settings(ce_budget=0.2, goal="decrease").sign
+    -1
     """
 
     ce_budget: float = _field(

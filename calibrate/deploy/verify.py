@@ -37,7 +37,12 @@ from calibrate.models.model import LoadedModel, preserving_model_state
 
 @dataclass(frozen=True)
 class GateReport:
-    """Everything the gate looked at, in order; a check that needs an earlier one may be missing."""
+    """Everything the gate looked at, in order; a check that needs an earlier one may be missing.
+
+    >>> report = calibrate.check_directory("joy/", loaded, quick=True)
+    >>> [(check.name, check.passed) for check in report.checks]
+    [('identity', True), ('reference', True)]
+    """
 
     checks: tuple[Check, ...]
 
@@ -73,6 +78,9 @@ def check_directory(
     corpus: a file of texts to measure ΔCE on, one a line or .jsonl.
     quick: identity and reference alone, two passes over one input.
     Raises: ArtefactError or InputError if there is nothing to check, or the model cannot be loaded.
+
+    >>> calibrate.check_directory("joy/", loaded, quick=True).passed
+    True
     """
     folder = Path(directory)
     try:

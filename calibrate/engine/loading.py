@@ -64,6 +64,10 @@ def load_model(
         template_date: what it takes for today, YYYY-MM-DD (default: today).
     Raises: ModelError naming the model, the reason and the way out; InputError for variables the
         template cannot be given.
+
+    >>> loaded = calibrate.load_model(model, tokenizer, batch_tokens=1024)
+    >>> loaded.num_layers
+    3
     """
     check_batch_tokens(batch_tokens)
     if isinstance(model, LoadedModel):

@@ -21,6 +21,11 @@ class SteeringVector:
     layer: 0-based block whose output is steered.
     residual_norm: median ‖h‖ over the text tokens v was made from, at that block.
     n_sinks: text tokens left out as attention sinks.
+
+    >>> vector = result.config.steering_vector
+    >>> prompt = tokenizer("the house by the river", return_tensors="pt")
+    >>> with vector.apply(loaded.blocks, strength=2.0):
+    ...     logits = model(**prompt).logits
     """
 
     values: torch.Tensor

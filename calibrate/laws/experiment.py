@@ -26,7 +26,14 @@ DEPTHS = (1 / 6, 1 / 2, 5 / 6)  # early, middle and late block, as shares of the
 
 
 class LawCurves(Section):
-    """The curves of one model and concept, one set a block."""
+    """The curves of one model and concept, one set a block.
+
+    >>> curves = calibrate.measure_laws(
+    ...     model, concept, tokenizer=tokenizer, prompts="prompts.txt", ce_budget=0.4, layers=[1]
+    ... )
+    >>> curves.blocks[0].strength_at_budget["negative"].value < 0
+    True
+    """
 
     model: ModelIdentity
     concept: str
@@ -63,6 +70,12 @@ def measure_laws(
     have no effect, and of several `positions` the first choice is steered.
 
     Raises: InputError for input that cannot be used; Infeasible if no strength spends the budget.
+
+    >>> curves = calibrate.measure_laws(
+    ...     model, concept, tokenizer=tokenizer, prompts="prompts.txt", ce_budget=0.4, layers=[1]
+    ... )
+    >>> [block.layer for block in curves.blocks]
+    [1]
     """
     settings = Settings(**options)
     concept = read_concept(concept)

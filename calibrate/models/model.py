@@ -39,6 +39,10 @@ class LoadedModel:
     by_name: whether it was loaded here by name, so that its weights determine it.
     batch_tokens: how many positions one forward pass may hold.
     meter: counts the tokens pushed through.
+
+    >>> loaded = calibrate.load_model(model, tokenizer)
+    >>> loaded.num_layers, loaded.hidden_size
+    (3, 32)
     """
 
     model: PreTrainedModel

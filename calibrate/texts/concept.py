@@ -68,6 +68,10 @@ class Concept:
 
     name: what to call it.
     texts: all of them; `split` divides them.
+
+    >>> concept = calibrate.Concept.from_texts("joy", positives, negatives)
+    >>> list(concept.split())
+    ['vector', 'probe', 'held_out']
     """
 
     name: str

@@ -107,6 +107,12 @@ def extract_vectors(
 
     normalize: scale every vector to length 1, so that α is the length of the shift.
     Raises: ConceptError if positives and negatives have the same mean at every block.
+
+    >>> from calibrate.models.prompts import encode_text
+    >>> joyful = [encode_text(loaded, text) for text in positives]
+    >>> others = [encode_text(loaded, text) for text in negatives]
+    >>> [vector.layer for vector in calibrate.extract_vectors(loaded, joyful, others)]
+    [0, 1, 2]
     """
     with preserving_model_state(loaded):
         positive = _summarise(loaded, positives, pooling)
