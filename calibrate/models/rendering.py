@@ -98,13 +98,11 @@ def settle(
     for name in kwargs:
         if not re.search(rf"\b{re.escape(name)}\b", template):
             _note(f"the chat template knows nothing of {name!r}, which changes nothing")
-    rendering = Rendering(kwargs, _date(template, date), trailing=trailing)
-    rendering = replace(rendering, content=_content(tokenizer, rendering))
-    asks = len({_trial(tokenizer, replace(rendering, date=day)) for day in DAYS_APART}) > 1
-    rendering = replace(rendering, date=rendering.date if asks else None)
-    return replace(
-        rendering, system=_system_role(tokenizer, rendering), history=_history(tokenizer, rendering)
-    )
+    form = Rendering(kwargs, _date(template, date), trailing=trailing)
+    form = replace(form, content=_content(tokenizer, form))
+    asks = len({_trial(tokenizer, replace(form, date=day)) for day in DAYS_APART}) > 1
+    form = replace(form, date=form.date if asks else None)
+    return replace(form, system=_system_role(tokenizer, form), history=_history(tokenizer, form))
 
 
 def render(
