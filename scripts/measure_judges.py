@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from textwrap import fill
 
 import click
 import numpy as np
@@ -310,11 +311,12 @@ def what_was_taught() -> str:
         for part in ("train", "test")
     }
     train, test = (sorted(counts[part].values()) for part in ("train", "test"))
-    return (
+    text = (
         f"The teacher read {test[0]} to {test[-1]} replies of {len(test)} concepts in the test "
         "part, first those of which readers say yes where these are few, and "
         f"{train[0]} to {train[-1]} of {len(train)} in the train part."
     )
+    return fill(text, 100)
 
 
 def of(rows: Sequence[Reply], concept: str, condition: str | None = None) -> list[Reply]:
@@ -531,7 +533,9 @@ AUC for a grade of 1 or more; the limit is what one reading reaches against the 
 ridge regressions on the token means of the model that wrote the reply. `graded` learned from the
 train part; `taught by n` from n grades of the teacher, with the concept left out of everything
 else; `written` from the pack's written texts (four concepts on smollm2). The embedding judge
-learned from graded replies of its own, or as `written` does. {taught}
+learned from graded replies of its own, or as `written` does.
+
+{taught}
 
 {auc}
 AUC for a grade of 2:
