@@ -129,7 +129,8 @@ def calibrate(
         "openai:MODEL", "embedding", "module:function" (see `probes.judges`), a function of texts
         and concept, or an object that scores them.
     audit: a second judge, which reads the final replies; "auto" for a sentence encoder that
-        learned from the concept's written texts, "none" or None for nobody.
+        learned from other graded replies than the probe, or from the texts of your own concept;
+        "none" or None for nobody.
     teacher: who grades the model's replies for the probe to learn from: an embedded model, a hub
         id, a .gguf file, "openai:MODEL" or "none". By default built-in concepts need none, since
         graded replies come with them; others take qwen2.5-1.5b, in llama.cpp, if it was fetched
