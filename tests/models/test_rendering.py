@@ -68,7 +68,7 @@ def text_of(loaded, prompt, **options):
     "template",
     [tiny.CHAT_TEMPLATE, PARTS, NO_SYSTEM, REFUSES_SYSTEM, NO_HISTORY, TRIMMING, ESCAPING, DATED],
 )
-@pytest.mark.filterwarnings("ignore::calibrate.errors.CalibrateWarning")
+@pytest.mark.filterwarnings("ignore::calibrate.common.errors.CalibrateWarning")
 def test_everything_that_is_said_is_in_the_prompt(template):
     loaded = loaded_with(template)
     for asked in ("the house", 'a "road"\nwith two ends'):
@@ -426,7 +426,7 @@ def test_replies_to_a_template_of_parts_differ(tiny_options):
     ],
     ids=["dated", "variables", "parts", "ending", "base"],
 )
-@pytest.mark.filterwarnings("ignore::calibrate.errors.CalibrateWarning")
+@pytest.mark.filterwarnings("ignore::calibrate.common.errors.CalibrateWarning")
 def test_a_snippet_renders_prompts_as_the_calibration_did(finished, tmp_path, made, options):
     loaded = load_model(tiny.model("gpt2"), made(), **options)
     facts = {"kwargs": {}, "date": None, "content": "text", "system": "role", "history": "turns"}
