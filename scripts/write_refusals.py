@@ -23,8 +23,9 @@ def page() -> str:
 
 
 def _sections() -> Iterator[str]:
-    sys.path.insert(0, str(ROOT / "tests"))
-    for path in sorted((ROOT / "tests").glob("test_*.py")):
+    paths = sorted((ROOT / "tests").rglob("test_*.py"))
+    sys.path[:0] = [str(ROOT / "tests"), *sorted({str(path.parent) for path in paths})]
+    for path in paths:
         if "REFUSED = " not in path.read_text(encoding="utf-8"):
             continue
         module = importlib.import_module(path.stem)

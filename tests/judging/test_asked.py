@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import socket
 import subprocess
 import sys
 import textwrap
 import traceback
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -304,7 +304,8 @@ def test_verdicts_outlive_a_process_that_is_killed(cache):
         Remembered(Killed()).score(["sun", "rain", "moon"], "joy")
         """
     )
-    killed = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=False)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    killed = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
     assert killed.returncode == -9
     after = Counting()
     Remembered(after).score(["sun", "rain", "moon"], "joy")
