@@ -9,4 +9,6 @@ ruff check .
 ruff format --check --quiet .
 mypy
 lint-imports
-exec pytest "$@"
+# A worker a core, each with one thread; tests of one file share their fixtures, and so a worker.
+export OMP_NUM_THREADS=1
+exec pytest --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder "$@"
