@@ -127,13 +127,12 @@ class SharedStudy:
             if proposal is not None:
                 self.study.enqueue_trial(dict(proposal.params), {ORIGIN: proposal.origin})
         self.study.sampler = policy.sampler(n_finished)
-        started = False
+        started: list[int] = []  # the trial's number
 
         def objective(trial: optuna.Trial) -> float:
-            nonlocal started
             trial.set_user_attr(WORKER, self.worker)
             self._step_back_if_surplus(trial, policy.most)
-            started = True
+            started.append(trial.number)
             return policy.measure(trial)
 
         def ended(_study: optuna.Study, trial: FrozenTrial) -> None:
@@ -141,8 +140,14 @@ class SharedStudy:
                 policy.ended(trial)
 
         with quiet_optuna():
-            self.study.optimize(objective, n_trials=1, catch=(_Surplus,), callbacks=[ended])
-        return started
+            try:
+                self.study.optimize(objective, n_trials=1, catch=(_Surplus,), callbacks=[ended])
+            except (
+                ValueError
+            ):  # storages may hand one trial to two workers, and the other was first
+                if not started or self.study.trials[started[0]].state not in FINISHED:
+                    raise
+        return bool(started)
 
     def _under_way(self) -> list[FrozenTrial]:
         """Trials that are finished or running."""

@@ -22,6 +22,7 @@ from calibrate.search.objective_types import Replied, Rise
 from calibrate.search.storage import StudyStore
 from calibrate.search.study import run_study
 from calibrate.search.trials import LOWER_SHARE, PROPOSED_SHARE, SHARES, WIDE_SHARES
+from calibrate.search.workers import shared_study
 
 N_PROMPTS, N_SEQUENCES = 48, 16
 UNSTEERED = 0.2
@@ -281,6 +282,43 @@ def test_a_study_of_other_settings_is_not_mixed_in(tmp_path):
     study(Synthetic(ALPHAS, 5), Settings(trials=1), store(tmp_path))
     with pytest.raises(ArtefactError, match="made with other settings"):
         study(Synthetic(ALPHAS, 5), Settings(trials=1), store(tmp_path, "other"))
+
+
+def test_a_trial_that_another_worker_finishes_first_is_left_to_it():
+    class Twice:
+        """Whose only trial is measured by two workers at once."""
+
+        most = 1
+
+        def enough(self, finished):
+            return bool(finished)
+
+        def propose(self, counting):
+            return None
+
+        def sampler(self, n_finished):
+            return optuna.samplers.RandomSampler(seed=n_finished)
+
+        def measure(self, trial):
+            trial.study.tell(trial.number, 0.5)
+            return 0.1
+
+        def ended(self, trial):
+            pytest.fail("the other worker tells")
+
+    with shared_study(StudyStore("joy", "f"), "maximize") as shared:
+        shared.take_part(Twice())
+        assert [trial.value for trial in shared.finished] == [0.5]
+
+
+def test_a_trial_that_cannot_be_measured_fails_the_worker():
+    def broken(*_):
+        raise ValueError("of another kind")
+
+    silent = Synthetic(ALPHAS, 5)
+    silent.delta_ce = broken
+    with pytest.raises(ValueError, match="of another kind"):
+        study(silent)
 
 
 def test_trials_carry_their_measurements_and_constraints_in_the_storage(tmp_path):
