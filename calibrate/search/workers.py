@@ -142,9 +142,7 @@ class SharedStudy:
         with quiet_optuna():
             try:
                 self.study.optimize(objective, n_trials=1, catch=(_Surplus,), callbacks=[ended])
-            except (
-                ValueError
-            ):  # storages may hand one trial to two workers, and the other was first
+            except ValueError:  # two workers were handed the trial, and the other was first
                 if not started or self.study.trials[started[0]].state not in FINISHED:
                     raise
         return bool(started)
