@@ -204,6 +204,9 @@ What was refused, and why:
 {reasons}
 
 {missing}
+These runs are older than the second judge's own graded replies, and depression, humorous and
+optimistic were run while the study still tried a block of the first third of the depth as well.
+
 ## Early blocks
 
 The study tries no block of the first third of the depth (`--layer` does). When it did, the probe
