@@ -35,6 +35,11 @@ class ConceptSection(Section):
     negatives: Literal["contrastive", "random"]
     data_sha256: str
 
+    @property
+    def direction(self) -> str:
+        """Where the model is steered: towards the concept, or away from it."""
+        return "towards" if self.goal == "increase" else "away from"
+
 
 class VectorSection(Section):
     """Where the steering vector is; `norm` is ‖v‖, `sha256` that of the file."""

@@ -53,9 +53,9 @@ def summary(config: SteeringConfig, evidence: Evidence, directory: Path | None) 
 def headline(config: SteeringConfig) -> Text:
     """Return the strength in one line."""
     intervention, name = config.intervention, config.concept.name
-    verb = "towards" if config.concept.goal == "increase" else "away from"
     return Text.from_markup(
-        f"[bold]{escape(config.model.id)}[/] steered {verb} [bold]{escape(name)}[/]: "
+        f"[bold]{escape(config.model.id)}[/] steered {config.concept.direction} "
+        f"[bold]{escape(name)}[/]: "
         f"α = [bold green]{intervention.strength:.4g}[/] "
         f"at block [bold green]{intervention.layer}[/] ({intervention.positions} positions, "
         f"α‖v‖/‖h‖ = {intervention.relative_strength:.3f})"

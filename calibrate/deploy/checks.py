@@ -9,6 +9,7 @@ from typing import Any
 
 from calibrate.artefact.config import SteeringConfig
 from calibrate.artefact.evidence import Evidence
+from calibrate.artefact.saved import PROBE_FOLDER
 from calibrate.common.errors import Infeasible, InputError
 from calibrate.common.estimate import RatioEstimate
 from calibrate.common.settings import Sampling, Settings
@@ -171,7 +172,7 @@ def check_presence(
 def _judge_again(name: str, config: SteeringConfig, loaded: LoadedModel, folder: Path) -> Judge:
     """One of the calibration's judges; the probe as it was fitted, before any grades."""
     if name == "probe":
-        return load_probe(folder / "probe").as_fitted.on(loaded)
+        return load_probe(folder / PROBE_FOLDER).as_fitted.on(loaded)
     concept, recorded = config.concept, config.provenance.settings
     settings = Settings(
         judge_question=recorded.get("judge_question"), judge_url=recorded.get("judge_url")

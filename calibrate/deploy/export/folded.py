@@ -169,7 +169,7 @@ def _card(config: SteeringConfig, place: str | None) -> str:
     return CARD.format(
         base=f"base_model: {place}\n" if place else "",
         model=config.model.id,
-        verb="towards" if config.concept.goal == "increase" else "away from",
+        verb=config.concept.direction,
         concept=config.concept.name,
         strength=config.intervention.strength,
         layer=config.intervention.layer,

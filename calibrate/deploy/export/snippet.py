@@ -49,7 +49,7 @@ class Snippet(AnyModel):
         names = {id(module): name for name, module in base_of(loaded.model).named_modules()}
         code = _template().format(
             model=place_of(loaded) or loaded.name,
-            verb="towards" if config.concept.goal == "increase" else "away from",
+            verb=config.concept.direction,
             concept=config.concept.name,
             strength=intervention.strength,
             layer=intervention.layer,

@@ -18,8 +18,7 @@ from calibrate.common.errors import ArtefactError, InputError
 from calibrate.common.estimate import Interval
 from calibrate.deploy.grading.blind import FEWEST, Pair, ReadingRoom
 from calibrate.judging.ppi import ADDED_CHANGE, Corrected, auc, corrected_share
-
-SOMEWHAT, CLEARLY = 1, 2  # the grades from which a reply counts
+from probes.graded import CLEARLY, SOMEWHAT
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +98,7 @@ def _by_reply(grades: Grades) -> dict[str, list[int]]:
     return given
 
 
-def _shares(pairs: Sequence[Pair], given: Mapping[str, Sequence[int]], least: int) -> np.ndarray:
+def _shares(pairs: Sequence[Pair], given: Mapping[str, Sequence[int]], least: float) -> np.ndarray:
     return np.array(
         [[np.mean([grade >= least for grade in given[one.id]]) for one in p.replies] for p in pairs]
     )
