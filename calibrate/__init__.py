@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from calibrate.common.settings import Sampling, Settings
     from calibrate.deploy.verify import GateReport, check_directory
     from calibrate.engine.loading import load_model
-    from calibrate.engine.vector import SteeringVector
+    from calibrate.engine.site import SteeringVector
     from calibrate.laws.experiment import LawCurves, measure_laws
     from calibrate.models.model import LoadedModel
     from calibrate.texts.concept import Concept
@@ -62,7 +62,7 @@ _HOMES = {
     "engine.loading": ("load_model",),
     "models.model": ("LoadedModel",),
     "common.settings": ("Sampling", "Settings"),
-    "engine.vector": ("SteeringVector",),
+    "engine.site": ("SteeringVector",),
     "texts.extraction": ("extract_vectors",),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from calibrate.common.settings import Settings
 from calibrate.deploy.export import export
 from calibrate.deploy.export.exporter import Exported
 from calibrate.engine.loading import load_model
+from calibrate.engine.site import Site
 from calibrate.engine.unsteered import run_unsteered
 from calibrate.judging.choice import AUTO, JudgeChoice, choose_judges
 from calibrate.judging.panel import make_judges
@@ -195,7 +197,8 @@ def calibrate(
             vectors = concept_vectors(loaded, splits["vector"], settings)
 
         with ledger.stage("judges"):
-            material = JudgeInputs(concept.name, splits, replies, vectors[loaded.num_layers // 2])
+            middle = Site((vectors[loaded.num_layers // 2],))
+            material = JudgeInputs(concept.name, splits, replies, middle)
             panel = make_judges(loaded, material, judge, audit, lesson, settings, progress)
             baseline = require_headroom(panel.reader, replies, settings)
 
@@ -208,7 +211,11 @@ def calibrate(
             parts = rung_sizes(len(corpora["search"].sequences), FIRST_PART)
             run = run_unsteered(loaded, corpora["search"], layers, parts)
             tokens = concept_tokens(loaded, splits["vector"], replies)
-            pilots = run_pilots(loaded, run, [vectors[i] for i in layers], tokens, settings)
+            sites = [
+                Site((vectors[layer],), positions)
+                for layer, positions in product(layers, settings.position_choices)
+            ]
+            pilots = run_pilots(loaded, run, sites, tokens, settings)
 
         with ledger.stage("study"):
             objective = SearchObjective(loaded, panel.reader, run, pilots, replies, settings)

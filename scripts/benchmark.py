@@ -33,8 +33,8 @@ from calibrate import load_model
 from calibrate.common.settings import Sampling, Settings
 from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.generation import sample
+from calibrate.engine.site import Site
 from calibrate.engine.unsteered import Corpus, UnsteeredRun, run_unsteered
-from calibrate.engine.vector import SteeringVector
 from calibrate.laws.pilot import run_pilot
 from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.models.prompts import encode_prompt
@@ -93,26 +93,26 @@ class Found:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A block's vector, the corpus, and the model to find a strength on."""
+    """A site, the corpus, and the model to find a strength on."""
 
     loaded: LoadedModel
     sequences: tuple[TokenSequence, ...]
-    vector: SteeringVector
+    site: Site
     concept_tokens: tuple[int, ...]
 
     def run(self, lend_prefix: bool = True) -> UnsteeredRun:
         """The unsteered pass, with what suffix-only passes need."""
         parts = rung_sizes(len(self.sequences), FIRST_PART)
         corpus = Corpus(self.sequences, self_sampled=True)
-        return run_unsteered(self.loaded, corpus, [self.vector.layer], parts, lend_prefix)
+        return run_unsteered(self.loaded, corpus, [self.site.first], parts, lend_prefix)
 
     def rise(self, run: UnsteeredRun, strength: float) -> float:
-        return delta_ce(self.loaded, run, self.vector.values, self.vector.layer, strength).value
+        return delta_ce(self.loaded, run, self.site, strength).value
 
     @property
     def unit(self) -> float:
         """The strength at which ‖αv‖ = ‖h‖."""
-        return 1 / self.vector.relative(1.0)
+        return 1 / self.site.relative(1.0)
 
 
 @click.command()
@@ -147,12 +147,12 @@ def measure_all(concepts: tuple[str, ...], layers: tuple[int, ...]) -> None:
             for layer in layers:
                 key = f"{concept} {layer}"
                 if key not in found:
-                    task = Task(loaded, sequences[:N_SEQUENCES], vectors[layer], tokens)
+                    task = Task(loaded, sequences[:N_SEQUENCES], Site((vectors[layer],)), tokens)
                     found[key] = measure(task)
                     write_records(TARGET, found)
                     click.echo(key)
             if "growth" not in found:
-                task = Task(loaded, sequences, vectors[layers[0]], tokens)
+                task = Task(loaded, sequences, Site((vectors[layers[0]],)), tokens)
                 found["growth"] = growth(task)
     write_records(TARGET, found)
 
@@ -220,7 +220,7 @@ def full_passes(task: Task) -> tuple[Spent, Spent]:
 
 
 def ours(task: Task) -> tuple[float, int]:
-    pilot = run_pilot(task.loaded, task.run(), task.vector, task.concept_tokens, SETTINGS)
+    pilot = run_pilot(task.loaded, task.run(), task.site, task.concept_tokens, SETTINGS)
     return pilot.strength_at_budget.value, len(pilot.points)
 
 

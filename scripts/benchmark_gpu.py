@@ -22,8 +22,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Con
 from calibrate import load_model
 from calibrate.common.settings import Settings
 from calibrate.engine.cross_entropy import delta_ce
+from calibrate.engine.site import Site, SteeringVector
 from calibrate.engine.unsteered import Corpus, UnsteeredRun, run_unsteered
-from calibrate.engine.vector import SteeringVector
 from calibrate.laws.pilot import run_pilot
 from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.models.tokens import TokenSequence
@@ -55,16 +55,16 @@ def main(
     with preserving_model_state(loaded):
         warm = replace(corpus, sequences=corpus.sequences[:FIRST_PART])
         found = run_unsteered(loaded, warm, [layer])
-        vector = random_vector(found, layer)
+        site = Site((random_vector(found, layer),))
         started = clock(device)
         run = run_unsteered(loaded, corpus, [layer], parts)
         unsteered = clock(device) - started
         before = loaded.meter.tokens
-        pilot = run_pilot(loaded, run, vector, (), settings)
+        pilot = run_pilot(loaded, run, site, (), settings)
         ours, spent = clock(device) - started, loaded.meter.tokens - before + tokens
         whole = replace(run, batches=tuple(one.without_residuals() for one in run.batches))
         started = clock(device)
-        delta_ce(loaded, whole, vector.values, layer, pilot.strength_at_budget.value)
+        delta_ce(loaded, whole, site, pilot.strength_at_budget.value)
         full = clock(device) - started
     work = 2 * sum(block.numel() for block in loaded.blocks.parameters()) * spent
     work += 2 * loaded.unembedding.weight.numel() * tokens * (2 + len(pilot.points))

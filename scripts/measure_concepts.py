@@ -25,6 +25,7 @@ from calibrate.common.errors import Infeasible
 from calibrate.common.estimate import RatioEstimate
 from calibrate.common.settings import Settings
 from calibrate.engine.generation import Request, sample_all
+from calibrate.engine.site import Site
 from calibrate.engine.unsteered import run_unsteered
 from calibrate.laws.pilot import run_pilot
 from calibrate.models.model import LoadedModel, preserving_model_state
@@ -65,7 +66,7 @@ def measured(loaded: LoadedModel, concept: str, layer: int | None) -> dict:
             config = result.config
     except Infeasible as infeasible:
         found |= {"verdict": "refused", "reasons": infeasible.reasons}
-        push = at_budget(loaded, concept)
+        steering = at_budget(loaded, concept)
     else:
         presence, done = config.measured.presence, config.intervention
         found |= {
@@ -84,8 +85,8 @@ def measured(loaded: LoadedModel, concept: str, layer: int | None) -> dict:
             ],
             "seconds": {stage: round(cost.seconds) for stage, cost in config.cost.items()},
         }
-        push = config.steering_vector.push(done.strength, done.positions)
-    return {**found, "replies": fresh(loaded, push)}
+        steering = config.site.steering(done.strength)
+    return {**found, "replies": fresh(loaded, steering)}
 
 
 def at_budget(loaded: LoadedModel, concept: str) -> Steering:
@@ -95,15 +96,16 @@ def at_budget(loaded: LoadedModel, concept: str) -> Steering:
         vector = concept_vectors(loaded, read_concept(concept).split()["vector"], SETTINGS)[layer]
         replies = sample_unsteered(loaded, read_prompts(), SETTINGS)
         run = run_unsteered(loaded, build_corpora(loaded, replies, None)["search"], [layer])
-        return vector.push(run_pilot(loaded, run, vector, (), SETTINGS).strength_at_budget.value)
+        site = Site((vector,))
+        return site.steering(run_pilot(loaded, run, site, (), SETTINGS).strength_at_budget.value)
 
 
-def fresh(loaded: LoadedModel, push: Steering) -> list[dict]:
+def fresh(loaded: LoadedModel, steering: Steering) -> list[dict]:
     """Plain and steered replies to the same prompts, with the same noise."""
     texts = prompts_by_part()["test"][-FRESH:]
     with preserving_model_state(loaded):
         prompts = [encode_prompt(loaded, text) for text in texts]
-        requests = [Request(prompts), Request(prompts, push=push)]
+        requests = [Request(prompts), Request(prompts, steering=steering)]
         drawn = sample_all(loaded, requests, SETTINGS.sampling, FRESH_SEED)
     return [
         {"prompt": one.prompt, "steered": bool(steered), "text": one.text}

@@ -29,8 +29,8 @@ from calibrate.common.estimate import RatioEstimate
 from calibrate.common.settings import Sampling, Settings
 from calibrate.engine.cross_entropy import measure_steered
 from calibrate.engine.generation import sample
+from calibrate.engine.site import Site
 from calibrate.engine.unsteered import Corpus, UnsteeredRun, joined, run_unsteered
-from calibrate.engine.vector import SteeringVector
 from calibrate.laws.bootstrap import resampled_laws, strength_interval
 from calibrate.laws.formulas import CrossEntropyLaw
 from calibrate.laws.log_odds import LogOdds, far_logits, measure_log_odds, sampled_contexts
@@ -180,7 +180,7 @@ def measure_model(loaded: LoadedModel, corpus_file: Path | None, concepts: tuple
             found, place = kept(), (loaded.name, pool.kind, layer)
             if not any((one.concept, one.place) == (concept, place) for one in found):
                 dealt = pool.dealt(f"{concept} {layer}")
-                block = measure_block(loaded, pool.kind, concept, vectors[layer], dealt)
+                block = measure_block(loaded, pool.kind, concept, Site((vectors[layer],)), dealt)
                 write_records(TARGET, [asdict(one) for one in [*found, block]])
                 click.echo(f"{concept} {place}")
 
@@ -222,19 +222,19 @@ def run_groups(
 
 
 def measure_block(
-    loaded: LoadedModel, corpus: str, concept: str, vector: SteeringVector, dealt: Dealt
+    loaded: LoadedModel, corpus: str, concept: str, site: Site, dealt: Dealt
 ) -> Block:
-    odds = measure_log_odds(loaded, dealt.own.first, vector, ())
+    odds = measure_log_odds(loaded, dealt.own.first, site, ())
     pilots = {
-        budget: fit_pilot(loaded, dealt.own, vector, odds, (), Settings(ce_budget=budget))
+        budget: fit_pilot(loaded, dealt.own, site, odds, (), Settings(ce_budget=budget))
         for budget in BUDGETS
     }
     cells = [measure_cell(loaded, dealt, odds, pilot, budget) for budget, pilot in pilots.items()]
-    few = run_unsteered(loaded, in_contexts(dealt.group), [vector.layer])
-    unseen = measure_log_odds(loaded, few, vector, ())
+    few = run_unsteered(loaded, in_contexts(dealt.group), [site.first])
+    unseen = measure_log_odds(loaded, few, site, ())
     return Block(
-        loaded.name, corpus, concept, vector.layer, cells,
-        peaks(loaded, few, unseen, pilots[0.1]), far(loaded, few, unseen, vector),
+        loaded.name, corpus, concept, site.first, cells,
+        peaks(loaded, few, unseen, pilots[0.1]), far(loaded, few, unseen, site),
     )  # fmt: skip
 
 
@@ -250,9 +250,9 @@ def in_contexts(corpus: Corpus) -> Corpus:
 def measure_cell(
     loaded: LoadedModel, dealt: Dealt, odds: LogOdds, pilot: Pilot, budget: float
 ) -> Cell:
-    vector, named = pilot.vector, pilot.strength_at_budget
+    named = pilot.strength_at_budget
     rises = [
-        measure_steered(loaded, run, vector.values, vector.layer, named.value).rise
+        measure_steered(loaded, run, pilot.site, named.value).rise
         for run in (dealt.own, dealt.others)
     ]
     own, others = (
@@ -277,17 +277,13 @@ def truth(
 
     One step along the law; where that is a long one, the secant method, until its steps are short.
     """
-    vector, named = pilot.vector, pilot.strength_at_budget.value
+    named = pilot.strength_at_budget.value
     strength = stepped(pilot.law, named, rise, budget)
     if abs(np.log(strength / named)) <= CLOSE:
         return strength
 
     def missed(at: float) -> float:
-        found = (
-            rise
-            if at == named
-            else measure_steered(loaded, run, vector.values, vector.layer, at).rise
-        )
+        found = rise if at == named else measure_steered(loaded, run, pilot.site, at).rise
         return found.value - budget
 
     return float(newton(missed, named, x1=strength, tol=CLOSE * named))
@@ -316,7 +312,7 @@ def coverage(
     which are the pilot's own in every deal. prompts: what each sequence replies to.
     """
     strength, settings = pilot.strength_at_budget.value, Settings(ce_budget=budget)
-    rng = random.Random(f"{pilot.vector.layer} {budget}")
+    rng = random.Random(f"{pilot.site.first} {budget}")
     first = list(range(len(odds.counts)))
     rest: dict[tuple[int, ...], list[int]] = {}
     for index in range(len(first), len(prompts)):
@@ -346,14 +342,12 @@ def steepness(law: CrossEntropyLaw, strength: float) -> float:
 
 def peaks(loaded: LoadedModel, run: UnsteeredRun, odds: LogOdds, pilot: Pilot) -> float:
     """How predicted and measured peaks agree in contexts the pilot has not seen."""
-    vector, unit = pilot.vector, pilot.strength_at_budget.value
+    unit = pilot.strength_at_budget.value
     contexts = sampled_contexts(run)
     strengths = unit * PEAK_SHARES
     curves = np.stack(
         [
-            measure_steered(
-                loaded, run, vector.values, vector.layer, float(at), watched=contexts
-            ).watched
+            measure_steered(loaded, run, pilot.site, float(at), watched=contexts).watched
             for at in strengths
         ]
     )
@@ -369,16 +363,16 @@ def peaks(loaded: LoadedModel, run: UnsteeredRun, odds: LogOdds, pilot: Pilot) -
     return 1 - found.error
 
 
-def far(loaded: LoadedModel, run: UnsteeredRun, odds: LogOdds, vector: SteeringVector) -> Far:
+def far(loaded: LoadedModel, run: UnsteeredRun, odds: LogOdds, site: Site) -> Far:
     """Push until the residual stream no longer matters, and compare with the plateau.
 
     residual_left: the largest total variation between a steered prediction and norm(v)'s own;
     what is left of the input.
     """
-    strength = 3e3 * vector.residual_norm / vector.norm
+    strength = 3e3 * site.residual_norm / site.norm
     contexts = sampled_contexts(run)
-    steered = measure_steered(loaded, run, vector.values, vector.layer, strength, watched=contexts)
-    limit = far_logits(loaded, vector, 1).softmax(dim=-1).cpu().numpy()
+    steered = measure_steered(loaded, run, site, strength, watched=contexts)
+    limit = far_logits(loaded, site, 1).softmax(dim=-1).cpu().numpy()
     left = 0.5 * np.abs(steered.watched - limit).sum(axis=1).max()
     return Far(float(left), odds.law(1).plateau, steered.rise.value)
 

@@ -136,11 +136,11 @@ def minutes_of(loaded: LoadedModel, result: Calibration, strength: float) -> flo
     shutil.rmtree(cache_directory() / "kept", ignore_errors=True)
     texts = result.evidence.splits.prompts["verify"]
     prompts = [encode_prompt(loaded, text) for text in texts]
-    push = result.config.steering_vector.push(strength, result.config.intervention.positions)
+    steering = result.config.site.steering(strength)
     reader = Reader(result.probe.on(loaded), result.config.concept.name, "probe")
     started = time.perf_counter()
     long_replies = answer_at_length(loaded, prompts, Settings())
-    long_replies.read(reader, long_replies.steered(push))
+    long_replies.read(reader, long_replies.steered(steering))
     return (time.perf_counter() - started) / 60
 
 
@@ -150,8 +150,8 @@ def answered(
     """Long replies to verification prompts that did not decide on the strength."""
     texts = result.evidence.splits.prompts["verify"][PROMPTS:]
     prompts = [encode_prompt(loaded, text) for text in texts]
-    vector, positions = result.config.steering_vector, result.config.intervention.positions
-    requests = [Request(prompts, push=vector.push(at, positions)) for at in strengths.values()]
+    site = result.config.site
+    requests = [Request(prompts, steering=site.steering(at)) for at in strengths.values()]
     drawn = sample_all(loaded, requests, Sampling(max_new_tokens=LENGTH), SEED)
     return dict(zip(strengths, drawn, strict=True))
 

@@ -38,6 +38,7 @@ from calibrate.common.estimate import RatioEstimate
 from calibrate.common.settings import Settings
 from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.generation import Request
+from calibrate.engine.site import Site
 from calibrate.engine.unsteered import run_unsteered
 from calibrate.judging.presence import measure_presence, read
 from calibrate.laws.pilot import run_pilot
@@ -127,7 +128,7 @@ def grid(concept: str, scratch: Path) -> dict[str, Any]:
             presences = measure_presence(
                 loaded,
                 reader,
-                [Request(prompts, 1, vector.push(strength)) for strength in strengths],
+                [Request(prompts, 1, Site((vector,)).steering(strength)) for strength in strengths],
                 SETTINGS.sampling,
                 SETTINGS.seed,
             )
@@ -136,7 +137,7 @@ def grid(concept: str, scratch: Path) -> dict[str, Any]:
                     layer,
                     strength / alphas[layer],
                     strength,
-                    delta_ce(loaded, run, vector.values, layer, strength).value,
+                    delta_ce(loaded, run, Site((vector,)), strength).value,
                     presence.estimate.value,
                     presence.change_from(baseline).standard_error,
                 )
@@ -144,7 +145,9 @@ def grid(concept: str, scratch: Path) -> dict[str, Any]:
             ]
 
         alphas = {
-            layer: run_pilot(loaded, run, vectors[layer], (), SETTINGS).strength_at_budget.value
+            layer: run_pilot(
+                loaded, run, Site((vectors[layer],)), (), SETTINGS
+            ).strength_at_budget.value
             for layer in layers
         }
         before = loaded.meter.tokens

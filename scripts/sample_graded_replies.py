@@ -21,8 +21,8 @@ from graded_replies import FOLDER, MODELS, lines, prompts_by_part
 from calibrate import load_model
 from calibrate.common.settings import Sampling, Settings
 from calibrate.engine.generation import Completion, Request, sample_all
+from calibrate.engine.site import Site
 from calibrate.engine.unsteered import UnsteeredRun, run_unsteered
-from calibrate.engine.vector import SteeringVector
 from calibrate.judging.teaching import asked_prompts, oversteered
 from calibrate.laws.pilot import run_pilot
 from calibrate.models.model import LoadedModel, preserving_model_state
@@ -86,7 +86,7 @@ class Wanted:
     condition: str
     prompt: Prompt
     grader: str
-    push: Steering | None
+    steering: Steering | None
     tokens: int
 
 
@@ -115,14 +115,15 @@ def of_model(
     plain: dict[tuple, Completion] = {}
     for concept in concepts:
         place = built_in_concepts().index(concept)
-        vector = concept_vectors(loaded, read_concept(concept).split()["vector"], SETTINGS)[layer]
+        vectors = concept_vectors(loaded, read_concept(concept).split()["vector"], SETTINGS)
+        site = Site((vectors[layer],))
         budget = {
-            sign: abs(pilot_at(loaded, run, vector, goal))
+            sign: abs(pilot_at(loaded, run, site, goal))
             for sign, goal in ((1, "increase"), (-1, "decrease"))
         }
         wishes_by_id = {
             f"{loaded.name}-{concept}-{n}": one
-            for n, one in enumerate(wishes(loaded, prompts, vector, budget, place))
+            for n, one in enumerate(wishes(loaded, prompts, site, budget, place))
         }
         wanted = {name: one for name, one in wishes_by_id.items() if name not in known}
         said = answered(loaded, list(wanted.values()), place, plain)
@@ -143,9 +144,9 @@ def of_model(
         click.echo(f"{loaded.name} {concept}: {len(wanted)} replies, budget at {budget}")
 
 
-def pilot_at(loaded: LoadedModel, run: UnsteeredRun, vector: SteeringVector, goal: str) -> float:
+def pilot_at(loaded: LoadedModel, run: UnsteeredRun, site: Site, goal: str) -> float:
     """α at the budget, of the goal's sign."""
-    pilot = run_pilot(loaded, run, vector, (), replace(SETTINGS, goal=goal))
+    pilot = run_pilot(loaded, run, site, (), replace(SETTINGS, goal=goal))
     return pilot.strength_at_budget.value
 
 
@@ -159,7 +160,7 @@ def split(loaded: LoadedModel) -> dict[str, list[Prompt]]:
 def wishes(
     loaded: LoadedModel,
     prompts: dict[str, list[Prompt]],
-    vector: SteeringVector,
+    site: Site,
     budget: dict[int, float],
     place: int,
 ) -> Iterator[Wanted]:
@@ -187,9 +188,9 @@ def wishes(
                     (asked,) = asked_prompts(loaded, [prompt], concept, positive=True)
                     yield Wanted(part, condition, asked, grader, None, LENGTHS[0])
                     continue
-                push = pushed(vector, budget, condition, n)
+                steering = steered_by(site, budget, condition, n)
                 long = n % LONG_EVERY == LONG_EVERY - 1
-                yield Wanted(part, condition, prompt, grader, push, LENGTHS[long])
+                yield Wanted(part, condition, prompt, grader, steering, LENGTHS[long])
 
 
 def primer(loaded: LoadedModel, concept: str) -> Callable[[Prompt], Prompt]:
@@ -203,13 +204,11 @@ def primer(loaded: LoadedModel, concept: str) -> Callable[[Prompt], Prompt]:
     return lambda prompt: encode_prompt(loaded, prompt.text, history=rng.sample(shots, SHOTS))
 
 
-def pushed(
-    vector: SteeringVector, budget: dict[int, float], condition: str, n: int
-) -> Steering | None:
+def steered_by(site: Site, budget: dict[int, float], condition: str, n: int) -> Steering | None:
     if condition == "broken":
-        return oversteered(vector, 1 if n % 2 else -1, []).push
+        return oversteered(site, 1 if n % 2 else -1, []).steering
     share = float(condition)
-    return vector.push(share * budget[1 if share > 0 else -1]) if share else None
+    return site.steering(share * budget[1 if share > 0 else -1]) if share else None
 
 
 def answered(
@@ -221,14 +220,16 @@ def answered(
     """
     replies: dict[int, Completion] = {}
     for tokens in LENGTHS:
-        steered = [n for n, one in enumerate(wanted) if one.tokens == tokens and one.push]
+        steered = [n for n, one in enumerate(wanted) if one.tokens == tokens and one.steering]
         new = [
             n
             for n, one in enumerate(wanted)
-            if one.tokens == tokens and not one.push and _key(one) not in plain
+            if one.tokens == tokens and not one.steering and _key(one) not in plain
         ]
         for rows, seed in ((steered, 100 + place), (new, 7)):
-            requests = [Request([wanted[row].prompt], push=wanted[row].push) for row in rows]
+            requests = [
+                Request([wanted[row].prompt], steering=wanted[row].steering) for row in rows
+            ]
             drawn = sample_all(loaded, requests, Sampling(max_new_tokens=tokens), seed)
             replies.update(zip(rows, (one for (one,) in drawn), strict=True))
         plain.update({_key(wanted[row]): replies[row] for row in new})

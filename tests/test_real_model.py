@@ -156,10 +156,8 @@ def test_batch_size_changes_delta_ce_by_less_than_a_ten_thousandth(joy):
             for prompt, reply in zip(prompts, replies, strict=True)
         )
         with preserving_model_state(loaded):
-            layer = config.intervention.layer
-            run = run_unsteered(loaded, Corpus(sequences, self_sampled=True), [layer])
-            vector = config.steering_vector.values
-            values.append(delta_ce(loaded, run, vector, layer, config.intervention.strength).sums)
+            run = run_unsteered(loaded, Corpus(sequences, self_sampled=True), [config.site.first])
+            values.append(delta_ce(loaded, run, config.site, config.intervention.strength).sums)
     assert values[0] == pytest.approx(values[1], abs=1e-4)
 
 

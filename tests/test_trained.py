@@ -17,6 +17,7 @@ from calibrate.common.settings import Sampling, Settings
 from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.generation import sample
 from calibrate.engine.loading import load_model
+from calibrate.engine.site import Site
 from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.laws.log_odds import measure_log_odds
 from calibrate.laws.pilot import run_pilot
@@ -85,7 +86,7 @@ def test_steering_towards_uppercase_words_writes_them(bench):
     shares = []
     for strength in (0.0, 1.0, 2.0):
         steering = vector.apply(loaded.blocks, strength)
-        shares.append(capitals(sample(loaded, encoded[:24], SAMPLING, 0, steering=steering)))
+        shares.append(capitals(sample(loaded, encoded[:24], SAMPLING, 0, within=steering)))
     assert shares[0] < 0.1
     assert shares == sorted(shares)
     assert shares[-1] > 0.8
@@ -95,17 +96,15 @@ def test_steering_towards_uppercase_words_writes_them(bench):
 def test_the_law_names_the_strength_that_spends_the_budget(bench, budget):
     loaded, _, run, vector = bench
     settings = Settings(ce_budget=budget)
-    pilot = run_pilot(loaded, run, vector, uppercase_ids(loaded), settings)
-    truth = brentq(
-        lambda a: delta_ce(loaded, run, vector.values, vector.layer, a).value - budget, 1e-3, 5
-    )
+    pilot = run_pilot(loaded, run, Site((vector,)), uppercase_ids(loaded), settings)
+    truth = brentq(lambda a: delta_ce(loaded, run, Site((vector,)), a).value - budget, 1e-3, 5)
     assert pilot.strength_at_budget.value == pytest.approx(truth, rel=0.015)
 
 
 def test_the_mass_of_uppercase_tokens_is_a_sigmoid_of_the_strength(bench):
     loaded, _, run, vector = bench
     ids = uppercase_ids(loaded)
-    odds = measure_log_odds(loaded, run, vector, ids)
+    odds = measure_log_odds(loaded, run, Site((vector,)), ids)
     masses = [odds.tokens.mass(ids, strength) for strength in np.linspace(0, 3, 13)]
     assert masses == sorted(masses)
     assert masses[0] < 0.1 < 0.8 < masses[-1]

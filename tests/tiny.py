@@ -35,6 +35,8 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from transformers.models.gemma3 import Gemma3ForConditionalGeneration
 
 from calibrate.engine.loading import load_model
+from calibrate.engine.site import Site, SteeringVector
+from calibrate.models.hooks import Positions
 from calibrate.models.model import LoadedModel
 from calibrate.texts.concept import Concept
 
@@ -179,6 +181,11 @@ def concept(n: int = 40) -> Concept:
 def prompts(n: int = 60) -> list[str]:
     """Plain prompts, all different."""
     return texts(PLAIN, n, seed=1)
+
+
+def site(values: torch.Tensor, layer: int, positions: Positions = "all") -> Site:
+    """One block steered along any vector."""
+    return Site((SteeringVector(values, layer, residual_norm=1.0),), positions)
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def build_config(
 ) -> SteeringConfig:
     """Return the config of a verified strength, carrying its vector."""
     learned = None if panel.probe is None else panel.probe.learned
-    file = vector_file(pilot.vector.values.numpy())
+    file = vector_file(pilot.site.total.numpy())
     config = SteeringConfig(
         model=loaded.identity,
         rendering=_rendering_section(loaded) if loaded.is_chat else None,
@@ -73,7 +73,7 @@ def build_config(
         vector=VectorSection(
             file=VECTOR_FILE,
             key=VECTOR_KEY,
-            norm=pilot.vector.norm,
+            norm=pilot.site.norm,
             sha256=hashlib.sha256(file).hexdigest(),
         ),
         intervention=_intervention_section(pilot, verified.budget.strength),
@@ -155,10 +155,10 @@ def _concept_section(concept: Concept, settings: Settings) -> ConceptSection:
 
 def _intervention_section(pilot: Pilot, strength: float) -> InterventionSection:
     return InterventionSection(
-        layer=pilot.vector.layer,
-        positions=pilot.positions,
+        layer=pilot.site.first,
+        positions=pilot.site.positions,
         strength=strength,
-        relative_strength=pilot.vector.relative(strength),
+        relative_strength=pilot.site.relative(strength),
     )
 
 
@@ -205,7 +205,7 @@ def _rise_goodness(pilot: Pilot, studied: StudyResult) -> Goodness:
     points += [
         (trial.strength, float(pilot.law.predict(trial.strength)), trial.delta_ce)
         for trial in studied.trials
-        if trial.site == pilot.site
+        if trial.site == pilot.site.name
         and trial.delta_ce_error <= 0.2 * GOOD_RISE * abs(trial.delta_ce)
     ]
     return judge_rise(*zip(*points, strict=True))
@@ -230,12 +230,12 @@ def _presence_section(
 
 def _pilot_record(pilot: Pilot) -> PilotRecord:
     return PilotRecord(
-        site=pilot.site,
-        layer=pilot.vector.layer,
+        site=pilot.site.name,
+        layer=pilot.site.first,
         law=_law_section(pilot, pilot.rise_goodness),
         concept_gain=pilot.mass_law.gain,
         strength_at_budget=pilot.strength_at_budget,
-        relative_strength_at_budget=pilot.vector.relative(pilot.strength_at_budget.value),
+        relative_strength_at_budget=pilot.site.relative(pilot.strength_at_budget.value),
         points=[astuple(point) for point in pilot.points],
     )
 

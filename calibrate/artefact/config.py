@@ -38,7 +38,7 @@ from calibrate.common.record import CapabilityReport, ModelIdentity, Reference, 
 from calibrate.common.settings import Sampling, check_seed, finite_strength
 
 if TYPE_CHECKING:
-    from calibrate.engine.vector import SteeringVector
+    from calibrate.engine.site import Site, SteeringVector
 
 CONFIG_FILE = "steering.json"
 VECTOR_FILE = "steering.safetensors"
@@ -79,7 +79,7 @@ class SteeringConfig(Section):
         """The steering vector itself."""
         import torch
 
-        from calibrate.engine.vector import SteeringVector
+        from calibrate.engine.site import SteeringVector
 
         if not self._vector_file:
             raise ArtefactError("this config carries no vector; load it with calibrate.load(DIR)")
@@ -87,6 +87,13 @@ class SteeringConfig(Section):
         strength, relative = self.intervention.strength, self.intervention.relative_strength
         residual_norm = abs(strength) * self.vector.norm / abs(relative)
         return SteeringVector(values, self.intervention.layer, residual_norm)
+
+    @property
+    def site(self) -> Site:
+        """Where it steers, and along what."""
+        from calibrate.engine.site import Site
+
+        return Site((self.steering_vector,), self.intervention.positions)
 
     def with_vector(self, vector_file: bytes) -> SteeringConfig:
         """Return this config carrying its vector, the contents of a safetensors file."""
@@ -112,7 +119,7 @@ class SteeringConfig(Section):
                 f"{self.model.hidden_size}), got {len(blocks)} blocks of size {hidden_size}"
             )
         chosen = self.intervention.strength if strength is None else finite_strength(strength)
-        with self.steering_vector.apply(blocks, chosen, self.intervention.positions):
+        with self.site.apply(blocks, chosen):
             yield
 
     def files(self) -> dict[str, bytes]:

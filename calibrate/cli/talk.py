@@ -58,7 +58,7 @@ def generate(
         encoded = [encode_prompt(opened.loaded, prompt)]
         _require_reply(opened.loaded, encoded[0], max_tokens)
         unsteered, steered = (
-            sample(opened.loaded, encoded, sampling, seed, steering=opened.at(at))[0]
+            sample(opened.loaded, encoded, sampling, seed, within=opened.at(at))[0]
             for at in (0.0, strength)
         )
     used = opened.config.intervention.strength if strength is None else strength

@@ -7,7 +7,7 @@ its option's help and error text. `settings_of` reads both, for the checks and t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from numbers import Integral, Real
@@ -155,9 +155,16 @@ class Sampling:
         _check(self, settings_of(Sampling))
 
 
-def site_name(layer: int, positions: str) -> str:
-    """The name in a study of a block and the positions steered there."""
-    return f"block {layer}" if positions == "all" else f"block {layer}, last position"
+def site_name(layers: Sequence[int], positions: str) -> str:
+    """The name in a study of the steered blocks, and the positions steered there."""
+    first, last = layers[0], layers[-1]
+    if len(layers) == 1:
+        where = f"block {first}"
+    elif list(layers) == list(range(first, last + 1)):
+        where = f"blocks {first}-{last}"
+    else:
+        where = f"blocks {', '.join(map(str, layers))}"
+    return where if positions == "all" else f"{where}, last position"
 
 
 @dataclass(frozen=True)

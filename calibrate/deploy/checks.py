@@ -115,9 +115,8 @@ def check_budget(
         sequences = own_replies(config, evidence, loaded)
     else:
         sequences = corpus_texts(loaded, read_lines(corpus))
-    at, values = config.intervention, config.steering_vector.values
-    run = run_unsteered(loaded, Corpus(sequences, self_sampled=corpus is None), [at.layer])
-    rise = delta_ce(loaded, run, values, at.layer, at.strength, at.positions)
+    run = run_unsteered(loaded, Corpus(sequences, self_sampled=corpus is None), [config.site.first])
+    rise = delta_ce(loaded, run, config.site, config.intervention.strength)
     return judged("budget", rise, config)
 
 
@@ -192,8 +191,7 @@ def _drawn_again(
 
 
 def _steering(config: SteeringConfig) -> Steering:
-    intervention = config.intervention
-    return config.steering_vector.push(intervention.strength, intervention.positions)
+    return config.site.steering(config.intervention.strength)
 
 
 def check_long_run(

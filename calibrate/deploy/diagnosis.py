@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import minimize_scalar
 
 from calibrate.artefact.config import SteeringConfig
-from calibrate.engine.vector import SteeringVector
+from calibrate.engine.site import Site
 from calibrate.models.hooks import Positions
 from calibrate.models.model import LoadedModel
 from calibrate.search.reference import next_log_probs
@@ -92,8 +92,8 @@ class ReferenceInput:
     ) -> float:
         reference, intervention = self.config.reference, self.config.intervention
         vector = self.config.steering_vector
-        where = SteeringVector(vector.values, intervention.layer if layer is None else layer, 1.0)
-        strength, positions = share * intervention.strength, positions or intervention.positions
-        with where.apply(self.loaded.blocks, strength, positions):
+        elsewhere = replace(vector, layer=intervention.layer if layer is None else layer)
+        site = Site((elsewhere,), positions or intervention.positions)
+        with site.apply(self.loaded.blocks, share * intervention.strength):
             log_probs = next_log_probs(self.loaded, reference.input_ids)[reference.token_ids]
         return float((log_probs - torch.tensor(expected)).abs().max())

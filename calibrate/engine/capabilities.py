@@ -103,7 +103,7 @@ class TriedCapabilities:
         """Whether `generate` on several prompts at once matches each alone."""
         return self._tried("batched generation", lambda: self._tries.reply_gap(by_generate))
 
-    def check_replies(self, pushes: Sequence[Steering | None]) -> None:
+    def check_replies(self, steerings: Sequence[Steering | None]) -> None:
         """Raise ModelError if `generate` cannot make replies steered like this."""
         alone = self._tries.alone
         if isinstance(alone, Exception):
@@ -112,7 +112,7 @@ class TriedCapabilities:
                 f"it: {_first_line(alone)}"
             ) from alone
         if not self._tries.keeps_cache and any(
-            push and push.positions == "last" for push in pushes
+            each and each.positions == "last" for each in steerings
         ):
             raise ModelError(
                 "positions must be all for a model that reads its whole reply again for every "

@@ -14,7 +14,7 @@ The sequences' common prefix runs once for all of them (`calibrate.engine.prefix
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ import torch
 
 from calibrate.common.estimate import RatioEstimate
 from calibrate.engine.forward import final_hidden
+from calibrate.engine.site import Site
 from calibrate.engine.unsteered import UnsteeredBatch, UnsteeredRun, logit_slices
 from calibrate.models.hooks import (
     Edit,
@@ -53,14 +54,12 @@ class Steered:
 def measure_steered(
     loaded: LoadedModel,
     run: UnsteeredRun,
-    vector: torch.Tensor,
-    layer: int,
+    site: Site,
     strength: float,
-    positions: Positions = "all",
     concept_tokens: Sequence[int] = (),
     watched: Sequence[int] = (),
 ) -> Steered:
-    """Measure what adding `strength · vector` to the residual stream after a block does.
+    """Measure what steering at a site does.
 
     watched: indices of scored tokens, counted batch by batch, whose contexts are watched.
     """
@@ -70,7 +69,7 @@ def measure_steered(
     n_before = 0
     distributions: list[np.ndarray] = []
     for unsteered in run.batches:
-        steered = steered_hidden(loaded, unsteered, strength * vector, layer, positions)
+        steered = steered_hidden(loaded, unsteered, site, strength)
         per_token = _compared(loaded, unsteered, steered, run.corpus.self_sampled, tokens)
         sums[:, list(unsteered.batch.rows)] = unsteered.batch.sums(per_token)
         rows = [row - n_before for row in watched if 0 <= row - n_before < len(steered)]
@@ -83,63 +82,60 @@ def measure_steered(
     )
 
 
-def delta_ce(
-    loaded: LoadedModel,
-    run: UnsteeredRun,
-    vector: torch.Tensor,
-    layer: int,
-    strength: float,
-    positions: Positions = "all",
-) -> RatioEstimate:
-    """Measure ΔCE of adding `strength · vector` to the residual stream after block `layer`.
+def delta_ce(loaded: LoadedModel, run: UnsteeredRun, site: Site, strength: float) -> RatioEstimate:
+    """Measure ΔCE of steering at a site.
 
     Returns: the estimate over sequences, nats per token.
     """
-    return measure_steered(loaded, run, vector, layer, strength, positions).rise
+    return measure_steered(loaded, run, site, strength).rise
 
 
 def steered_hidden(
     loaded: LoadedModel,
     unsteered: UnsteeredBatch,
-    shift: torch.Tensor,
-    layer: int,
-    positions: Positions = "all",
+    site: Site,
+    strength: float,
 ) -> torch.Tensor:
-    """Return the final hidden states, (n_scored, hidden), with `shift` added after a block.
+    """Return the final hidden states, (n_scored, hidden), steered at a site.
 
     With positions "last", a reply is steered from its prompt's last token on, as it would be
     while being generated.
     """
-    shift = shift.to(loaded.device)
-    mask = unsteered.batch.generated()
-    edit = add_everywhere(shift) if positions == "all" else add_where(shift, mask)
-    return _run_from(loaded, unsteered, layer, edit, positions)
+    mask, everywhere = unsteered.batch.generated(), site.positions == "all"
+    edits = {
+        layer: add_everywhere(shift) if everywhere else add_where(shift, mask)
+        for layer, shift in site.shifts(strength, loaded.device).items()
+    }
+    return _run_from(loaded, unsteered, edits, site.positions)
 
 
 def tangent_hidden(
     loaded: LoadedModel,
     unsteered: UnsteeredBatch,
-    vector: torch.Tensor,
-    layer: int,
-    positions: Positions = "all",
+    site: Site,
 ) -> torch.Tensor:
     """Return the unsteered final hidden states, with their derivative by strength as tangent.
 
     To be called within `torch.autograd.forward_ad.dual_level`.
     """
-    mask = None if positions == "all" else unsteered.batch.generated()
-    edit = with_tangent(vector.to(loaded.device), mask)
-    return _run_from(loaded, unsteered, layer, edit, positions)
+    mask = None if site.positions == "all" else unsteered.batch.generated()
+    edits = {
+        layer: with_tangent(shift, mask) for layer, shift in site.shifts(1.0, loaded.device).items()
+    }
+    return _run_from(loaded, unsteered, edits, site.positions)
 
 
 def _run_from(
-    loaded: LoadedModel, unsteered: UnsteeredBatch, layer: int, edit: Edit, positions: Positions
+    loaded: LoadedModel,
+    unsteered: UnsteeredBatch,
+    edits: Mapping[int, Edit],
+    positions: Positions,
 ) -> torch.Tensor:
-    """Run with `edit` after a block; the prefix too, unless only later positions are steered."""
+    """Run with edits after blocks; the prefix too, unless only later positions are steered."""
     cache = unsteered.prefix and unsteered.prefix.cache
     if unsteered.prefix and positions == "all":
-        cache = unsteered.prefix.edited(loaded, layer, edit)
-    with edited_after(loaded.blocks, layer, edit, unsteered.residuals.get(layer)) as share:
+        cache = unsteered.prefix.edited(loaded, edits)
+    with edited_after(loaded.blocks, edits, unsteered.residuals.get(min(edits))) as share:
         return final_hidden(loaded, unsteered.batch, share, cache=cache)
 
 

@@ -36,7 +36,7 @@ class Row:
 
     prompt: Prompt
     key: int
-    push: Steering | None = None
+    steering: Steering | None = None
 
 
 Choose = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
@@ -64,7 +64,7 @@ def decode(loaded: LoadedModel, rows: Sequence[Row], sampling: Sampling) -> list
     loop, can = Loop(choose, end_ids(loaded), sampling.max_new_tokens), loaded.capabilities
     if can.fast_decoding.works:
         return by_own_loop(loaded, rows, loop, can.decoding_prefix.works)
-    can.check_replies([row.push for row in rows])
+    can.check_replies([row.steering for row in rows])
     if can.batched_generation.works:
         return by_generate(loaded, rows, loop)
     return [ids for row in rows for ids in by_generate(loaded, [row], loop)]
@@ -77,12 +77,12 @@ def by_own_loop(
 
     share: whether the prompts' common prefix may run once for all.
     """
-    starts = list(dict.fromkeys((row.prompt, row.push) for row in rows))
+    starts = list(dict.fromkeys((row.prompt, row.steering) for row in rows))
     places = {start: place for place, start in enumerate(starts)}
-    which = [places[row.prompt, row.push] for row in rows]
+    which = [places[row.prompt, row.steering] for row in rows]
     keys = torch.tensor([row.key for row in rows], dtype=torch.long)
-    with torch.no_grad(), steered_rows(loaded.blocks, [push for _, push in starts]) as pushes:
-        batch = _Decoding(loaded, starts, pushes, loop, share)
+    with torch.no_grad(), steered_rows(loaded.blocks, [each for _, each in starts]) as steering:
+        batch = _Decoding(loaded, starts, steering, loop, share)
         with last_logits_only(loaded.unembedding):
             return batch.run(which, keys)
 
@@ -104,16 +104,16 @@ class _Decoding:
         self,
         loaded: LoadedModel,
         starts: Sequence[tuple[Prompt, Steering | None]],
-        pushes: BatchSteering,
+        steering: BatchSteering,
         loop: Loop,
         share: bool,
     ) -> None:
-        self._loaded, self._steering, self._loop = loaded, pushes, loop
+        self._loaded, self._steering, self._loop = loaded, steering, loop
         prompts = [prompt for prompt, _ in starts]
         sharing = share and _within_window(loaded, prompts, loop.most)
         self._prefix = _shared_by(prompts) if sharing else ()
         self._ids, self._mask = _padded(prompts, len(self._prefix), loaded.device)
-        self._cache = self._prefilled([push for _, push in starts])
+        self._cache = self._prefilled([each for _, each in starts])
 
     def run(self, which: Sequence[int], keys: torch.Tensor) -> list[list[int]]:
         """Draw tokens until every row has ended or is as long as it may be.
@@ -167,7 +167,7 @@ class _Decoding:
         logits: torch.Tensor = out.logits[:, -1]
         return logits
 
-    def _prefilled(self, pushes: Sequence[Steering | None]) -> DynamicCache:
+    def _prefilled(self, steerings: Sequence[Steering | None]) -> DynamicCache:
         """Keys and values of the shared prefix, run once per steering, repeated for its rows."""
         cache = self._loaded.empty_cache()
         cache.layers = [
@@ -181,7 +181,7 @@ class _Decoding:
             ids = torch.tensor([self._prefix] * len(kinds), device=self._loaded.device)
             self._loaded.meter.count(ids.numel())
             self._loaded.model(input_ids=ids, **self._loaded.using(cache))
-        index = torch.tensor([kinds.index(push) for push in pushes], device=self._loaded.device)
+        index = torch.tensor([kinds.index(each) for each in steerings], device=self._loaded.device)
         cache.batch_select_indices(index)
         return cache
 
@@ -239,7 +239,7 @@ def by_generate(loaded: LoadedModel, rows: Sequence[Row], loop: Loop) -> list[li
     loaded.meter.count(ids.numel())
     with (
         torch.no_grad(),
-        steered_rows(loaded.blocks, [row.push for row in rows]),
+        steered_rows(loaded.blocks, [row.steering for row in rows]),
         _default_generation_config(loaded.model),
     ):
         out = loaded.model.generate(

@@ -60,13 +60,13 @@ class Completion:
 class Request:
     """Replies wanted to some prompts.
 
-    per_prompt: number of replies to every prompt, or to each. push: what steers them, if anything.
-    first: number of the first reply to a prompt; those before it have been sampled already.
+    per_prompt: number of replies to every prompt, or to each. steering: what steers them, if
+    anything. first: number of the first reply to a prompt; those before it exist already.
     """
 
     prompts: Sequence[Prompt]
     per_prompt: int | Sequence[int] = 1
-    push: Steering | None = None
+    steering: Steering | None = None
     first: int = 0
 
     @property
@@ -84,16 +84,17 @@ def sample(
     sampling: Sampling,
     seed: int,
     per_prompt: int | Sequence[int] = 1,
-    push: Steering | None = None,
-    steering: AbstractContextManager[None] | None = None,
+    steering: Steering | None = None,
+    within: AbstractContextManager[None] | None = None,
 ) -> tuple[Completion, ...]:
     """Sample replies to every prompt, in the order of the prompts.
 
-    push: steers these replies. steering: a context in which the model is steered by other means,
-        at all positions alike.
+    steering: what steers these replies. within: a context in which the model is steered by other
+        means, at all positions alike.
     """
-    with steering or nullcontext():
-        (completions,) = sample_all(loaded, [Request(prompts, per_prompt, push)], sampling, seed)
+    with within or nullcontext():
+        request = Request(prompts, per_prompt, steering)
+        (completions,) = sample_all(loaded, [request], sampling, seed)
     return completions
 
 
@@ -107,7 +108,7 @@ def sample_all(
     Raises: InputError if a prompt and its longest reply do not fit the context together.
     """
     jobs = [
-        _Job(place, index, k, request.prompts[index], request.push)
+        _Job(place, index, k, request.prompts[index], request.steering)
         for place, request in enumerate(requests)
         for index, k in request.jobs
     ]
@@ -116,7 +117,9 @@ def sample_all(
     completions: dict[tuple[int, int, int], Completion] = {}
 
     def generated(part: Sequence[_Job]) -> list[list[int]]:
-        rows = [Row(job.prompt, noise_key(seed, job.prompt.text, job.k), job.push) for job in part]
+        rows = [
+            Row(job.prompt, noise_key(seed, job.prompt.text, job.k), job.steering) for job in part
+        ]
         return decode(loaded, rows, sampling)
 
     for batch in _batched(loaded, jobs, sampling):
@@ -149,7 +152,7 @@ class _Job:
     index: int
     k: int
     prompt: Prompt
-    push: Steering | None
+    steering: Steering | None
 
 
 def _batched(loaded: LoadedModel, jobs: Sequence[_Job], sampling: Sampling) -> Iterator[list[_Job]]:

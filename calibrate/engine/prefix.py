@@ -9,7 +9,7 @@ This holds for models whose state is a cache of keys and values alone, which is 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,16 +54,16 @@ class Prefix:
     cache: LentCache
     residuals: dict[int, KeptResidual]
 
-    def edited(self, loaded: LoadedModel, layer: int, edit: Edit) -> LentCache:
-        """Its keys and values with `edit` after a block; those up to the block do not change."""
-        filled = loaded.empty_cache()
-        kept = self.residuals.get(layer)
+    def edited(self, loaded: LoadedModel, edits: Mapping[int, Edit]) -> LentCache:
+        """Its keys and values with edits after some blocks; those up to the first do not change."""
+        filled, first = loaded.empty_cache(), min(edits)
+        kept = self.residuals.get(first)
         with (
-            edited_after(loaded.blocks, layer, edit, kept) as share,
+            edited_after(loaded.blocks, edits, kept) as share,
             last_logits_only(loaded.unembedding),
         ):
             forward(loaded, _one_row(self.ids, loaded), share, cache=filled)
-        before = 0 if kept is None else layer + 1
+        before = 0 if kept is None else first + 1
         return LentCache([*self.cache.layers[:before], *filled.layers[before:]])
 
 

@@ -88,8 +88,8 @@ class Tries:
             with last_logits_only(loaded.unembedding):
                 forward(loaded, Batch.of([TokenSequence(text.ids[::-1], 1)], loaded.device))
         self._n_stale = layer + 1
-        unchanged = add_everywhere(torch.zeros_like(self._shift))
-        with edited_after(loaded.blocks, layer, unchanged, residuals[layer]) as share:
+        unchanged = {layer: add_everywhere(torch.zeros_like(self._shift))}
+        with edited_after(loaded.blocks, unchanged, residuals[layer]) as share:
             again = final_hidden(loaded, Batch.of([text], loaded.device), share)
         return _gap(again, read[-text.n_scored :])
 
@@ -104,15 +104,15 @@ class Tries:
         suffix_works: whether a pass may go on from the middle block.
         """
         loaded, layer = self._loaded, self.middle
-        steer = add_everywhere(self._shift)
-        with edited_after(loaded.blocks, layer, steer, None):
+        edits = {layer: add_everywhere(self._shift)}
+        with edited_after(loaded.blocks, edits, None):
             whole = final_hidden(loaded, Batch.of(self._texts, loaded.device))
         ids = self._texts[0].ids[: BEGINNING - 1]
         layers = [layer] if suffix_works else []
         prefix = run_prefix(loaded, ids, layers, ResidualStore())
         self._n_stale = 0
-        cache = prefix.edited(loaded, layer, steer)
-        with edited_after(loaded.blocks, layer, steer, None):
+        cache = prefix.edited(loaded, edits)
+        with edited_after(loaded.blocks, edits, None):
             return _gap(
                 final_hidden(loaded, Batch.of(self._texts, loaded.device, ids), cache=cache), whole
             )
@@ -121,7 +121,7 @@ class Tries:
     def _rows(self) -> list[Row]:
         """Two prompts that begin alike, one steered at all positions and one at the last."""
         return [
-            Row(Prompt("", text.ids), key, Steering(self._shift, self.middle, positions))
+            Row(Prompt("", text.ids), key, Steering({self.middle: self._shift}, positions))
             for key, (text, positions) in enumerate(
                 zip(self._texts, get_args(Positions), strict=True)
             )

@@ -22,7 +22,7 @@ import numpy as np
 
 from calibrate.common.settings import Settings
 from calibrate.engine.generation import Request, sample_all
-from calibrate.engine.vector import SteeringVector
+from calibrate.engine.site import Site
 from calibrate.judging.choice import Lesson
 from calibrate.judging.graded_replies import graded_replies
 from calibrate.models.cache import CacheFormat, load_or_compute
@@ -66,13 +66,13 @@ class JudgeInputs:
 
     splits: the concept's texts; `probe` trains, `held_out` tests, `vector` is not used.
     replies: unsteered; a probe learns from those to the "probe" prompts.
-    vector: steers further replies for the probe to learn from.
+    site: where further replies are steered for the probe to learn from.
     """
 
     concept: str
     splits: Mapping[str, Texts]
     replies: UnsteeredReplies
-    vector: SteeringVector
+    site: Site
 
 
 def taught_texts(
@@ -124,8 +124,8 @@ def replies_request(material: JudgeInputs, settings: Settings) -> list[Any]:
         {name: asdict(texts) for name, texts in material.splits.items()},
         [prompt.ids for prompt in material.replies.prompts["probe"]],
         [reply.sequence.ids for reply in material.replies.first_replies("probe")],
-        hashlib.sha256(material.vector.values.numpy().tobytes()).hexdigest(),
-        material.vector.residual_norm,
+        hashlib.sha256(material.site.total.numpy().tobytes()).hexdigest(),
+        material.site.residual_norm,
         settings.seed,
         asdict(settings.sampling),
     ]
@@ -163,16 +163,16 @@ def _wanted(
     loaded: LoadedModel, material: JudgeInputs, settings: Settings
 ) -> Iterator[tuple[str, Request]]:
     """The request for each condition."""
-    prompts, vector = material.replies.prompts["probe"], material.vector
+    prompts, site = material.replies.prompts["probe"], material.site
     for share in STEERED:
-        push = vector.push(share / vector.relative(1.0))
-        yield f"steered {share:+g}", Request(prompts[:STEERED_PROMPTS], push=push)
+        steering = site.steering(share / site.relative(1.0))
+        yield f"steered {share:+g}", Request(prompts[:STEERED_PROMPTS], steering=steering)
     for positive, label in ((True, "+"), (False, "-")):
         asked = asked_prompts(loaded, prompts[:PURPOSE_PROMPTS], material.concept, positive)
         yield f"asked {label}", Request(asked)
         yield f"primed {label}", Request(_primed(loaded, material, positive, settings))
         sign = 1 if positive else -1
-        yield f"broken {label}", oversteered(vector, sign, prompts[:OVERSTEERED_PROMPTS])
+        yield f"broken {label}", oversteered(site, sign, prompts[:OVERSTEERED_PROMPTS])
 
 
 def asked_prompts(
@@ -184,9 +184,10 @@ def asked_prompts(
     return [encode_prompt(loaded, prompt.text, system=system) for prompt in prompts]
 
 
-def oversteered(vector: SteeringVector, sign: int, prompts: Sequence[Prompt]) -> Request:
-    """A request for broken replies, with a vector as large as the residual stream."""
-    return Request(prompts, push=vector.push(sign * OVERSTEERED / vector.relative(1.0)))
+def oversteered(site: Site, sign: int, prompts: Sequence[Prompt]) -> Request:
+    """A request for broken replies, with a shift as large as the residual stream."""
+    strength = sign * OVERSTEERED / site.relative(1.0)
+    return Request(prompts, steering=site.steering(strength))
 
 
 def _primed(

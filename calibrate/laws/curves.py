@@ -15,13 +15,12 @@ from calibrate.common.estimate import Interval
 from calibrate.common.record import Section
 from calibrate.common.settings import Settings
 from calibrate.engine.cross_entropy import Steered, measure_steered
+from calibrate.engine.site import Site
 from calibrate.engine.unsteered import UnsteeredRun
-from calibrate.engine.vector import SteeringVector
 from calibrate.laws.formulas import CrossEntropyLaw, Goodness, MassLaw, judge_mass, judge_rise
 from calibrate.laws.log_odds import LogOdds, measure_log_odds, sampled_contexts
 from calibrate.laws.pilot import Pilot, fit_pilot
 from calibrate.laws.tokens import TokenLaw, judge_peaks, judge_shapes
-from calibrate.models.hooks import Positions
 from calibrate.models.model import LoadedModel
 
 SHARES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)  # of α_B, of either sign
@@ -79,33 +78,19 @@ class Bench:
     run: UnsteeredRun
     concept_tokens: tuple[int, ...]
     settings: Settings
-    positions: Positions = "all"
 
-    def log_odds(self, vector: SteeringVector) -> LogOdds:
-        """The log-odds of one vector."""
-        return measure_log_odds(self.loaded, self.run, vector, self.concept_tokens, self.positions)
+    def log_odds(self, site: Site) -> LogOdds:
+        """The log-odds at one site."""
+        return measure_log_odds(self.loaded, self.run, site, self.concept_tokens)
 
-    def pilot(self, vector: SteeringVector, odds: LogOdds, sign: int) -> Pilot:
-        """The pilot of one vector, in one direction."""
+    def pilot(self, site: Site, odds: LogOdds, sign: int) -> Pilot:
+        """The pilot at one site, in one direction."""
         settings = replace(self.settings, goal="increase" if sign > 0 else "decrease")
-        return fit_pilot(
-            self.loaded, self.run, vector, odds, self.concept_tokens, settings, self.positions
-        )
+        return fit_pilot(self.loaded, self.run, site, odds, self.concept_tokens, settings)
 
-    def steered(
-        self, vector: SteeringVector, strength: float, watched: Sequence[int] = ()
-    ) -> Steered:
-        """What one strength does."""
-        return measure_steered(
-            self.loaded,
-            self.run,
-            vector.values,
-            vector.layer,
-            strength,
-            self.positions,
-            self.concept_tokens,
-            watched,
-        )
+    def steered(self, site: Site, strength: float, watched: Sequence[int] = ()) -> Steered:
+        """What one strength does at a site."""
+        return measure_steered(self.loaded, self.run, site, strength, self.concept_tokens, watched)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,20 +107,18 @@ class _Watched:
     predicted: np.ndarray
 
 
-def block_curves(
-    bench: Bench, vector: SteeringVector, resamples: Sequence[SteeringVector] = ()
-) -> BlockCurves:
+def block_curves(bench: Bench, site: Site, resamples: Sequence[Site] = ()) -> BlockCurves:
     """Measure the curves after one block, and judge the laws.
 
-    resamples: vectors of the same block made from resampled texts, for error bars.
+    resamples: the same block with vectors made from resampled texts, for error bars.
     Raises: Infeasible if no strength of either sign spends the budget.
     """
-    odds = bench.log_odds(vector)
-    pilots = {sign: bench.pilot(vector, odds, sign) for sign in (1, -1)}
+    odds = bench.log_odds(site)
+    pilots = {sign: bench.pilot(site, odds, sign) for sign in (1, -1)}
     unit = abs(pilots[1].strength_at_budget.value)
     strengths = unit * np.array([*(-share for share in reversed(SHARES)), 0.0, *SHARES])
     contexts = sampled_contexts(bench.run)
-    measured = [bench.steered(vector, float(strength), contexts) for strength in strengths]
+    measured = [bench.steered(site, float(strength), contexts) for strength in strengths]
     rises = np.array([steered.rise.value for steered in measured])
     masses = np.array([steered.mass.value for steered in measured])
     law_rises = _predicted({sign: pilot.law for sign, pilot in pilots.items()}, strengths)
@@ -154,8 +137,8 @@ def block_curves(
     )
 
     return BlockCurves(
-        layer=vector.layer,
-        relative_unit=vector.relative(1.0),
+        layer=site.first,
+        relative_unit=site.relative(1.0),
         strengths=strengths.tolist(),
         strength_at_budget={
             _name(sign): pilot.strength_at_budget for sign, pilot in pilots.items()

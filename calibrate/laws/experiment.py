@@ -13,6 +13,7 @@ from calibrate.common.progress import SILENT, Progress
 from calibrate.common.record import ModelIdentity, Section
 from calibrate.common.settings import Settings
 from calibrate.engine.loading import load_model
+from calibrate.engine.site import Site
 from calibrate.engine.unsteered import run_unsteered
 from calibrate.laws.curves import Bench, BlockCurves, block_curves
 from calibrate.models.cache import weights_hashed_once
@@ -97,12 +98,14 @@ def measure_laws(
                 for n in range(resamples)
             ]
         tokens = concept_tokens(loaded, texts, replies)
-        bench = Bench(loaded, run, tokens, settings, settings.position_choices[0])
+        bench, positions = Bench(loaded, run, tokens, settings), settings.position_choices[0]
         blocks = []
         for layer in chosen:
             with ledger.stage(f"block {layer}"):
-                others = [resample[layer] for resample in resampled_vectors]
-                blocks.append(block_curves(bench, vectors[layer], others))
+                site, *others = (
+                    Site((made[layer],), positions) for made in (vectors, *resampled_vectors)
+                )
+                blocks.append(block_curves(bench, site, others))
     return LawCurves(
         model=loaded.identity,
         concept=concept.name,

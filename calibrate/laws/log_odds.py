@@ -25,11 +25,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from calibrate.engine.cross_entropy import steered_hidden, tangent_hidden
 from calibrate.engine.forward import final_hidden
+from calibrate.engine.site import Site
 from calibrate.engine.unsteered import UnsteeredBatch, UnsteeredRun, logit_slices
-from calibrate.engine.vector import SteeringVector
 from calibrate.laws.formulas import CrossEntropyLaw, MassLaw
 from calibrate.laws.tokens import TokenLaw
-from calibrate.models.hooks import Positions, edited
+from calibrate.models.hooks import edited
 from calibrate.models.model import LoadedModel
 from calibrate.models.tokens import PAD, Batch, TokenSequence
 
@@ -86,9 +86,8 @@ class LogOdds:
 def measure_log_odds(
     loaded: LoadedModel,
     run: UnsteeredRun,
-    vector: SteeringVector,
+    site: Site,
     concept_tokens: Sequence[int],
-    positions: Positions = "all",
 ) -> LogOdds:
     """Measure every token's log-odds on a corpus, and reduce them.
 
@@ -96,7 +95,7 @@ def measure_log_odds(
     """
     sequences = run.corpus.sequences
     tokens = torch.tensor(list(concept_tokens), dtype=torch.long, device=loaded.device)
-    limits = {sign: torch.log_softmax(far_logits(loaded, vector, sign), -1) for sign in (1, -1)}
+    limits = {sign: torch.log_softmax(far_logits(loaded, site, sign), -1) for sign in (1, -1)}
     sums = np.zeros((6, len(sequences)))
     counts = np.array([sequence.n_scored for sequence in sequences], dtype=float)
     wanted = sampled_contexts(run)
@@ -105,7 +104,7 @@ def measure_log_odds(
     for unsteered in run.batches:
         labels = unsteered.batch.labels()
         per_token = torch.empty(6, len(labels), dtype=torch.float64)
-        with logit_derivative(loaded, unsteered, vector, positions) as derivative:
+        with logit_derivative(loaded, unsteered, site) as derivative:
             for part in logit_slices(loaded, unsteered.hidden):
                 log_p = torch.log_softmax(loaded.logits(unsteered.hidden[part]), dim=-1)
                 odds = derivative(part)
@@ -139,10 +138,7 @@ def sampled_contexts(run: UnsteeredRun) -> list[int]:
 
 @contextmanager
 def logit_derivative(
-    loaded: LoadedModel,
-    unsteered: UnsteeredBatch,
-    vector: SteeringVector,
-    positions: Positions = "all",
+    loaded: LoadedModel, unsteered: UnsteeredBatch, site: Site
 ) -> Iterator[Derivative]:
     """Yield a function from rows of `unsteered.hidden` to ∂logit/∂α there, (rows, vocabulary)."""
     derivative = None
@@ -151,21 +147,19 @@ def logit_derivative(
             stack.enter_context(forward_ad.dual_level())
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the fused kernels have none
             try:
-                derivative = forward_derivative(loaded, unsteered, vector, positions)
+                derivative = forward_derivative(loaded, unsteered, site)
             except (NotImplementedError, RuntimeError):  # torch raises either
                 stack.close()
-        yield derivative or central_difference(loaded, unsteered, vector, positions)
+        yield derivative or central_difference(loaded, unsteered, site)
 
 
-def forward_derivative(
-    loaded: LoadedModel, unsteered: UnsteeredBatch, vector: SteeringVector, positions: Positions
-) -> Derivative:
+def forward_derivative(loaded: LoadedModel, unsteered: UnsteeredBatch, site: Site) -> Derivative:
     """∂logit/∂α from one pass with dual numbers; to be used within one `dual_level`.
 
     Raises: NotImplementedError or RuntimeError if an operation of the model has no forward
         derivative.
     """
-    dual = tangent_hidden(loaded, unsteered, vector.values, vector.layer, positions)
+    dual = tangent_hidden(loaded, unsteered, site)
 
     def derivative(part: slice) -> torch.Tensor:
         logits = loaded.logits(dual[part])
@@ -179,27 +173,23 @@ def forward_derivative(
     return derivative
 
 
-def central_difference(
-    loaded: LoadedModel,
-    unsteered: UnsteeredBatch,
-    vector: SteeringVector,
-    positions: Positions = "all",
-) -> Derivative:
+def central_difference(loaded: LoadedModel, unsteered: UnsteeredBatch, site: Site) -> Derivative:
     """∂logit/∂α from two passes at ±ε, where ε‖v‖ is EPSILON_SHARE of the residual norm."""
-    epsilon = EPSILON_SHARE * vector.residual_norm / vector.norm
+    epsilon = EPSILON_SHARE * site.residual_norm / site.norm
     plus, minus = (
-        steered_hidden(loaded, unsteered, shift * vector.values, vector.layer, positions)
-        for shift in (epsilon, -epsilon)
+        steered_hidden(loaded, unsteered, site, strength) for strength in (epsilon, -epsilon)
     )
     return lambda part: (loaded.logits(plus[part]) - loaded.logits(minus[part])) / (2 * epsilon)
 
 
-def far_logits(loaded: LoadedModel, vector: SteeringVector, sign: int) -> torch.Tensor:
+def far_logits(loaded: LoadedModel, site: Site, sign: int) -> torch.Tensor:
     """Logits norm(±v)·W_Uᵀ, shape (vocabulary,): the limit of steering (Proposition 4.1).
 
-    Made by the model itself from a last block that puts out ±v, so that a soft-cap is included.
+    v is the sum of the site's vectors: what the blocks between them add stays bounded, since they
+    read a normalised residual stream. Made by the model itself from a last block that puts out ±v,
+    so that a soft-cap is included.
     """
-    far = sign * FAR * vector.residual_norm * vector.values / vector.norm
+    far = sign * FAR * site.residual_norm * site.total / site.norm
     largest = FARTHEST * torch.finfo(loaded.dtype).max
     far = (far * (largest / far.abs().max()).clamp(max=1)).to(loaded.device)
     one_token = Batch.of([TokenSequence((PAD, PAD), 1)], loaded.device)

@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,10 +23,10 @@ import numpy as np
 
 from calibrate.common.errors import Infeasible
 from calibrate.common.estimate import Interval, RatioEstimate
-from calibrate.common.settings import Settings, site_name
+from calibrate.common.settings import Settings
 from calibrate.engine.cross_entropy import SUFFIX_SHARE, Steered, measure_steered
+from calibrate.engine.site import Site
 from calibrate.engine.unsteered import UnsteeredRun
-from calibrate.engine.vector import SteeringVector
 from calibrate.laws.bootstrap import (
     mass_law_through,
     of_first_sequences,
@@ -40,7 +39,6 @@ from calibrate.laws.bootstrap import (
 from calibrate.laws.formulas import CrossEntropyLaw, Goodness, MassLaw, judge_mass, judge_rise
 from calibrate.laws.log_odds import LogOdds, measure_log_odds
 from calibrate.laws.tokens import TokenLaw
-from calibrate.models.hooks import Positions
 from calibrate.models.model import LoadedModel
 
 CLOSE = 0.03  # relative change of α_B below which no further pass is made
@@ -69,9 +67,6 @@ class PilotPoint:
 class Pilot:
     """What the pilot learned about steering at one site, in one direction.
 
-    A site is a block, and which positions are steered there.
-
-    vector: the steering vector of that block. positions: those that are steered.
     law: ΔCE as a function of strength, through the pass nearest to the budget; through the two
         nearest where the slope was fitted too.
     mass_law: mass of the concept's tokens as a function of strength, through the same pass.
@@ -83,8 +78,7 @@ class Pilot:
     concept_tokens: ids of tokens typical of the concept.
     """
 
-    vector: SteeringVector
-    positions: Positions
+    site: Site
     law: CrossEntropyLaw
     mass_law: MassLaw
     errors: dict[str, float]
@@ -96,11 +90,6 @@ class Pilot:
     nearest: RatioEstimate
     contexts: TokenLaw
     concept_tokens: tuple[int, ...]
-
-    @property
-    def site(self) -> str:
-        """The name of the site, such as "block 15" or "block 15, last position"."""
-        return site_name(self.vector.layer, self.positions)
 
     @cached_property
     def tokens(self) -> TokenLaw:
@@ -118,24 +107,24 @@ class Pilot:
 def run_pilots(
     loaded: LoadedModel,
     run: UnsteeredRun,
-    vectors: Sequence[SteeringVector],
+    sites: Sequence[Site],
     concept_tokens: Sequence[int],
     settings: Settings,
 ) -> dict[str, Pilot]:
-    """Run a pilot at every site, and return them by site, in the order of the vectors.
+    """Run a pilot at every site, and return them by the site's name, in the order of the sites.
 
-    Raises: Infeasible if no site's vector can spend the budget.
+    Raises: Infeasible if the budget can be spent at none of them.
     """
     pilots, failures = [], []
-    for vector, positions in itertools.product(vectors, settings.position_choices):
+    for site in sites:
         try:
-            pilots.append(run_pilot(loaded, run, vector, concept_tokens, settings, positions))
+            pilots.append(run_pilot(loaded, run, site, concept_tokens, settings))
         except Infeasible as failure:
             failures.append(failure)
     if not pilots:
         reasons = [reason for failure in failures for reason in failure.reasons]
         raise Infeasible(reasons, failures[0].advice)
-    return {pilot.site: pilot for pilot in pilots}
+    return {pilot.site.name: pilot for pilot in pilots}
 
 
 def expected_tokens(sites: int, corpus: float, first: float) -> float:
@@ -149,28 +138,26 @@ def expected_tokens(sites: int, corpus: float, first: float) -> float:
 def run_pilot(
     loaded: LoadedModel,
     run: UnsteeredRun,
-    vector: SteeringVector,
+    site: Site,
     concept_tokens: Sequence[int],
     settings: Settings,
-    positions: Positions = "all",
 ) -> Pilot:
     """Fit the laws at one site and name the strength that spends the budget.
 
     concept_tokens: ids of tokens typical of the concept (`concept_token_ids`).
     Raises: Infeasible if the plateau lies below the budget, so that no strength spends it.
     """
-    odds = measure_log_odds(loaded, run.first, vector, concept_tokens, positions)
-    return fit_pilot(loaded, run, vector, odds, concept_tokens, settings, positions)
+    odds = measure_log_odds(loaded, run.first, site, concept_tokens)
+    return fit_pilot(loaded, run, site, odds, concept_tokens, settings)
 
 
 def fit_pilot(
     loaded: LoadedModel,
     run: UnsteeredRun,
-    vector: SteeringVector,
+    site: Site,
     odds: LogOdds,
     concept_tokens: Sequence[int],
     settings: Settings,
-    positions: Positions = "all",
 ) -> Pilot:
     """Run the pilot's passes, given the log-odds, in the direction of the goal.
 
@@ -179,14 +166,12 @@ def fit_pilot(
     """
 
     def steered_at(strength: float, part: UnsteeredRun) -> Steered:
-        return measure_steered(
-            loaded, part, vector.values, vector.layer, strength, positions, concept_tokens
-        )
+        return measure_steered(loaded, part, site, strength, concept_tokens)
 
     n_sequences = len(run.corpus.sequences)
     slope_known = run.corpus.self_sampled or len(odds.counts) == n_sequences
     law, strength, passes = _spend_budget(
-        lambda strength: steered_at(strength, run), odds, slope_known, vector.layer, settings
+        lambda strength: steered_at(strength, run), odds, slope_known, site, settings
     )
     at, nearest = _by_nearness(passes, settings.ce_budget)[0]
     test = TEST_SHARE * strength
@@ -194,8 +179,7 @@ def fit_pilot(
     laws = resampled_laws(odds, at, nearest.rise, settings)
     low, high = strength_interval(laws, n_sequences, settings)
     return Pilot(
-        vector=vector,
-        positions=positions,
+        site=site,
         law=law,
         mass_law=mass_law_through(odds, at, nearest.mass),
         errors=standard_errors(laws),
@@ -217,7 +201,7 @@ def _spend_budget(
     steered_at: Callable[[float], Steered],
     odds: LogOdds,
     slope_known: bool,
-    layer: int,
+    site: Site,
     settings: Settings,
 ) -> tuple[CrossEntropyLaw, float, list[Pass]]:
     """Run passes until the strength that spends the budget settles.
@@ -227,13 +211,13 @@ def _spend_budget(
     """
     budget, sign = settings.ce_budget, settings.sign
     law = odds.law(sign)
-    strength = _strength_at_budget(law, budget, sign, layer)
+    strength = _strength_at_budget(law, budget, sign, site)
     passes: list[Pass] = []
     settled = False
     while not settled and len(passes) < MAX_PASSES:
         passes.append((strength, steered_at(strength)))
         law = _fitted_law(odds, _by_nearness(passes, budget), sign, slope_known)
-        following = _strength_at_budget(law, budget, sign, layer)
+        following = _strength_at_budget(law, budget, sign, site)
         settled = abs(following / strength - 1) < CLOSE
         strength = following
     return law, strength, passes
@@ -247,12 +231,12 @@ def _by_nearness(passes: Sequence[Pass], budget: float) -> list[Pass]:
     return nearest + flat[::-1]
 
 
-def _strength_at_budget(law: CrossEntropyLaw, budget: float, sign: int, layer: int) -> float:
+def _strength_at_budget(law: CrossEntropyLaw, budget: float, sign: int, site: Site) -> float:
     strength = law.invert(budget, sign)
     if not np.isfinite(strength):
         raise Infeasible(
             [
-                f"no strength at block {layer} raises cross-entropy by the budget of "
+                f"no strength at {site.name} raises cross-entropy by the budget of "
                 f"{budget:g} nat: the law levels off at {law.plateau:.3g} nat"
             ],
             ["ask for a smaller --ce-budget, or another --layer"],

@@ -41,7 +41,7 @@ class Capabilities(Protocol):
         """Whether the blocks after `layer` may run alone, on residuals that were kept."""
         ...
 
-    def check_replies(self, pushes: Sequence[Steering | None]) -> None:
+    def check_replies(self, steerings: Sequence[Steering | None]) -> None:
         """Raise ModelError if replies steered like this cannot be generated."""
         ...
 

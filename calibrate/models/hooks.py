@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -56,12 +56,16 @@ def add_where(shift: torch.Tensor, mask: torch.Tensor) -> Edit:
 def with_tangent(shift: torch.Tensor, mask: torch.Tensor | None = None) -> Edit:
     """Make the residual stream a dual number that moves along `shift`, where `mask` is true.
 
-    What the model then computes carries its derivative with respect to the strength.
+    What the model then computes carries its derivative with respect to the strength. Where it is
+    a dual number already, since an earlier block is steered too, its movements add up.
     """
 
     def edit(hidden: torch.Tensor) -> torch.Tensor:
+        hidden, moved = forward_ad.unpack_dual(hidden)  # type: ignore[no-untyped-call]
         everywhere = shift.to(hidden).expand_as(hidden)
         tangent = everywhere if mask is None else everywhere * mask[..., None].to(hidden)
+        if moved is not None:
+            tangent = tangent + moved
         with warnings.catch_warnings():  # the first dual number of a process calls torch.jit.script
             warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
             warnings.filterwarnings("ignore", "`torch.jit.script", DeprecationWarning)
@@ -213,17 +217,20 @@ def suffix_only(blocks: nn.ModuleList, layer: int, kept: KeptResidual) -> Iterat
 
 @contextmanager
 def edited_after(
-    blocks: nn.ModuleList, layer: int, edit: Edit, kept: KeptResidual | None
+    blocks: nn.ModuleList, edits: Mapping[int, Edit], kept: KeptResidual | None
 ) -> Iterator[float]:
-    """Run with `edit` after a block: only the blocks after it, where their input was kept.
+    """Run with an edit after each of some blocks.
 
+    kept: the residual after the first of them, unsteered; only the blocks after it run then.
     Yields: the share of the blocks that runs.
     """
+    first = min(edits)
     with ExitStack() as stack:
         if kept is not None:
-            stack.enter_context(suffix_only(blocks, layer, kept))
-        stack.enter_context(edited(blocks[layer], edit))
-        yield 1.0 if kept is None else 1 - (layer + 1) / len(blocks)
+            stack.enter_context(suffix_only(blocks, first, kept))
+        for layer, edit in edits.items():
+            stack.enter_context(edited(blocks[layer], edit))
+        yield 1.0 if kept is None else 1 - (first + 1) / len(blocks)
 
 
 class StopPass(Exception):

@@ -1,8 +1,8 @@
-"""What steers a row of a batch: a shift of the residual stream after one block."""
+"""What steers a row of a batch: shifts of the residual stream after some blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,10 +16,9 @@ from calibrate.models.hooks import Positions, edited
 
 @dataclass(frozen=True, eq=False)
 class Steering:
-    """A shift of the residual stream after one block, (hidden,), and the positions it is for."""
+    """Shifts of the residual stream, (hidden,), by block, and the positions they are for."""
 
-    shift: torch.Tensor
-    layer: int
+    shifts: Mapping[int, torch.Tensor]
     positions: Positions = "all"
 
 
@@ -38,7 +37,7 @@ class BatchSteering:
     @property
     def layers(self) -> set[int]:
         """Blocks after which some row is steered."""
-        return {kind.layer for kind in self.kinds if kind is not None}
+        return {layer for kind in self.kinds if kind is not None for layer in kind.shifts}
 
     def select(self, rows: Sequence[int]) -> None:
         """Let the batch consist of these of its rows; one may come more than once."""
@@ -70,11 +69,13 @@ class BatchSteering:
         place = layer, positions
         if place not in self._shifts:
             chosen = [
-                row if row and (row.layer, row.positions) == place else None for row in self._rows
+                row.shifts.get(layer) if row and row.positions == positions else None
+                for row in self._rows
             ]
             nothing = torch.zeros(like.shape[-1])
-            rows = [nothing if row is None else row.shift for row in chosen]
-            self._shifts[place] = torch.stack(rows)[:, None].to(like) if any(chosen) else None
+            rows = [nothing if shift is None else shift for shift in chosen]
+            steered = any(shift is not None for shift in chosen)
+            self._shifts[place] = torch.stack(rows)[:, None].to(like) if steered else None
         return self._shifts[place]
 
 

@@ -27,8 +27,8 @@ import torch
 from calibrate.common.record import BlockRank
 from calibrate.common.settings import Settings
 from calibrate.engine.forward import differentiable_hidden
+from calibrate.engine.site import SteeringVector
 from calibrate.engine.unsteered import Corpus, logit_slices
-from calibrate.engine.vector import SteeringVector
 from calibrate.models.hooks import Positions
 from calibrate.models.model import LoadedModel
 from calibrate.models.tokens import TokenSequence, batches

@@ -55,9 +55,8 @@ def largest_strength(
     Returns: it, and what long replies are like; None where no long run is asked for or fits.
     Raises: Infeasible as the two below do.
     """
-    vector, positions = pilot.vector, pilot.positions
     budget = verify_budget(
-        lambda tried: delta_ce(loaded, run, vector.values, vector.layer, tried, positions),
+        lambda tried: delta_ce(loaded, run, pilot.site, tried),
         strength,
         settings.ce_budget,
         settings.confidence,
@@ -65,9 +64,7 @@ def largest_strength(
     long_replies = answer_at_length(loaded, prompts, settings)
     if long_replies is None:
         return budget, None
-    budget, steered = verify_long_run(
-        long_replies, budget, lambda tried: vector.push(tried, positions)
-    )
+    budget, steered = verify_long_run(long_replies, budget, pilot.site.steering)
     return budget, long_replies.read(reader, steered)
 
 
@@ -105,17 +102,17 @@ def verify_budget(
 
 
 def verify_long_run(
-    long_replies: LongReplies, budget: VerifiedBudget, push: Callable[[float], Steering]
+    long_replies: LongReplies, budget: VerifiedBudget, steering: Callable[[float], Steering]
 ) -> tuple[VerifiedBudget, tuple[Completion, ...]]:
     """Return the largest strength within the budget whose long replies hardly loop, and those.
 
-    push: what steers by a strength.
+    steering: what steers by a strength.
     Raises: Infeasible if those of the smallest loop too.
     """
     tested = list(budget.tested)
     for place in reversed([place for place, rung in enumerate(tested) if rung.within]):
         rung = tested[place]
-        steered = long_replies.steered(push(rung.strength))
+        steered = long_replies.steered(steering(rung.strength))
         excess = long_replies.excess(steered)
         tested[place] = replace(rung, loop_excess=excess.value)
         if excess.value <= LOOP_MARGIN:

@@ -88,11 +88,10 @@ class LongReplies:
         """How long the replies may be."""
         return self.sampling.max_new_tokens
 
-    def steered(self, push: Steering) -> tuple[Completion, ...]:
+    def steered(self, steering: Steering) -> tuple[Completion, ...]:
         """The replies under steering, with the same noise."""
-        (replies,) = sample_all(
-            self.loaded, [Request(self.prompts, push=push)], self.sampling, self.seed
-        )
+        request = Request(self.prompts, steering=steering)
+        (replies,) = sample_all(self.loaded, [request], self.sampling, self.seed)
         return replies
 
     def excess(self, steered: Sequence[Completion]) -> RatioEstimate:

@@ -91,12 +91,10 @@ class SearchObjective:
         measured: sequences differ in their ΔCE, but hardly in its ratio between two strengths (a
         ratio estimator; Cochran, "Sampling Techniques", 1977, chapter 6).
         """
-        pilot, vector = self.pilots[site], self.pilots[site].vector
+        pilot = self.pilots[site]
         measured: list[RatioEstimate] = []
         for part in self.run.parts:
-            measured.append(
-                delta_ce(self.loaded, part, vector.values, vector.layer, strength, pilot.positions)
-            )
+            measured.append(delta_ce(self.loaded, part, pilot.site, strength))
             rise = _by_ratio(RatioEstimate.joined(measured), pilot.nearest)
             if abs(rise.value - self.settings.ce_budget) > CLEAR * rise.standard_error:
                 break
@@ -131,7 +129,7 @@ class SearchObjective:
         requests = [
             Request(
                 self.unsteered.prompts["search"][prompts],
-                push=self.pilots[site].vector.push(strength, self.pilots[site].positions),
+                steering=self.pilots[site].site.steering(strength),
             )
             for site, strength in trials
         ]

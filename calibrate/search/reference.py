@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from calibrate.common.record import Reference
-from calibrate.engine.vector import SteeringVector
-from calibrate.models.hooks import Positions
+from calibrate.engine.site import Site
 from calibrate.models.model import LoadedModel
 from calibrate.texts.replies import UnsteeredReplies
 
@@ -17,15 +16,14 @@ REFERENCE_TOKENS = 20  # likeliest next tokens kept in the artefact's reference
 
 def reference_of(
     loaded: LoadedModel,
-    vector: SteeringVector,
+    site: Site,
     strength: float,
-    positions: Positions,
     replies: UnsteeredReplies,
 ) -> Reference:
     """Return the likeliest next tokens after a verify prompt, unsteered and steered."""
     ids = replies.first_replies("verify")[0].sequence.ids
     unsteered = next_log_probs(loaded, ids)
-    with vector.apply(loaded.blocks, strength, positions):
+    with site.apply(loaded.blocks, strength):
         steered = next_log_probs(loaded, ids)
     top = steered.topk(min(REFERENCE_TOKENS, len(steered))).indices
     return Reference(list(ids), top.tolist(), steered[top].tolist(), unsteered[top].tolist())

@@ -138,7 +138,7 @@ def reply_until_decided(
     loaded: LoadedModel,
     reader: Reader,
     prompts: Sequence[Prompt],
-    push: Steering,
+    steering: Steering,
     replies: Replies,
     settings: Settings,
     may_spend: Callable[[int], bool],
@@ -153,7 +153,7 @@ def reply_until_decided(
         n = replies.n_replies
         if not may_spend(2 * n * len(prompts)):
             break
-        requests = [Request(prompts, n, steering, first=n) for steering in (push, None)]
+        requests = [Request(prompts, n, each, first=n) for each in (steering, None)]
         more = measure_presence(loaded, reader, requests, settings.sampling, settings.seed)
         replies = replies.joined(*more)
         require_replies(replies.presence)
@@ -180,7 +180,7 @@ def verify(
         auditor sees the opposite.
     """
     corpus = corpora["verify"]
-    run = run_unsteered(loaded, corpus, [pilot.vector.layer])
+    run = run_unsteered(loaded, corpus, [pilot.site.first])
     prompts = replies.prompts["verify"]
     budget, long_run = largest_strength(
         loaded, panel.reader, pilot, strength, run, prompts, settings
@@ -211,7 +211,7 @@ def verify(
         fluency_drop=drop,
         audit=audit(auditor, final.presence, final.baseline, settings) if auditor else None,
         long_run=long_run,
-        reference=reference_of(loaded, pilot.vector, budget.strength, pilot.positions, replies),
+        reference=reference_of(loaded, pilot.site, budget.strength, replies),
     )
 
 
@@ -226,9 +226,9 @@ def _final_replies(
 ) -> tuple[Replies, Presence, Presence]:
     """As many replies as it takes to decide, and those of both controls."""
     prompts = replies.prompts["verify"]
-    push = pilot.vector.push(strength, pilot.positions)
+    steering = pilot.site.steering(strength)
     controls = _control_requests(loaded, pilot, strength, prompts, reader.concept, settings)
-    requests = [Request(prompts, LOOKS[0], push), *controls]
+    requests = [Request(prompts, LOOKS[0], steering), *controls]
     spent = loaded.meter.tokens
     measured = measure_presence(loaded, reader, requests, settings.sampling, settings.seed)
     n_read = sum(len(presence.completions) for presence in measured)
@@ -240,7 +240,7 @@ def _final_replies(
         loaded,
         reader,
         prompts,
-        push,
+        steering,
         first_look,
         settings,
         lambda n: _affords(allowance, round(n * per_reply)),
@@ -275,7 +275,7 @@ def _control_requests(
     settings: Settings,
 ) -> tuple[Request, Request]:
     """Replies under a random vector of the same norm, and to the prompts asked in plain words."""
-    random_push = pilot.vector.random_like(settings.seed).push(strength, pilot.positions)
+    random_steering = pilot.site.random_like(settings.seed).steering(strength)
     chosen = prompts[:CONTROL_PROMPTS]
     asked = asked_prompts(loaded, chosen, concept, settings.goal == "increase")
-    return Request(chosen, 1, random_push), Request(asked)
+    return Request(chosen, 1, random_steering), Request(asked)

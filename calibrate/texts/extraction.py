@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from calibrate.common.errors import ConceptError
 from calibrate.common.settings import Settings
 from calibrate.engine.pooling import Pooling, pooled_residuals
-from calibrate.engine.vector import SteeringVector
+from calibrate.engine.site import SteeringVector
 from calibrate.models.cache import CacheFormat, load_or_compute
 from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.models.prompts import encode_reply, encode_text

@@ -135,7 +135,7 @@ def test_delta_ce_in_every_stack_is_what_it_is_here(name, loaded, config, model_
     with preserving_model_state(loaded):
         run = run_unsteered(loaded, Corpus(tuple(sequences), self_sampled=True), [done.layer])
         values = config.steering_vector.values
-        here = delta_ce(loaded, run, values, done.layer, done.strength)
+        here = delta_ce(loaded, run, tiny.site(values, done.layer), done.strength)
     with serving(name, config, loaded, model_gguf) as stack:
         there = rise_in(stack, sequences)
     assert there.sums == pytest.approx(here.sums, abs=1e-3)

@@ -165,14 +165,14 @@ def looks_aside(loaded):
 
 def test_rows_that_depend_on_their_neighbours_are_run_one_by_one(sequences):
     loaded = looks_aside(tiny.loaded())
-    push = Steering(torch.ones(loaded.hidden_size), 1)
+    site = tiny.site(torch.ones(loaded.hidden_size), 1)
     with pytest.warns(CalibrateWarning, match="without batching, so texts run one by one"):
         run = run_unsteered(loaded, Corpus(tuple(sequences), True), [1])
     assert all(len(one.batch.rows) == 1 for one in run.batches)
-    ours = torch.tensor(delta_ce(loaded, run, push.shift, 1, 1.0).sums)
-    expected = torch.stack([sweep._rise(loaded, text, push, True) for text in sequences])
+    ours = torch.tensor(delta_ce(loaded, run, site, 1.0).sums)
+    expected = torch.stack([sweep._rise(loaded, text, site, True) for text in sequences])
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
-    assert all(sweep.replies_agree(loaded, push, mode) for mode in (sweep.GREEDY, sweep.SAMPLED))
+    assert all(sweep.replies_agree(loaded, site, mode) for mode in (sweep.GREEDY, sweep.SAMPLED))
 
 
 def test_whatever_a_try_raises_is_a_no_with_its_first_line(loaded, monkeypatch):
@@ -252,7 +252,7 @@ def never_read():
 
 
 def reply(loaded, positions="all"):
-    push = Steering(torch.ones(loaded.hidden_size), 1, positions)
+    push = Steering({1: torch.ones(loaded.hidden_size)}, positions)
     with pytest.warns(CalibrateWarning):
         sample_all(loaded, [Request([Prompt("a", (5, 6, 7))], 1, push)], Sampling(), seed=0)
 

@@ -12,8 +12,8 @@ import torch
 
 from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.loading import load_model
+from calibrate.engine.site import SteeringVector
 from calibrate.engine.unsteered import Corpus, run_unsteered
-from calibrate.engine.vector import SteeringVector
 from calibrate.models.model import preserving_model_state
 from calibrate.models.tokens import TokenSequence
 
@@ -71,6 +71,6 @@ def test_a_compiled_model_is_measured_like_any_other(compiled, steering):
         loaded = load_model(model, tiny.tokenizer())
         with preserving_model_state(loaded):
             run = run_unsteered(loaded, corpus, [LAYER])
-            found.append(delta_ce(loaded, run, steering.values, LAYER, 0.5).value)
+            found.append(delta_ce(loaded, run, tiny.site(steering.values, LAYER), 0.5).value)
     assert found[0] == pytest.approx(found[1], rel=1e-5)
     assert found[0] > 1e-3

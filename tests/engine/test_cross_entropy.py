@@ -47,7 +47,7 @@ def test_delta_ce_equals_the_definition(architecture, self_sampled, sequences, s
     loaded = tiny.loaded(architecture)
     run = run_unsteered(loaded, Corpus(tuple(sequences), self_sampled), [0, 1])
     for layer in (0, 1):
-        ours = delta_ce(loaded, run, shift, layer, 0.7)
+        ours = delta_ce(loaded, run, tiny.site(shift, layer), 0.7)
         expected = by_hand(loaded, sequences, layer, 0.7 * shift, self_sampled)
         assert ours.value == pytest.approx(expected, abs=2e-6)
         assert len(ours.counts) == len(sequences)
@@ -63,7 +63,7 @@ def test_without_the_unsteered_logits_at_hand_they_are_made_again(self_sampled, 
     run = run_unsteered(linear, corpus, [1])
     bare = replace(run, batches=tuple(replace(one, prediction=None) for one in run.batches))
     assert all(one.prediction is not None for one in run.batches)
-    ours, again = (delta_ce(linear, one, shift, 1, 0.7).sums for one in (run, bare))
+    ours, again = (delta_ce(linear, one, tiny.site(shift, 1), 0.7).sums for one in (run, bare))
     assert ours == pytest.approx(again, abs=1e-5)
 
 
@@ -77,7 +77,7 @@ def test_batch_size_changes_delta_ce_by_less_than_a_ten_thousandth(
         monkeypatch.setattr(unsteered, "SLICE_ROWS", rows)
         loaded = tiny.loaded(batch_tokens=batch_tokens)
         run = run_unsteered(loaded, corpus, [1])
-        values.append(delta_ce(loaded, run, shift, 1, 1.0).sums)
+        values.append(delta_ce(loaded, run, tiny.site(shift, 1), 1.0).sums)
     for other in values[1:]:
         assert other == pytest.approx(values[0], abs=1e-5)
 
@@ -91,9 +91,9 @@ def test_slices_off_the_cpu_are_bounded_by_their_elements(loaded, monkeypatch):
 
 def test_the_kl_of_no_steering_is_zero_and_of_any_is_positive(loaded, sequences, shift):
     run = run_unsteered(loaded, Corpus(tuple(sequences), self_sampled=True), [1])
-    assert delta_ce(loaded, run, shift, 1, 0.0).value == pytest.approx(0, abs=1e-6)
+    assert delta_ce(loaded, run, tiny.site(shift, 1), 0.0).value == pytest.approx(0, abs=1e-6)
     for strength in (-2.0, -0.1, 0.1, 2.0):
-        assert (delta_ce(loaded, run, shift, 1, strength).sums > 0).all()
+        assert (delta_ce(loaded, run, tiny.site(shift, 1), strength).sums > 0).all()
 
 
 def test_the_expected_delta_ce_over_sampled_labels_is_the_kl(loaded, sequences, shift):
@@ -115,7 +115,7 @@ def test_positions_last_scores_a_reply_as_it_would_have_been_generated(loaded, s
     """Token by token with a cache, steering only the last position of each pass."""
     sequence = next(s for s in sequences if s.start >= 3)
     run = run_unsteered(loaded, Corpus((sequence,), self_sampled=False), [1])
-    ours = delta_ce(loaded, run, shift, 1, 0.8, "last")
+    ours = delta_ce(loaded, run, tiny.site(shift, 1, "last"), 0.8)
     before = by_plain_pass(loaded, sequence)
     rows, cache = [], loaded.using(DynamicCache())
     with tiny.hand_written_hook(loaded.blocks[1], 0.8 * shift, last=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import numpy as np
 import pytest
 import tiny
@@ -84,13 +86,19 @@ def test_a_reply_does_not_depend_on_the_batch_it_was_drawn_in(architecture):
 QUESTIONS = ("then", "with a stone", "and then two river")
 
 
-def pushes(loaded):
-    """Nothing, two pushes at one block, one at another, and one of the last position."""
+def steerings(loaded):
+    """None, two at one block, one at another, one of the last position, and one at two blocks."""
     generator = torch.Generator().manual_seed(1)
     shift = torch.randn(loaded.hidden_size, generator=generator)
     last = loaded.num_layers - 1
-    return [None, Steering(0.3 * shift, 0), Steering(-0.5 * shift, 0), Steering(0.4 * shift, last),
-            Steering(0.6 * shift, last, "last")]  # fmt: skip
+    return [
+        None,
+        Steering({0: 0.3 * shift}),
+        Steering({0: -0.5 * shift}),
+        Steering({last: 0.4 * shift}),
+        Steering({last: 0.6 * shift}, "last"),
+        Steering({0: 0.2 * shift, last: -0.3 * shift}),
+    ]
 
 
 @pytest.mark.parametrize("architecture", tiny.CONFIGS)
@@ -105,16 +113,17 @@ def test_rows_steered_in_their_own_ways_reply_as_they_would_alone(
     if getattr(loaded.model.config.get_text_config(), "sliding_window", None):
         loaded.model.config.get_text_config().sliding_window = window
     prompts = [encode_prompt(loaded, f"the house sits {text}") for text in QUESTIONS]
-    requests = [Request(prompts, 2, push) for push in pushes(loaded)]
+    requests = [Request(prompts, 2, steering) for steering in steerings(loaded)]
     with preserving_model_state(loaded):
         together = sample_all(loaded, requests, SAMPLING, seed=0)
-        for push, found in zip(pushes(loaded), together, strict=True):
+        for steering, found in zip(steerings(loaded), together, strict=True):
             for index, prompt in enumerate(prompts):
-                hook = None
-                if push is not None:
-                    block = loaded.blocks[push.layer]
-                    hook = tiny.hand_written_hook(block, push.shift, push.positions == "last")
-                alone = sample(loaded, [prompt], SAMPLING, 0, per_prompt=2, steering=hook)
+                with ExitStack() as hooks:
+                    for layer, shift in steering.shifts.items() if steering else ():
+                        last_only = steering.positions == "last"
+                        hook = tiny.hand_written_hook(loaded.blocks[layer], shift, last_only)
+                        hooks.enter_context(hook)
+                    alone = sample(loaded, [prompt], SAMPLING, 0, per_prompt=2)
                 assert [one.sequence for one in alone] == [
                     one.sequence for one in found if one.prompt_index == index
                 ]
@@ -124,7 +133,7 @@ def test_rows_steered_in_their_own_ways_reply_as_they_would_alone(
 def test_one_batch_takes_fewer_passes_than_one_a_strength(loaded, monkeypatch):
     monkeypatch.setattr(tokens, "WORTH_SHARING", 3)
     prompts = [encode_prompt(loaded, f"the house sits {text}") for text in QUESTIONS]
-    requests = [Request(prompts, 1, push) for push in pushes(loaded)]
+    requests = [Request(prompts, 1, steering) for steering in steerings(loaded)]
     passes = []
     loaded.capabilities.report()  # tried before passes are counted
     loaded.blocks[0].register_forward_hook(lambda *_: passes.append(1))
@@ -137,7 +146,7 @@ def test_transformers_own_loop_says_the_same(architecture, monkeypatch):
     """It is what models run that say something else in our loop."""
     loaded = tiny.loaded(architecture)
     prompts = [encode_prompt(loaded, text) for text in tiny.prompts(6)]
-    requests = [Request(prompts, 1, push) for push in pushes(loaded)[:4]]
+    requests = [Request(prompts, 1, steering) for steering in steerings(loaded)[:4]]
     ours = sample_all(loaded, requests, SAMPLING, seed=0)
     monkeypatch.setattr(decoding._Decoding, "run", lambda *_: pytest.fail("not to be used here"))
     monkeypatch.setitem(vars(loaded.capabilities), "fast_decoding", NOT_TAKEN)
@@ -155,7 +164,7 @@ def test_what_the_generation_config_does_to_logits_is_set_aside(loaded, monkeypa
     assert loaded.model.generation_config.repetition_penalty == 5.0
 
 
-def test_a_shared_prefix_is_paid_for_once_a_push(loaded, monkeypatch):
+def test_a_shared_prefix_is_paid_for_once_a_steering(loaded, monkeypatch):
     monkeypatch.setattr(tokens, "WORTH_SHARING", 3)
     loaded.model.generation_config.eos_token_id = loaded.tokenizer.eos_token = None
     texts = ("the house sits then", "the house sits with a road")
@@ -163,7 +172,7 @@ def test_a_shared_prefix_is_paid_for_once_a_push(loaded, monkeypatch):
     sample(loaded, prompts, SAMPLING, seed=0)
     alone = 3 + 2 * 3 + 2 * (SAMPLING.max_new_tokens - 1)
     assert loaded.meter.tokens == alone
-    requests = [Request(prompts, 1, push) for push in pushes(loaded)[:3]]
+    requests = [Request(prompts, 1, steering) for steering in steerings(loaded)[:3]]
     sample_all(loaded, requests, SAMPLING, seed=0)
     assert loaded.meter.tokens == 4 * alone
 
@@ -231,7 +240,7 @@ def test_noise_is_shared_between_strengths(loaded):
     plain = [c.sequence for c in replies(loaded)]
     for scale, same in ((1e-6, 1.0), (30.0, 0.2)):
         hook = tiny.hand_written_hook(loaded.blocks[1], scale * shift)
-        steered = [c.sequence for c in replies(loaded, steering=hook)]
+        steered = [c.sequence for c in replies(loaded, within=hook)]
         share = np.mean([one == other for one, other in zip(plain, steered, strict=True)])
         assert share >= same if same == 1.0 else share <= same
 

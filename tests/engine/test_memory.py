@@ -84,7 +84,9 @@ def test_halved_batches_measure_the_same(loaded, sequences, small_memory, monkey
     whole = run_unsteered(loaded, corpus, [LAYER])
     expected = list(pooled_residuals(loaded, sequences, [LAYER]))
     assert len(whole.batches) == 1
-    found, right = (delta_ce(loaded, run, vector, LAYER, 0.3).sums for run in (halved, whole))
+    found, right = (
+        delta_ce(loaded, run, tiny.site(vector, LAYER), 0.3).sums for run in (halved, whole)
+    )
     assert found == pytest.approx(right, rel=1e-4)
     means = torch.cat([one.means for one in pooled], dim=1)
     rows = [row for one in pooled for row in one.rows]
@@ -103,14 +105,16 @@ def test_halved_batches_say_the_same(loaded, small_memory, monkeypatch):
 
 def test_residuals_beyond_the_limit_are_kept_in_a_file(loaded, sequences, monkeypatch):
     vector, corpus = torch.randn(loaded.hidden_size), Corpus(sequences, self_sampled=True)
-    expected = delta_ce(loaded, run_unsteered(loaded, corpus, [LAYER]), vector, LAYER, 0.3)
+    expected = delta_ce(
+        loaded, run_unsteered(loaded, corpus, [LAYER]), tiny.site(vector, LAYER), 0.3
+    )
     filed = []
     monkeypatch.setattr(unsteered, "ResidualStore", lambda: ResidualStore(most=0))
     in_file = memory._in_file
     monkeypatch.setattr(memory, "_in_file", lambda values: filed.append(1) or in_file(values))
     run = run_unsteered(loaded, corpus, [LAYER])
     assert filed
-    assert np.array_equal(delta_ce(loaded, run, vector, LAYER, 0.3).sums, expected.sums)
+    assert np.array_equal(delta_ce(loaded, run, tiny.site(vector, LAYER), 0.3).sums, expected.sums)
 
 
 def test_a_shelf_keeps_in_memory_up_to_its_limit(monkeypatch):

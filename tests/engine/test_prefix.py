@@ -41,7 +41,7 @@ def test_a_shared_prefix_changes_no_measurement(architecture, positions, corpus,
     assert all(one.prefix is None for one in whole.batches)
     for layer in layers:
         found, oracle = (
-            measure_steered(loaded, run, direction, layer, 4.0, positions).rise
+            measure_steered(loaded, run, tiny.site(direction, layer, positions), 4.0).rise
             for run in (ours, whole)
         )
         assert abs(oracle.value) > 100 * ROUNDING
@@ -55,7 +55,7 @@ def test_derivatives_go_through_the_shared_prefix(positions, corpus, direction):
     for lend in (True, False):
         (one,) = run_unsteered(loaded, corpus, [1], (), lend).batches
         with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
-            dual = tangent_hidden(loaded, one, direction, 1, positions)
+            dual = tangent_hidden(loaded, one, tiny.site(direction, 1, positions))
             tangents.append(forward_ad.unpack_dual(dual).tangent)
     torch.testing.assert_close(*tangents, rtol=0, atol=ROUNDING)
     assert tangents[0].abs().max() > 100 * ROUNDING

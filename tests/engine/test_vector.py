@@ -8,6 +8,7 @@ import torch
 
 from calibrate.common.errors import ConceptError
 from calibrate.common.settings import Settings
+from calibrate.engine.site import Site
 from calibrate.models.prompts import encode_text
 from calibrate.texts.concept import Text, Texts
 from calibrate.texts.extraction import concept_vectors, extract_vectors
@@ -72,7 +73,8 @@ def test_normalised_vectors_have_length_one_and_the_same_direction(loaded, brigh
     for one, other in zip(raw, unit, strict=True):
         assert other.norm == pytest.approx(1.0, abs=1e-6)
         torch.testing.assert_close(other.values * one.norm, one.values, rtol=1e-4, atol=1e-6)
-        assert other.relative(one.norm) == pytest.approx(one.relative(1.0), rel=1e-5)
+        relative = Site((other,)).relative(one.norm)
+        assert relative == pytest.approx(Site((one,)).relative(1.0), rel=1e-5)
 
 
 def test_a_text_that_replies_is_averaged_over_the_reply_alone():

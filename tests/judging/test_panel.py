@@ -19,6 +19,7 @@ from calibrate.common.errors import Infeasible, InputError, ModelError
 from calibrate.common.settings import Settings
 from calibrate.engine.generation import Request
 from calibrate.engine.loading import load_model
+from calibrate.engine.site import Site
 from calibrate.judging import panel as panels
 from calibrate.judging.choice import Lesson, choose_audit, judge_name
 from calibrate.judging.graded_replies import graded_replies
@@ -64,7 +65,7 @@ def material(tiny_options):
         replies = sample_unsteered(loaded, tiny.prompts(60), settings)
         splits = tiny_options["concept"].split()
         vector = concept_vectors(loaded, splits["vector"], settings)[0]
-    return loaded, JudgeInputs("bright", splits, replies, vector), settings
+    return loaded, JudgeInputs("bright", splits, replies, Site((vector,))), settings
 
 
 def test_the_embedding_judge_reads_any_sentence_transformer(examples, tmp_path):
@@ -364,7 +365,7 @@ def test_presence_is_read_with_the_steering_taken_away(finished):
     config, probe = finished.result.config, finished.result.probe
     loaded = load_model(tiny.model("gpt2"), tiny.tokenizer())
     prompts = [encode_prompt(loaded, text) for text in tiny.prompts(12)]
-    push = config.steering_vector.push(config.intervention.strength)
+    push = Site((config.steering_vector,)).steering(config.intervention.strength)
     (measured,) = measure_presence(
         loaded,
         Reader(probe.on(loaded), "bright", "probe"),

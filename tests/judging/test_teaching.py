@@ -20,6 +20,7 @@ from calibrate.cli.tables import summary
 from calibrate.common.errors import CalibrateWarning, InputError
 from calibrate.common.settings import Settings
 from calibrate.engine.loading import load_model
+from calibrate.engine.site import Site
 from calibrate.judging import choice, panel, teaching
 from calibrate.judging.choice import Lesson, choose_lesson, wants_fetching
 from calibrate.judging.graded_replies import is_built_in
@@ -72,7 +73,7 @@ def drawn(tiny_options):
         replies = sample_unsteered(loaded, tiny.prompts(100), settings)
         splits = tiny_options["concept"].split()
         vector = concept_vectors(loaded, splits["vector"], settings)[1]
-    return loaded, JudgeInputs("bright", splits, replies, vector), settings
+    return loaded, JudgeInputs("bright", splits, replies, Site((vector,))), settings
 
 
 @pytest.fixture

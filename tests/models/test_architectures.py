@@ -11,8 +11,8 @@ from torch import nn
 from calibrate.common.errors import ModelError
 from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.loading import load_model
+from calibrate.engine.site import SteeringVector
 from calibrate.engine.unsteered import Corpus, run_unsteered
-from calibrate.engine.vector import SteeringVector
 from calibrate.models.architecture import find_blocks
 from calibrate.models.tokens import TokenSequence
 
@@ -138,7 +138,7 @@ def test_blocks_that_accelerate_moves_about_are_steered_and_measured_the_same():
             assert loaded.blocks[0].mlp.up_proj.weight.device.type == "meta"
         run = run_unsteered(loaded, Corpus(sequences, self_sampled=True), [1])
         assert run.batches[0].residuals
-        found.append(delta_ce(loaded, run, steering.values, 1, 0.5).sums)
+        found.append(delta_ce(loaded, run, tiny.site(steering.values, 1), 0.5).sums)
     assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 

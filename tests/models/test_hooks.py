@@ -98,8 +98,8 @@ def test_a_suffix_only_pass_equals_a_full_steered_pass(architecture, positions, 
         for one, other in zip(kept.batches, full.batches, strict=True):
             assert one.residuals
             assert not other.residuals
-            suffix = steered_hidden(loaded, one, shift, layer, positions)
-            whole = steered_hidden(loaded, other, shift, layer, positions)
+            suffix = steered_hidden(loaded, one, tiny.site(shift, layer, positions), 1.0)
+            whole = steered_hidden(loaded, other, tiny.site(shift, layer, positions), 1.0)
             torch.testing.assert_close(suffix, whole, rtol=0, atol=ROUNDING)
 
 
@@ -108,7 +108,7 @@ def test_a_suffix_only_pass_costs_the_share_of_blocks_it_runs(loaded, sequences)
     full = sum(one.batch.n_tokens for one in run.batches)
     before = loaded.meter.tokens
     for one in run.batches:
-        steered_hidden(loaded, one, torch.zeros(loaded.hidden_size), 1)
+        steered_hidden(loaded, one, tiny.site(torch.zeros(loaded.hidden_size), 1), 1.0)
     assert loaded.meter.tokens - before == round(full / 3)
 
 
@@ -131,7 +131,7 @@ def test_blocks_that_share_state_make_every_strength_run_in_full(loaded, sequenc
     shift = torch.ones(loaded.hidden_size)
     for one in run.batches:
         assert not one.residuals
-        ours = steered_hidden(loaded, one, shift, 1)
+        ours = steered_hidden(loaded, one, tiny.site(shift, 1), 1.0)
         with tiny.hand_written_hook(loaded.blocks[1], shift):
             oracle = final_hidden(loaded, one.batch)
         torch.testing.assert_close(ours, oracle, rtol=0, atol=ROUNDING)

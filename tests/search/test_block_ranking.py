@@ -10,6 +10,7 @@ import torch
 from calibrate.common.record import BlockRank
 from calibrate.common.settings import Settings
 from calibrate.engine.cross_entropy import steered_hidden
+from calibrate.engine.site import Site
 from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.laws.log_odds import measure_log_odds
 from calibrate.models.model import preserving_model_state
@@ -24,7 +25,7 @@ def log_likelihood(loaded, texts, vector, strength):
     run = run_unsteered(loaded, Corpus(sequences, self_sampled=False), [vector.layer])
     total = 0.0
     for one in run.batches:
-        hidden = steered_hidden(loaded, one, strength * vector.values, vector.layer)
+        hidden = steered_hidden(loaded, one, tiny.site(strength * vector.values, vector.layer), 1.0)
         log_p = torch.log_softmax(loaded.logits(hidden), dim=-1)
         total += float(log_p.gather(1, one.batch.labels()[:, None]).sum())
     return total / run.corpus.n_scored
@@ -45,7 +46,7 @@ def test_the_estimates_agree_with_steered_passes(architecture, positions, sequen
         for rank in ranks:
             vector = vectors[rank.layer]
             run = run_unsteered(loaded, Corpus(tuple(sequences), True), [rank.layer])
-            odds = measure_log_odds(loaded, run, vector, (), positions)
+            odds = measure_log_odds(loaded, run, Site((vector,), positions), ())
             exact = np.sqrt(2 * settings.ce_budget / odds.law(1).curvature)
             assert rank.strength_at_budget == pytest.approx(exact, rel=0.25)
             if positions == "all":

@@ -131,7 +131,7 @@ def test_the_unsteered_replies_are_those_anyone_would_sample_and_the_steered_sha
 
 
 def push(loaded, strength):
-    return Steering(strength * torch.ones(loaded.hidden_size), 1)
+    return Steering({1: strength * torch.ones(loaded.hidden_size)})
 
 
 @pytest.mark.parametrize(

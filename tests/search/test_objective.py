@@ -9,6 +9,7 @@ import tiny
 from calibrate.common.settings import Sampling, Settings
 from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.generation import sample_all
+from calibrate.engine.site import Site
 from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.laws.pilot import run_pilots
 from calibrate.models.model import preserving_model_state
@@ -44,7 +45,7 @@ def objective():
         corpus = Corpus(sequences, self_sampled=True)
         run = run_unsteered(loaded, corpus, [1], rung_sizes(len(sequences), FIRST_PART))
         vectors = concept_vectors(loaded, tiny.concept().split()["vector"], settings)
-        pilots = run_pilots(loaded, run, [vectors[1]], (), settings)
+        pilots = run_pilots(loaded, run, [Site((vectors[1],))], (), settings)
         reader = Reader(BRIGHTNESS, "bright", "words")
         yield SearchObjective(loaded, reader, run, pilots, replies, settings)
 
@@ -53,8 +54,7 @@ def test_the_parts_of_a_run_are_the_whole_of_it(objective):
     pilot, run = objective.pilots["block 1"], objective.run
     assert [len(part.corpus.sequences) for part in run.parts] == [16, 16, 32, 32]
     whole, *parts = (
-        delta_ce(objective.loaded, one, pilot.vector.values, 1, 0.5).sums
-        for one in (run, *run.parts)
+        delta_ce(objective.loaded, one, pilot.site, 0.5).sums for one in (run, *run.parts)
     )
     assert whole == pytest.approx(np.concatenate(parts), abs=1e-5)
 
@@ -65,7 +65,7 @@ def test_delta_ce_is_that_of_all_sequences_from_no_more_than_it_takes(objective,
     pilot = objective.pilots["block 1"]
     strength = share * pilot.strength_at_budget.value
     rise = objective.delta_ce("block 1", strength)
-    truth = delta_ce(objective.loaded, objective.run, pilot.vector.values, 1, strength).value
+    truth = delta_ce(objective.loaded, objective.run, pilot.site, strength).value
     assert abs(rise.value - truth) <= 3 * rise.standard_error + 1e-6
     assert rise.standard_error <= 0.03 * truth
     assert rise.n_sequences == (FIRST_PART if abs(share - 1) > 0.1 else rise.n_sequences)

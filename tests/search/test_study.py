@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import optuna
 import pytest
+import tiny
 import torch
 
 from calibrate.common.cost import Allowance, Limits, Meter
@@ -14,7 +15,6 @@ from calibrate.common.errors import ArtefactError, Infeasible
 from calibrate.common.estimate import Interval, RatioEstimate
 from calibrate.common.progress import Progress
 from calibrate.common.settings import Settings
-from calibrate.engine.vector import SteeringVector
 from calibrate.laws.formulas import CrossEntropyLaw, MassLaw, judge_mass, judge_rise
 from calibrate.laws.pilot import Pilot, PilotPoint
 from calibrate.laws.tokens import TokenLaw
@@ -35,8 +35,7 @@ def estimate(value, n=N_SEQUENCES):
 def pilot(layer, alpha, good=True):
     law = CrossEntropyLaw(0.0, 0.2 / alpha**2, 0.0, 20.0)
     return Pilot(
-        vector=SteeringVector(torch.ones(4), layer, residual_norm=1.0),
-        positions="all",
+        site=tiny.site(torch.ones(4), layer),
         law=law,
         mass_law=MassLaw(-3.0, 1.0, 0.0),
         errors={},

@@ -13,7 +13,7 @@ import torch
 
 from calibrate.artefact.config import SteeringConfig
 from calibrate.common.errors import ExportRefused
-from calibrate.engine.vector import SteeringVector
+from calibrate.engine.site import SteeringVector
 from calibrate.models.model import LoadedModel
 from calibrate.search.reference import next_log_probs
 

@@ -1,0 +1,129 @@
+"""Steering vectors, and sites: where the residual stream is steered, and along what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from calibrate.common.settings import site_name
+from calibrate.models.hooks import Positions, add_everywhere, add_last, edited, recompiling
+from calibrate.models.steering import Steering
+
+
+@dataclass(frozen=True, eq=False)
+class SteeringVector:
+    """A direction to add to the residual stream after one block.
+
+    values: float32 CPU tensor of shape (hidden_size,).
+    layer: 0-based block whose output is steered.
+    residual_norm: median ‖h‖ over the text tokens v was made from, at that block.
+    n_sinks: text tokens left out as attention sinks.
+
+    >>> vector = result.config.steering_vector
+    >>> prompt = tokenizer("the house by the river", return_tensors="pt")
+    >>> with vector.apply(loaded.blocks, strength=2.0):
+    ...     logits = model(**prompt).logits
+    """
+
+    values: torch.Tensor
+    layer: int
+    residual_norm: float
+    n_sinks: int = 0
+
+    @property
+    def norm(self) -> float:
+        """‖v‖."""
+        return float(self.values.norm())
+
+    def random_like(self, seed: int) -> SteeringVector:
+        """Return a vector of the same norm at the same block, in a random direction."""
+        noise = torch.randn(self.values.shape, generator=torch.Generator().manual_seed(seed))
+        return replace(self, values=noise * (self.norm / noise.norm()))
+
+    @contextmanager
+    def apply(
+        self, blocks: nn.ModuleList, strength: float, positions: Positions = "all"
+    ) -> Iterator[None]:
+        """Add `strength · v` after this vector's block inside the `with`, as `Site.apply` does."""
+        with Site((self,), positions).apply(blocks, strength):
+            yield
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """Where the residual stream is steered, and along what: by α·v after each vector's block.
+
+    vectors: one a block, in the order of the blocks; one strength scales all of them.
+    positions: "all", or the "last" of each pass.
+    """
+
+    vectors: tuple[SteeringVector, ...]
+    positions: Positions = "all"
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The steered blocks."""
+        return tuple(vector.layer for vector in self.vectors)
+
+    @property
+    def first(self) -> int:
+        """The first steered block: nothing up to its output depends on the strength."""
+        return self.vectors[0].layer
+
+    @property
+    def name(self) -> str:
+        """Its name in a study, such as "block 15" or "block 15, last position"."""
+        return site_name(self.layers, self.positions)
+
+    @property
+    def total(self) -> torch.Tensor:
+        """Σv, (hidden_size,): the shift per unit strength after the last steered block."""
+        return torch.stack([vector.values for vector in self.vectors]).sum(dim=0)
+
+    @property
+    def norm(self) -> float:
+        """‖Σv‖."""
+        return float(self.total.norm())
+
+    @property
+    def residual_norm(self) -> float:
+        """Median ‖h‖ after the last steered block."""
+        return self.vectors[-1].residual_norm
+
+    def relative(self, strength: float) -> float:
+        """α‖Σv‖ / median ‖h‖, which can be compared across sites and models."""
+        return strength * self.norm / self.residual_norm
+
+    def shifts(
+        self, strength: float, device: torch.device | str = "cpu"
+    ) -> dict[int, torch.Tensor]:
+        """What is added after each block, (hidden_size,)."""
+        return {vector.layer: (strength * vector.values).to(device) for vector in self.vectors}
+
+    def steering(self, strength: float) -> Steering:
+        """What steers a generated reply by this strength."""
+        return Steering(self.shifts(strength), self.positions)
+
+    def random_like(self, seed: int) -> Site:
+        """Return the same site with vectors of the same norms in random directions."""
+        vectors = (vector.random_like(seed + place) for place, vector in enumerate(self.vectors))
+        return replace(self, vectors=tuple(vectors))
+
+    @contextmanager
+    def apply(self, blocks: nn.ModuleList, strength: float) -> Iterator[None]:
+        """Steer by `strength` inside the `with`.
+
+        blocks: the model's decoder blocks. Nests with other steering, and leaves no hook
+            behind. Positions "last" steers the last position of each pass, the prompt's last
+            token and every generated one, so batches must be padded on the left. Code made
+            by torch.compile is made again, on entering and after leaving.
+        """
+        edit = add_everywhere if self.positions == "all" else add_last
+        with ExitStack() as stack, recompiling():
+            for layer, shift in self.shifts(strength).items():
+                stack.enter_context(edited(blocks[layer], edit(shift)))
+            yield
