@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from calibrate.judging.teaching import JudgeInputs
 from calibrate.laws.pilot import run_pilots
 from calibrate.models.cache import weights_hashed_once
 from calibrate.models.model import LoadedModel, preserving_model_state
-from calibrate.search.block_ranking import choose_blocks
+from calibrate.search.block_ranking import choose_sites
 from calibrate.search.explain import add_advice
 from calibrate.search.fingerprint import fingerprint_of
 from calibrate.search.forecast import forecast, questions_ahead
@@ -164,8 +163,8 @@ def calibrate(
     loaded = load_model(
         model, tokenizer, chat_template_kwargs=chat_template_kwargs, progress=progress
     )
-    if settings.layer is not None:
-        loaded.check_layer(settings.layer)
+    for layer in settings.blocks:
+        loaded.check_layer(layer)
     fingerprint = fingerprint_of(
         loaded, concept, prompt_texts, corpus_texts, judges, lesson, settings
     )
@@ -203,18 +202,14 @@ def calibrate(
             baseline = require_headroom(panel.reader, replies, settings)
 
         with ledger.stage("blocks"):
-            ranks, layers = choose_blocks(
+            ranks, sites = choose_sites(
                 loaded, corpora["search"], splits["probe"], vectors, ahead.blocks, settings
             )
 
         with ledger.stage("pilot"):
             parts = rung_sizes(len(corpora["search"].sequences), FIRST_PART)
-            run = run_unsteered(loaded, corpora["search"], layers, parts)
+            run = run_unsteered(loaded, corpora["search"], [site.first for site in sites], parts)
             tokens = concept_tokens(loaded, splits["vector"], replies)
-            sites = [
-                Site((vectors[layer],), positions)
-                for layer, positions in product(layers, settings.position_choices)
-            ]
             pilots = run_pilots(loaded, run, sites, tokens, settings)
 
         with ledger.stage("study"):

@@ -13,7 +13,7 @@ from itertools import count
 
 import numpy as np
 
-from calibrate.artefact.config import VECTOR_FILE, VECTOR_KEY, SteeringConfig, vector_file
+from calibrate.artefact.config import VECTOR_FILE, SteeringConfig, vector_file
 from calibrate.artefact.evidence import CompletionRecord, Evidence, PilotRecord, SplitRecord
 from calibrate.artefact.law_sections import (
     ConceptLawSection,
@@ -31,12 +31,14 @@ from calibrate.artefact.sections import (
     ProvenanceSection,
     RangeSection,
     RenderingSection,
+    SteeredBlockSection,
     VectorSection,
 )
 from calibrate.common.cost import Cost
 from calibrate.common.estimate import RatioEstimate
 from calibrate.common.record import BlockRank
 from calibrate.common.settings import Settings
+from calibrate.engine.site import Site
 from calibrate.judging.panel import Panel
 from calibrate.laws.formulas import GOOD_RISE, Goodness, judge_rise
 from calibrate.laws.pilot import Pilot
@@ -65,18 +67,19 @@ def build_config(
 ) -> SteeringConfig:
     """Return the config of a verified strength, carrying its vector."""
     learned = None if panel.probe is None else panel.probe.learned
-    file = vector_file(pilot.site.total.numpy())
+    file, keys = vector_file({one.layer: one.values.numpy() for one in pilot.site.vectors})
     config = SteeringConfig(
         model=loaded.identity,
         rendering=_rendering_section(loaded) if loaded.is_chat else None,
         concept=_concept_section(concept, settings),
         vector=VectorSection(
             file=VECTOR_FILE,
-            key=VECTOR_KEY,
+            key=keys[pilot.site.first],
             norm=pilot.site.norm,
             sha256=hashlib.sha256(file).hexdigest(),
         ),
         intervention=_intervention_section(pilot, verified.budget.strength),
+        interventions=_steered_blocks(pilot.site, keys),
         budget=BudgetSection(limit=settings.ce_budget, confidence=settings.confidence),
         measured=measured_section(verified, panel.names, learned, settings),
         laws=laws,
@@ -160,6 +163,21 @@ def _intervention_section(pilot: Pilot, strength: float) -> InterventionSection:
         strength=strength,
         relative_strength=pilot.site.relative(strength),
     )
+
+
+def _steered_blocks(site: Site, keys: Mapping[int, str]) -> list[SteeredBlockSection] | None:
+    """Each of several steered blocks; None for one, of which the intervention says everything."""
+    if len(site.vectors) == 1:
+        return None
+    return [
+        SteeredBlockSection(
+            layer=vector.layer,
+            key=keys[vector.layer],
+            norm=vector.norm,
+            residual_norm=vector.residual_norm,
+        )
+        for vector in site.vectors
+    ]
 
 
 def _provenance_section(settings: Settings, fingerprint: str) -> ProvenanceSection:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,11 +31,12 @@ from calibrate.artefact.sections import (
     ProvenanceSection,
     RangeSection,
     RenderingSection,
+    SteeredBlockSection,
     VectorSection,
 )
 from calibrate.common.errors import AlteredError, ArtefactError, InputError
 from calibrate.common.record import CapabilityReport, ModelIdentity, Reference, Section
-from calibrate.common.settings import Sampling, check_seed, finite_strength
+from calibrate.common.settings import Sampling, check_seed, finite_strength, site_name
 
 if TYPE_CHECKING:
     from calibrate.engine.site import Site, SteeringVector
@@ -63,6 +64,7 @@ class SteeringConfig(Section):
     concept: ConceptSection
     vector: VectorSection
     intervention: InterventionSection
+    interventions: list[SteeredBlockSection] | None = None
     budget: BudgetSection
     measured: MeasuredSection
     laws: LawsSection
@@ -75,25 +77,60 @@ class SteeringConfig(Section):
     _vector_file: bytes = PrivateAttr(default=b"")
 
     @property
-    def steering_vector(self) -> SteeringVector:
-        """The steering vector itself."""
-        import torch
+    def steered_blocks(self) -> list[SteeredBlockSection]:
+        """The steered blocks; a config that lists none steers one."""
+        if self.interventions is not None:
+            return self.interventions
+        done, norm = self.intervention, self.vector.norm
+        residual_norm = abs(done.strength) * norm / abs(done.relative_strength)
+        return [
+            SteeredBlockSection(
+                layer=done.layer, key=self.vector.key, norm=norm, residual_norm=residual_norm
+            )
+        ]
 
-        from calibrate.engine.site import SteeringVector
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The steered blocks' numbers."""
+        if self.interventions is None:
+            return (self.intervention.layer,)
+        return tuple(block.layer for block in self.interventions)
 
-        if not self._vector_file:
-            raise ArtefactError("this config carries no vector; load it with calibrate.load(DIR)")
-        values = torch.from_numpy(load_tensors(self._vector_file)[self.vector.key])
-        strength, relative = self.intervention.strength, self.intervention.relative_strength
-        residual_norm = abs(strength) * self.vector.norm / abs(relative)
-        return SteeringVector(values, self.intervention.layer, residual_norm)
+    @property
+    def where(self) -> str:
+        """The steered blocks in words, such as "block 15" or "blocks 8-26"."""
+        return site_name(self.layers, "all")
 
     @property
     def site(self) -> Site:
         """Where it steers, and along what."""
-        from calibrate.engine.site import Site
+        import torch
 
-        return Site((self.steering_vector,), self.intervention.positions)
+        from calibrate.engine.site import Site, SteeringVector
+
+        if not self._vector_file:
+            raise ArtefactError("this config carries no vector; load it with calibrate.load(DIR)")
+        tensors = load_tensors(self._vector_file)
+        vectors = (
+            SteeringVector(
+                block.weight * torch.from_numpy(tensors[block.key]),
+                block.layer,
+                block.residual_norm,
+            )
+            for block in self.steered_blocks
+        )
+        return Site(tuple(vectors), self.intervention.positions)
+
+    @property
+    def steering_vector(self) -> SteeringVector:
+        """The steering vector itself.
+
+        Raises: ArtefactError if several blocks are steered, each along its own (`site`).
+        """
+        vectors = self.site.vectors
+        if len(vectors) > 1:
+            raise ArtefactError(f"this config steers {self.where}; use config.site.vectors")
+        return vectors[0]
 
     def with_vector(self, vector_file: bytes) -> SteeringConfig:
         """Return this config carrying its vector, the contents of a safetensors file."""
@@ -128,9 +165,12 @@ class SteeringConfig(Section):
         return {CONFIG_FILE: f"{text}\n".encode(), self.vector.file: self._vector_file}
 
 
-def vector_file(values: np.ndarray) -> bytes:
-    """Return the safetensors file of a vector of shape (hidden_size,)."""
-    return bytes(save_tensors({VECTOR_KEY: values.astype(np.float32)}))
+def vector_file(vectors: Mapping[int, np.ndarray]) -> tuple[bytes, dict[int, str]]:
+    """Return the safetensors file of vectors of shape (hidden_size,) by block, and their keys."""
+    several = len(vectors) > 1
+    keys = {layer: f"{VECTOR_KEY}.{layer}" if several else VECTOR_KEY for layer in vectors}
+    tensors = {keys[layer]: values.astype(np.float32) for layer, values in vectors.items()}
+    return bytes(save_tensors(tensors)), keys
 
 
 def load(directory: str | Path) -> SteeringConfig:
@@ -182,6 +222,8 @@ def _require_in_range(path: Path, config: SteeringConfig) -> None:
         raise ArtefactError(f"{path} is damaged: provenance.settings: {error}") from error
     wrong = {
         "intervention.layer": not 0 <= intervention.layer < config.model.num_layers,
+        "interventions": not _are_blocks(config.layers, config.model.num_layers)
+        or config.layers[0] != intervention.layer,
         "intervention.strength": not math.isfinite(intervention.strength),
         "intervention.relative_strength": not intervention.relative_strength,
         "reference.input_ids": not config.reference.input_ids
@@ -192,11 +234,18 @@ def _require_in_range(path: Path, config: SteeringConfig) -> None:
             raise ArtefactError(f"{path} is damaged: {field} is out of range; calibrate again")
 
 
+def _are_blocks(layers: Sequence[int], num_layers: int) -> bool:
+    """Whether they are blocks of the model, each once and in order."""
+    return bool(layers) and list(layers) == sorted({*layers} & {*range(num_layers)})
+
+
 def _checked_vector(folder: Path, config: SteeringConfig) -> bytes:
     path = folder / config.vector.file
     try:
         content = path.read_bytes()
-        load_tensors(content)[config.vector.key]
+        tensors = load_tensors(content)
+        for block in config.steered_blocks:
+            tensors[block.key]
     except (OSError, KeyError, SafetensorError) as error:
         raise ArtefactError(f"{path} must hold the steering vector: {error}") from error
     digest = hashlib.sha256(content).hexdigest()

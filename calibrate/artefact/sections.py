@@ -42,7 +42,11 @@ class ConceptSection(Section):
 
 
 class VectorSection(Section):
-    """Where the steering vector is; `norm` is ‖v‖, `sha256` that of the file."""
+    """Where the steering vector is.
+
+    norm: ‖v‖; of several blocks, that of the vectors' sum. key: of v; of several blocks, of the
+    first one's. sha256: of the file.
+    """
 
     file: str
     key: str
@@ -53,7 +57,9 @@ class VectorSection(Section):
 class InterventionSection(Section):
     """The intervention: `strength`·v is added to the output of block `layer` (0-based).
 
-    relative_strength: α‖v‖ / median ‖h‖, comparable across blocks and models.
+    layer: of several steered blocks, which `SteeringConfig.interventions` lists, the first.
+    relative_strength: α‖v‖ / median ‖h‖, comparable across blocks and models; of several blocks,
+    with the sum of their vectors, after the last.
     """
 
     operation: Literal["add"] = "add"
@@ -62,6 +68,19 @@ class InterventionSection(Section):
     positions: Literal["all", "last"]
     strength: float
     relative_strength: float
+
+
+class SteeredBlockSection(Section):
+    """One steered block: `strength`·`weight`·v is added to the output of block `layer` (0-based).
+
+    key: of v in the vector file. norm: ‖v‖. residual_norm: median ‖h‖ after the block.
+    """
+
+    layer: int
+    key: str
+    weight: float = 1.0
+    norm: float
+    residual_norm: float
 
 
 class BudgetSection(Section):

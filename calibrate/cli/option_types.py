@@ -51,12 +51,9 @@ TEXT, PROMPT = _filled_text, _text  # an empty prompt is for the model to take o
 FILE = FileType(path_type=Path)
 
 
-def block_number(typed: str) -> int | None:
-    """Return the number of a block, None for auto."""
-    try:
-        return None if typed == "auto" else int(typed)
-    except ValueError:
-        raise click.BadParameter(f"must be auto or a block's number, got {typed!r}") from None
+def blocks(typed: str) -> str | None:
+    """Return what was typed, None for auto; the settings read and check it."""
+    return None if typed == "auto" else typed
 
 
 def json_object(typed: str) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def headline(config: SteeringConfig) -> Text:
         f"[bold]{escape(config.model.id)}[/] steered {config.concept.direction} "
         f"[bold]{escape(name)}[/]: "
         f"α = [bold green]{intervention.strength:.4g}[/] "
-        f"at block [bold green]{intervention.layer}[/] ({intervention.positions} positions, "
+        f"at [bold green]{config.where}[/] ({intervention.positions} positions, "
         f"α‖v‖/‖h‖ = {intervention.relative_strength:.3f})"
     )
 

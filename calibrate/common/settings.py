@@ -7,7 +7,7 @@ its option's help and error text. `settings_of` reads both, for the checks and t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from numbers import Integral, Real
@@ -20,6 +20,7 @@ SHORTEST_LONG_RUN = 64  # tokens; two windows, of which the second can differ fr
 SEEDS = 2**32  # seeds below this suit NumPy as well as torch
 MAX_TRIALS = 10_000
 MAX_NATS = 100.0  # no text is less likely than that, token by token
+MAX_BLOCKS = 100_000  # more than any model has
 MAX_TOKENS = 2**31  # more positions than any tensor here may have
 NATS_RULE = f"must be a number of at most {MAX_NATS:g} and above 0 nat"
 
@@ -51,6 +52,36 @@ def check_batch_tokens(batch_tokens: Any) -> int:
     return check_whole(rule, batch_tokens, _fits_a_tensor)
 
 
+def check_blocks(rule: str, value: Any) -> int | tuple[int, ...]:
+    """Return a block's number, or several in order, each once, else raise InputError.
+
+    value: a number, or several, such as "8-26", "8,12,20" or [8, 12, 20].
+    """
+    if isinstance(value, str):
+        value = _numbers_in(value)
+    if isinstance(value, Iterable):
+        numbers = sorted({check_whole(rule, each, _is_block) for each in value})
+        if not numbers:
+            raise InputError(f"{rule}, got none")
+        return tuple(numbers) if len(numbers) > 1 else numbers[0]
+    return check_whole(rule, value, _is_block)
+
+
+def _numbers_in(typed: str) -> Sequence[Any]:
+    """The numbers in "15", "8-26" or "8,12-14"; else the text itself, for the error."""
+    numbers: list[Any] = []
+    for part in typed.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not (first.isdecimal() and (last.isdecimal() if dash else not last)):
+            return [typed]
+        numbers += range(int(first), int(last or first) + 1) or [typed]
+    return numbers
+
+
+def _is_block(number: int) -> bool:
+    return 0 <= number < MAX_BLOCKS
+
+
 def finite_strength(strength: Any) -> float:
     """Return a strength that can be steered by, or raise InputError."""
     return check_number("the strength must be a finite number", strength, lambda _: True)
@@ -77,6 +108,7 @@ class Setting:
 
     accepts: the words of a Literal, or types, NoneType for None.
     help, metavar: of its option. rule: the error text for what is no number or out of range.
+    read: takes the rule and a value that is not of the type it is kept as.
     """
 
     name: str
@@ -86,6 +118,7 @@ class Setting:
     metavar: str | None = None
     rule: str = ""
     fits: Callable[[Any], bool] = lambda _: True
+    read: Callable[[str, Any], Any] | None = None
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -96,6 +129,8 @@ class Setting:
         """Return a value in its range, a number as Python's own, else raise InputError."""
         if value is None and NoneType in self.accepts:
             return None
+        if self.read is not None:
+            return self.read(self.rule, value)
         if int in self.accepts:
             return check_whole(self.rule, value, self.fits)
         if float in self.accepts:
@@ -174,7 +209,8 @@ class Settings:
     What the fields below do not say:
 
     goal: to "decrease" presence, strengths α < 0 are searched.
-    layer: 0-based; None to search several.
+    layer: 0-based; None to search several blocks, one at a time. "8-26" or (8, 12, 20) steers these
+        together, with one strength.
     negatives: "contrastive" texts, or "random" own samples.
     positions: "last" of each pass; "auto" has the study try both.
     pooling: average a text's tokens ("mean") or take the "last" one.
@@ -198,8 +234,12 @@ class Settings:
     goal: Literal["increase", "decrease"] = _field(
         "increase", "Steer towards the concept or away from it."
     )
-    layer: int | None = _field(
-        None, "Block to steer.", "AUTO|N", rule="layer must be a block's number or None"
+    layer: int | tuple[int, ...] | None = _field(
+        None,
+        "Block to steer, or several with one strength.",
+        "AUTO|N|N-M",
+        rule="layer must be auto, a block's number, or several such as 8-26 or 8,12,20",
+        read=check_blocks,
     )
     negatives: Literal["contrastive", "random"] = _field(
         "contrastive", "What v is measured against."
@@ -274,6 +314,13 @@ class Settings:
         _check(self, settings_of(Settings))
         if not isinstance(self.sampling, Sampling):
             raise InputError(f"sampling must be a Sampling, got {self.sampling!r}")
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The blocks asked for; none if they are to be searched."""
+        if self.layer is None:
+            return ()
+        return self.layer if isinstance(self.layer, tuple) else (self.layer,)
 
     @property
     def position_choices(self) -> tuple[Literal["all", "last"], ...]:

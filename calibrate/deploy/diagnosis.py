@@ -39,28 +39,27 @@ class ReferenceInput:
         """Largest gap to the unsteered log-probabilities."""
         return self._gap_to(0.0, self.config.reference.unsteered_log_probs)
 
-    def gap(
-        self,
-        share: float = 1.0,
-        layer: int | None = None,
-        positions: Positions | None = None,
-    ) -> float:
+    def gap(self, share: float = 1.0, site: Site | None = None) -> float:
         """Largest gap to the steered log-probabilities, at a share of the strength."""
-        return self._gap_to(share, self.config.reference.log_probs, layer, positions)
+        return self._gap_to(share, self.config.reference.log_probs, site)
 
     def explanations(self, tolerance: float) -> Iterator[str]:
         """Variants that would have given what was recorded."""
-        intervention = self.config.intervention
-        for layer in (intervention.layer - 1, intervention.layer + 1):
-            inside = 0 <= layer < self.loaded.num_layers
-            if inside and self.gap(layer=layer) <= tolerance:
-                yield f"it was recorded at block {layer}, and the config says {intervention.layer}"
+        intervention, site = self.config.intervention, self.config.site
+        for offset in (-1, 1):
+            moved = [replace(one, layer=one.layer + offset) for one in site.vectors]
+            inside = all(0 <= one.layer < self.loaded.num_layers for one in moved)
+            elsewhere = replace(site, vectors=tuple(moved))
+            if inside and self.gap(site=elsewhere) <= tolerance:
+                yield f"it was recorded at {elsewhere.where}, and the config says {site.where}"
         for positions in get_args(Positions):
-            if positions != intervention.positions and self.gap(positions=positions) <= tolerance:
+            other = replace(site, positions=positions)
+            if positions != site.positions and self.gap(site=other) <= tolerance:
                 yield (
                     f"it was recorded with {positions!r} positions steered, and the config says "
                     f"{intervention.positions!r}"
                 )
+        yield from self._with_a_block_missing(site, tolerance)
         if self.gap(share=-1.0) <= tolerance:
             yield "it was recorded with the opposite sign: the vector or the strength is negated"
         share = self._best_share()
@@ -69,6 +68,13 @@ class ReferenceInput:
                 f"it was recorded at strength {share * intervention.strength:.4g}, and the config "
                 f"says {intervention.strength:.4g}"
             )
+
+    def _with_a_block_missing(self, site: Site, tolerance: float) -> Iterator[str]:
+        """Whether one of several blocks was not steered."""
+        for missing in site.vectors if len(site.vectors) > 1 else ():
+            rest = tuple(one for one in site.vectors if one is not missing)
+            if self.gap(site=replace(site, vectors=rest)) <= tolerance:
+                yield f"it was recorded without block {missing.layer}, which the config steers too"
 
     def _best_share(self) -> float:
         """The share of the strength that comes nearest to what was recorded."""
@@ -83,17 +89,8 @@ class ReferenceInput:
         )
         return float(best.x)
 
-    def _gap_to(
-        self,
-        share: float,
-        expected: Sequence[float],
-        layer: int | None = None,
-        positions: Positions | None = None,
-    ) -> float:
-        reference, intervention = self.config.reference, self.config.intervention
-        vector = self.config.steering_vector
-        elsewhere = replace(vector, layer=intervention.layer if layer is None else layer)
-        site = Site((elsewhere,), positions or intervention.positions)
-        with site.apply(self.loaded.blocks, share * intervention.strength):
+    def _gap_to(self, share: float, expected: Sequence[float], site: Site | None = None) -> float:
+        reference, site = self.config.reference, site or self.config.site
+        with site.apply(self.loaded.blocks, share * self.config.intervention.strength):
             log_probs = next_log_probs(self.loaded, reference.input_ids)[reference.token_ids]
         return float((log_probs - torch.tensor(expected)).abs().max())

@@ -75,6 +75,11 @@ class Site:
         return self.vectors[0].layer
 
     @property
+    def where(self) -> str:
+        """The steered blocks in words, such as "block 15" or "blocks 8-26"."""
+        return site_name(self.layers, "all")
+
+    @property
     def name(self) -> str:
         """Its name in a study, such as "block 15" or "block 15, last position"."""
         return site_name(self.layers, self.positions)

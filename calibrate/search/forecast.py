@@ -78,7 +78,7 @@ def forecast(
         the model's context.
     """
     speed = _tokens_per_second(loaded, prompts)
-    most = 1 if settings.layer is not None else min(block_ranking.MAX_BLOCKS, loaded.num_layers)
+    most = 1 if settings.blocks else min(block_ranking.MAX_BLOCKS, loaded.num_layers)
     for blocks in range(most, 0, -1):
         tokens = _tokens(loaded, concept, prompts, settings, has_corpus, lesson, blocks)
         total = sum(tokens.values())

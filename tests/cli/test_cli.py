@@ -249,7 +249,7 @@ def test_concepts_lists_the_built_in_ones(capsys):
         (["--concept", "joy", "--ce-budget", "lots"], "'lots' is not a valid float"),
         (
             ["--concept", "joy", "--layer", "middle"],
-            "'--layer': must be auto or a block's number, got 'middle'",
+            "layer must be auto, a block's number, or several such as 8-26 or 8,12,20, got",
         ),
         (
             ["--concept", "joy", "--chat-template-kwargs", "[1]"],
@@ -289,7 +289,7 @@ def test_bad_usage_is_one_line_and_status_2(capsys, workplace, arguments, said):
     ("extra", "said"),
     [
         (["--layer", "3"], "layer must be in 0..2 for"),
-        (["--layer", "-1"], "layer must be in 0..2 for"),
+        (["--layer", "1-3"], "layer must be in 0..2 for"),
         (["--blocks", "transformer.x"], "--blocks must name a module list, got 'transformer.x'"),
         (["--out", EVERYDAY], "--out must be a directory"),
         (["--out", "."], "holds 'bright.jsonl'; choose another --out"),

@@ -111,7 +111,7 @@ REFUSED = [
     ),
     Refused(
         "a block by name",
-        "layer must be a block's number or None, got 'middle'",
+        "layer must be auto, a block's number, or several such as 8-26 or 8,12,20, got 'middle'",
         settings("layer", "middle"),
     ),
     Refused(
@@ -190,10 +190,31 @@ def test_a_whole_number_asks_for_what_the_same_decimal_one_does():
     assert repr(Sampling(1, 1, 8)) == repr(Sampling(1.0, 1.0, 8))
 
 
-@pytest.mark.parametrize("wrong", [True, 1.0])
-def test_a_block_is_named_by_a_whole_number(wrong):
-    with pytest.raises(InputError, match="layer must be a block's number or None, got"):
+@pytest.mark.parametrize(
+    "wrong", [True, 1.0, -1, "", "8-", "-8", "8-4", "8,,9", "8,x", "middle", [], [3, 1.0], [-1, 2]]
+)
+def test_blocks_are_named_by_whole_numbers(wrong):
+    with pytest.raises(InputError, match="layer must be auto, a block's number, or several"):
         Settings(layer=wrong)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (4, 4),
+        ("4", 4),
+        ([4], 4),
+        ("4-4", 4),
+        ("4-7", (4, 5, 6, 7)),
+        ("9, 4-5", (4, 5, 9)),
+        ([7, 4, 7], (4, 7)),
+        (range(4, 7), (4, 5, 6)),
+    ],
+)
+def test_several_blocks_are_kept_in_order_each_once(given, kept):
+    settings = Settings(layer=given)
+    assert settings.layer == kept
+    assert settings.blocks == (kept if isinstance(kept, tuple) else (kept,))
 
 
 def test_the_largest_seed_is_as_good_as_any(tiny_options):

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from contextlib import ExitStack, contextmanager
 
 import gguf
 import numpy as np
@@ -26,6 +27,7 @@ from transformers import (
 )
 
 from calibrate.artefact.config import vector_file
+from calibrate.artefact.sections import SteeredBlockSection
 from calibrate.common.errors import ArtefactError, ExportRefused, InputError, VerificationFailed
 from calibrate.common.record import Reference
 from calibrate.deploy.export import FORMATS, export
@@ -33,6 +35,8 @@ from calibrate.deploy.export.control_vector import read_directions
 from calibrate.engine.loading import load_model
 
 LAYER, STRENGTH = 1, 0.7
+SEVERAL = (LAYER, LAYER + 1)
+SITES = pytest.mark.parametrize("layers", [(LAYER,), SEVERAL], ids=["one block", "several"])
 IDS = torch.tensor([[7, 12, 20, 9]])
 GREEDY = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 MORE = {
@@ -85,25 +89,34 @@ def log_probs(model, ids):
         return torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0, -1].float(), -1)
 
 
-def config_for(base, loaded, layer=LAYER, strength=STRENGTH, positions="all", recorded=None):
-    """A config of a random vector, its reference made by a hook anyone would write.
+def config_for(base, loaded, layers=(LAYER,), strength=STRENGTH, positions="all", recorded=None):
+    """A config of random vectors, its reference made by hooks anyone would write.
 
-    recorded: what the reference was made with, where that is something else: (layer, shift,
-    last position only).
+    recorded: what the reference was made with, where that is something else: (the block of each
+    vector, strength, last position only).
     """
-    values = np.random.default_rng(3).normal(0, 0.5, loaded.hidden_size).astype(np.float32)
-    at, shift, last = recorded or (layer, strength, positions == "last")
+    rng = np.random.default_rng(3)
+    vectors = {layer: rng.normal(0, 0.5, loaded.hidden_size).astype(np.float32) for layer in layers}
+    places, by, last = recorded or (layers, strength, positions == "last")
     ids = [7, 12, 20, 9, 30]
-    with tiny.hand_written_hook(loaded.blocks[at], shift * torch.from_numpy(values), last):
+    recorded_at = zip(places, vectors.values(), strict=False)  # places may be fewer
+    shifts = {layer: by * torch.from_numpy(values) for layer, values in recorded_at}
+    with hooked(loaded, shifts, last):
         steered = log_probs(loaded.model, ids)
     unsteered = log_probs(loaded.model, ids)
     assert (steered - unsteered).abs().max() > 0.05
     top = steered.topk(10).indices
-    file = vector_file(values)
-    vector = base.vector.model_copy(update={"sha256": hashlib.sha256(file).hexdigest()})
-    done = base.intervention.model_copy(
-        update={"layer": layer, "strength": strength, "positions": positions}
+    file, keys = vector_file(vectors)
+    vector = base.vector.model_copy(
+        update={"sha256": hashlib.sha256(file).hexdigest(), "key": keys[layers[0]]}
     )
+    done = base.intervention.model_copy(
+        update={"layer": layers[0], "strength": strength, "positions": positions}
+    )
+    several = [
+        SteeredBlockSection(layer=layer, key=keys[layer], norm=1.0, residual_norm=1.0)
+        for layer in layers
+    ]
     reference = Reference(
         input_ids=ids,
         token_ids=top.tolist(),
@@ -111,19 +124,35 @@ def config_for(base, loaded, layer=LAYER, strength=STRENGTH, positions="all", re
         unsteered_log_probs=unsteered[top].tolist(),
     )
     changes = {"vector": vector, "intervention": done, "reference": reference}
+    changes["interventions"] = several if len(layers) > 1 else None
     config = base.model_copy(update={**changes, "model": loaded.identity})
     return config.with_vector(file)
 
 
+@contextmanager
+def hooked(loaded, shifts, last=False):
+    """Hooks anyone would write, each adding its shift after a block."""
+    with ExitStack() as stack:
+        for layer, shift in shifts.items():
+            stack.enter_context(tiny.hand_written_hook(loaded.blocks[layer], shift, last))
+        yield
+
+
 @pytest.fixture
-def config(finished, loaded):
-    return config_for(finished.result.config, loaded)
+def layers():
+    return (LAYER,)
+
+
+@pytest.fixture
+def config(finished, loaded, layers):
+    return config_for(finished.result.config, loaded, layers)
 
 
 def target(tmp_path, name):
     return tmp_path / {"gguf": "v.gguf", "lm-eval": "v.pt", "svec": "v.svec"}.get(name, name)
 
 
+@SITES
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"], indirect=True)
 def test_every_format_reproduces_the_reference_and_leaves_the_model_alone(
@@ -143,6 +172,7 @@ def test_every_format_reproduces_the_reference_and_leaves_the_model_alone(
     assert not any(module._forward_hooks for module in loaded.model.modules())
 
 
+@SITES
 @pytest.mark.parametrize("architecture", FOLDS, indirect=True)
 def test_a_folded_checkpoint_is_exact_in_stock_transformers(loaded, config, tmp_path):
     export(config, "folded", tmp_path / "folded", loaded)
@@ -164,6 +194,7 @@ def test_what_is_llama_but_for_its_flags_is_relabelled(loaded, config, tmp_path)
     assert facts["mlp_bias"] is True
 
 
+@SITES
 @pytest.mark.parametrize("architecture", [*FOLDS, *NO_SLOT], indirect=True)
 def test_peft_puts_the_adapter_on(loaded, config, tmp_path):
     assert export(config, "peft", tmp_path / "adapter", loaded).gap < 1e-4
@@ -214,30 +245,44 @@ def test_the_last_position_is_expressed_or_refused(name, finished, loaded, tmp_p
             export(config, name, target(tmp_path, name), loaded)
 
 
+@pytest.mark.parametrize("layers", [(0,), (0, 2)])
 @pytest.mark.parametrize("architecture", ["llama"], indirect=True)
-def test_block_0_has_no_direction_in_a_control_vector(finished, loaded, tmp_path):
-    config = config_for(finished.result.config, loaded, layer=0)
+def test_block_0_has_no_direction_in_a_control_vector(finished, layers, loaded, tmp_path):
+    config = config_for(finished.result.config, loaded, layers)
     with pytest.raises(ExportRefused, match="counts blocks from 1, so block 0 has no direction"):
         export(config, "gguf", tmp_path / "v.gguf", loaded)
     assert export(config, "easysteer", tmp_path / "e", loaded).gap < 1e-4
 
 
 WRONG = {
-    "off by one": (LAYER + 1, STRENGTH, False),
-    "opposite sign": (LAYER, -STRENGTH, False),
-    "other scale": (LAYER, 1.1 * STRENGTH, False),
-    "last position only": (LAYER, STRENGTH, True),
+    "off by one": ((LAYER + 1,), STRENGTH, False),
+    "opposite sign": ((LAYER,), -STRENGTH, False),
+    "other scale": ((LAYER,), 1.1 * STRENGTH, False),
+    "last position only": ((LAYER,), STRENGTH, True),
+}
+WRONG_SEVERAL = {
+    "off by one": ((LAYER - 1, LAYER), STRENGTH, False),
+    "opposite sign": (SEVERAL, -STRENGTH, False),
+    "one block missing": ((LAYER,), STRENGTH, False),
+    "blocks swapped": (SEVERAL[::-1], STRENGTH, False),
 }
 
 
 @pytest.mark.parametrize("architecture", ["llama"], indirect=True)
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize(
+    ("layers", "wrong"),
+    [
+        *(((LAYER,), wrong) for wrong in WRONG.values()),
+        *((SEVERAL, wrong) for wrong in WRONG_SEVERAL.values()),
+    ],
+    ids=[*WRONG, *(f"several, {wrong}" for wrong in WRONG_SEVERAL)],
+)
 def test_every_way_of_going_wrong_is_caught_and_nothing_is_kept(
-    wrong, name, finished, loaded, tmp_path
+    layers, wrong, name, finished, loaded, tmp_path
 ):
     """The consumer does one thing, and the reference was recorded with another."""
-    config = config_for(finished.result.config, loaded, recorded=WRONG[wrong])
+    config = config_for(finished.result.config, loaded, layers, recorded=wrong)
     with pytest.raises(VerificationFailed, match="must reproduce the reference"):
         export(config, name, target(tmp_path, name), loaded)
     assert list(tmp_path.iterdir()) == []
@@ -245,8 +290,9 @@ def test_every_way_of_going_wrong_is_caught_and_nothing_is_kept(
     export(config, name, target(tmp_path, name), loaded, check=False)
 
 
+@SITES
 @pytest.mark.parametrize("architecture", ["llama"], indirect=True)
-def test_a_control_vector_is_what_llama_cpp_wants(loaded, config, tmp_path):
+def test_a_control_vector_is_what_llama_cpp_wants(layers, loaded, config, tmp_path):
     export(config, "gguf", tmp_path / "v.gguf", loaded)
     reader = gguf.GGUFReader(tmp_path / "v.gguf")
     text = {
@@ -257,10 +303,11 @@ def test_a_control_vector_is_what_llama_cpp_wants(loaded, config, tmp_path):
     assert text["general.architecture"] == "controlvector"
     assert text["controlvector.model_hint"] == "llama"
     assert text["glp.positions"] == "all"
-    (tensor,) = reader.tensors
-    assert (tensor.name, tensor.tensor_type.name) == (f"direction.{LAYER}", "F32")
-    expected = STRENGTH * config.steering_vector.values.numpy()
-    assert np.array(tensor.data) == pytest.approx(expected, abs=1e-6)
+    assert [tensor.name for tensor in reader.tensors] == [f"direction.{n}" for n in layers]
+    for tensor, vector in zip(reader.tensors, config.site.vectors, strict=True):
+        assert tensor.tensor_type.name == "F32"
+        expected = STRENGTH * vector.values.numpy()
+        assert np.array(tensor.data) == pytest.approx(expected, abs=1e-6)
 
 
 def test_what_is_no_control_vector_is_named(tmp_path):
@@ -279,6 +326,7 @@ def test_the_harness_can_load_its_file_without_unpickling(loaded, config, tmp_pa
         export(config, "lm-eval", tmp_path / "v.bin", loaded)
 
 
+@SITES
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"], indirect=True)
 def test_the_harness_itself_reproduces_the_reference(loaded, config, tmp_path):
     harness = pytest.importorskip(
@@ -315,8 +363,7 @@ def snippet(loaded, config, tmp_path):
     loaded.model.save_pretrained(tmp_path / "model")
     loaded.tokenizer.save_pretrained(tmp_path / "model")
     export(config, "snippet", tmp_path / "code", loaded)
-    shift = STRENGTH * config.steering_vector.values
-    with tiny.hand_written_hook(loaded.blocks[LAYER], shift):
+    with hooked(loaded, {one.layer: STRENGTH * one.values for one in config.site.vectors}):
         expected = loaded.model.generate(input_ids=IDS, **GREEDY)
     assert expected.tolist() != loaded.model.generate(input_ids=IDS, **GREEDY).tolist()
     path = tmp_path / "code" / "steer.py"
@@ -326,6 +373,7 @@ def snippet(loaded, config, tmp_path):
     return module, tmp_path / "model", expected
 
 
+@SITES
 @pytest.mark.parametrize("architecture", ["llama"], indirect=True)
 def test_the_snippet_steers_nnsight(snippet):
     nnsight = pytest.importorskip("nnsight", reason="needs nnsight: pip install -e .[consumers]")
@@ -334,6 +382,7 @@ def test_the_snippet_steers_nnsight(snippet):
     assert module.steered_by_nnsight(model, IDS, **GREEDY).tolist() == expected.tolist()
 
 
+@SITES
 @pytest.mark.parametrize("architecture", ["llama"], indirect=True)
 def test_the_snippet_steers_transformer_lens(snippet):
     lens = pytest.importorskip(
@@ -362,9 +411,11 @@ def test_an_adapted_model_and_an_unknown_format_are_refused(loaded, config, tmp_
         export(config, "pfet", tmp_path / "out", loaded)
 
 
+@SITES
 @pytest.mark.parametrize("architecture", ["llama"], indirect=True)
-def test_the_adapter_holds_the_bias_and_nothing_else(loaded, config, tmp_path):
+def test_the_adapter_holds_the_biases_and_nothing_else(layers, loaded, config, tmp_path):
     export(config, "peft", tmp_path / "out", loaded)
     tensors = load_file(tmp_path / "out" / "adapter_model.safetensors")
-    nonzero = [name for name, tensor in tensors.items() if tensor.any()]
-    assert nonzero == [f"base_model.model.model.layers.{LAYER}.mlp.down_proj.lora_B.bias"]
+    nonzero = {name for name, tensor in tensors.items() if tensor.any()}
+    block = "base_model.model.model.layers.{}.mlp.down_proj.lora_B.bias"
+    assert nonzero == {block.format(layer) for layer in layers}

@@ -592,7 +592,7 @@ def test_a_failed_export_leaves_disk_and_model_as_they_were(
 def test_an_export_that_does_not_reproduce_leaves_the_good_one(name, finished, loaded, tmp_path):
     good = config_for(finished.result.config, loaded)
     export(good, name, target(tmp_path, name), loaded)
-    wrong = config_for(finished.result.config, loaded, recorded=(1, -0.7, False))
+    wrong = config_for(finished.result.config, loaded, recorded=((1,), -0.7, False))
     before, disk = state(loaded.model), contents(tmp_path)
     with pytest.raises(VerificationFailed, match="nothing was kept"):
         export(wrong, name, target(tmp_path, name), loaded)

@@ -81,7 +81,7 @@ def test_a_block_off_by_one_is_recognised(copy, loaded):
         facts["intervention"]["layer"] = other
 
     (found,) = failures(tampered(copy, shift), loaded)
-    assert f"recorded at block {layer}, and the config says {other}" in found
+    assert f"recorded at block {layer}, and the config says block {other}" in found
 
 
 def test_other_positions_are_recognised(copy, loaded):

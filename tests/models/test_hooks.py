@@ -145,7 +145,7 @@ def test_borrowed_methods_come_back_after_an_error(loaded, sequences):
         raise RuntimeError("in the middle")
 
     with pytest.raises(RuntimeError, match="in the middle"):
-        _run_from(loaded, run.batches[0], 1, explode, "all")
+        _run_from(loaded, run.batches[0], {1: explode}, "all")
     assert all("forward" not in block.__dict__ for block in loaded.blocks)
     assert not any(module._forward_hooks for module in loaded.model.modules())
     assert not any(module._forward_pre_hooks for module in loaded.model.modules())

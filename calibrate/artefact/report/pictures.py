@@ -50,7 +50,7 @@ def _rendered(figure: Figure) -> bytes:
 def _draw_cost(axes: Axes, config: SteeringConfig, evidence: Evidence) -> None:
     """ΔCE against strength at the shipped block: law, pilot, trials, and held-out bounds."""
     intervention, limit = config.intervention, config.budget.limit
-    site = site_name([intervention.layer], intervention.positions)
+    site = site_name(config.layers, intervention.positions)
     pilot = next(pilot for pilot in evidence.pilots if pilot.site == site)
     trials = [trial for trial in evidence.trials if trial.site == site]
     reach = 1.3 * max(abs(rung.strength) for rung in evidence.tested)
@@ -111,7 +111,7 @@ def _draw_presence(axes: Axes, config: SteeringConfig, evidence: Evidence) -> No
     axes.set(
         xlabel="ΔCE (nats per token)",
         ylabel=f"presence of {config.concept.name}",
-        title=f"What it brings at block {config.intervention.layer}",
+        title=f"What it brings at {config.where}",
         xlim=(min(0, rise.low), None),
         ylim=(0, 1),
     )

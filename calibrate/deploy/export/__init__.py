@@ -12,7 +12,7 @@ To add a format:
 3. `write` puts the files at `path`; `baked` gives α·v. For a single file, sign its contents
    (`common.marks.signature`) and let `wrote` recognise that; directories are marked by `target`.
 4. `serve` says how to use the export. `loaded_back` reads what was written as the consumer does;
-   `with_vector` and `unsteered` give the log-probabilities. Import the consumer's library inside.
+   `with_shifts` and `unsteered` give the log-probabilities. Import the consumer's library inside.
 5. Add the module and class to FORMATS, and the name to EXPORT_FORMATS in cli/export.py; run
    scripts/write_cli_docs.py. The tests over FORMATS then cover it.
 6. In tests/deploy, name a single-file format in SINGLE of test_never_destroys.py and in `target` of

@@ -1,4 +1,4 @@
-"""PEFT: an adapter whose only non-zero part is a bias, α·v, at the steered block.
+"""PEFT: an adapter whose only non-zero parts are biases, α·v, at the steered blocks.
 
 LoRA of rank 1 with `lora_bias`, its two matrices zero, on a projection whose output reaches the
 residual stream unchanged (`residual_writers` finds one by trying). Where a norm or a
@@ -35,24 +35,22 @@ class Adapter(EveryPosition):
 
     def check_model(self, config: SteeringConfig, loaded: LoadedModel) -> None:
         """Refuse a block without such a projection."""
-        residual_writer(loaded, config.intervention.layer, self.name)
+        for layer in config.layers:
+            residual_writer(loaded, layer, self.name)
 
     def write(
         self, config: SteeringConfig, loaded: LoadedModel | None, path: Path, target: Path
     ) -> None:
         """Write adapter_config.json, adapter_model.safetensors and the config."""
         assert loaded is not None
-        name, factor = residual_writer(loaded, config.intervention.layer, self.name)
-        module: Any = loaded.model.get_submodule(name)
+        biases, tensors = writer_biases(config, loaded, self.name), {}
+        for name, bias in biases.items():
+            module, key = loaded.model.get_submodule(name), f"base_model.model.{name}"
+            tensors[f"{key}.lora_A.weight"] = torch.zeros(1, _width_in(module))
+            tensors[f"{key}.lora_B.weight"] = torch.zeros(len(bias), 1)
+            tensors[f"{key}.lora_B.bias"] = bias.contiguous()
         transposed = isinstance(module, Conv1D)
-        bias = torch.from_numpy(baked(config)) / factor
-        key = f"base_model.model.{name}"
-        tensors = {
-            f"{key}.lora_A.weight": torch.zeros(1, module.nx if transposed else module.in_features),
-            f"{key}.lora_B.weight": torch.zeros(len(bias), 1),
-            f"{key}.lora_B.bias": bias.contiguous(),
-        }
-        _lora_config(place_of(loaded), name, transposed).save_pretrained(path)
+        _lora_config(place_of(loaded), list(biases), transposed).save_pretrained(path)
         save_file(tensors, path / "adapter_model.safetensors")
         for file, content in config.files().items():
             (path / file).write_bytes(content)
@@ -92,6 +90,20 @@ def adapted(loaded: LoadedModel, path: Path) -> Iterator[None]:
         yield
 
 
+def writer_biases(
+    config: SteeringConfig, loaded: LoadedModel, format_name: str
+) -> dict[str, torch.Tensor]:
+    """What is added to the output of each steered block's `residual_writer`, by its path.
+
+    Raises: ExportRefused as `residual_writer` does.
+    """
+    biases = {}
+    for layer, shift in baked(config).items():
+        path, factor = residual_writer(loaded, layer, format_name)
+        biases[path] = torch.from_numpy(shift) / factor
+    return biases
+
+
 def residual_writer(loaded: LoadedModel, layer: int, format_name: str) -> tuple[str, float]:
     """The path of a block's last projection into the residual stream, and its factor.
 
@@ -122,13 +134,18 @@ def _why_none(loaded: LoadedModel, layer: int) -> str:
     return "a norm stands between its projections and the residual stream"
 
 
-def _lora_config(model: str | None, path: str, transposed: bool) -> Any:
+def _width_in(module: Any) -> int:
+    width: int = module.nx if isinstance(module, Conv1D) else module.in_features
+    return width
+
+
+def _lora_config(model: str | None, paths: list[str], transposed: bool) -> Any:
     return _peft().LoraConfig(
         task_type="CAUSAL_LM",
         base_model_name_or_path=model,
         r=1,
         lora_alpha=1,
-        target_modules=[path],
+        target_modules=paths,
         lora_bias=True,
         fan_in_fan_out=transposed,
         inference_mode=True,

@@ -18,7 +18,7 @@ import numpy as np
 from calibrate.artefact.config import SteeringConfig
 from calibrate.common.errors import ArtefactError, ExportRefused
 from calibrate.common.marks import signature
-from calibrate.deploy.export.exporter import EveryPosition, NextLogProbs, baked, with_vector
+from calibrate.deploy.export.exporter import EveryPosition, NextLogProbs, baked, with_shifts
 from calibrate.models.model import LoadedModel
 
 ARCHITECTURE = "controlvector"
@@ -26,25 +26,25 @@ SIGNATURE = "glp.written_by"
 
 
 class ControlVector(EveryPosition):
-    """Writes one direction, F32."""
+    """Writes a direction for each steered block, F32."""
 
     name = "gguf"
 
     def check_config(self, config: SteeringConfig) -> None:
         """Refuse block 0 and the last position."""
         super().check_config(config)
-        if config.intervention.layer == 0:
+        if 0 in config.layers:
             raise ExportRefused(
                 "a llama.cpp control vector counts blocks from 1, so block 0 has no direction in "
                 "it; calibrate another --layer, or export peft or folded"
             )
 
     def wrote(self, path: Path) -> bool:
-        """Whether the key that signs the direction is there, and right."""
+        """Whether the key that signs the directions is there, and right."""
         try:
             reader = gguf.GGUFReader(path)
-            (tensor,) = reader.tensors
-            return bool(reader.fields[SIGNATURE].contents() == signature(tensor.data.tobytes()))
+            content = b"".join(tensor.data.tobytes() for tensor in reader.tensors)
+            return bool(reader.fields[SIGNATURE].contents() == signature(content))
         except (OSError, ValueError, KeyError, IndexError):
             return False
 
@@ -69,18 +69,17 @@ class ControlVector(EveryPosition):
     def loaded_back(
         self, config: SteeringConfig, loaded: LoadedModel, path: Path
     ) -> Iterator[NextLogProbs]:
-        """Apply the file's direction by llama.cpp's rule."""
-        ((layer, values),) = read_directions(path).items()
-        yield with_vector(loaded, values, layer)
+        """Apply the file's directions by llama.cpp's rule."""
+        yield with_shifts(loaded, read_directions(path))
 
 
 def write_directions(path: Path, config: SteeringConfig) -> None:
-    """Write α·v as the direction of its block, with what describes it."""
-    intervention = config.intervention
+    """Write α·v as the direction of each block, with what describes it."""
+    intervention, directions = config.intervention, baked(config)
     writer = gguf.GGUFWriter(path, ARCHITECTURE)
     hint = config.model.architecture.removesuffix("ForCausalLM").lower()
     writer.add_string(f"{ARCHITECTURE}.model_hint", hint)
-    writer.add_uint32(f"{ARCHITECTURE}.layer_count", 1)
+    writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(directions))
     for key, fact in {
         "operation": intervention.operation,
         "site": intervention.site,
@@ -91,10 +90,11 @@ def write_directions(path: Path, config: SteeringConfig) -> None:
     }.items():
         writer.add_string(f"glp.{key}", fact)
     writer.add_float32("glp.baked_strength", intervention.strength)
-    writer.add_uint32("glp.layer", intervention.layer)
-    direction = baked(config)
-    writer.add_string(SIGNATURE, signature(direction.tobytes()))
-    writer.add_tensor(f"direction.{intervention.layer}", direction)
+    writer.add_array("glp.layers", list(directions))
+    content = b"".join(direction.tobytes() for direction in directions.values())
+    writer.add_string(SIGNATURE, signature(content))
+    for layer, direction in directions.items():
+        writer.add_tensor(f"direction.{layer}", direction)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

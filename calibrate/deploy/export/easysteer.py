@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from calibrate.artefact.config import SteeringConfig
 from calibrate.deploy.export.control_vector import read_directions, write_directions
-from calibrate.deploy.export.exporter import EveryPosition, NextLogProbs, with_vector
+from calibrate.deploy.export.exporter import EveryPosition, NextLogProbs, with_shifts
 from calibrate.models.model import LoadedModel
 
 VECTOR_NAME, SPEC_NAME = "vector.gguf", "steering.json"
@@ -27,7 +27,7 @@ class EasySteer(EveryPosition):
     ) -> None:
         """Write the vector and the spec, which names the vector by its full path."""
         write_directions(path / VECTOR_NAME, config)
-        spec = steering_spec(str(target.resolve() / VECTOR_NAME), config.intervention.layer)
+        spec = steering_spec(str(target.resolve() / VECTOR_NAME), config.layers)
         (path / SPEC_NAME).write_text(f"{json.dumps(spec, indent=2)}\n", encoding="utf-8")
 
     def serve(
@@ -40,22 +40,23 @@ class EasySteer(EveryPosition):
     def loaded_back(
         self, config: SteeringConfig, loaded: LoadedModel, path: Path
     ) -> Iterator[NextLogProbs]:
-        """Follow the spec: the file it names, at the block it names, at its scale."""
+        """Follow the spec: the file it names, at the blocks it names, at its scale."""
         (entry,) = json.loads((path / SPEC_NAME).read_text(encoding="utf-8"))["vectors"]
-        (layer,) = entry["layers"]
-        values = read_directions(path / Path(entry["source"]).name)[layer]
-        yield with_vector(loaded, entry["scale"] * values, layer)
+        directions = read_directions(path / Path(entry["source"]).name)
+        yield with_shifts(
+            loaded, {layer: entry["scale"] * directions[layer] for layer in entry["layers"]}
+        )
 
 
-def steering_spec(source: str, layer: int) -> dict[str, object]:
-    """The spec of one vector whose strength is baked in, added as it is at every position."""
+def steering_spec(source: str, layers: Sequence[int]) -> dict[str, object]:
+    """The spec of vectors whose strength is baked in, added as they are at every position."""
     return {
         "vectors": [
             {
                 "source": source,
                 "algorithm": "direct",
                 "scale": 1.0,
-                "layers": [layer],
+                "layers": list(layers),
                 "normalize": False,
                 "apply": {"prompt": "all", "generation": "all"},
             }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 
 from calibrate.artefact.config import SteeringConfig
 from calibrate.common.errors import ExportRefused
-from calibrate.engine.site import SteeringVector
+from calibrate.engine.site import Site, SteeringVector
 from calibrate.models.model import LoadedModel
 from calibrate.search.reference import next_log_probs
 
@@ -117,18 +117,25 @@ class EveryPosition(AnyModel):
             )
 
 
-def baked(config: SteeringConfig) -> np.ndarray:
-    """α·v, float32 array of shape (hidden_size,)."""
-    values: np.ndarray = config.steering_vector.values.numpy() * config.intervention.strength
-    return values.astype(np.float32)
+def baked(config: SteeringConfig) -> dict[int, np.ndarray]:
+    """α·v by block, float32 arrays of shape (hidden_size,)."""
+    strength = config.intervention.strength
+    return {
+        vector.layer: (vector.values.numpy() * strength).astype(np.float32)
+        for vector in config.site.vectors
+    }
 
 
-def with_vector(loaded: LoadedModel, values: np.ndarray, layer: int) -> NextLogProbs:
-    """The next token's log-probabilities with a vector added after a block, at all positions."""
-    vector = SteeringVector(torch.from_numpy(values), layer, residual_norm=1.0)
+def with_shifts(loaded: LoadedModel, shifts: Mapping[int, np.ndarray]) -> NextLogProbs:
+    """The next token's log-probabilities with shifts added after blocks, at all positions."""
+    vectors = (
+        SteeringVector(torch.from_numpy(values), layer, residual_norm=1.0)
+        for layer, values in sorted(shifts.items())
+    )
+    site = Site(tuple(vectors))
 
     def steered(ids: Sequence[int]) -> torch.Tensor:
-        with vector.apply(loaded.blocks, 1.0):
+        with site.apply(loaded.blocks, 1.0):
             return next_log_probs(loaded, ids)
 
     return steered

@@ -1,4 +1,4 @@
-"""A folded checkpoint: α·v in the bias of the steered block's last projection.
+"""A folded checkpoint: α·v in the bias of each steered block's last projection.
 
 Any engine that serves the architecture with that bias serves it, with nothing to install. Some
 architectures have the bias (GPT-2 and its kin), some take it by a flag of their config (Llama), and
@@ -10,7 +10,7 @@ against the reference log-probabilities.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from calibrate.artefact.config import SteeringConfig
 from calibrate.common.errors import ExportRefused
-from calibrate.deploy.export.adapter import residual_writer
+from calibrate.deploy.export.adapter import writer_biases
 from calibrate.deploy.export.adapters import is_quantised, merged
-from calibrate.deploy.export.exporter import EveryPosition, NextLogProbs, baked, unsteered
+from calibrate.deploy.export.exporter import EveryPosition, NextLogProbs, unsteered
 from calibrate.deploy.export.place import place_of
 from calibrate.engine.loading import load_model
 from calibrate.models.architecture import BIAS_FLAGS, LIKE_LLAMA
@@ -35,8 +35,8 @@ CARD = """---
 
 # {model}, steered {verb} {concept}
 
-This checkpoint is {model} with one bias changed: {strength:+.6g}·v, a steering vector calibrated
-by steering-calibrate, is added to the output of block {layer} at every position. On held-out text
+This checkpoint is {model} with {biases} changed: {strength:+.6g}·v, a steering vector calibrated
+by steering-calibrate, is added to the output of {where} at every position. On held-out text
 it raises cross-entropy by {delta_ce:.4f} nat per token (bound {upper:.4f}, budget {limit:g}) and
 moves presence of {concept} from {baseline:.3f} to {presence:.3f}. `steering.json` has everything
 else. The licence is that of {model}.
@@ -64,21 +64,20 @@ class Folded(EveryPosition):
 
     def check_model(self, config: SteeringConfig, loaded: LoadedModel) -> None:
         """Refuse a block without a projection that writes, or an architecture without its bias."""
-        path, _ = residual_writer(loaded, config.intervention.layer, self.name)
-        biased_config(loaded.model, path)
+        biased_config(loaded.model, writer_biases(config, loaded, self.name))
 
     def write(
         self, config: SteeringConfig, loaded: LoadedModel | None, path: Path, target: Path
     ) -> None:
         """Write the weights, the tokenizer, the config and the card."""
         assert loaded is not None
-        module, factor = residual_writer(loaded, config.intervention.layer, self.name)
-        folded = _with_bias(loaded.model, module, torch.from_numpy(baked(config)) / factor)
+        biases = writer_biases(config, loaded, self.name)
+        folded = _with_biases(loaded.model, biases)
         folded.config.steering = {
             "tool": "steering-calibrate",
-            "module": module,
+            "modules": list(biases),
             "strength": config.intervention.strength,
-            "layer": config.intervention.layer,
+            "layers": list(config.layers),
             "concept": config.concept.name,
             "base_model": place_of(loaded) or config.model.id,
         }
@@ -104,20 +103,24 @@ class Folded(EveryPosition):
         yield unsteered(load_model(str(path), device=str(loaded.device), dtype=dtype))
 
 
-def biased_config(model: Any, path: str) -> Any:
-    """A config of the stock architecture under which the projection at `path` has a bias.
+def biased_config(model: Any, paths: Collection[str]) -> Any:
+    """A config of the stock architecture under which the projections at `paths` have a bias.
 
     Raises: ExportRefused if there is none.
     """
-    if model.get_submodule(path).bias is not None:
+    if _have_biases(model, paths):
         return copy.deepcopy(model.config)
     for candidate in _candidates(model.config):
-        if _on_meta(candidate).get_submodule(path).bias is not None:
+        if _have_biases(_on_meta(candidate), paths):
             return candidate
     raise ExportRefused(
-        f"the {Folded.name} format needs a bias at {path}, but the stock "
+        f"the {Folded.name} format needs a bias at {', '.join(paths)}, but the stock "
         f"{model.config.model_type} architecture has none; export peft, gguf or a snippet"
     )
+
+
+def _have_biases(model: Any, paths: Collection[str]) -> bool:
+    return all(model.get_submodule(path).bias is not None for path in paths)
 
 
 def _candidates(config: Any) -> Iterator[Any]:
@@ -150,15 +153,16 @@ def _on_meta(config: Any) -> Any:
         return AutoModelForCausalLM.from_config(config)
 
 
-def _with_bias(model: Any, path: str, bias: torch.Tensor) -> Any:
-    """A copy of the model whose projection at `path` has the bias added; new biases are zero."""
-    fresh = AutoModelForCausalLM.from_config(biased_config(model, path), dtype=model.dtype)
+def _with_biases(model: Any, biases: Mapping[str, torch.Tensor]) -> Any:
+    """A copy of the model whose projections have biases added, by path; other new ones are zero."""
+    fresh = AutoModelForCausalLM.from_config(biased_config(model, biases), dtype=model.dtype)
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     for name, tensor in fresh.state_dict().items():
         if name not in weights and name.endswith(".bias"):
             weights[name] = torch.zeros_like(tensor)
-    name = f"{path}.bias"
-    weights[name] = weights[name] + bias.to(weights[name])
+    for path, bias in biases.items():
+        name = f"{path}.bias"
+        weights[name] = weights[name] + bias.to(weights[name])
     fresh.load_state_dict(weights)
     fresh.generation_config = copy.deepcopy(model.generation_config)
     return fresh.eval()
@@ -172,7 +176,8 @@ def _card(config: SteeringConfig, place: str | None) -> str:
         verb=config.concept.direction,
         concept=config.concept.name,
         strength=config.intervention.strength,
-        layer=config.intervention.layer,
+        biases="one bias" if len(config.layers) == 1 else f"{len(config.layers)} biases",
+        where=config.where,
         delta_ce=measured.delta_ce.value,
         upper=measured.delta_ce.upper,
         limit=config.budget.limit,

@@ -17,14 +17,14 @@ import torch
 
 from calibrate.artefact.config import SteeringConfig
 from calibrate.common.marks import signature
-from calibrate.deploy.export.exporter import EveryPosition, NextLogProbs, with_vector
+from calibrate.deploy.export.exporter import EveryPosition, NextLogProbs, with_shifts
 from calibrate.deploy.export.place import place_of, to_be_named
 from calibrate.models.architecture import base_of
 from calibrate.models.model import LoadedModel
 
 
 class LmEval(EveryPosition):
-    """Writes one file with the vector and its strength."""
+    """Writes one file with each block's vector, and the strength."""
 
     name = "lm-eval"
     needs_model = True
@@ -45,14 +45,17 @@ class LmEval(EveryPosition):
         """Write the file, an archive of torch's, and sign it in the archive's comment."""
         assert loaded is not None
         steering = {
-            "steering_vector": config.steering_vector.values.clone(),
-            "steering_coefficient": config.intervention.strength,
-            "action": "add",
-            "bias": None,
-            "head_index": None,
+            hookpoint(loaded, vector.layer): {
+                "steering_vector": vector.values.clone(),
+                "steering_coefficient": config.intervention.strength,
+                "action": "add",
+                "bias": None,
+                "head_index": None,
+            }
+            for vector in config.site.vectors
         }
         content = io.BytesIO()
-        torch.save({hookpoint(loaded, config.intervention.layer): steering}, content)
+        torch.save(steering, content)
         with zipfile.ZipFile(content, "a") as archive:
             archive.comment = _signature(archive).encode()
         path.write_bytes(content.getvalue())
@@ -70,12 +73,12 @@ class LmEval(EveryPosition):
     def loaded_back(
         self, config: SteeringConfig, loaded: LoadedModel, path: Path
     ) -> Iterator[NextLogProbs]:
-        """Find the named module as the harness does, and add what the file says."""
-        ((name, steering),) = torch.load(path, weights_only=True).items()
-        module = dict(_base(loaded).named_modules())[name]
-        layer = next(i for i, block in enumerate(loaded.blocks) if block is module)
-        values = (steering["steering_vector"] * steering["steering_coefficient"]).numpy()
-        yield with_vector(loaded, values, layer)
+        """Find the named modules as the harness does, and add what the file says."""
+        modules, shifts = dict(_base(loaded).named_modules()), {}
+        for name, one in torch.load(path, weights_only=True).items():
+            layer = next(i for i, block in enumerate(loaded.blocks) if block is modules[name])
+            shifts[layer] = (one["steering_vector"] * one["steering_coefficient"]).numpy()
+        yield with_shifts(loaded, shifts)
 
 
 def hookpoint(loaded: LoadedModel, layer: int) -> str:

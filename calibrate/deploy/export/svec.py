@@ -1,8 +1,8 @@
 """`.svec`, the JSON of AISteer360 and IBM's activation-steering: directions by block, α baked in.
 
 The second of the two insists on explained variances; a difference of means has none to report, so
-1 stands for its only direction. Both look keys up by name, so that one more, which says who wrote
-the file, does no harm.
+1 stands for a block's only direction. Both look keys up by name, so that one more, which says who
+wrote the file, does no harm.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from calibrate.artefact.config import SteeringConfig
 from calibrate.common.marks import facts_in, signature
-from calibrate.deploy.export.exporter import EveryPosition, NextLogProbs, baked, with_vector
+from calibrate.deploy.export.exporter import EveryPosition, NextLogProbs, baked, with_shifts
 from calibrate.models.model import LoadedModel
 
 SIGNATURE = "written_by"
@@ -38,13 +38,13 @@ class Svec(EveryPosition):
     def write(
         self, config: SteeringConfig, loaded: LoadedModel | None, path: Path, target: Path
     ) -> None:
-        """Write the direction of the steered block."""
+        """Write the directions of the steered blocks."""
         assert loaded is not None
-        layer = str(config.intervention.layer)
+        shifts = baked(config)
         facts: dict[str, Any] = {
             "model_type": loaded.model.config.get_text_config().model_type,
-            "directions": {layer: baked(config).tolist()},
-            "explained_variances": {layer: 1.0},
+            "directions": {str(layer): shift.tolist() for layer, shift in shifts.items()},
+            "explained_variances": {str(layer): 1.0 for layer in shifts},
         }
         facts[SIGNATURE] = signature(json.dumps(facts).encode())
         path.write_text(json.dumps(facts), encoding="utf-8")
@@ -59,7 +59,8 @@ class Svec(EveryPosition):
     def loaded_back(
         self, config: SteeringConfig, loaded: LoadedModel, path: Path
     ) -> Iterator[NextLogProbs]:
-        """Apply the file's direction to its block."""
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        ((layer, values),) = facts["directions"].items()
-        yield with_vector(loaded, np.array(values, dtype=np.float32), int(layer))
+        """Apply the file's directions to their blocks."""
+        directions = json.loads(path.read_text(encoding="utf-8"))["directions"]
+        yield with_shifts(
+            loaded, {int(n): np.array(values, dtype=np.float32) for n, values in directions.items()}
+        )
