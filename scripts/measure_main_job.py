@@ -1,15 +1,15 @@
 """Run the main job as a user would, measure it, and write docs/main-job.md.
 
-    python scripts/measure_main_job.py [--concept-file FILE.jsonl]
+    python scripts/measure_main_job.py [--run joy ...] [--against CHECKOUT] [--page]
 
-Takes four minutes a run on two cores, and nothing else should run meanwhile. Needs the `test`
-dependencies: VADER reads the completions independently of the probe. What is kept in the user cache
-is removed first.
+Five minutes a run on two cores, ten for the one with a teacher, and nothing else should run
+meanwhile. Needs the `test` dependencies: VADER reads the completions independently of the judges.
+What is kept in the user cache is removed first. CHECKOUT is this project at an earlier commit: the
+first run is made with it as well.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,167 +25,173 @@ import click
 import numpy as np
 import torch
 from markdown_tables import DOCS, table
+from records import page_option, read_records, write_records
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from calibrate import Calibration, load_model
-from calibrate.common.estimate import Interval
+from calibrate import Calibration, load, load_model
 from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.models.converted import cache_directory
 from calibrate.models.model import preserving_model_state
 from calibrate.models.prompts import encode_prompt
+from calibrate.texts.concept import PACKS
 
+TARGET = DOCS / "main-job.json"
+PICTURES = DOCS / "main-job"
+OWN = "hopeful.jsonl"  # a concept that is not built in: the texts of `optimistic` by another name
+JOYFUL = "scripts/joyful_prompts.txt"  # plain prompts leave joy less room to fall
+JOBS = {
+    "joy": ["--concept", "joy"],
+    "joy again": ["--concept", "joy"],
+    "optimistic": ["--concept", "optimistic"],
+    "less joy": ["--concept", "joy", "--goal", "decrease", "--prompts", JOYFUL],
+    "hopeful": ["--concept", OWN, "--teacher", "qwen2.5-1.5b"],
+}
+EARLIER = "joy, earlier"
 BATCH_TOKENS = (128, 4096)
-JOYFUL = Path("scripts/joyful_prompts.txt")  # plain prompts leave joy no room to fall
-
-
-@dataclass(frozen=True)
-class Run:
-    """One finished run of the command: how it was called, what it took, what it found."""
-
-    command: str
-    seconds: float
-    result: Calibration
+SHOWN = 6
 
 
 @click.command()
-@click.option("--concept-file", type=click.Path(exists=True, path_type=Path))
-def main(concept_file: Path | None) -> None:
-    jobs = [
-        ["--concept", "joy"],
-        ["--concept", "joy"],
-        ["--concept", "depression"],
-        # Of a presence of a tenth there is no more to take away than about the default gain.
-        ["--concept", "joy", "--goal", "decrease", "--prompts", str(JOYFUL), "--min-gain", "0.02"],
-    ]
-    if concept_file:
-        jobs.append(["--concept", str(concept_file)])
-    shutil.rmtree(cache_directory() / "kept", ignore_errors=True)
+@click.option("--run", "names", multiple=True, type=click.Choice(list(JOBS)), default=list(JOBS))
+@click.option("--against", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@page_option
+def main(names: tuple[str, ...], against: Path | None, only_page: bool) -> None:
+    if not only_page:
+        measure(names, against)
+    (DOCS / "main-job.md").write_text(page(read_records(TARGET)), encoding="utf-8")
+
+
+def measure(names: Sequence[str], against: Path | None) -> None:
+    """Run each by its name; the first, and the earlier commit's, start with an empty cache."""
+    found: dict[str, Any] = read_records(TARGET)
+    found["machine"] = {
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    runs = found.setdefault("runs", {})
     with tempfile.TemporaryDirectory() as scratch:
-        runs = [run(options, Path(scratch) / str(n)) for n, options in enumerate(jobs)]
-        pictures = DOCS / "main-job"
-        pictures.mkdir(exist_ok=True)
-        for picture in (Path(scratch) / "0").glob("*.png"):
-            shutil.copy(picture, pictures)
-    first, again = runs[0], runs[1]
-    parts = [
-        HEADER.format(
-            cores=os.cpu_count(),
-            machine=platform.machine(),
-            torch=torch.__version__,
-            python=platform.python_version(),
-        ),
-        results(runs),
-        "![ΔCE against strength](main-job/delta_ce.png)\n\n![presence](main-job/presence.png)\n\n"
-        "![what each block has to offer](main-job/blocks.png)\n",
-        independent_reading(runs),
-        repeatability(first, again),
-        probes_table(runs),
-        cost(runs),
-        examples(first),
-    ]
-    (DOCS / "main-job.md").write_text("\n".join(parts), encoding="utf-8")
+        if against is not None:
+            runs[EARLIER] = run(JOBS["joy"], Path(scratch) / "earlier", against)
+            found["earlier"] = commit_of(against)
+            write_records(TARGET, found)
+        forget()
+        for name in names:
+            out = Path(scratch) / name.replace(" ", "-")
+            runs[name] = run(JOBS[name], out, Path.cwd())
+            if name == "joy" and runs[name]["verdict"] == "ships":
+                found["again"] = remeasured(Calibration.load(out))
+                keep_pictures(out)
+            write_records(TARGET, found)
 
 
-HEADER = """# The main job on a real model
-
-Written by `scripts/measure_main_job.py`. Model: the embedded `smollm2` (SmolLM2-135M-Instruct,
-float32); default settings, budget 0.1 nat per token; {cores} cores ({machine}), Python {python},
-torch {torch}. ΔCE and presence are measured on prompts nothing was tuned on; brackets are 95 %
-intervals, and "bound" is the one-sided 95 % bound that has to keep to the budget. The first run
-starts with an empty cache; the second finds its unsteered replies, vectors and probe there, the
-third its replies; the last, whose prompts call for joy, its vectors.
-"""
+def forget() -> None:
+    shutil.rmtree(cache_directory() / "kept", ignore_errors=True)
 
 
-def run(options: list[str], out: Path) -> Run:
+def commit_of(checkout: Path) -> str:
+    asked = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def run(options: list[str], out: Path, checkout: Path) -> dict[str, Any]:
+    """One run of the command: how it was called, what it took, what it found."""
+    if checkout != Path.cwd():
+        forget()
     command = ["calibrate", "--model", "smollm2", *options]
     print(" ".join(command), flush=True)
+    files = {OWN: out.parent / OWN, JOYFUL: DOCS.parent / JOYFUL}
+    shutil.copy(str(PACKS / "optimistic.jsonl"), files[OWN])
+    given = [str(files.get(option, option)) for option in options]
     start = time.perf_counter()
-    subprocess.run(
+    ended = subprocess.run(
         [
             sys.executable,
             "-c",
             "from calibrate.cli import main; main()",
-            *command[1:],
-            "--out",
-            str(out),
-            "--quiet",
+            *["--model", "smollm2", *given, "--seed", "0", "--out", str(out), "--quiet"],
         ],
-        check=True,
+        cwd=checkout,  # `-c` imports from there
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    return Run(" ".join(command), time.perf_counter() - start, Calibration.load(out))
+    found = {"command": " ".join(command), "seconds": time.perf_counter() - start}
+    if ended.returncode == 0:
+        config = load(out)
+        found |= {"verdict": "ships", "strength": repr(config.intervention.strength)}
+        found["cost"] = {
+            name: [one.token_forwards, one.seconds] for name, one in config.cost.items()
+        }
+        return found | (shipped(Calibration.load(out)) if checkout == Path.cwd() else {})
+    print(ended.stderr, file=sys.stderr)
+    if ended.returncode != 3:  # not refused, but broken
+        ended.check_returncode()
+    reasons = [line for line in ended.stderr.splitlines() if line.startswith("calibrate: ")]
+    return found | {"verdict": "refused", "reason": reasons[-1].removeprefix("calibrate: ")}
 
 
-def interval(low: float, value: float, high: float, digits: int = 3) -> str:
-    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+def shipped(result: Calibration) -> dict[str, Any]:
+    config = result.config
+    presence, controls = config.measured.presence, config.measured.controls
+    audit, probe = config.measured.audit, result.probe
+    assert probe is not None  # the judge of every job
+    return {
+        "layer": config.intervention.layer,
+        "delta_ce": [*estimate(config.measured.delta_ce), config.measured.delta_ce.upper],
+        "presence": estimate(presence),
+        "baseline": [
+            presence.baseline_interval[0],
+            presence.baseline,
+            presence.baseline_interval[1],
+        ],
+        "change": estimate(presence.change),
+        "second": None if audit is None else [audit.opinion, *estimate(audit.change)],
+        "random_vector": estimate(controls.random_vector),
+        "prompt_only": estimate(controls.prompt_only),
+        "probe": {
+            "concept": probe.concept,
+            "layers": list(probe.layers),
+            "source": probe.learned.source,
+            "quality": [
+                *estimate(probe.learned.quality.auc),
+                *estimate(probe.learned.quality.brier),
+                *estimate(probe.learned.quality.calibration_error),
+            ],
+            "n_texts": probe.learned.n_texts,
+        },
+        "vader": vader(result),
+        "replies": [
+            {"prompt": one.prompt, "unsteered": one.unsteered, "steered": one.steered}
+            for one in result.evidence.first_completions[:SHOWN]
+        ],
+    }
 
 
-def of(section: Any, digits: int = 3) -> str:
-    return interval(section.low, section.value, section.high, digits)
+def estimate(measured: Any) -> list[float]:
+    return [measured.low, measured.value, measured.high]
 
 
-def results(runs: list[Run]) -> str:
-    rows = []
-    for one in runs:
-        config = one.result.config
-        measured, presence = config.measured, config.measured.presence
-        rows.append(
-            [
-                f"`{one.command}`",
-                f"{config.intervention.strength:+.4f}",
-                str(config.intervention.layer),
-                f"{of(measured.delta_ce, 4)}",
-                f"{measured.delta_ce.upper:.4f}",
-                interval(presence.baseline_interval[0], presence.baseline,
-                         presence.baseline_interval[1]),
-                of(presence),
-                of(measured.controls.random_vector),
-                of(measured.controls.prompt_only),
-                f"{one.seconds / 60:.1f}",
-            ]
-        )  # fmt: skip
-    headings = ["command", "α", "block", "ΔCE", "bound", "presence unsteered", "presence steered",
-                "random vector", "asked in words", "minutes"]  # fmt: skip
-    return "## Results\n\n" + table(headings, rows)
-
-
-def independent_reading(runs: list[Run]) -> str:
+def vader(result: Calibration) -> list[float]:
+    """Mean sentiment before and after, the change, its standard error, and how many replies."""
     analyser = SentimentIntensityAnalyzer()
-    rows = []
-    for one in runs:
-        completions = one.result.evidence.first_completions
-        plain, steered = (
-            np.array([analyser.polarity_scores(getattr(c, which))["compound"] for c in completions])
-            for which in ("unsteered", "steered")
-        )
-        change = steered - plain
-        rows.append(
-            [f"`{one.command}`", f"{plain.mean():+.3f}", f"{steered.mean():+.3f}",
-             f"{change.mean():+.3f} ± {change.std(ddof=1) / np.sqrt(len(change)):.3f}",
-             str(len(change))]
-        )  # fmt: skip
-    headings = ["command", "unsteered", "steered", "change ± standard error", "replies"]
-    return (
-        "## An independent reading\n\nMean VADER sentiment, in [-1, 1], of the completions; "
-        "nothing in the calibration uses it.\n\n" + table(headings, rows)
+    plain, steered = (
+        np.array([analyser.polarity_scores(getattr(one, which))["compound"] for one in completions])
+        for which in ("unsteered", "steered")
+        for completions in [result.evidence.first_completions]
     )
+    change = steered - plain
+    error = change.std(ddof=1) / np.sqrt(len(change))
+    return [*map(float, (plain.mean(), steered.mean(), change.mean(), error)), len(change)]
 
 
-def repeatability(first: Run, again: Run) -> str:
-    strengths = [one.result.config.intervention.strength for one in (first, again)]
-    rises = [remeasured(first.result, batch_tokens) for batch_tokens in BATCH_TOKENS]
-    return (
-        "## The same again\n\n"
-        f"Same seed, same machine, two runs, the second with what the first kept: "
-        f"α = {strengths[0]!r} and {strengths[1]!r}. "
-        f"Mean ΔCE of the verified replies re-measured in batches of {BATCH_TOKENS[0]} and "
-        f"{BATCH_TOKENS[1]} tokens: {rises[0]:.8f} and {rises[1]:.8f}, "
-        f"{abs(rises[0] - rises[1]):.1e} apart.\n"
-    )
+def remeasured(result: Calibration) -> list[float]:
+    """ΔCE of the kept replies, computed in small and in large batches."""
+    return [delta_ce_in(result, batch_tokens) for batch_tokens in BATCH_TOKENS]
 
 
-def remeasured(result: Calibration, batch_tokens: int) -> float:
+def delta_ce_in(result: Calibration, batch_tokens: int) -> float:
     loaded = load_model("smollm2", batch_tokens=batch_tokens)
     sequences = tuple(
         encode_prompt(loaded, one.prompt).followed_by(
@@ -194,56 +200,169 @@ def remeasured(result: Calibration, batch_tokens: int) -> float:
         for one in result.evidence.first_completions
         if one.unsteered
     )
-    done = result.config.intervention
+    config = result.config
     with preserving_model_state(loaded):
-        unsteered = run_unsteered(loaded, Corpus(sequences, self_sampled=True), [done.layer])
-        vector = result.config.steering_vector.values
-        return delta_ce(loaded, unsteered, vector, done.layer, done.strength).value
+        unsteered = run_unsteered(loaded, Corpus(sequences, self_sampled=True), [config.site.first])
+        return delta_ce(loaded, unsteered, config.site, config.intervention.strength).value
 
 
-def probes_table(runs: list[Run]) -> str:
+def keep_pictures(out: Path) -> None:
+    PICTURES.mkdir(exist_ok=True)
+    for picture in out.glob("*.png"):
+        shutil.copy(picture, PICTURES)
+
+
+def page(found: dict[str, Any]) -> str:
+    runs: dict[str, Any] = found["runs"]
+    ships = {name: one for name, one in runs.items() if one["verdict"] == "ships"}
+    today = {name: one for name, one in ships.items() if name != EARLIER}
+    parts = [
+        HEADER.format(**found["machine"]),
+        results(today),
+        *refusals(runs),
+        "![ΔCE against strength](main-job/delta_ce.png)\n\n![presence](main-job/presence.png)\n\n"
+        "![what each block has to offer](main-job/blocks.png)\n",
+        independent_reading(today),
+        repeatability(ships, found["again"]),
+        probes_table(today),
+        cost(ships, found.get("earlier")),
+        teaching(today),
+        examples(today["joy"]),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+HEADER = """# The main job on a real model
+
+Written by `scripts/measure_main_job.py`. Model: the embedded `smollm2` (SmolLM2-135M-Instruct,
+float32); default settings, budget 0.1 nat per token; {cores} cores ({machine}), Python {python},
+torch {torch}. ΔCE and presence are measured on prompts nothing was tuned on; brackets are 95 %
+intervals, and "bound" is the one-sided 95 % bound that has to keep to the budget. The first run
+starts with an empty cache; what follows finds there what it can use of the earlier ones: unsteered
+replies, vectors, probes. `hopeful.jsonl` stands for a concept that is not built in: a teacher
+grades the model's replies, and the probe learns from these grades.
+"""
+
+
+def results(runs: dict[str, Any]) -> str:
+    rows = [
+        [
+            f"`{one['command']}`",
+            f"{float(one['strength']):+.4f}",
+            str(one["layer"]),
+            interval(one["delta_ce"], 4),
+            f"{one['delta_ce'][3]:.4f}",
+            interval(one["baseline"]),
+            interval(one["presence"]),
+            interval(one["change"]),
+            second(one["second"]),
+            interval(one["random_vector"]),
+            interval(one["prompt_only"]),
+            f"{one['seconds'] / 60:.1f}",
+        ]
+        for one in runs.values()
+    ]
+    headings = ["command", "α", "block", "ΔCE", "bound", "presence unsteered", "presence steered",
+                "change", "second judge", "random vector", "asked in words", "minutes"]  # fmt: skip
+    return "## Results\n\n" + table(headings, rows)
+
+
+def interval(low_value_high: Sequence[float], digits: int = 3) -> str:
+    low, value, high = low_value_high[:3]
+    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def second(audit: list[Any] | None) -> str:
+    return "-" if audit is None else f"{audit[0]}: {interval(audit[1:])}"
+
+
+def refusals(runs: dict[str, Any]) -> list[str]:
+    refused = [one for one in runs.values() if one["verdict"] == "refused"]
+    if not refused:
+        return []
+    lines = [
+        f"- `{one['command']}`, after {one['seconds'] / 60:.1f} minutes: {one['reason']}"
+        for one in refused
+    ]
+    return ["Refused, with exit status 3:\n\n" + "\n".join(lines) + "\n"]
+
+
+def independent_reading(runs: dict[str, Any]) -> str:
     rows = []
-    for one in runs[1:]:
-        learned = one.result.probe.learned
-        quality = learned.quality
-        rows.append(
-            [one.result.probe.concept, ", ".join(map(str, one.result.probe.layers)),
-             learned.source, within(quality.auc), within(quality.brier),
-             within(quality.calibration_error),
-             json.dumps(learned.n_texts).strip("{}").replace('"', "")]
-        )  # fmt: skip
+    for one in runs.values():
+        plain, steered, change, error, replies = one["vader"]
+        rows.append([f"`{one['command']}`", f"{plain:+.3f}", f"{steered:+.3f}",
+                     f"{change:+.3f} ± {error:.3f}", str(replies)])  # fmt: skip
+    headings = ["command", "unsteered", "steered", "change ± standard error", "replies"]
+    return (
+        "## An independent reading\n\nMean VADER sentiment, in [-1, 1], of the completions; "
+        "nothing in the calibration uses it.\n\n" + table(headings, rows)
+    )
+
+
+def repeatability(runs: dict[str, Any], rises: Sequence[float]) -> str:
+    strengths = [runs[name]["strength"] for name in ("joy", "joy again")]
+    return (
+        "## The same again\n\n"
+        f"Same seed, same machine, two runs, the second with what the first kept: "
+        f"α = {strengths[0]} and {strengths[1]}. "
+        f"Mean ΔCE of the verified replies re-measured in batches of {BATCH_TOKENS[0]} and "
+        f"{BATCH_TOKENS[1]} tokens: {rises[0]:.8f} and {rises[1]:.8f}, "
+        f"{abs(rises[0] - rises[1]):.1e} apart.\n"
+    )
+
+
+def probes_table(runs: dict[str, Any]) -> str:
+    rows = []
+    for one in (one for name, one in runs.items() if name != "joy again"):
+        probe = one["probe"]
+        quality = [interval(probe["quality"][at : at + 3]) for at in (0, 3, 6)]
+        texts = ", ".join(f"{kind}: {count}" for kind, count in probe["n_texts"].items())
+        layers = ", ".join(map(str, probe["layers"]))
+        rows.append([probe["concept"], layers, probe["source"], *quality, texts])
     headings = ["concept", "blocks read", "learned from", "AUC", "Brier", "calibration error",
                 "texts"]  # fmt: skip
     return "## The probes\n\n" + table(headings, rows)
 
 
-def within(measured: Interval) -> str:
-    return f"{measured.value:.3f} ({measured.low:.3f} to {measured.high:.3f})"
+def cost(runs: dict[str, Any], earlier: str | None) -> str:
+    stages = list(dict.fromkeys(stage for one in runs.values() for stage in one["cost"]))
+    rows = [[stage, *(spent(one["cost"].get(stage)) for one in runs.values())] for stage in stages]
+    totals = (np.sum(list(one["cost"].values()), axis=0) for one in runs.values())
+    rows.append(["together", *map(spent, totals)])
+    note = f" `{EARLIER}` is the first run with commit {earlier}.\n" if EARLIER in runs else "\n"
+    return f"## Cost\n\nToken-forwards and seconds.{note}\n" + table(["stage", *runs], rows)
 
 
-def cost(runs: list[Run]) -> str:
-    stages = list(runs[0].result.config.cost)
-    rows = []
-    for stage in stages:
-        spent = [one.result.config.cost[stage] for one in runs]
-        rows.append([stage, *(f"{s.token_forwards:,} in {s.seconds:.0f} s" for s in spent)])
-    totals = [one.result.config.cost.values() for one in runs]
-    rows.append(
-        ["together", *(f"{sum(s.token_forwards for s in total):,} in "
-                       f"{sum(s.seconds for s in total):.0f} s" for total in totals)]
-    )  # fmt: skip
-    headings = ["stage", *(f"`{one.command.removeprefix('calibrate --model ')}`" for one in runs)]
-    return "## Cost\n\nToken-forwards and seconds.\n\n" + table(headings, rows)
+def spent(token_forwards_seconds: Sequence[float] | None) -> str:
+    if token_forwards_seconds is None:
+        return "-"
+    return f"{token_forwards_seconds[0]:,.0f} in {token_forwards_seconds[1]:.0f} s"
 
 
-def examples(one: Run) -> str:
+def teaching(runs: dict[str, Any]) -> str:
+    if "hopeful" not in runs:
+        return ""
+    one = runs["hopeful"]
+    graded = one["probe"]["n_texts"]["teacher"]
+    seconds = one["cost"]["judges"][1]
+    return (
+        f"A concept's first time with a teacher: it graded {graded} replies of the model, which "
+        f"were sampled, graded and learned from in {seconds / 60:.1f} minutes ({OWN}, judges).\n"
+    )
+
+
+def examples(one: dict[str, Any]) -> str:
     rows = [
-        [text.replace("\n", " ").replace("|", "\\|") for text in (c.prompt, c.unsteered, c.steered)]
-        for c in one.result.evidence.first_completions[:6]
+        [
+            reply[key].replace("\n", " ").replace("|", "\\|")
+            for key in ("prompt", "unsteered", "steered")
+        ]
+        for reply in one["replies"]
     ]
     return (
-        f"## Replies\n\nThe first six verification prompts under `{one.command}`, unpicked.\n\n"
-        + table(["prompt", "unsteered", "steered"], rows)
+        f"## Replies\n\nThe first {SHOWN} verification prompts under `{one['command']}`, "
+        "unpicked.\n\n" + table(["prompt", "unsteered", "steered"], rows)
     )
 
 
