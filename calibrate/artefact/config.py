@@ -34,9 +34,10 @@ from calibrate.artefact.sections import (
     SteeredBlockSection,
     VectorSection,
 )
+from calibrate.common.blocks import site_name
 from calibrate.common.errors import AlteredError, ArtefactError, InputError
 from calibrate.common.record import CapabilityReport, ModelIdentity, Reference, Section
-from calibrate.common.settings import Sampling, check_seed, finite_strength, site_name
+from calibrate.common.settings import Sampling, check_seed, finite_strength
 
 if TYPE_CHECKING:
     from calibrate.engine.site import Site, SteeringVector

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from calibrate.common.numbers import check_number, check_whole
 from calibrate.common.progress import SILENT, Progress
-from calibrate.common.settings import check_number, check_whole
 
 
 class Meter:

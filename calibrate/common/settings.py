@@ -6,39 +6,22 @@ its option's help and error text. `settings_of` reads both, for the checks and t
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cache
-from numbers import Integral, Real
 from types import NoneType
 from typing import Any, Literal, get_args, get_type_hints
 
+from calibrate.common.blocks import check_blocks
 from calibrate.common.errors import InputError
+from calibrate.common.numbers import check_number, check_whole
 
 SHORTEST_LONG_RUN = 64  # tokens; two windows, of which the second can differ from the first
 SEEDS = 2**32  # seeds below this suit NumPy as well as torch
 MAX_TRIALS = 10_000
 MAX_NATS = 100.0  # no text is less likely than that, token by token
-MAX_BLOCKS = 100_000  # more than any model has
 MAX_TOKENS = 2**31  # more positions than any tensor here may have
 NATS_RULE = f"must be a number of at most {MAX_NATS:g} and above 0 nat"
-
-
-def check_whole(rule: str, value: Any, fits: Callable[[int], bool]) -> int:
-    """Return a whole number that fits, else raise InputError."""
-    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if not (is_whole and fits(int(value))):
-        raise InputError(f"{rule}, got {_shown(value)}")
-    return int(value)
-
-
-def check_number(rule: str, value: Any, fits: Callable[[float], bool]) -> float:
-    """Return a finite number that fits, else raise InputError."""
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not (is_number and math.isfinite(value) and fits(float(value))):
-        raise InputError(f"{rule}, got {_shown(value)}")
-    return float(value)
 
 
 def check_seed(seed: Any) -> int:
@@ -52,36 +35,6 @@ def check_batch_tokens(batch_tokens: Any) -> int:
     return check_whole(rule, batch_tokens, _fits_a_tensor)
 
 
-def check_blocks(rule: str, value: Any) -> int | tuple[int, ...]:
-    """Return a block's number, or several in order, each once, else raise InputError.
-
-    value: a number, or several, such as "8-26", "8,12,20" or [8, 12, 20].
-    """
-    if isinstance(value, str):
-        value = _numbers_in(value)
-    if isinstance(value, Iterable):
-        numbers = sorted({check_whole(rule, each, _is_block) for each in value})
-        if not numbers:
-            raise InputError(f"{rule}, got none")
-        return tuple(numbers) if len(numbers) > 1 else numbers[0]
-    return check_whole(rule, value, _is_block)
-
-
-def _numbers_in(typed: str) -> Sequence[Any]:
-    """The numbers in "15", "8-26" or "8,12-14"; else the text itself, for the error."""
-    numbers: list[Any] = []
-    for part in typed.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not (first.isdecimal() and (last.isdecimal() if dash else not last)):
-            return [typed]
-        numbers += range(int(first), int(last or first) + 1) or [typed]
-    return numbers
-
-
-def _is_block(number: int) -> bool:
-    return 0 <= number < MAX_BLOCKS
-
-
 def finite_strength(strength: Any) -> float:
     """Return a strength that can be steered by, or raise InputError."""
     return check_number("the strength must be a finite number", strength, lambda _: True)
@@ -93,13 +46,6 @@ def _fits_a_tensor(tokens: int) -> bool:
 
 def _are_nats(value: float) -> bool:
     return 0 < value <= MAX_NATS
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 @dataclass(frozen=True)
@@ -188,18 +134,6 @@ class Sampling:
     def __post_init__(self) -> None:
         """Raise InputError for a value outside its range; numbers become Python's own."""
         _check(self, settings_of(Sampling))
-
-
-def site_name(layers: Sequence[int], positions: str) -> str:
-    """The name in a study of the steered blocks, and the positions steered there."""
-    first, last = layers[0], layers[-1]
-    if len(layers) == 1:
-        where = f"block {first}"
-    elif list(layers) == list(range(first, last + 1)):
-        where = f"blocks {first}-{last}"
-    else:
-        where = f"blocks {', '.join(map(str, layers))}"
-    return where if positions == "all" else f"{where}, last position"
 
 
 @dataclass(frozen=True)

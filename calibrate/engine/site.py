@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from calibrate.common.settings import site_name
+from calibrate.common.blocks import site_name
 from calibrate.models.hooks import Positions, add_everywhere, add_last, edited, recompiling
 from calibrate.models.steering import Steering
 

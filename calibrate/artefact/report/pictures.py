@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from calibrate.artefact.config import SteeringConfig
 from calibrate.artefact.evidence import Evidence
 from calibrate.artefact.measured_sections import LongRunSection
+from calibrate.common.blocks import site_name
 from calibrate.common.marks import TOOL
-from calibrate.common.settings import site_name
 
 COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#8172b3", "#937860", "#da8bc3")
 BUDGET, SHIPPED, MUTED = "#c44e52", "#111111", "#999999"

@@ -1,0 +1,53 @@
+"""Numbers of blocks: as they are asked for, and as a site is named by them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from calibrate.common.errors import InputError
+from calibrate.common.numbers import check_whole
+
+MAX_BLOCKS = 100_000  # more than any model has
+
+
+def check_blocks(rule: str, value: Any) -> int | tuple[int, ...]:
+    """Return a block's number, or several in order, each once, else raise InputError.
+
+    value: a number, or several, such as "8-26", "8,12,20" or [8, 12, 20].
+    """
+    if isinstance(value, str):
+        value = _numbers_in(value)
+    if isinstance(value, Iterable):
+        numbers = sorted({check_whole(rule, each, _is_block) for each in value})
+        if not numbers:
+            raise InputError(f"{rule}, got none")
+        return tuple(numbers) if len(numbers) > 1 else numbers[0]
+    return check_whole(rule, value, _is_block)
+
+
+def _numbers_in(typed: str) -> Sequence[Any]:
+    """The numbers in "15", "8-26" or "8,12-14"; else the text itself, for the error."""
+    numbers: list[Any] = []
+    for part in typed.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not (first.isdecimal() and (last.isdecimal() if dash else not last)):
+            return [typed]
+        numbers += range(int(first), int(last or first) + 1) or [typed]
+    return numbers
+
+
+def _is_block(number: int) -> bool:
+    return 0 <= number < MAX_BLOCKS
+
+
+def site_name(layers: Sequence[int], positions: str) -> str:
+    """The name in a study of the steered blocks, and the positions steered there."""
+    first, last = layers[0], layers[-1]
+    if len(layers) == 1:
+        where = f"block {first}"
+    elif list(layers) == list(range(first, last + 1)):
+        where = f"blocks {first}-{last}"
+    else:
+        where = f"blocks {', '.join(map(str, layers))}"
+    return where if positions == "all" else f"{where}, last position"
