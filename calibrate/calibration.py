@@ -16,6 +16,7 @@ from calibrate.artefact.evidence import Evidence
 from calibrate.common.cost import Allowance, Ledger, Limits
 from calibrate.common.errors import Infeasible
 from calibrate.common.files import write_together
+from calibrate.common.layout import REPORT_FILE
 from calibrate.common.progress import SILENT, Progress
 from calibrate.common.settings import Settings
 from calibrate.deploy.export import export
@@ -42,6 +43,7 @@ from calibrate.search.workers import with_first_date
 from calibrate.texts.concept import Concept, read_concept, read_corpus, read_prompts
 from calibrate.texts.concept_tokens import concept_tokens
 from calibrate.texts.extraction import concept_vectors
+from calibrate.texts.noise import require_signal
 from calibrate.texts.replies import build_corpora, sample_unsteered
 from probes import Probe
 
@@ -205,6 +207,7 @@ def calibrate(
             ranks, sites = choose_sites(
                 loaded, corpora["search"], splits["probe"], vectors, ahead.blocks, settings
             )
+            sites = require_signal(sites, concept)
 
         with ledger.stage("pilot"):
             parts = rung_sizes(len(corpora["search"].sequences), FIRST_PART)
@@ -249,5 +252,5 @@ def report_if_infeasible(
     except Infeasible as infeasible:
         if directory is not None:
             files = report.render_infeasible(loaded.name, concept.name, infeasible)
-            write_together(directory, files, last=report.REPORT_FILE, ours=wrote)
+            write_together(directory, files, last=REPORT_FILE, ours=wrote)
         raise

@@ -259,6 +259,18 @@ def test_an_infeasible_request_leaves_a_report_with_reasons_and_no_config(tiny_o
     assert not (tmp_path / "steering.json").exists()
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_an_infeasible_request_can_be_made_again(elsewhere, tiny_options, tmp_path):
+    """Also where its study is kept elsewhere, so that only its report is in the directory."""
+    kept = {"storage": f"sqlite:///{tmp_path / 'study.db'}"} if elsewhere else {}
+    for _ in range(2):
+        with pytest.raises(Infeasible, match=r"cannot be told|worth having"):
+            run(tiny_options, ce_budget=1e-4, out=tmp_path / "out", **kept)
+    (tmp_path / "out" / "report.html").write_text("mine")
+    with pytest.raises(ArtefactError, match=r"report\.html is in the way"):
+        run(tiny_options, ce_budget=1e-4, out=tmp_path / "out", **kept)
+
+
 class Constant:
     """A judge to whom every reply is the same."""
 

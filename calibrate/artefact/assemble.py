@@ -77,6 +77,7 @@ def build_config(
             key=keys[pilot.site.first],
             norm=pilot.site.norm,
             sha256=hashlib.sha256(file).hexdigest(),
+            signal=pilot.site.signal,
         ),
         intervention=_intervention_section(pilot, verified.budget.strength),
         interventions=_steered_blocks(pilot.site, keys),
@@ -175,6 +176,7 @@ def _steered_blocks(site: Site, keys: Mapping[int, str]) -> list[SteeredBlockSec
             key=keys[vector.layer],
             norm=vector.norm,
             residual_norm=vector.residual_norm,
+            signal=vector.signal,
         )
         for vector in site.vectors
     ]

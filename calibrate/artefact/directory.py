@@ -24,6 +24,7 @@ from calibrate.common.layout import (
     JOURNAL_LOCK,
     LAWS_FILE,
     LAWS_KEYS,
+    REPORT_FILE,
     WORKER_LOCK,
     WORKERS_FOLDER,
     WRITING_LOCK,
@@ -34,7 +35,7 @@ from calibrate.common.marks import facts_in, names_us, sha256_of
 # What a calibration writes beside its journal.
 ARTEFACT_FILES = (
     CONFIG_FILE, VECTOR_FILE, EVIDENCE_FILE, "probe/probe.json", "probe/probe.safetensors",
-    "report.html", "delta_ce.png", "presence.png", "blocks.png", "long_run.png",
+    REPORT_FILE, "delta_ce.png", "presence.png", "blocks.png", "long_run.png",
 )  # fmt: skip
 
 
@@ -111,9 +112,8 @@ def require_free(directory: Path, ours: str, files: Iterable[str] = ()) -> None:
         raise ArtefactError(f"--out must be a directory, got the file {directory}")
     names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
     _require_locks(directory)
-    if set(names) <= {WORKERS_FOLDER}:  # the study may be kept elsewhere
-        return
-    if not (directory / ours).exists():
+    left = {WORKERS_FOLDER, *({REPORT_FILE} & {*files})}  # by a run whose study is kept elsewhere
+    if not {*names} <= left and not (directory / ours).exists():
         raise ArtefactError(
             f"--out must be new, empty or of an earlier run, but {directory} holds {names[0]!r}; "
             "choose another --out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from calibrate.common.estimate import Interval
@@ -45,13 +46,26 @@ class VectorSection(Section):
     """Where the steering vector is.
 
     norm: ‖v‖; of several blocks, that of the vectors' sum. key: of v; of several blocks, of the
-    first one's. sha256: of the file.
+    first one's. sha256: of the file. signal: share of ‖v‖² that is not sampling noise, in [0, 1];
+    None in older configs.
     """
 
     file: str
     key: str
     norm: float
     sha256: str
+    signal: float | None = None
+
+    @property
+    def says(self) -> str:
+        """How much of it is noise, in words; empty where unknown."""
+        if self.signal is None:
+            return ""
+        off = math.degrees(math.acos(math.sqrt(self.signal)))
+        return (
+            f"{self.signal:.0%} of ‖v‖² is signal, the rest sampling noise of few texts: about "
+            f"{off:.0f}° off what endless texts would give"
+        )
 
 
 class InterventionSection(Section):
@@ -74,6 +88,7 @@ class SteeredBlockSection(Section):
     """One steered block: `strength`·`weight`·v is added to the output of block `layer` (0-based).
 
     key: of v in the vector file. norm: ‖v‖. residual_norm: median ‖h‖ after the block.
+    signal: share of ‖v‖² that is not sampling noise, in [0, 1].
     """
 
     layer: int
@@ -81,6 +96,7 @@ class SteeredBlockSection(Section):
     weight: float = 1.0
     norm: float
     residual_norm: float
+    signal: float | None = None
 
 
 class BudgetSection(Section):

@@ -131,6 +131,8 @@ def _facts(config: SteeringConfig, evidence: Evidence) -> Iterator[tuple[str, st
         + ("" if config.laws.relied_on else "; it failed at a block, so the search was wider"),
     )
     yield from _choice(config, evidence)
+    if config.vector.says:
+        yield "vector", config.vector.says
     yield (
         "held out",
         f"{rise.n_sequences} sequences, {rise.n_tokens} tokens; {presence.n_completions} "

@@ -9,6 +9,7 @@ from pathlib import Path
 JOURNAL_FILE = "study.journal"
 JOURNAL_LOCK = f"{JOURNAL_FILE}.lock"  # a link that Optuna makes while it writes
 LAWS_FILE = "laws.json"
+REPORT_FILE = "report.html"
 WORKERS_FOLDER = ".workers"  # locks of running workers; gone when the result is written
 WRITING_LOCK = "writing.lock"
 WORKER_LOCK = re.compile(r"[0-9a-f]{32}\.lock")

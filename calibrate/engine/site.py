@@ -22,6 +22,7 @@ class SteeringVector:
     layer: 0-based block whose output is steered.
     residual_norm: median ‖h‖ over the text tokens v was made from, at that block.
     n_sinks: text tokens left out as attention sinks.
+    noise: expected squared distance from what infinitely many texts would give; None if unknown.
 
     >>> vector = result.config.steering_vector
     >>> prompt = tokenizer("the house by the river", return_tensors="pt")
@@ -33,16 +34,22 @@ class SteeringVector:
     layer: int
     residual_norm: float
     n_sinks: int = 0
+    noise: float | None = None
 
     @property
     def norm(self) -> float:
         """‖v‖."""
         return float(self.values.norm())
 
+    @property
+    def signal(self) -> float | None:
+        """Share of ‖v‖² that is not sampling noise, in [0, 1] (`calibrate.texts.noise`)."""
+        return None if self.noise is None else max(0.0, 1 - self.noise / self.norm**2)
+
     def random_like(self, seed: int) -> SteeringVector:
         """Return a vector of the same norm at the same block, in a random direction."""
         noise = torch.randn(self.values.shape, generator=torch.Generator().manual_seed(seed))
-        return replace(self, values=noise * (self.norm / noise.norm()))
+        return replace(self, values=noise * (self.norm / noise.norm()), noise=None)
 
     @contextmanager
     def apply(
@@ -98,6 +105,15 @@ class Site:
     def residual_norm(self) -> float:
         """Median ‖h‖ after the last steered block."""
         return self.vectors[-1].residual_norm
+
+    @property
+    def signal(self) -> float | None:
+        """Share of the vectors' Σ‖v‖² that is not sampling noise; None if unknown."""
+        squares = [vector.norm**2 for vector in self.vectors]
+        signals = [vector.signal for vector in self.vectors if vector.signal is not None]
+        if len(signals) < len(squares):
+            return None
+        return sum(s * square for s, square in zip(signals, squares, strict=True)) / sum(squares)
 
     def relative(self, strength: float) -> float:
         """α‖Σv‖ / median ‖h‖, which can be compared across sites and models."""

@@ -11,7 +11,7 @@ from scipy.stats import t as student
 
 from calibrate.common.estimate import RatioEstimate
 from calibrate.common.settings import Settings
-from calibrate.laws.formulas import CrossEntropyLaw, MassLaw
+from calibrate.laws.formulas import HIGHEST_SHARE, CrossEntropyLaw, MassLaw
 from calibrate.laws.log_odds import LogOdds
 
 RESAMPLES = 1000  # bootstrap resamples of the sequences, for intervals and standard errors
@@ -43,8 +43,14 @@ def resampled_mass_laws(
 def strength_interval(
     laws: Sequence[CrossEntropyLaw], n: int, settings: Settings
 ) -> tuple[float, float]:
-    """The interval of α_B over the laws of resamples of n sequences."""
-    strengths = [law.invert(settings.ce_budget, settings.sign) for law in laws]
+    """The interval of α_B over the laws of resamples of n sequences.
+
+    A resample whose plateau lies below the budget counts with where it comes nearest.
+    """
+    strengths = [
+        law.invert(min(settings.ce_budget, HIGHEST_SHARE * law.plateau), settings.sign)
+        for law in laws
+    ]
     tail = _tail(n, settings.confidence)
     low, high = np.quantile(strengths, [tail, 1 - tail])
     return float(low), float(high)

@@ -53,6 +53,11 @@ class Text:
     prompt: str | None = None
     group: str = ""
 
+    @property
+    def key(self) -> str:
+        """Texts with the same key share a split: its group, or prompt and text."""
+        return self.group or f"{self.prompt}\n{self.text}"
+
 
 @dataclass(frozen=True)
 class Texts:
@@ -92,7 +97,7 @@ class Concept:
         texts = [*self.texts.positives, *self.texts.negatives]
         n_positive = len(self.texts.positives)
         positive = [index < n_positive for index in range(len(texts))]
-        parts = deal([_key(text) for text in texts], positive, TEXT_SHARES)
+        parts = deal([text.key for text in texts], positive, TEXT_SHARES)
         return {
             name: Texts(
                 tuple(texts[index] for index in part if positive[index]),
@@ -116,7 +121,7 @@ class Concept:
         grouped = _grouped([*texts[0], *texts[1]])
         sides = grouped[: len(texts[0])], grouped[len(texts[0]) :]
         for label, side in zip(("positive", "negative"), sides, strict=True):
-            keys = [_key(text) for text in side]
+            keys = [text.key for text in side]
             _check_count(f"concept {name!r} needs", f"{label} texts", keys, MIN_TEXTS)
         return cls(name, Texts(*sides))
 
@@ -261,14 +266,9 @@ def _check_repeats(items: Iterable[Any], what: str) -> None:
         )
 
 
-def _key(text: Text) -> str:
-    """Texts with the same key share a split: its group, or prompt and text."""
-    return text.group or f"{text.prompt}\n{text.text}"
-
-
 def _grouped(texts: Sequence[Text]) -> tuple[Text, ...]:
     """Merge the groups of texts that are near copies of each other."""
-    old = [_key(text) for text in texts]
+    old = [text.key for text in texts]
     new = _joined(old, near_copies([text.text for text in texts], old))
     return tuple(
         text if before == after else replace(text, group=after)

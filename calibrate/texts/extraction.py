@@ -24,6 +24,7 @@ from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.models.prompts import encode_reply, encode_text
 from calibrate.models.tokens import TokenSequence
 from calibrate.texts.concept import Text, Texts
+from calibrate.texts.noise import sampling_noise
 from calibrate.texts.replies import random_negatives
 
 
@@ -39,11 +40,17 @@ def concept_vectors(
     def extracted() -> tuple[SteeringVector, ...]:
         positives = [encode(loaded, text) for text in texts.positives]
         if settings.negatives == "random":
-            negatives = list(random_negatives(loaded, len(positives), settings))
+            negatives, groups = list(random_negatives(loaded, len(positives), settings)), None
         else:
             negatives = [encode(loaded, text) for text in texts.negatives]
+            groups = [text.key for text in (*texts.positives, *texts.negatives)]
         return extract_vectors(
-            loaded, positives, negatives, pooling=settings.pooling, normalize=settings.normalize
+            loaded,
+            positives,
+            negatives,
+            pooling=settings.pooling,
+            normalize=settings.normalize,
+            groups=groups,
         )
 
     names = ("negatives", "pooling", "normalize", "seed", "sampling")
@@ -60,18 +67,17 @@ def _vector_files(vectors: Sequence[SteeringVector]) -> dict[str, bytes]:
         "values": torch.stack([vector.values for vector in vectors]),
         "residual_norms": torch.tensor([v.residual_norm for v in vectors], dtype=torch.float64),
         "n_sinks": torch.tensor([vector.n_sinks for vector in vectors]),
+        "noises": torch.tensor([vector.noise for vector in vectors], dtype=torch.float64),
     }
     return {VECTORS_FILE: save(tensors)}
 
 
 def _load_vectors(folder: Path) -> tuple[SteeringVector, ...]:
     tensors = load_file(folder / VECTORS_FILE)
-    facts = zip(tensors["residual_norms"].tolist(), tensors["n_sinks"].tolist(), strict=True)
+    facts = (tensors[name].tolist() for name in ("residual_norms", "n_sinks", "noises"))
     return tuple(
-        SteeringVector(values.clone(), layer, residual_norm, n_sinks)
-        for layer, (values, (residual_norm, n_sinks)) in enumerate(
-            zip(tensors["values"], facts, strict=True)
-        )
+        SteeringVector(values.clone(), layer, *of_layer)
+        for layer, (values, *of_layer) in enumerate(zip(tensors["values"], *facts, strict=True))
     )
 
 
@@ -102,10 +108,13 @@ def extract_vectors(
     *,
     pooling: Pooling = "mean",
     normalize: bool = False,
+    groups: Sequence[str] | None = None,
 ) -> tuple[SteeringVector, ...]:
     """Return one steering vector per block, from one pass over the texts.
 
     normalize: scale every vector to length 1, so that α is the length of the shift.
+    groups: of each text, positives first; those of one group, such as a matched pair, are not
+        independent. Each text by itself if None.
     Raises: ConceptError if positives and negatives have the same mean at every block.
 
     >>> from calibrate.models.prompts import encode_text
@@ -123,15 +132,19 @@ def extract_vectors(
             "positives and negatives must differ, but their difference of means is zero; "
             "give texts that do not express the concept as negatives"
         )
+    groups = groups or [str(index) for index in range(len(positives) + len(negatives))]
     vectors = []
     for layer, values in enumerate(difference):
         norms = torch.cat([positive.norms[layer], negative.norms[layer]])
+        length = float(values.norm()) if normalize else 1.0
+        noise = sampling_noise(positive.pooled[layer], negative.pooled[layer], groups)
         vectors.append(
             SteeringVector(
                 values=values / values.norm() if normalize else values,
                 layer=layer,
                 residual_norm=float(norms.median()),
                 n_sinks=int(positive.n_sinks[layer] + negative.n_sinks[layer]),
+                noise=noise / length**2,
             )
         )
     return tuple(vectors)
@@ -140,6 +153,7 @@ def extract_vectors(
 @dataclass(frozen=True, eq=False)
 class _Summary:
     mean: torch.Tensor  # (n_blocks, hidden), float64
+    pooled: torch.Tensor  # (n_blocks, n_texts, hidden)
     norms: list[torch.Tensor]  # per block, (n_tokens,)
     n_sinks: torch.Tensor  # (n_blocks,)
 
@@ -150,9 +164,12 @@ def _summarise(
     total = torch.zeros(loaded.num_layers, 1, dtype=torch.float64)
     n_sinks = torch.zeros(loaded.num_layers, dtype=torch.long)
     norms: list[list[torch.Tensor]] = [[] for _ in loaded.blocks]
+    by_text = torch.zeros(loaded.num_layers, len(sequences), loaded.hidden_size)
     for pooled in pooled_residuals(loaded, sequences, range(loaded.num_layers), pooling):
         total = total + pooled.means.double().sum(dim=1)
+        by_text[:, list(pooled.rows)] = pooled.means
         n_sinks += pooled.n_sinks
         for of_layer, of_batch in zip(norms, pooled.norms, strict=True):
             of_layer.append(of_batch)
-    return _Summary(total / len(sequences), [torch.cat(of_layer) for of_layer in norms], n_sinks)
+    joined = [torch.cat(of_layer) for of_layer in norms]
+    return _Summary(total / len(sequences), by_text, joined, n_sinks)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from calibrate.common.layout import REPORT_FILE
+
 if TYPE_CHECKING:
     from calibrate.artefact.config import SteeringConfig
     from calibrate.artefact.evidence import Evidence
     from calibrate.common.errors import Infeasible
-
-REPORT_FILE = "report.html"
 
 
 def render(config: SteeringConfig, evidence: Evidence) -> dict[str, bytes]:
