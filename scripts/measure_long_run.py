@@ -139,7 +139,7 @@ def minutes_of(loaded: LoadedModel, result: Calibration, strength: float) -> flo
     steering = result.config.site.steering(strength)
     reader = Reader(result.probe.on(loaded), result.config.concept.name, "probe")
     started = time.perf_counter()
-    long_replies = answer_at_length(loaded, prompts, Settings())
+    long_replies = answer_at_length(loaded, prompts, Settings(), steering)
     long_replies.read(reader, long_replies.steered(steering))
     return (time.perf_counter() - started) / 60
 

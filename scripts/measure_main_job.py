@@ -1,11 +1,11 @@
 """Run the main job as a user would, measure it, and write docs/main-job.md.
 
-    python scripts/measure_main_job.py [--run joy ...] [--against CHECKOUT] [--page]
+    python scripts/measure_main_job.py [--run joy ...] [--against CHECKOUT] [--teaching] [--page]
 
-Five minutes a run on two cores, ten for the one with a teacher, and nothing else should run
-meanwhile. Needs the `test` dependencies: VADER reads the completions independently of the judges.
-What is kept in the user cache is removed first. CHECKOUT is this project at an earlier commit: the
-first run is made with it as well.
+Five minutes a run on two cores, fifteen for the one with a teacher, whose grading alone --teaching
+times; nothing else should run meanwhile. Needs the `test` dependencies: VADER reads the completions
+independently of the judges. What is kept in the user cache is removed first. CHECKOUT is this
+project at an earlier commit: the first run is made with it as well.
 """
 
 from __future__ import annotations
@@ -29,12 +29,20 @@ from records import page_option, read_records, write_records
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from calibrate import Calibration, load, load_model
+from calibrate.common.settings import Settings
 from calibrate.engine.cross_entropy import delta_ce
+from calibrate.engine.site import Site
 from calibrate.engine.unsteered import Corpus, run_unsteered
+from calibrate.judging.asked import TEACHER
+from calibrate.judging.choice import Lesson
+from calibrate.judging.panel import make_judges
+from calibrate.judging.teaching import JudgeInputs
 from calibrate.models.converted import cache_directory
 from calibrate.models.model import preserving_model_state
 from calibrate.models.prompts import encode_prompt
-from calibrate.texts.concept import PACKS
+from calibrate.texts.concept import PACKS, read_concept, read_prompts
+from calibrate.texts.extraction import concept_vectors
+from calibrate.texts.replies import sample_unsteered
 
 TARGET = DOCS / "main-job.json"
 PICTURES = DOCS / "main-job"
@@ -45,7 +53,7 @@ JOBS = {
     "joy again": ["--concept", "joy"],
     "optimistic": ["--concept", "optimistic"],
     "less joy": ["--concept", "joy", "--goal", "decrease", "--prompts", JOYFUL],
-    "hopeful": ["--concept", OWN, "--teacher", "qwen2.5-1.5b"],
+    "hopeful": ["--concept", OWN, "--teacher", TEACHER],
 }
 EARLIER = "joy, earlier"
 BATCH_TOKENS = (128, 4096)
@@ -54,10 +62,13 @@ SHOWN = 6
 
 @click.command()
 @click.option("--run", "names", multiple=True, type=click.Choice(list(JOBS)), default=list(JOBS))
+@click.option("--teaching", is_flag=True, help="Only time how a teacher teaches the probe.")
 @click.option("--against", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @page_option
-def main(names: tuple[str, ...], against: Path | None, only_page: bool) -> None:
-    if not only_page:
+def main(names: tuple[str, ...], teaching: bool, against: Path | None, only_page: bool) -> None:
+    if teaching:
+        write_records(TARGET, read_records(TARGET) | {"teaching": time_teaching()})
+    elif not only_page:
         measure(names, against)
     (DOCS / "main-job.md").write_text(page(read_records(TARGET)), encoding="utf-8")
 
@@ -88,7 +99,28 @@ def measure(names: Sequence[str], against: Path | None) -> None:
 
 
 def forget() -> None:
+    """Remove what earlier runs left in the cache, and a teacher's verdicts."""
     shutil.rmtree(cache_directory() / "kept", ignore_errors=True)
+    for verdicts in cache_directory().glob("verdicts.sqlite3*"):
+        verdicts.unlink()
+
+
+def time_teaching() -> dict[str, Any]:
+    """What it takes until a probe has learned from a teacher, with nothing in the cache."""
+    forget()
+    settings, concept = Settings(), read_concept("optimistic")
+    loaded, splits = load_model("smollm2"), concept.split()
+    teacher = Lesson("taught", f"question:{TEACHER}")
+    with preserving_model_state(loaded):
+        replies = sample_unsteered(loaded, read_prompts(), settings)
+        vectors = concept_vectors(loaded, splits["vector"], settings)
+        site = Site((vectors[loaded.num_layers // 2],))
+        inputs = JudgeInputs(OWN.removesuffix(".jsonl"), splits, replies, site)
+        started = time.perf_counter()
+        panel = make_judges(loaded, inputs, "auto", None, teacher, settings)
+        seconds = time.perf_counter() - started
+    assert panel.probe is not None
+    return {"seconds": seconds, "replies": panel.probe.learned.n_texts["teacher"]}
 
 
 def commit_of(checkout: Path) -> str:
@@ -226,7 +258,7 @@ def page(found: dict[str, Any]) -> str:
         repeatability(ships, found["again"]),
         probes_table(today),
         cost(ships, found.get("earlier")),
-        teaching(today),
+        taught(found["teaching"]),
         examples(today["joy"]),
     ]
     return "\n".join(part for part in parts if part)
@@ -340,15 +372,13 @@ def spent(token_forwards_seconds: Sequence[float] | None) -> str:
     return f"{token_forwards_seconds[0]:,.0f} in {token_forwards_seconds[1]:.0f} s"
 
 
-def teaching(runs: dict[str, Any]) -> str:
-    if "hopeful" not in runs:
-        return ""
-    one = runs["hopeful"]
-    graded = one["probe"]["n_texts"]["teacher"]
-    seconds = one["cost"]["judges"][1]
+def taught(once: dict[str, Any]) -> str:
     return (
-        f"A concept's first time with a teacher: it graded {graded} replies of the model, which "
-        f"were sampled, graded and learned from in {seconds / 60:.1f} minutes ({OWN}, judges).\n"
+        f"A concept's first time with a teacher: {once['replies']} replies of the model and texts "
+        f"were sampled, graded by `{TEACHER}` and learned from in {once['seconds'] / 60:.1f} "
+        "minutes, with nothing in the cache. The final replies, which the teacher reads as well, "
+        "come on top (`hopeful`, verification; some of its verdicts in `judges` were in the "
+        "cache).\n"
     )
 
 

@@ -205,8 +205,9 @@ def check_long_run(
     prompts = tuple(encode_prompt(loaded, text) for text in texts)
     sampling, seed = _sampling(config)
     sampling = replace(sampling, max_new_tokens=recorded.n_tokens)
-    long_replies = unsteered_at_length(loaded, prompts, sampling, seed)
-    excess = long_replies.excess(long_replies.steered(_steering(config))).value
+    steering = _steering(config)
+    long_replies = unsteered_at_length(loaded, prompts, sampling, seed, steering)
+    excess = long_replies.excess(long_replies.steered(steering)).value
     yield Check(
         "long run",
         excess <= recorded.margin,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from calibrate.common.errors import Infeasible
 from calibrate.common.estimate import RatioEstimate
@@ -61,10 +62,11 @@ def largest_strength(
         settings.ce_budget,
         settings.confidence,
     )
-    long_replies = answer_at_length(loaded, prompts, settings)
+    steering = cache(pilot.site.steering)
+    long_replies = answer_at_length(loaded, prompts, settings, steering(budget.strength))
     if long_replies is None:
         return budget, None
-    budget, steered = verify_long_run(long_replies, budget, pilot.site.steering)
+    budget, steered = verify_long_run(long_replies, budget, steering)
     return budget, long_replies.read(reader, steered)
 
 

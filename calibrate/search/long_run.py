@@ -13,8 +13,8 @@ A strength is not shipped if the share of tokens in loops rises by more than LOO
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
@@ -72,9 +72,10 @@ class LongRun:
 
 @dataclass(frozen=True, eq=False)
 class LongReplies:
-    """The same prompts answered at length, unsteered first, then steered in any way.
+    """The same prompts answered at length, unsteered, and steered in any way.
 
-    prompts: a few of those of the verification. sampling: with replies as long as in use.
+    prompts: a few of those of the verification. sampling: with replies as long as in use. ahead:
+    steered replies that were sampled in the same batches as the unsteered ones.
     """
 
     loaded: LoadedModel
@@ -82,6 +83,7 @@ class LongReplies:
     sampling: Sampling
     seed: int
     unsteered: tuple[Completion, ...]
+    ahead: Mapping[Steering, tuple[Completion, ...]] = field(default_factory=dict)
 
     @property
     def n_tokens(self) -> int:
@@ -90,6 +92,8 @@ class LongReplies:
 
     def steered(self, steering: Steering) -> tuple[Completion, ...]:
         """The replies under steering, with the same noise."""
+        if steering in self.ahead:
+            return self.ahead[steering]
         request = Request(self.prompts, steering=steering)
         (replies,) = sample_all(self.loaded, [request], self.sampling, self.seed)
         return replies
@@ -111,9 +115,9 @@ class LongReplies:
 
 
 def answer_at_length(
-    loaded: LoadedModel, prompts: Sequence[Prompt], settings: Settings
+    loaded: LoadedModel, prompts: Sequence[Prompt], settings: Settings, ahead: Steering
 ) -> LongReplies | None:
-    """Have the first PROMPTS prompts answered at length, unsteered.
+    """Have the first PROMPTS prompts answered at length, unsteered and by a first steering.
 
     Returns: None where no long run is asked for, or the context has no room for one.
     """
@@ -123,7 +127,7 @@ def answer_at_length(
     if min(wanted, room) < SHORTEST_LONG_RUN:
         return None
     sampling = replace(settings.sampling, max_new_tokens=min(wanted, room))
-    return unsteered_at_length(loaded, chosen, sampling, settings.seed)
+    return unsteered_at_length(loaded, chosen, sampling, settings.seed, ahead)
 
 
 def expected_tokens(n_prompts: int, settings: Settings) -> int:
@@ -138,12 +142,21 @@ def _wanted_tokens(settings: Settings) -> int:
 
 
 def unsteered_at_length(
-    loaded: LoadedModel, prompts: tuple[Prompt, ...], sampling: Sampling, seed: int
+    loaded: LoadedModel,
+    prompts: tuple[Prompt, ...],
+    sampling: Sampling,
+    seed: int,
+    ahead: Steering,
 ) -> LongReplies:
-    """Have prompts answered unsteered; the replies are cached, for other concepts too."""
+    """Have prompts answered unsteered; the replies are cached, for other concepts too.
+
+    ahead: a steering by which they will be answered as well: large batches cost least.
+    """
+    steered: dict[Steering, tuple[Completion, ...]] = {}
 
     def sampled() -> list[list[int]]:
-        (drawn,) = sample_all(loaded, [Request(prompts)], sampling, seed)
+        requests = [Request(prompts), Request(prompts, steering=ahead)]
+        drawn, steered[ahead] = sample_all(loaded, requests, sampling, seed)
         return [list(reply.ids) for reply in drawn]
 
     facts = ["long run", [asdict(prompt) for prompt in prompts], asdict(sampling), seed]
@@ -152,7 +165,7 @@ def unsteered_at_length(
         completed(loaded, prompt, index, ids)
         for index, (prompt, ids) in enumerate(zip(prompts, all_ids, strict=True))
     )
-    return LongReplies(loaded, prompts, sampling, seed, replies)
+    return LongReplies(loaded, prompts, sampling, seed, replies, steered)
 
 
 def read_along(loaded: LoadedModel, reader: Reader, completions: Sequence[Completion]) -> Along:

@@ -121,16 +121,28 @@ def test_thought_is_not_read_for_presence():
 def test_the_unsteered_replies_are_those_anyone_would_sample_and_the_steered_share_their_noise():
     loaded = tiny.loaded()
     prompts = [encode_prompt(loaded, text) for text in tiny.prompts(PROMPTS + 4)]
-    long_replies = answer_at_length(loaded, prompts, Settings(long_run=80))
+    long_replies = answer_at_length(loaded, prompts, Settings(long_run=80), by(loaded, 0.5))
     assert len(long_replies.prompts) == PROMPTS
     expected = sample(loaded, prompts[:PROMPTS], Sampling(max_new_tokens=80), seed=0)
     assert long_replies.unsteered == expected
-    still = long_replies.steered(push(loaded, 0.0))
+    still = long_replies.steered(by(loaded, 0.0))
     assert long_replies.excess(still).value == 0
     assert [one.text for one in still] == [one.text for one in expected]
 
 
-def push(loaded, strength):
+def test_steered_replies_sampled_ahead_are_those_that_are_sampled_alone():
+    loaded = tiny.loaded()
+    prompts = [encode_prompt(loaded, text) for text in tiny.prompts(6)]
+    strong = by(loaded, 2.0)
+    together = answer_at_length(loaded, prompts, Settings(long_run=80), strong)
+    spent = loaded.meter.tokens
+    ahead = together.steered(strong)
+    assert loaded.meter.tokens == spent
+    assert ahead == together.steered(by(loaded, 2.0))
+    assert loaded.meter.tokens > spent
+
+
+def by(loaded, strength):
     return Steering({1: strength * torch.ones(loaded.hidden_size)})
 
 
@@ -143,14 +155,16 @@ def test_replies_are_as_long_as_asked_for_and_as_the_context_has_room_for(
 ):
     loaded = tiny.loaded()
     settings = Settings(long_run=asked, sampling=Sampling(max_new_tokens=reply_tokens))
-    found = answer_at_length(loaded, [encode_prompt(loaded, "the house")], settings)
+    found = answer_at_length(
+        loaded, [encode_prompt(loaded, "the house")], settings, by(loaded, 1.0)
+    )
     assert (found and found.n_tokens) == n_tokens
 
 
 def test_there_is_no_long_run_where_the_context_has_no_room():
     loaded = tiny.loaded()
     prompt = encode_prompt(loaded, "sun " * 70)
-    assert answer_at_length(loaded, [prompt], Settings()) is None
+    assert answer_at_length(loaded, [prompt], Settings(), by(loaded, 1.0)) is None
 
 
 @pytest.mark.parametrize("length", [-1, 1, 63])
