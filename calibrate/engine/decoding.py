@@ -15,11 +15,9 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
-from transformers.cache_utils import DynamicLayer
 
 from calibrate.common.cost import Meter
 from calibrate.common.settings import Sampling
-from calibrate.engine.kv_cache import PreallocatedLayer
 from calibrate.engine.sampling import draw
 from calibrate.models.architecture import attention_window, base_of
 from calibrate.models.hooks import last_logits_only
@@ -170,10 +168,6 @@ class _Decoding:
     def _prefilled(self, steerings: Sequence[Steering | None]) -> DynamicCache:
         """Keys and values of the shared prefix, run once per steering, repeated for its rows."""
         cache = self._loaded.empty_cache()
-        cache.layers = [
-            PreallocatedLayer(self._loop.most) if type(layer) is DynamicLayer else layer
-            for layer in cache.layers
-        ]
         if not self._prefix:
             return cache
         kinds = self._steering.kinds
