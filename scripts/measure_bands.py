@@ -220,6 +220,8 @@ def costs(model: str, concepts: dict[str, Any]) -> str:
                 f"{min(noise):.2f} to {max(noise):.2f}",
             ]
         )
+    if not rows:
+        return ""
     heads = ["concept", *(f"ΔCE, {name}" for name in GROUPS), "single blocks", "noise, band",
              "single blocks"]  # fmt: skip
     return f"## {model}: held-out ΔCE at α of 0.1 nat, and share of ‖v‖² that is noise\n\n" + table(
