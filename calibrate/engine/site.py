@@ -46,11 +46,6 @@ class SteeringVector:
         """Share of ‖v‖² that is not sampling noise, in [0, 1] (`calibrate.texts.noise`)."""
         return None if self.noise is None else max(0.0, 1 - self.noise / self.norm**2)
 
-    def random_like(self, seed: int) -> SteeringVector:
-        """Return a vector of the same norm at the same block, in a random direction."""
-        noise = torch.randn(self.values.shape, generator=torch.Generator().manual_seed(seed))
-        return replace(self, values=noise * (self.norm / noise.norm()), noise=None)
-
     @contextmanager
     def apply(
         self, blocks: nn.ModuleList, strength: float, positions: Positions = "all"
@@ -130,8 +125,17 @@ class Site:
         return Steering(self.shifts(strength), self.positions)
 
     def random_like(self, seed: int) -> Site:
-        """Return the same site with vectors of the same norms in random directions."""
-        vectors = (vector.random_like(seed + place) for place, vector in enumerate(self.vectors))
+        """Return the same site with its vectors turned together into random directions.
+
+        They keep their norms, and the angles between them, and with these the norm of their sum.
+        """
+        values = torch.stack([vector.values for vector in self.vectors]).double()
+        noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(seed))
+        turned = _coordinates(values) @ _basis(noise.double())
+        vectors = (
+            replace(vector, values=one.float(), noise=None)
+            for vector, one in zip(self.vectors, turned, strict=True)
+        )
         return replace(self, vectors=tuple(vectors))
 
     @contextmanager
@@ -148,3 +152,14 @@ class Site:
             for layer, shift in self.shifts(strength).items():
                 stack.enter_context(edited(blocks[layer], edit(shift)))
             yield
+
+
+def _basis(rows: torch.Tensor) -> torch.Tensor:
+    """An orthonormal basis of what some rows span, as rows; the first is the first row's."""
+    q, r = torch.linalg.qr(rows.T)
+    return (q * r.diagonal().sign()).T
+
+
+def _coordinates(rows: torch.Tensor) -> torch.Tensor:
+    """The rows in their own basis, (n_rows, n_basis)."""
+    return rows @ _basis(rows).T

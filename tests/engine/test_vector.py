@@ -8,7 +8,7 @@ import torch
 
 from calibrate.common.errors import ConceptError
 from calibrate.common.settings import Settings
-from calibrate.engine.site import Site
+from calibrate.engine.site import Site, SteeringVector
 from calibrate.models.prompts import encode_text
 from calibrate.texts.concept import Text, Texts
 from calibrate.texts.extraction import concept_vectors, extract_vectors
@@ -104,3 +104,24 @@ def test_random_negatives_are_the_models_own_samples():
 def test_equal_means_are_refused(loaded, bright):
     with pytest.raises(ConceptError, match="difference of means is zero"):
         extract_vectors(loaded, encoded(loaded, bright), encoded(loaded, bright))
+
+
+def test_a_random_site_has_the_norms_and_angles_of_the_real_one_and_none_of_its_directions():
+    generator = torch.Generator().manual_seed(7)
+    shared = torch.randn(64, generator=generator)
+    vectors = [shared + 0.5 * torch.randn(64, generator=generator) for _ in range(3)]
+    site = Site(tuple(SteeringVector(values, n, 1.0) for n, values in enumerate(vectors)))
+    drawn, again, other = (site.random_like(seed) for seed in (0, 0, 1))
+    before, after = (torch.stack([v.values for v in one.vectors]) for one in (site, drawn))
+    torch.testing.assert_close(before @ before.T, after @ after.T, rtol=1e-4, atol=1e-4)
+    assert drawn.norm == pytest.approx(site.norm, rel=1e-5)
+    assert abs(torch.cosine_similarity(site.total, drawn.total, dim=0)) < 0.4
+    assert torch.equal(drawn.total, again.total)
+    assert not torch.allclose(drawn.total, other.total)
+
+
+def test_a_random_vector_at_one_block_is_noise_of_the_same_norm():
+    site = tiny.site(3 * torch.ones(8), 1)
+    noise = torch.randn((1, 8), generator=torch.Generator().manual_seed(4))[0]
+    expected = noise * site.norm / noise.norm()
+    torch.testing.assert_close(site.random_like(4).total, expected, rtol=1e-5, atol=1e-5)
