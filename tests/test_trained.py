@@ -26,6 +26,8 @@ from calibrate.models.prompts import encode_prompt
 from calibrate.texts.concept import read_concept, read_prompts
 from calibrate.texts.extraction import concept_vectors
 
+pytestmark = pytest.mark.slow
+
 MODELS = Path(__file__).parent / "trained"
 PROMPTS, UPPERCASE = MODELS / "prompts.txt", MODELS / "uppercase-words.jsonl"
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=24)

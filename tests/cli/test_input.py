@@ -356,6 +356,7 @@ ENVIRONMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_a_process_on_such_a_console_verifies(artefact, tmp_path, environment):
     with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:

@@ -37,6 +37,8 @@ from calibrate.texts.concept import built_in_concepts
 from calibrate.texts.rubrics import rubric
 from probes.correction import fit_correction
 
+pytestmark = pytest.mark.slow
+
 # --- A room of pairs that no model is needed for ------------------------------------------------
 
 

@@ -35,6 +35,8 @@ from calibrate.deploy.export.restored import restored
 from calibrate.deploy.export.target import MARK_FILE
 from calibrate.models import cache
 
+pytestmark = pytest.mark.slow
+
 DIRECTORIES = ("peft", "folded", "easysteer", "snippet")
 SINGLE = ("gguf", "lm-eval", "svec")
 LOCKS = "the lock of those who work there"

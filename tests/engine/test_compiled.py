@@ -17,6 +17,8 @@ from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.models.model import preserving_model_state
 from calibrate.models.tokens import TokenSequence
 
+pytestmark = pytest.mark.slow
+
 IDS = torch.tensor([[7, 20, 9, 33, 12, 41], [5, 6, 30, 31, 8, 10]])
 LAYER = 1
 

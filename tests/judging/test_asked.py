@@ -36,6 +36,8 @@ from probes.openai_question import OpenAIQuestion
 from probes.question import Question
 from probes.verdicts import Remembered
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ("I am so happy today, what a delight!", "The committee met on Tuesday.")
 KEY = "sk-nobody-may-ever-read-this"
 needs_llama_cpp = pytest.mark.skipif(

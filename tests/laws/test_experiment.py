@@ -19,6 +19,8 @@ from calibrate.texts.concept import read_prompts
 from calibrate.texts.extraction import concept_vectors
 from calibrate.texts.replies import sample_unsteered
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def arguments(tiny_options):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from sweep import sweep
 
+pytestmark = pytest.mark.slow
+
 EXACT = """llama gemma2 gemma3_text qwen2 qwen3 qwen3_moe mixtral gpt2 gpt_neo gpt_neox gptj bloom
     cohere2 deepseek_v3 gpt_oss granite hyperclovax llama4_text modernbert-decoder olmo2 phi3
     stablelm starcoder2""".split()

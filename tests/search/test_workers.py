@@ -27,6 +27,8 @@ from calibrate.artefact.directory import open_workspace
 from calibrate.artefact.evidence import EVIDENCE_FILE
 from calibrate.common.layout import WORKERS_FOLDER, WRITING_LOCK
 
+pytestmark = pytest.mark.slow
+
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 TRIALS = 7
 SUGGESTIONS = 3  # one a site
