@@ -153,7 +153,7 @@ def page(found: dict[str, Any]) -> str:
             rows = [
                 row(concept, cells, judge)
                 for concept, cells in concepts.items()
-                if is_whole(cells) and judge in cells["unsteered"] and speaks(judge, concept)
+                if has_enough(cells) and judge in cells["unsteered"] and speaks(judge, concept)
             ]
             if rows:
                 heads = [
@@ -169,8 +169,9 @@ def page(found: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def is_whole(cells: dict[str, Any]) -> bool:
-    return len(cells) == 1 + len(GROUPS) + SINGLE
+def has_enough(cells: dict[str, Any]) -> bool:
+    """Whether the bands are measured, and more than half of the single blocks."""
+    return {"unsteered", *GROUPS} <= {*cells} and len(cells) > 1 + len(GROUPS) + SINGLE / 2
 
 
 def speaks(judge: str, concept: str) -> bool:
@@ -195,7 +196,7 @@ def row(concept: str, cells: dict[str, Any], judge: str) -> list[str]:
         concept,
         f"{plain.mean():.3f}",
         *(f"{changes[name].mean():+.3f}" for name in GROUPS),
-        f"{singles[best].mean():+.3f} ({best})",
+        f"{singles[best].mean():+.3f} ({best}, of {len(singles)})",
         f"{singles[worst].mean():+.3f} ({worst})",
         f"{lead.mean():+.3f} ± {error:.3f}",
     ]
@@ -207,7 +208,7 @@ def costs(model: str, concepts: dict[str, Any]) -> str:
     for concept, cells in concepts.items():
         steered = {name: one for name, one in cells.items() if name != "unsteered"}
         singles = [one for name, one in steered.items() if name not in GROUPS]
-        if not is_whole(cells):
+        if not has_enough(cells):
             continue
         spread = [one["delta_ce"] for one in singles]
         noise = [1 - one["signal"] for one in singles]
