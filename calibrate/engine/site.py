@@ -157,7 +157,8 @@ class Site:
 def _basis(rows: torch.Tensor) -> torch.Tensor:
     """An orthonormal basis of what some rows span, as rows; the first is the first row's."""
     q, r = torch.linalg.qr(rows.T)
-    return (q * r.diagonal().sign()).T
+    basis: torch.Tensor = (q * r.diagonal().sign()).T
+    return basis
 
 
 def _coordinates(rows: torch.Tensor) -> torch.Tensor:
