@@ -12,13 +12,13 @@ import ast
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+from checkouts import command_of, commit_of
 from markdown_tables import DOCS, table
 from records import page_option, read_records, write_records
 
@@ -75,11 +75,6 @@ def doc_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return first.end_lineno - first.lineno + 1 if documented else 0
 
 
-def commit_of(checkout: Path) -> str:
-    asked = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
-
-
 def compared(earlier: Path) -> dict[str, Any]:
     """What the same calibration finds in both checkouts."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -106,8 +101,7 @@ def compared(earlier: Path) -> dict[str, Any]:
 
 def config_by(checkout: Path, out: Path) -> dict[str, Any]:
     """Every value of the config that a checkout writes, by its path."""
-    code = "from calibrate.cli import main; main()"  # `-c` imports from the working directory
-    command = [sys.executable, "-c", code, *OPTIONS, "--out", str(out), "--quiet"]
+    command = command_of([*OPTIONS, "--out", str(out), "--quiet"])
     with tempfile.TemporaryDirectory() as cache:  # neither finds what the other kept
         for kept in ("models", "wheels"):
             (Path(cache) / kept).symlink_to(shared_cache() / kept)

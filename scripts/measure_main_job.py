@@ -24,6 +24,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from checkouts import command_of, commit_of
 from markdown_tables import DOCS, table
 from records import page_option, read_records, write_records
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
@@ -123,11 +124,6 @@ def time_teaching() -> dict[str, Any]:
     return {"seconds": seconds, "replies": panel.probe.learned.n_texts["teacher"]}
 
 
-def commit_of(checkout: Path) -> str:
-    asked = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
-
-
 def run(options: list[str], out: Path, checkout: Path) -> dict[str, Any]:
     """One run of the command: how it was called, what it took, what it found."""
     if checkout != Path.cwd():
@@ -139,13 +135,8 @@ def run(options: list[str], out: Path, checkout: Path) -> dict[str, Any]:
     given = [str(files.get(option, option)) for option in options]
     start = time.perf_counter()
     ended = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from calibrate.cli import main; main()",
-            *["--model", "smollm2", *given, "--seed", "0", "--out", str(out), "--quiet"],
-        ],
-        cwd=checkout,  # `-c` imports from there
+        command_of(["--model", "smollm2", *given, "--seed", "0", "--out", str(out), "--quiet"]),
+        cwd=checkout,
         stderr=subprocess.PIPE,
         text=True,
     )

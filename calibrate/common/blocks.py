@@ -9,6 +9,7 @@ from calibrate.common.errors import InputError
 from calibrate.common.numbers import check_whole
 
 MAX_BLOCKS = 100_000  # more than any model has
+MAX_DIGITS = 5  # of a block's number: a longer range is not even written out
 
 
 def check_blocks(rule: str, value: Any) -> int | tuple[int, ...]:
@@ -31,9 +32,10 @@ def _numbers_in(typed: str) -> Sequence[Any]:
     numbers: list[Any] = []
     for part in typed.split(","):
         first, dash, last = part.strip().partition("-")
-        if not (first.isdecimal() and (last.isdecimal() if dash else not last)):
+        last = last if dash else first
+        if not all(end.isdecimal() and len(end) <= MAX_DIGITS for end in (first, last)):
             return [typed]
-        numbers += range(int(first), int(last or first) + 1) or [typed]
+        numbers += range(int(first), int(last) + 1) or [typed]
     return numbers
 
 

@@ -191,7 +191,24 @@ def test_a_whole_number_asks_for_what_the_same_decimal_one_does():
 
 
 @pytest.mark.parametrize(
-    "wrong", [True, 1.0, -1, "", "8-", "-8", "8-4", "8,,9", "8,x", "middle", [], [3, 1.0], [-1, 2]]
+    "wrong",
+    [
+        True,
+        1.0,
+        -1,
+        "",
+        "8-",
+        "-8",
+        "8-4",
+        "8,,9",
+        "8,x",
+        "middle",
+        [],
+        [3, 1.0],
+        [-1, 2],
+        "0-99999999999",
+        "9" * 5000,
+    ],
 )
 def test_blocks_are_named_by_whole_numbers(wrong):
     with pytest.raises(InputError, match="layer must be auto, a block's number, or several"):

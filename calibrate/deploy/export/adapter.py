@@ -44,12 +44,13 @@ class Adapter(EveryPosition):
         """Write adapter_config.json, adapter_model.safetensors and the config."""
         assert loaded is not None
         biases, tensors = writer_biases(config, loaded, self.name), {}
+        modules = {name: loaded.model.get_submodule(name) for name in biases}
         for name, bias in biases.items():
-            module, key = loaded.model.get_submodule(name), f"base_model.model.{name}"
-            tensors[f"{key}.lora_A.weight"] = torch.zeros(1, _width_in(module))
+            key = f"base_model.model.{name}"
+            tensors[f"{key}.lora_A.weight"] = torch.zeros(1, _width_in(modules[name]))
             tensors[f"{key}.lora_B.weight"] = torch.zeros(len(bias), 1)
             tensors[f"{key}.lora_B.bias"] = bias.contiguous()
-        transposed = isinstance(module, Conv1D)
+        transposed = any(isinstance(module, Conv1D) for module in modules.values())
         _lora_config(place_of(loaded), list(biases), transposed).save_pretrained(path)
         save_file(tensors, path / "adapter_model.safetensors")
         for file, content in config.files().items():
