@@ -31,11 +31,11 @@ from calibrate.judging.teaching import JudgeInputs
 from calibrate.laws.pilot import run_pilots
 from calibrate.models.cache import weights_hashed_once
 from calibrate.models.model import LoadedModel, preserving_model_state
-from calibrate.search.block_ranking import choose_sites
 from calibrate.search.explain import add_advice
 from calibrate.search.fingerprint import fingerprint_of
 from calibrate.search.forecast import forecast, questions_ahead
 from calibrate.search.objective import FIRST_PART, SearchObjective, rung_sizes
+from calibrate.search.sites import choose_sites
 from calibrate.search.storage import StudyStore, check_storage
 from calibrate.search.study import run_study
 from calibrate.search.verification import verify

@@ -3,13 +3,16 @@
     python scripts/measure_bands.py [--model smollm2] [--concept joy] [--page]
 
 Every site is steered by α at the budget, on the verification's prompts, which fit no law. Replies
-share their noise, and two judges read them; VADER does where it speaks of the concept. Twenty
-minutes a concept on two cores; what was measured is kept, and not measured again.
+share their noise, and two judges read them; VADER does where it speaks of the concept. Half an hour
+a concept and core; what was measured is kept, and not measured again. The band and three
+single blocks come first for all concepts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import click
@@ -23,14 +26,15 @@ from calibrate.common.errors import Infeasible
 from calibrate.common.settings import Settings
 from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.generation import Completion, Request, sample_all
-from calibrate.engine.site import Site
-from calibrate.engine.unsteered import Corpus, run_unsteered
+from calibrate.engine.site import Site, SteeringVector
+from calibrate.engine.unsteered import UnsteeredRun, run_unsteered
 from calibrate.judging.choice import Lesson
 from calibrate.judging.panel import Panel, make_judges
 from calibrate.judging.presence import read
 from calibrate.judging.teaching import JudgeInputs
 from calibrate.laws.pilot import run_pilot
 from calibrate.models.model import LoadedModel, preserving_model_state
+from calibrate.search.sites import BAND, steered_band
 from calibrate.texts.concept import built_in_concepts, read_concept, read_prompts
 from calibrate.texts.extraction import concept_vectors
 from calibrate.texts.replies import UnsteeredReplies, build_corpora, sample_unsteered
@@ -39,13 +43,13 @@ TARGET = DOCS / "bands.json"
 MODELS = ("smollm2", "gemma3-270m")
 SETTINGS = Settings()
 REPLIES = 4  # to each prompt, 256 in all
-BAND, MIDDLE = (0.27, 0.87), (0.4, 0.7)  # shares of the depth, every block between them
-FOUR = (0.33, 0.5, 0.67, 0.83)
+MIDDLE, FOUR = (0.4, 0.7), (0.33, 0.5, 0.67, 0.83)
 SINGLE = 9  # blocks, evenly spread over the band
+FEW = slice(2, 7, 2)  # those measured first
 VADER = {"joy": 1, "optimistic": 1, "depression": -1, "evil": -1, "impolite": -1}
 JUDGES = {"probe": "the probe", "second": "the second judge", "vader": "VADER"}
-GROUPS = ("band", "middle", "four")
-LEAD = "band less best"
+OTHERS = ("middle", "four", "even", "differences")  # bands tried on some concepts alone
+TRIED_ON = {"smollm2": ("joy", "optimistic", "depression")}
 
 
 @click.command()
@@ -57,47 +61,77 @@ def main(models: tuple[str, ...], concepts: tuple[str, ...], only_page: bool) ->
         loaded = load_model(model)
         with preserving_model_state(loaded):
             replies = sample_unsteered(loaded, read_prompts(), SETTINGS)
-            for concept in concepts:
-                measure(loaded, concept, replies)
+            firsts = sorted({site.first for site in sites_of(loaded, concepts[0]).values()})
+            runs = {
+                purpose: run_unsteered(loaded, corpus, firsts)
+                for purpose, corpus in build_corpora(loaded, replies, None).items()
+            }
+            for thorough in (False, True):
+                for concept in concepts:
+                    measure(loaded, concept, replies, runs, thorough)
     (DOCS / "bands.md").write_text(page(read_records(TARGET)), encoding="utf-8")
 
 
-def sites_of(loaded: LoadedModel, concept: str) -> dict[str, Site]:
-    """The bands, and single blocks, by name."""
+def sites_of(loaded: LoadedModel, concept: str, thorough: bool = True) -> dict[str, Site]:
+    """The band and three single blocks by name; all of them, and other bands, if thorough."""
     vectors = concept_vectors(loaded, read_concept(concept).split()["vector"], SETTINGS)
     n = loaded.num_layers
-    (first, last), middle = ([round(share * n) for share in ends] for ends in (BAND, MIDDLE))
-    groups: dict[str, Sequence[int]] = {
-        "band": range(first, last + 1),
-        "middle": range(middle[0], middle[1] + 1),
-        "four": [round(share * n) for share in FOUR],
-    }
-    singles = np.linspace(first, last, SINGLE).round().astype(int).tolist()
-    groups |= {f"block {layer}": [layer] for layer in singles}
-    return {name: Site(tuple(vectors[i] for i in layers)) for name, layers in groups.items()}
+    middle = [round(share * n) for share in MIDDLE]
+    band = [vectors[layer] for layer in steered_band(n)]
+    groups: dict[str, Sequence[SteeringVector]] = {"band": band}
+    blocks = np.linspace(band[0].layer, band[-1].layer, SINGLE).round().astype(int).tolist()
+    chosen = blocks if thorough else blocks[FEW]
+    groups |= {f"block {layer}": [vectors[layer]] for layer in chosen}
+    if thorough and concept in TRIED_ON.get(loaded.name, ()):
+        groups["middle"] = vectors[middle[0] : middle[1] + 1]
+        groups["four"] = [vectors[round(share * n)] for share in FOUR]
+        groups["even"] = [
+            replace(one, values=one.values * one.residual_norm / one.norm, noise=None)
+            for one in band
+        ]
+        groups["differences"] = [
+            band[0],
+            *(
+                replace(one, values=one.values - before.values, noise=None)
+                for before, one in pairwise(band)
+            ),
+        ]
+    return {name: Site(tuple(group)) for name, group in groups.items()}
 
 
-def measure(loaded: LoadedModel, concept: str, replies: UnsteeredReplies) -> None:
-    """Measure what is not kept yet of one concept."""
-    found: dict[str, Any] = read_records(TARGET)
-    cells = found.setdefault(loaded.name, {}).setdefault(concept, {})
-    corpora = build_corpora(loaded, replies, None)
-    sites = sites_of(loaded, concept)
-    missing = [name for name in ("unsteered", *sites) if name not in cells]
-    if not missing:
+def measure(
+    loaded: LoadedModel,
+    concept: str,
+    replies: UnsteeredReplies,
+    runs: dict[str, UnsteeredRun],
+    thorough: bool,
+) -> None:
+    """Measure what is not kept yet of one concept; the band first, since all are paired with it."""
+    sites = sites_of(loaded, concept, thorough)
+    order = ["band", "unsteered", *(name for name in sites if name != "band")]
+    if all(name in kept(loaded, concept) for name in order):
         return
     panel = judges(loaded, concept, replies, sites)
-    for name in missing:
-        site = sites.get(name)
-        strength = 0.0
-        if site is not None:
-            run = run_unsteered(loaded, corpora["search"], [site.first])
-            pilot = run_pilot(loaded, run, site, (), SETTINGS)
-            strength = pilot.strength_at_budget.value
-        cells[name] = cell(loaded, panel, replies, corpora["verify"], site, strength)
-        cells[name] |= {"strength": strength, "signal": None if site is None else site.signal}
+    for name in order:
+        cells = kept(loaded, concept)
+        if name in cells:
+            continue
+        facts, scores = cell(loaded, panel, replies, runs, sites.get(name))
+        paired = scores if name == "band" else cells["band"]["prompts"]
+        for judge, values in scores.items():
+            apart = np.array(values) - paired[judge]
+            error = apart.std(ddof=1) / np.sqrt(len(apart))
+            facts[judge] = [float(np.mean(values)), float(error)]
+        if name == "band":
+            facts["prompts"] = scores
+        found: dict[str, Any] = read_records(TARGET)
+        found.setdefault(loaded.name, {}).setdefault(concept, {})[name] = facts
         write_records(TARGET, found)
-        click.echo(f"{loaded.name} {concept} {name}: α = {strength:.3g}")
+        click.echo(f"{loaded.name} {concept} {name}: {facts['strength']:.3g}")
+
+
+def kept(loaded: LoadedModel, concept: str) -> dict[str, Any]:
+    return read_records(TARGET).get(loaded.name, {}).get(concept, {})
 
 
 def judges(
@@ -105,7 +139,7 @@ def judges(
 ) -> Panel | None:
     """The judges of a calibration; None where the probe cannot tell the concept."""
     splits = read_concept(concept).split()
-    inputs = JudgeInputs(concept, splits, replies, Site(sites["middle"].vectors[:1]))
+    inputs = JudgeInputs(concept, splits, replies, Site(sites["band"].vectors[:1]))
     try:
         return make_judges(loaded, inputs, "auto", "embedding", Lesson("graded"), SETTINGS)
     except Infeasible:
@@ -116,130 +150,161 @@ def cell(
     loaded: LoadedModel,
     panel: Panel | None,
     replies: UnsteeredReplies,
-    corpus: Corpus,
+    runs: dict[str, UnsteeredRun],
     site: Site | None,
-    strength: float,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """ΔCE on held-out replies, and what the judges read in fresh ones, prompt by prompt."""
-    steering = None if site is None else site.steering(strength)
+    facts: dict[str, Any] = {"strength": 0.0, "delta_ce": 0.0}
+    if site is not None:
+        pilot = run_pilot(loaded, runs["search"], site, (), SETTINGS)
+        facts["strength"] = strength = pilot.strength_at_budget.value
+        facts["delta_ce"] = delta_ce(loaded, runs["verify"], site, strength).value
+        facts["signal"] = site.signal
+    steering = None if site is None else site.steering(facts["strength"])
     request = Request(replies.prompts["verify"], REPLIES, steering)
     (drawn,) = sample_all(loaded, [request], SETTINGS.sampling, SETTINGS.seed)
-    rise = 0.0
-    if site is not None:
-        run = run_unsteered(loaded, corpus, [site.first])
-        rise = delta_ce(loaded, run, site, strength).value
-    scores = {}
     readers = {} if panel is None else {"probe": panel.reader, "second": panel.auditor}
-    for name, reader in readers.items():
-        if reader is not None:
-            scores[name] = by_prompt(drawn, read(reader, drawn).scores)
+    scores = {
+        name: by_prompt(drawn, read(reader, drawn).scores)
+        for name, reader in readers.items()
+        if reader is not None
+    }
     analyser = SentimentIntensityAnalyzer()
     compound = [analyser.polarity_scores(one.text)["compound"] for one in drawn]
-    return {"delta_ce": rise, **scores, "vader": by_prompt(drawn, compound)}
+    return facts, {**scores, "vader": by_prompt(drawn, compound)}
 
 
 def by_prompt(drawn: Sequence[Completion], scores: Sequence[float]) -> list[float]:
-    """Mean score of each prompt's replies, in the order of the prompts."""
+    """Mean score of each prompt's replies, in the order of the prompts, at four digits."""
     places: dict[int, list[float]] = {}
     for one, score in zip(drawn, scores, strict=True):
         places.setdefault(one.prompt_index, []).append(float(score))
-    return [float(np.mean(places[index])) for index in sorted(places)]
+    return [round(float(np.mean(places[index])), 4) for index in sorted(places)]
 
 
 def page(found: dict[str, Any]) -> str:
-    parts = [HEADER]
+    parts, leads = [HEADER], []
     for model, concepts in found.items():
-        for judge, name in JUDGES.items():
-            rows = [
-                row(concept, cells, judge)
-                for concept, cells in concepts.items()
-                if has_enough(cells) and judge in cells["unsteered"] and speaks(judge, concept)
-            ]
+        done = {name: cells for name, cells in concepts.items() if singles(cells)}
+        for judge, reader in JUDGES.items():
+            rows = []
+            for concept, cells in done.items():
+                if judge in cells["unsteered"] and (judge != "vader" or concept in VADER):
+                    lead, error = lead_over_best(concept, cells, judge)
+                    leads.append((model, reader, lead, error))
+                    rows.append(band_row(concept, cells, judge))
             if rows:
-                heads = [
-                    "concept",
-                    "unsteered",
-                    *GROUPS,
-                    "best single block",
-                    "worst",
-                    "band - best",
-                ]
-                parts.append(f"## {model}, by {name}\n\n" + table(heads, rows))
-        parts.append(costs(model, concepts))
-    return "\n".join(parts)
+                parts.append(f"## {model}, by {reader}\n\n" + table(BAND_HEADS, rows))
+        parts += [other_bands(model, done), costs(model, done)]
+    parts.insert(1, summary(leads))
+    return "\n".join(part for part in parts if part)
 
 
-def has_enough(cells: dict[str, Any]) -> bool:
-    """Whether the bands are measured, and more than half of the single blocks."""
-    return {"unsteered", *GROUPS} <= {*cells} and len(cells) > 1 + len(GROUPS) + SINGLE / 2
+def singles(cells: dict[str, Any]) -> list[str]:
+    """The single blocks that were measured; none where the band or the unsteered was not."""
+    if not {"band", "unsteered"} <= {*cells}:
+        return []
+    return [name for name in cells if name.startswith("block ")]
 
 
-def speaks(judge: str, concept: str) -> bool:
-    return judge != "vader" or concept in VADER
-
-
-def row(concept: str, cells: dict[str, Any], judge: str) -> list[str]:
-    """Changes towards the concept, in the judge's units, and the band's lead, paired by prompt."""
+def change(concept: str, cells: dict[str, Any], name: str, judge: str) -> float:
+    """Change towards the concept, in the judge's units."""
     sign = VADER[concept] if judge == "vader" else 1
-    plain = np.array(cells["unsteered"][judge])
-    changes = {
-        name: sign * (np.array(one[judge]) - plain)
-        for name, one in cells.items()
-        if name != "unsteered"
-    }
-    singles = {name: one for name, one in changes.items() if name not in GROUPS}
-    best = max(singles, key=lambda name: singles[name].mean())
-    worst = min(singles, key=lambda name: singles[name].mean())
-    lead = changes["band"] - singles[best]
-    error = lead.std(ddof=1) / np.sqrt(len(lead))
+    return float(sign * (cells[name][judge][0] - cells["unsteered"][judge][0]))
+
+
+def by_change(concept: str, cells: dict[str, Any], judge: str) -> list[str]:
+    """The single blocks, that of the largest change last."""
+    return sorted(singles(cells), key=lambda name: change(concept, cells, name, judge))
+
+
+def lead_over_best(concept: str, cells: dict[str, Any], judge: str) -> tuple[float, float]:
+    """By how much the band is ahead of the best single block, and the standard error, paired."""
+    best = by_change(concept, cells, judge)[-1]
+    lead = change(concept, cells, "band", judge) - change(concept, cells, best, judge)
+    return lead, cells[best][judge][1]
+
+
+BAND_HEADS = ["concept", "unsteered", "band", "best single block", "worst", "band - best"]
+
+
+def band_row(concept: str, cells: dict[str, Any], judge: str) -> list[str]:
+    worst, *_, best = by_change(concept, cells, judge)
+    lead, error = lead_over_best(concept, cells, judge)
     return [
         concept,
-        f"{plain.mean():.3f}",
-        *(f"{changes[name].mean():+.3f}" for name in GROUPS),
-        f"{singles[best].mean():+.3f} ({best}, of {len(singles)})",
-        f"{singles[worst].mean():+.3f} ({worst})",
-        f"{lead.mean():+.3f} ± {error:.3f}",
+        f"{cells['unsteered'][judge][0]:.3f}",
+        f"{change(concept, cells, 'band', judge):+.3f}",
+        f"{change(concept, cells, best, judge):+.3f} ({best}, of {len(singles(cells))})",
+        f"{change(concept, cells, worst, judge):+.3f} ({worst})",
+        f"{lead:+.3f} ± {error:.3f}",
     ]
 
 
-def costs(model: str, concepts: dict[str, Any]) -> str:
-    """Held-out ΔCE at every site, and how much of the vectors is signal."""
+def summary(leads: list[tuple[str, str, float, float]]) -> str:
+    """How often the band keeps up with the best single block, and its lead in the mean."""
+    rows = []
+    for place in dict.fromkeys((model, reader) for model, reader, _, _ in leads):
+        ones = [(lead, error) for *names, lead, error in leads if tuple(names) == place]
+        kept_up = sum(lead >= -error for lead, error in ones)
+        mean = float(np.mean([lead for lead, _ in ones]))
+        rows.append([*place, f"{kept_up} of {len(ones)}", f"{mean:+.3f}"])
+    heads = ["model", "read by", "not behind by more than a standard error", "mean lead"]
+    return "## The band against the best single block\n\n" + table(heads, rows)
+
+
+def other_bands(model: str, concepts: dict[str, Any]) -> str:
+    """What other bands and weights change, beside the band."""
     rows = []
     for concept, cells in concepts.items():
-        steered = {name: one for name, one in cells.items() if name != "unsteered"}
-        singles = [one for name, one in steered.items() if name not in GROUPS]
-        if not has_enough(cells):
-            continue
-        spread = [one["delta_ce"] for one in singles]
-        noise = [1 - one["signal"] for one in singles]
+        for name in (name for name in OTHERS if name in cells):
+            row = [concept, name]
+            for judge in JUDGES:
+                ahead = change(concept, cells, name, judge) - change(concept, cells, "band", judge)
+                row.append(f"{ahead:+.3f} ± {cells[name][judge][1]:.3f}")
+            rows.append(row)
+    heads = ["concept", "band", *(f"by {reader}" for reader in JUDGES.values())]
+    title = f"## {model}: other bands and weights, less the band\n\n"
+    return title + table(heads, rows) if rows else ""
+
+
+def costs(model: str, concepts: dict[str, Any]) -> str:
+    """Held-out ΔCE at every site, and how much of the vectors is noise."""
+    rows = []
+    for concept, cells in concepts.items():
+        ones = [cells[name] for name in singles(cells)]
+        rises, noises = (
+            [one["delta_ce"] for one in ones],
+            [1 - one["signal"] for one in ones],
+        )
         rows.append(
             [
                 concept,
-                *(f"{steered[name]['delta_ce']:.3f}" for name in GROUPS),
-                f"{min(spread):.3f} to {max(spread):.3f}",
-                f"{1 - steered['band']['signal']:.2f}",
-                f"{min(noise):.2f} to {max(noise):.2f}",
+                f"{cells['band']['delta_ce']:.3f}",
+                f"{min(rises):.3f} to {max(rises):.3f}",
+                f"{1 - cells['band']['signal']:.2f}",
+                f"{min(noises):.2f} to {max(noises):.2f}",
             ]
         )
-    if not rows:
-        return ""
-    heads = ["concept", *(f"ΔCE, {name}" for name in GROUPS), "single blocks", "noise, band",
-             "single blocks"]  # fmt: skip
-    return f"## {model}: held-out ΔCE at α of 0.1 nat, and share of ‖v‖² that is noise\n\n" + table(
-        heads, rows
-    )
+    heads = ["concept", "ΔCE, band", "single blocks", "noise, band", "single blocks"]
+    title = f"## {model}: held-out ΔCE at α of 0.1 nat, and share of ‖v‖² that is noise\n\n"
+    return title + table(heads, rows) if rows else ""
 
 
 HEADER = f"""# A band of blocks beside single blocks
 
 Written by `scripts/measure_bands.py`; every point is in [bands.json](bands.json). Every site is
 steered by the strength that its pilot names for 0.1 nat; what it does is read in {64 * REPLIES}
-replies to prompts on which nothing was fitted, with the same noise at every site. "Band" steers
-every block from {BAND[0]:.0%} to {BAND[1]:.0%} of the depth with one strength, "middle" from
-{MIDDLE[0]:.0%} to {MIDDLE[1]:.0%}, "four" those at {", ".join(f"{share:.0%}" for share in FOUR)};
-{SINGLE} single blocks are spread over the band. The best of nine noisy values is flattered; ± is
+replies to prompts on which nothing was fitted, with the same noise at every site. The band is every
+block from {BAND[0]:.0%} to {BAND[1]:.0%} of the depth, steered with one strength; up to
+{SINGLE} single blocks are spread over it. The best of several noisy values is flattered; ± is
 one standard error of the difference, paired by prompt. The judges read presence, VADER sentiment in
 [-1, 1]; all changes are towards the concept.
+
+Other bands: "middle" from {MIDDLE[0]:.0%} to {MIDDLE[1]:.0%} of the depth, "four" the blocks at
+{", ".join(f"{share:.0%}" for share in FOUR)}. Other weights: "even" makes ‖v‖ / ‖h‖ the same at
+every block, "differences" adds after each block what its vector has beyond that of the block
+before.
 """
 
 

@@ -2,10 +2,10 @@
 
     python scripts/measure_laws.py [--model smollm2] [--corpus-file FILE.jsonl] [--page]
 
-For every built-in concept and five blocks: the strength that spends a budget, named by a pilot,
-against the truth on the pilot's own sequences and on others. The truth costs a pass a budget:
+For every built-in concept, five blocks and the band: the strength that spends a budget, named by a
+pilot, against the truth on its own sequences and on others. The truth costs a pass a budget:
 ΔCE is measured at the named strength, and what is missing is made up along the law's own slope
-there if it is little, and by the secant method if it is more. Two to five minutes a block on one
+there if it is little, and by the secant method if it is more. Two to five minutes a site on one
 core; what was measured is kept, and not measured again.
 """
 
@@ -25,6 +25,7 @@ from scipy.optimize import newton
 from scipy.stats import norm
 
 from calibrate import load_model
+from calibrate.common.blocks import site_name
 from calibrate.common.estimate import RatioEstimate
 from calibrate.common.settings import Sampling, Settings
 from calibrate.engine.cross_entropy import measure_steered
@@ -39,6 +40,7 @@ from calibrate.laws.tokens import judge_peaks
 from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.models.prompts import encode_prompt, encode_text
 from calibrate.models.tokens import TokenSequence
+from calibrate.search.sites import steered_band
 from calibrate.texts.concept import built_in_concepts, read_concept, read_lines, read_prompts
 from calibrate.texts.extraction import concept_vectors
 
@@ -60,7 +62,7 @@ FARTHEST = 2.0  # times the named strength: the longest step
 
 @dataclass(frozen=True)
 class Cell:
-    """One budget at one block: what the law said and what is true.
+    """One budget at one site: what the law said and what is true.
 
     own, others: the strength that spends the budget there. covered: the share of deals in which
     the interval named from a pilot's own sequences holds that of the others.
@@ -92,16 +94,19 @@ class Cell:
 
 @dataclass(frozen=True)
 class Far:
-    """The far end at one block: the predicted plateau, and what is measured far out."""
+    """The far end at one site: the predicted plateau, and what is measured far out."""
 
     residual_left: float
     predicted: float
     measured: float
 
 
+Place = tuple[str, str, tuple[int, ...]]  # model, corpus and steered blocks
+
+
 @dataclass(frozen=True)
-class Block:
-    """What was measured of one concept at one block.
+class Steered:
+    """What was measured of one concept at one site.
 
     correlation: median over contexts of the rank correlation of predicted and measured peaks.
     """
@@ -109,17 +114,17 @@ class Block:
     model: str
     corpus: str
     concept: str
-    layer: int
+    layers: list[int]
     cells: list[Cell]
     correlation: float
     far: Far
 
     @property
-    def place(self) -> tuple[str, str, int]:
-        return self.model, self.corpus, self.layer
+    def place(self) -> Place:
+        return self.model, self.corpus, tuple(self.layers)
 
     @classmethod
-    def of(cls, facts: dict[str, Any]) -> Block:
+    def of(cls, facts: dict[str, Any]) -> Steered:
         cells = [Cell(**cell) for cell in facts["cells"]]
         return cls(**{**facts, "cells": cells, "far": Far(**facts["far"])})
 
@@ -167,21 +172,24 @@ def main(
     (DOCS / "laws.md").write_text(page(kept()), encoding="utf-8")
 
 
-def kept() -> list[Block]:
-    return [Block.of(facts) for facts in read_records(TARGET)]
+def kept() -> list[Steered]:
+    return [Steered.of(facts) for facts in read_records(TARGET)]
 
 
 def measure_model(loaded: LoadedModel, corpus_file: Path | None, concepts: tuple[str, ...]) -> None:
-    layers = [int(depth * loaded.num_layers) for depth in DEPTHS]
-    pool = texts_of(loaded, corpus_file, layers) if corpus_file else replies_of(loaded, layers)
+    n = loaded.num_layers
+    groups = [*((int(depth * n),) for depth in DEPTHS), steered_band(n)]
+    firsts = sorted({layers[0] for layers in groups})
+    pool = texts_of(loaded, corpus_file, firsts) if corpus_file else replies_of(loaded, firsts)
     for concept in concepts:
         vectors = concept_vectors(loaded, read_concept(concept).split()["vector"], Settings())
-        for layer in layers:
-            found, place = kept(), (loaded.name, pool.kind, layer)
+        for layers in groups:
+            found, place = kept(), (loaded.name, pool.kind, layers)
             if not any((one.concept, one.place) == (concept, place) for one in found):
-                dealt = pool.dealt(f"{concept} {layer}")
-                block = measure_block(loaded, pool.kind, concept, Site((vectors[layer],)), dealt)
-                write_records(TARGET, [asdict(one) for one in [*found, block]])
+                site = Site(tuple(vectors[layer] for layer in layers))
+                dealt = pool.dealt(f"{concept} {site.first}")
+                facts = measure_site(loaded, pool.kind, concept, site, dealt)
+                write_records(TARGET, [asdict(one) for one in [*found, facts]])
                 click.echo(f"{concept} {place}")
 
 
@@ -221,9 +229,9 @@ def run_groups(
     ]
 
 
-def measure_block(
+def measure_site(
     loaded: LoadedModel, corpus: str, concept: str, site: Site, dealt: Dealt
-) -> Block:
+) -> Steered:
     odds = measure_log_odds(loaded, dealt.own.first, site, ())
     pilots = {
         budget: fit_pilot(loaded, dealt.own, site, odds, (), Settings(ce_budget=budget))
@@ -232,8 +240,8 @@ def measure_block(
     cells = [measure_cell(loaded, dealt, odds, pilot, budget) for budget, pilot in pilots.items()]
     few = run_unsteered(loaded, in_contexts(dealt.group), [site.first])
     unseen = measure_log_odds(loaded, few, site, ())
-    return Block(
-        loaded.name, corpus, concept, site.first, cells,
+    return Steered(
+        loaded.name, corpus, concept, list(site.layers), cells,
         peaks(loaded, few, unseen, pilots[0.1]), far(loaded, few, unseen, site),
     )  # fmt: skip
 
@@ -377,9 +385,9 @@ def far(loaded: LoadedModel, run: UnsteeredRun, odds: LogOdds, site: Site) -> Fa
     return Far(float(left), odds.law(1).plateau, steered.rise.value)
 
 
-def page(found: list[Block]) -> str:
+def page(found: list[Steered]) -> str:
     return "\n".join(
-        [HEADER, accuracy(found), by_block(found), peaks_table(found), far_table(found)]
+        [HEADER, accuracy(found), by_site(found), peaks_table(found), far_table(found)]
     )
 
 
@@ -397,7 +405,8 @@ those sequences; "others" on {REPLIES * N_OTHERS} replies to the {N_OTHERS} othe
 {TEXTS * N_OTHERS} other texts; "sampling alone" is the median error there of a law without any
 fault, since the pilot's sequences and the others are samples: it is larger on text that the model
 has not written, whose tokens are no draws from its predictions, so that ΔCE has a slope at 0 that
-only many tokens tell. Prompts and texts are dealt anew for every concept and block.
+only many tokens tell. Prompts and texts are dealt anew for every concept and site:
+a block, or the band that is steered by default, with one strength.
 "Covered" is how often the 95 % interval holds the strength that spends the budget on the others,
 over {DEALS} ways in every cell to deal what was measured into a pilot's {N_OWN} sequences and the
 others. That strength is itself known only up to the sampling of the others, so that a perfect
@@ -406,7 +415,7 @@ interval would cover {perfect(TEXTS * N_OTHERS):.0%} on texts, and on replies be
 """
 
 
-def accuracy(found: list[Block]) -> str:
+def accuracy(found: list[Steered]) -> str:
     rows = []
     for model, corpus in sorted({(one.model, one.corpus) for one in found}):
         for budget in (*BUDGETS, None):
@@ -443,28 +452,33 @@ def summary(cells: list[Cell]) -> list[str]:
     ]
 
 
-def by_block(found: list[Block]) -> str:
+def by_site(found: list[Steered]) -> str:
     rows = [
-        [*map(str, place), *summary([cell for one in there for cell in one.cells])]
+        [*shown(place), *summary([cell for one in there for cell in one.cells])]
         for place, there in placed(found)
     ]
-    return "## By block\n\n" + table([*PLACE, *SUMMARY], rows)
+    return "## By site\n\n" + table([*PLACE, *SUMMARY], rows)
 
 
-PLACE = ("model", "corpus", "block")
+PLACE = ("model", "corpus", "site")
 
 
-def placed(found: list[Block]) -> list[tuple[tuple[str, str, int], list[Block]]]:
+def shown(place: Place) -> tuple[str, str, str]:
+    model, corpus, layers = place
+    return model, corpus, site_name(layers, "all")
+
+
+def placed(found: list[Steered]) -> list[tuple[Place, list[Steered]]]:
     """Every place, and what was measured there."""
     places = sorted({one.place for one in found})
     return [(place, [one for one in found if one.place == place]) for place in places]
 
 
-def peaks_table(found: list[Block]) -> str:
+def peaks_table(found: list[Steered]) -> str:
     rows = []
     for place, there in placed(found):
         chosen = [one.correlation for one in there if np.isfinite(one.correlation)]
-        rows.append([*map(str, place), f"{np.median(chosen):.3f}", f"{min(chosen):.3f}"])
+        rows.append([*shown(place), f"{np.median(chosen):.3f}", f"{min(chosen):.3f}"])
     return (
         "## Where tokens peak\n\n"
         f"Rank correlation of predicted and measured peak strengths of the {LIKELY} likeliest "
@@ -474,14 +488,14 @@ def peaks_table(found: list[Block]) -> str:
     )
 
 
-def far_table(found: list[Block]) -> str:
+def far_table(found: list[Steered]) -> str:
     rows = []
     for place, there in placed(found):
         chosen = [one.far for one in there]
         errors = [abs(one.predicted / one.measured - 1) for one in chosen]
         left = max(one.residual_left for one in chosen)
         rows.append(
-            [*map(str, place), f"{np.median(errors):.2%}", f"{max(errors):.2%}", f"{left:.1e}"]
+            [*shown(place), f"{np.median(errors):.2%}", f"{max(errors):.2%}", f"{left:.1e}"]
         )
     headings = [*PLACE, "median error", "worst error", "total variation left"]
     return (

@@ -51,11 +51,6 @@ TEXT, PROMPT = _filled_text, _text  # an empty prompt is for the model to take o
 FILE = FileType(path_type=Path)
 
 
-def blocks(typed: str) -> str | None:
-    """Return what was typed, None for auto; the settings read and check it."""
-    return None if typed == "auto" else typed
-
-
 def json_object(typed: str) -> dict[str, Any]:
     """Return the JSON object that was typed."""
     rule = f"must be a JSON object, got {typed!r}"

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from calibrate.cli.option_types import FILE, TEXT, blocks, json_object
+from calibrate.cli.option_types import FILE, TEXT, json_object
 from calibrate.common.settings import Sampling, Settings, settings_of
 
 SETTINGS = settings_of(Sampling) | settings_of(Settings)
@@ -64,7 +64,7 @@ OPTIONS = dict(
         _option("out", FILE, "DIR", "Where the result goes.  [default: CONCEPT-MODEL]"),
         _setting("ce_budget"),
         _setting("goal"),
-        _setting("layer", type=blocks, default="auto"),
+        _setting("layer", type=TEXT),
         _option(
             "positives",
             FILE,

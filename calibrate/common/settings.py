@@ -48,6 +48,10 @@ def _are_nats(value: float) -> bool:
     return 0 < value <= MAX_NATS
 
 
+def _read_layer(rule: str, value: Any) -> Any:
+    return value if value in ("auto", "search") else check_blocks(rule, value)
+
+
 @dataclass(frozen=True)
 class Setting:
     """How a field of `Settings` or `Sampling` is checked and described.
@@ -143,8 +147,8 @@ class Settings:
     What the fields below do not say:
 
     goal: to "decrease" presence, strengths α < 0 are searched.
-    layer: 0-based; None to search several blocks, one at a time. "8-26" or (8, 12, 20) steers these
-        together, with one strength.
+    layer: 0-based; "8-26" or (8, 12, 20) steers these together, with one strength. "auto" steers
+        the band of `calibrate.search.sites`; "search" has the study choose a single block.
     negatives: "contrastive" texts, or "random" own samples.
     positions: "last" of each pass; "auto" has the study try both.
     pooling: average a text's tokens ("mean") or take the "last" one.
@@ -168,12 +172,13 @@ class Settings:
     goal: Literal["increase", "decrease"] = _field(
         "increase", "Steer towards the concept or away from it."
     )
-    layer: int | tuple[int, ...] | None = _field(
-        None,
-        "Block to steer, or several with one strength.",
-        "AUTO|N|N-M",
-        rule="layer must be auto, a block's number, or several such as 8-26 or 8,12,20",
-        read=check_blocks,
+    layer: int | tuple[int, ...] | Literal["auto", "search"] = _field(
+        "auto",
+        "Block to steer, or several with one strength; auto steers the blocks from a quarter to "
+        "seven eighths of the depth, and search has the study choose one.",
+        "AUTO|N|N-M|SEARCH",
+        rule="layer must be auto, search, a block's number, or several such as 8-26 or 8,12,20",
+        read=_read_layer,
     )
     negatives: Literal["contrastive", "random"] = _field(
         "contrastive", "What v is measured against."
@@ -251,8 +256,8 @@ class Settings:
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """The blocks asked for; none if they are to be searched."""
-        if self.layer is None:
+        """The blocks asked for; none if that is left to us."""
+        if isinstance(self.layer, str):
             return ()
         return self.layer if isinstance(self.layer, tuple) else (self.layer,)
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import product
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ import torch
 from calibrate.common.record import BlockRank
 from calibrate.common.settings import Settings
 from calibrate.engine.forward import differentiable_hidden
-from calibrate.engine.site import Site, SteeringVector
+from calibrate.engine.site import SteeringVector
 from calibrate.engine.unsteered import Corpus, logit_slices
 from calibrate.models.hooks import Positions
 from calibrate.models.model import LoadedModel
@@ -182,29 +181,6 @@ def _gradient(
     return gradient.detach()
 
 
-def choose_sites(
-    loaded: LoadedModel,
-    corpus: Corpus,
-    texts: Texts,
-    vectors: Sequence[SteeringVector],
-    most: int,
-    settings: Settings,
-) -> tuple[tuple[BlockRank, ...], list[Site]]:
-    """Rank the blocks, and choose the sites of the study.
-
-    Those are the blocks asked for, together; else up to `most` of the best, each by itself.
-    """
-    ranks: tuple[BlockRank, ...] = ()
-    groups = [settings.blocks]
-    if not settings.blocks:
-        ranks = rank_blocks(loaded, corpus, texts, vectors, settings)
-        groups = [(layer,) for layer in carried_blocks(ranks, loaded.num_layers)[:most]]
-    return ranks, [
-        Site(tuple(vectors[layer] for layer in layers), positions)
-        for layers, positions in product(groups, settings.position_choices)
-    ]
-
-
 def expected_tokens(
     n_sequences: int,
     sequence: float,
@@ -213,11 +189,11 @@ def expected_tokens(
     text_tokens: int,
     settings: Settings,
 ) -> float:
-    """Token-forwards of the ranking; none where the block is given.
+    """Token-forwards of the ranking; none where no block is searched.
 
     sequence, prompt: tokens of one of them. text_tokens: of all n_texts texts together.
     """
-    if settings.blocks:
+    if settings.layer != "search":
         return 0
     sequences = min(MAX_SEQUENCES, n_sequences) * sequence
     text = min(text_tokens / n_texts, prompt + MAX_TOKENS)

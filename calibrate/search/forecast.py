@@ -26,6 +26,7 @@ from calibrate.models.tokens import batches, common_prefix
 from calibrate.search import block_ranking, objective, verification
 from calibrate.search.long_run import KINDS
 from calibrate.search.long_run import READ as LONG_READ
+from calibrate.search.sites import most_blocks
 from calibrate.texts import extraction, replies
 from calibrate.texts.concept import Concept, split_prompts
 
@@ -34,7 +35,7 @@ SLOWER = 1.4  # how much slower a token-forward is on average than in one large 
 
 @dataclass(frozen=True)
 class Forecast:
-    """How many blocks are carried into the study, and what that costs.
+    """How many single blocks are carried into the study, and what that costs.
 
     tokens: token-forwards by stage. seconds: in all.
     """
@@ -78,8 +79,7 @@ def forecast(
         the model's context.
     """
     speed = _tokens_per_second(loaded, prompts)
-    most = 1 if settings.blocks else min(block_ranking.MAX_BLOCKS, loaded.num_layers)
-    for blocks in range(most, 0, -1):
+    for blocks in range(most_blocks(settings, loaded.num_layers), 0, -1):
         tokens = _tokens(loaded, concept, prompts, settings, has_corpus, lesson, blocks)
         total = sum(tokens.values())
         if limits.allow(total, total / speed):

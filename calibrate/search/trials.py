@@ -193,16 +193,21 @@ class TrialPolicy:
     def _below_the_best(self, counting: Sequence[FrozenTrial]) -> list[Proposal]:
         finished = [as_trial(trial) for trial in counting if trial.state in FINISHED]
         best = best_trial(finished, self.settings)
-        if best is None:
-            return []
-        return [Proposal("below the best", {"site": best.site, "share": LOWER_SHARE})]
+        sites = [best.site] if best is not None else self._only_site
+        return [Proposal("below the best", {"site": site, "share": LOWER_SHARE}) for site in sites]
+
+    @property
+    def _only_site(self) -> list[str]:
+        """The site that is the best whatever is measured; empty where there are several."""
+        return list(self.pilots) if len(self.pilots) == 1 else []
 
     def _batch(self, origin: str | None) -> list[tuple[str, float]]:
         """Site and strength of the trial of this origin, and of those the laws propose after it.
 
         Empty where the laws propose no such trial before anything is measured.
         """
-        batch = dropwhile(lambda proposal: proposal.origin != origin, self._at_each_site)
+        known = [*self._at_each_site, *self._below_the_best(())][: self.most]
+        batch = dropwhile(lambda proposal: proposal.origin != origin, known)
         return [(proposal.params["site"], self._strength(**proposal.params)) for proposal in batch]
 
     def _gain_left(self, trials: Sequence[Trial]) -> float:

@@ -249,7 +249,7 @@ def test_concepts_lists_the_built_in_ones(capsys):
         (["--concept", "joy", "--ce-budget", "lots"], "'lots' is not a valid float"),
         (
             ["--concept", "joy", "--layer", "middle"],
-            "layer must be auto, a block's number, or several such as 8-26 or 8,12,20, got",
+            "layer must be auto, search, a block's number, or several such as 8-26 or 8,12,20, got",
         ),
         (
             ["--concept", "joy", "--chat-template-kwargs", "[1]"],
