@@ -72,6 +72,7 @@ def tiny_options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "concept": tiny.concept(60),
         "tokenizer": tiny.tokenizer(),
         "prompts": prompts,
+        "layer": "search",  # blocks of random weights add up to little
         "ce_budget": 0.4,
         "min_gain": 0.0,  # these tests ask how it works, not how much it brings
         "trials": 4,

@@ -89,6 +89,14 @@ def test_every_final_reply_is_kept_with_what_the_judge_reads_in_it(finished):
     assert np.mean(spoken) == pytest.approx(config.measured.presence.value)
 
 
+def test_by_default_a_band_is_steered_and_nothing_is_searched_but_the_strength(tiny_options):
+    result = run(tiny_options, layer="auto")
+    assert result.config.layers == (1, 2)
+    assert result.evidence.ranks == []
+    assert {trial.site for trial in result.evidence.trials} == {"blocks 1-2"}
+    assert result.config.cost["blocks"].token_forwards == 0
+
+
 def test_the_cost_of_every_stage_is_recorded(finished):
     cost = finished.result.config.cost
     assert list(cost) == [
@@ -309,6 +317,7 @@ def test_a_probe_that_cannot_tell_the_concept_is_infeasible(tiny_options):
         {"positions": "last"},
         {"normalize": True},
         {"layer": 1},
+        {"layer": "auto", "normalize": True},
     ],
 )
 def test_every_variant_runs_to_the_end(tiny_options, changes):
@@ -317,7 +326,8 @@ def test_every_variant_runs_to_the_end(tiny_options, changes):
     assert config.measured.presence.change.low > 0
     assert config.model.adds_bos
     if changes.get("normalize"):
-        assert config.vector.norm == pytest.approx(1.0, abs=1e-6)
+        norms = [block.norm for block in config.steered_blocks]
+        assert norms == pytest.approx([1.0] * len(norms), abs=1e-6)
     if changes.get("layer"):
         assert config.intervention.layer == 1
 

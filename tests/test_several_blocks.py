@@ -28,7 +28,7 @@ def loaded():
 def directory(tiny_options, tmp_path_factory):
     """A finished calibration of two blocks."""
     out = tmp_path_factory.mktemp("several") / "bright"
-    calibrate.calibrate(tiny.model("gpt2"), out=out, layer="0-1", **tiny_options)
+    calibrate.calibrate(tiny.model("gpt2"), out=out, **{**tiny_options, "layer": "0-1"})
     return out
 
 

@@ -211,7 +211,9 @@ def test_a_whole_number_asks_for_what_the_same_decimal_one_does():
     ],
 )
 def test_blocks_are_named_by_whole_numbers(wrong):
-    with pytest.raises(InputError, match="layer must be auto, search, a block's number, or several"):
+    with pytest.raises(
+        InputError, match="layer must be auto, search, a block's number, or several"
+    ):
         Settings(layer=wrong)
 
 

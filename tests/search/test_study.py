@@ -127,6 +127,20 @@ def test_each_proposal_of_the_laws_hands_over_those_after_it_and_no_other_trial_
     assert objective.batches == [proposed, proposed[1:], proposed[2:], []]
 
 
+def test_a_single_site_has_both_of_its_trials_sampled_in_one_batch():
+    objective = Synthetic(ALPHAS, best_layer=5)
+    result = study(objective, pilots=by_site({5: 1.4}))
+    assert [trial.share for trial in result.trials] == [PROPOSED_SHARE, LOWER_SHARE]
+    both = [("block 5", share * 1.4) for share in (PROPOSED_SHARE, LOWER_SHARE)]
+    assert objective.batches == [both, both[1:]]
+
+
+def test_nothing_is_sampled_ahead_for_trials_beyond_the_last():
+    objective = Synthetic(ALPHAS, best_layer=5)
+    study(objective, Settings(trials=1), pilots=by_site({5: 1.4}))
+    assert objective.batches == [[("block 5", PROPOSED_SHARE * 1.4)]]
+
+
 def test_it_stops_once_the_laws_leave_nothing_to_gain():
     """One trial a site, and one below the best, which shows that presence has not fallen."""
     result = study(Synthetic(ALPHAS, best_layer=5))
