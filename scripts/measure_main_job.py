@@ -54,7 +54,7 @@ JOBS = {
     "joy again": ["--concept", "joy"],
     "optimistic": ["--concept", "optimistic"],
     "less joy": ["--concept", "joy", "--goal", "decrease", "--prompts", JOYFUL],
-    "hopeful": ["--concept", OWN, "--teacher", TEACHER],
+    "hopeful": ["--concept", OWN, "--teacher", TEACHER, "--layer", "search"],
 }
 EARLIER = "joy, earlier"
 BATCH_TOKENS = (128, 4096)
@@ -161,7 +161,7 @@ def shipped(result: Calibration) -> dict[str, Any]:
     audit, probe = config.measured.audit, result.probe
     assert probe is not None  # the judge of every job
     return {
-        "layer": config.intervention.layer,
+        "where": config.where,
         "delta_ce": [*estimate(config.measured.delta_ce), config.measured.delta_ce.upper],
         "presence": estimate(presence),
         "baseline": [
@@ -243,8 +243,7 @@ def page(found: dict[str, Any]) -> str:
         HEADER.format(**found["machine"]),
         results(today),
         *refusals(runs),
-        "![ΔCE against strength](main-job/delta_ce.png)\n\n![presence](main-job/presence.png)\n\n"
-        "![what each block has to offer](main-job/blocks.png)\n",
+        "![ΔCE against strength](main-job/delta_ce.png)\n\n![presence](main-job/presence.png)\n",
         independent_reading(today),
         repeatability(ships, found["again"]),
         probes_table(today),
@@ -272,7 +271,7 @@ def results(runs: dict[str, Any]) -> str:
         [
             f"`{one['command']}`",
             f"{float(one['strength']):+.4f}",
-            str(one["layer"]),
+            one["where"],
             interval(one["delta_ce"], 4),
             f"{one['delta_ce'][3]:.4f}",
             interval(one["baseline"]),
@@ -285,7 +284,7 @@ def results(runs: dict[str, Any]) -> str:
         ]
         for one in runs.values()
     ]
-    headings = ["command", "α", "block", "ΔCE", "bound", "presence unsteered", "presence steered",
+    headings = ["command", "α", "steered", "ΔCE", "bound", "presence unsteered", "presence steered",
                 "change", "second judge", "random vector", "asked in words", "minutes"]  # fmt: skip
     return "## Results\n\n" + table(headings, rows)
 

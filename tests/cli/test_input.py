@@ -111,7 +111,8 @@ REFUSED = [
     ),
     Refused(
         "a block by name",
-        "layer must be auto, search, a block's number, or several such as 8-26 or 8,12,20, got 'middle'",
+        "layer must be auto, search, a block's number, or several such as 8-26 or 8,12,20, "
+        "got 'middle'",
         settings("layer", "middle"),
     ),
     Refused(
@@ -211,9 +212,7 @@ def test_a_whole_number_asks_for_what_the_same_decimal_one_does():
     ],
 )
 def test_blocks_are_named_by_whole_numbers(wrong):
-    with pytest.raises(
-        InputError, match="layer must be auto, search, a block's number, or several"
-    ):
+    with pytest.raises(InputError, match="layer must be auto, search, a block's number"):
         Settings(layer=wrong)
 
 
