@@ -1,11 +1,11 @@
 """Calibrate smollm2 for every built-in concept at .1 nat, and write docs/concepts.md.
 
     python scripts/measure_concepts.py [--concept joy]       calibrates, and keeps 60 fresh replies
-    python scripts/measure_concepts.py --layer 9 [...]       the same at one block
+    python scripts/measure_concepts.py --layer search [...]  the same with another --layer
     python scripts/measure_concepts.py --page                writes the page, with readers' grades
 
 Half of the replies are plain, half steered as shipped; where nothing ships, by α at the budget at
-the middle block. Readers grade them blind (`grades` in docs/concepts/*.json: one a reply, in its
+the default band. Readers grade them blind (`grades` in docs/concepts/*.json: one a reply, in its
 order) to see whether the verdict was right. Ten minutes a concept on two cores.
 """
 
@@ -31,6 +31,7 @@ from calibrate.laws.pilot import run_pilot
 from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.models.prompts import encode_prompt
 from calibrate.models.steering import Steering
+from calibrate.search.sites import steered_band
 from calibrate.texts.concept import built_in_concepts, read_concept, read_prompts
 from calibrate.texts.extraction import concept_vectors
 from calibrate.texts.replies import build_corpora, sample_unsteered
@@ -44,21 +45,21 @@ READ, READ_CHANGE = "readers: plain → steered", "readers' change"
 
 @click.command()
 @click.option("--concept", "concepts", multiple=True, default=built_in_concepts())
-@click.option("--layer", type=int)
+@click.option("--layer", default="auto")
 @page_option
-def main(concepts: tuple[str, ...], layer: int | None, only_page: bool) -> None:
+def main(concepts: tuple[str, ...], layer: str, only_page: bool) -> None:
     FOLDER.mkdir(exist_ok=True)
     if not only_page:
         loaded = load_model(MODEL)
         for concept in concepts:
             found = measured(loaded, concept, layer)
-            at = "" if layer is None else f"-block-{layer}"
+            at = "" if layer == "auto" else f"-{layer}"
             write_records(FOLDER / f"{concept}{at}.json", found)
             click.echo(f"{concept}: {found['verdict']}")
     (DOCS / "concepts.md").write_text(page(), encoding="utf-8")
 
 
-def measured(loaded: LoadedModel, concept: str, layer: int | None) -> dict:
+def measured(loaded: LoadedModel, concept: str, layer: str) -> dict:
     found: dict = {}
     try:
         with TemporaryDirectory() as out:
@@ -71,7 +72,7 @@ def measured(loaded: LoadedModel, concept: str, layer: int | None) -> dict:
         presence, done = config.measured.presence, config.intervention
         found |= {
             "verdict": "ships",
-            "layer": done.layer,
+            "where": config.where,
             "strength": done.strength,
             "delta_ce": config.measured.delta_ce.value,
             "presence": presence.value,
@@ -90,13 +91,13 @@ def measured(loaded: LoadedModel, concept: str, layer: int | None) -> dict:
 
 
 def at_budget(loaded: LoadedModel, concept: str) -> Steering:
-    """What steers by α at the budget, at the middle block."""
-    layer = loaded.num_layers // 2
+    """What steers the default band by α at the budget."""
+    band = steered_band(loaded.num_layers)
     with preserving_model_state(loaded):
-        vector = concept_vectors(loaded, read_concept(concept).split()["vector"], SETTINGS)[layer]
+        vectors = concept_vectors(loaded, read_concept(concept).split()["vector"], SETTINGS)
         replies = sample_unsteered(loaded, read_prompts(), SETTINGS)
-        run = run_unsteered(loaded, build_corpora(loaded, replies, None)["search"], [layer])
-        site = Site((vector,))
+        run = run_unsteered(loaded, build_corpora(loaded, replies, None)["search"], [band[0]])
+        site = Site(tuple(vectors[layer] for layer in band))
         return site.steering(run_pilot(loaded, run, site, (), SETTINGS).strength_at_budget.value)
 
 
@@ -116,12 +117,12 @@ def fresh(loaded: LoadedModel, steering: Steering) -> list[dict]:
 
 def page() -> str:
     body = [row(concept, found) for concept, found in results()]
-    heads = ["concept", "verdict", "block", "α", "ΔCE", "presence", "change", "clearly"]
+    heads = ["concept", "verdict", "steered", "α", "ΔCE", "presence", "change", "clearly"]
     return PAGE.format(
         rows=table([*heads, READ, READ_CHANGE], body),
         reasons="\n".join(reasons()),
         missing=missing(),
-        early=table([*heads, READ, READ_CHANGE], [row(name, found) for name, found in early()]),
+        others=table([*heads, READ, READ_CHANGE], [row(name, found) for name, found in others()]),
         loops="\n".join(loops()),
     )
 
@@ -134,7 +135,7 @@ def row(concept: str, found: dict) -> list[str]:
         clear = ["-" if one is None else f"{one:.2f}" for one in found["clear"]]
         cells = [
             "ships",
-            str(found["layer"]),
+            found["where"],
             f"{found['strength']:.2f}",
             f"{found['delta_ce']:.3f}",
             f"{found['baseline']:.2f} → {found['presence']:.2f}",
@@ -164,10 +165,10 @@ def results() -> list[tuple[str, dict]]:
     return [(concept, read_records(path)) for concept, path in paths if path.exists()]
 
 
-def early() -> list[tuple[str, dict]]:
-    """What was measured at one block, by concept and block."""
-    paths = sorted(FOLDER.glob("*-block-*.json"))
-    return [(path.stem.replace("-block-", ", block "), read_records(path)) for path in paths]
+def others() -> list[tuple[str, dict]]:
+    """What was measured with another --layer, by concept and option."""
+    paths = sorted(FOLDER.glob("*-*.json"))
+    return [(path.stem.replace("-", " --layer "), read_records(path)) for path in paths]
 
 
 def loops() -> list[str]:
@@ -175,7 +176,8 @@ def loops() -> list[str]:
     return [
         f"- {name}: "
         + ", ".join(f"{excess:+.1%} at α = {at:.2f}" for at, _, excess in found["tested"])
-        for name, found in early()
+        for name, found in others()
+        if len(found.get("tested", ())) > 1
     ]
 
 
@@ -187,7 +189,7 @@ def missing() -> str:
 def reasons() -> list[str]:
     return [
         f"- {concept}: {' '.join(one['reasons'])}"
-        for concept, one in results()
+        for concept, one in [*results(), *others()]
         if one["verdict"] == "refused"
     ]
 
@@ -197,28 +199,27 @@ PAGE = """# Built-in concepts on smollm2
 Written by `scripts/measure_concepts.py`; everything is in [concepts/](concepts). Every built-in
 concept with all defaults, at a budget of 0.1 nat. Readers graded 60 fresh replies each, blind and
 in random order: 30 plain ones and 30 steered as shipped, to prompts that no calibration and no
-probe has seen. Where nothing ships, the steered ones are by α at the budget at the middle block.
+probe has seen. Where nothing ships, the steered ones are by α at the budget.
 The readers are a large language model, not people; parentheses are 95 % intervals.
 
 {rows}
-What was refused, and why:
-
-{reasons}
-
 {missing}
-These runs are older than the second judge's own graded replies, and depression, humorous and
-optimistic were run while the study still tried a block of the first third of the depth as well.
+## A single block
 
-## Early blocks
+`--layer search` was the default before the band was. Its runs are older than the second judge's own
+graded replies, and depression, humorous and optimistic were run while it still tried a block of the
+first third of the depth as well. Now it tries none there (`--layer 9` does): the probe chose one
+for joy, and readers saw no more joy there. Where nothing shipped, the middle block was steered.
 
-The study tries no block of the first third of the depth (`--layer` does). When it did, the probe
-chose one for joy, and readers saw no more joy there:
-
-{early}
-Steering there makes long replies loop, so that verification took a smaller strength; more of their
-tokens in loops than without steering, by what was tested:
+{others}
+Where long replies looped, verification took a smaller strength; more of their tokens in loops than
+without steering, by what was tested:
 
 {loops}
+
+## What was refused, and why
+
+{reasons}
 """
 
 

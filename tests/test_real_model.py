@@ -1,7 +1,7 @@
 """The main job on the embedded model, end to end: minutes, and nothing is faked.
 
-The calibrations here are lighter than the default (one trial at the block the default chooses,
-128 of the 160 prompts, replies of 24 tokens); docs/main-job.md has the figures of the full ones.
+The calibrations here are lighter than the default (one trial, 128 of the 160 prompts, replies of 24
+tokens); docs/main-job.md has the figures of the full ones.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ pytestmark = pytest.mark.slow
 
 # So few trials and tokens do not bring what a full calibration does: any change will do.
 LIGHT = {
-    "layer": 20,
     "trials": 1,
     "min_gain": 0.0,
     "teacher": "none",
