@@ -1,7 +1,7 @@
 """Which sites the study tries: a band of blocks, the blocks asked for, or single ones searched.
 
-A band steered with one strength does as well as the best of nine single blocks, which no ranking
-names beforehand (docs/bands.md, docs/study.md): it is one site, one pilot and nothing to choose.
+A band steered with one strength keeps up with the best of the single blocks measured, which no
+ranking names beforehand (docs/bands.md, docs/study.md): one site, one pilot, nothing to choose.
 """
 
 from __future__ import annotations
