@@ -29,6 +29,7 @@ from calibrate.common.errors import ArtefactError, ExportRefused, VerificationFa
 from calibrate.common.files import write_together
 from calibrate.deploy.export import FORMATS, check_request, export
 from calibrate.deploy.export import _exporter as exporter_of
+from calibrate.deploy.export import target as target_module
 from calibrate.deploy.export.adapter import residual_writer
 from calibrate.deploy.export.folded import Folded
 from calibrate.deploy.export.restored import restored
@@ -725,6 +726,25 @@ def test_an_export_that_was_overtaken_replaces_the_other(
     if to.is_dir():
         listed = json.loads((to / MARK_FILE).read_text())["files"]
         assert {path.name for path in to.iterdir()} == {MARK_FILE, *listed}
+
+
+def test_a_place_is_looked_at_only_while_no_other_export_is_half_way_there(
+    config, tmp_path, monkeypatch
+):
+    held, seen = [], []
+
+    @contextmanager
+    def locked(path):
+        held.append(path)
+        yield
+        held.remove(path)
+
+    monkeypatch.setattr(target_module, "_locked", locked)
+    monkeypatch.setattr(target_module, "require", lambda *_, **__: seen.append(list(held)))
+    out = tmp_path / "out"
+    check_request(config, "easysteer", out)
+    export(config, "easysteer", out, check=False)
+    assert seen == [[out]] * 3
 
 
 def test_many_exports_to_one_place_leave_one_whole_export(loaded, config, tmp_path):

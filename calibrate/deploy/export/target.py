@@ -81,7 +81,8 @@ def target_for(exporter: Exporter, to: str | Path, source: str | Path | None = N
         except RuntimeError as error:  # links in a circle, before Python 3.13
             raise ArtefactError(f"--to must be a path, got {given}: {error}") from error
         target = Target(path, given, exporter)
-        require(target)
+        with _locked(path):  # half of another export is not looked at
+            require(target)
         if exporter.suffix is not None and path.suffix != exporter.suffix:
             raise ArtefactError(
                 f"the {exporter.name} format is told by its name: --to must end in "
