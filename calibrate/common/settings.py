@@ -49,7 +49,9 @@ def _are_nats(value: float) -> bool:
 
 
 def _read_layer(rule: str, value: Any) -> Any:
-    return value if value in ("auto", "search") else check_blocks(rule, value)
+    if isinstance(value, str) and value in ("auto", "search"):
+        return value
+    return check_blocks(rule, value)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import warnings
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 from refused import Refused, each
@@ -227,6 +228,7 @@ def test_blocks_are_named_by_whole_numbers(wrong):
         ("9, 4-5", (4, 5, 9)),
         ([7, 4, 7], (4, 7)),
         (range(4, 7), (4, 5, 6)),
+        (np.arange(4, 7), (4, 5, 6)),
     ],
 )
 def test_several_blocks_are_kept_in_order_each_once(given, kept):
