@@ -17,7 +17,7 @@ import click
 import matplotlib.pyplot as plt
 import numpy as np
 from markdown_tables import DOCS, table
-from measure_bands import JUDGES, SETTINGS, VADER, cell, judges
+from measure_bands import JUDGES, SETTINGS, cell, change, judges
 from records import page_option, read_records, write_records
 
 from calibrate import load_model
@@ -63,8 +63,8 @@ def measure(
     concept, panel = read_concept(name), None
     for n in (0, *PAIRS):
         found: dict[str, Any] = read_records(TARGET)
-        points = found.setdefault(name, {})
-        if str(n) in points:
+        points, place = found.setdefault(name, {}), str(n) if n else "unsteered"
+        if place in points:
             continue
         site = site_from(loaded, concept, n) if n else None
         if panel is None:
@@ -74,7 +74,7 @@ def measure(
         for judge, values in scores.items():
             error = np.std(values, ddof=1) / np.sqrt(len(values))
             facts[judge] = [float(np.mean(values)), float(error)]
-        points[str(n)] = facts
+        points[place] = facts
         write_records(TARGET, found)
         click.echo(f"{name} {n}: α = {facts['strength']:.3g}")
 
@@ -96,12 +96,9 @@ def site_from(loaded: LoadedModel, concept: Concept, n: int) -> Site:
 
 def changes(concept: str, points: dict[str, Any], judge: str) -> Iterator[tuple[int, float, float]]:
     """Number of pairs, change towards the concept, and standard error of what was read."""
-    sign = VADER[concept] if judge == "vader" else 1
-    plain = points["0"][judge][0]
     for n in PAIRS:
         if str(n) in points:
-            value, error = points[str(n)][judge]
-            yield n, sign * (value - plain), error
+            yield n, change(concept, points, str(n), judge), points[str(n)][judge][1]
 
 
 def expected(points: dict[str, Any], full: float) -> list[tuple[int, float]]:
