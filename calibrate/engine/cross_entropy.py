@@ -23,7 +23,13 @@ import torch
 from calibrate.common.estimate import RatioEstimate
 from calibrate.engine.forward import final_hidden
 from calibrate.engine.site import Site
-from calibrate.engine.unsteered import UnsteeredBatch, UnsteeredRun, logit_slices
+from calibrate.engine.unsteered import (
+    Corpus,
+    UnsteeredBatch,
+    UnsteeredRun,
+    logit_slices,
+    run_unsteered,
+)
 from calibrate.models.hooks import (
     Edit,
     Positions,
@@ -33,6 +39,7 @@ from calibrate.models.hooks import (
     with_tangent,
 )
 from calibrate.models.model import LoadedModel
+from calibrate.models.tokens import TokenSequence
 
 SUFFIX_SHARE = 0.55  # average share of the blocks that come after a steered one
 
@@ -107,6 +114,30 @@ def steered_hidden(
         for layer, shift in site.shifts(strength, loaded.device).items()
     }
     return _run_from(loaded, unsteered, edits, site.positions)
+
+
+def states_by_sequence(
+    loaded: LoadedModel,
+    sequences: Sequence[TokenSequence],
+    steered: Sequence[tuple[Site, float] | None],
+) -> list[list[torch.Tensor]]:
+    """Final hidden states that predict each sequence's scored tokens, one unsteered pass for all.
+
+    steered: sites and strengths; None for the unsteered model.
+    Returns: for each of those, and each sequence, a tensor of shape (n_scored, hidden).
+    """
+    layers = sorted({each[0].first for each in steered if each is not None})
+    run = run_unsteered(loaded, Corpus(tuple(sequences), self_sampled=False), layers)
+    states = [[torch.empty(0)] * len(sequences) for _ in steered]
+    for unsteered in run.batches:
+        lengths = [sequence.n_scored for sequence in unsteered.batch.sequences]
+        for found, each in zip(states, steered, strict=True):
+            hidden = unsteered.hidden
+            if each is not None:
+                hidden = steered_hidden(loaded, unsteered, *each)
+            for row, rows in zip(unsteered.batch.rows, torch.split(hidden, lengths), strict=True):
+                found[row] = rows
+    return states
 
 
 def tangent_hidden(
