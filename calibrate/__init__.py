@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from calibrate.artefact.config import SteeringConfig, load
-    from calibrate.calibration import Calibration, calibrate
+    from calibrate.calibration import calibrate
     from calibrate.common.errors import (
         ArtefactError,
         CalibrateError,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         WrittenElsewhere,
     )
     from calibrate.common.settings import Sampling, Settings
+    from calibrate.deploy.finished import Calibration
     from calibrate.deploy.verify import GateReport, check_directory
     from calibrate.engine.loading import load_model
     from calibrate.engine.site import SteeringVector
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
     from calibrate.texts.extraction import extract_vectors
 
 _HOMES = {
-    "calibration": ("Calibration", "calibrate"),
+    "calibration": ("calibrate",),
+    "deploy.finished": ("Calibration",),
     "texts.concept": ("Concept",),
     "artefact.config": ("SteeringConfig", "load"),
     "laws.experiment": ("LawCurves", "measure_laws"),

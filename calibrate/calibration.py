@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from calibrate.artefact import report, saved
+from calibrate.artefact import report
 from calibrate.artefact.assemble import build_config, build_evidence, build_laws
-from calibrate.artefact.config import SteeringConfig
 from calibrate.artefact.directory import open_workspace, writing, wrote
-from calibrate.artefact.evidence import Evidence
 from calibrate.common.cost import Allowance, Ledger, Limits
 from calibrate.common.errors import Infeasible
 from calibrate.common.files import write_together
 from calibrate.common.layout import REPORT_FILE
 from calibrate.common.progress import SILENT, Progress
 from calibrate.common.settings import Settings
-from calibrate.deploy.export import export
-from calibrate.deploy.export.exporter import Exported
+from calibrate.deploy.finished import Calibration
 from calibrate.engine.loading import load_model
 from calibrate.engine.site import Site
 from calibrate.engine.unsteered import run_unsteered
@@ -43,56 +40,9 @@ from calibrate.search.workers import with_first_date
 from calibrate.texts.concept import Concept, read_concept, read_corpus, read_prompts
 from calibrate.texts.concept_tokens import concept_tokens
 from calibrate.texts.extraction import concept_vectors
+from calibrate.texts.guard import choose_guard
 from calibrate.texts.noise import require_signal
 from calibrate.texts.replies import build_corpora, sample_unsteered
-from probes import Probe
-
-
-@dataclass(frozen=True, eq=False)
-class Calibration:
-    """A finished calibration.
-
-    config: what to steer with. evidence: every point it rests on. probe: what read presence in the
-    study; None where another judge did.
-
-    >>> result = calibrate.Calibration.load("joy/")
-    >>> result.config.intervention.strength > 0  # what to steer with
-    True
-    >>> result.save("copy/")
-    """
-
-    config: SteeringConfig
-    evidence: Evidence
-    probe: Probe | None
-
-    def save(self, directory: str | Path) -> None:
-        """Write the config, the vector, the probe, the evidence and the report; all or nothing.
-
-        Files of an earlier calibration there are replaced, and no others.
-        Raises: ArtefactError if the directory cannot be written, or if it holds a file of that name
-            that no calibration wrote.
-        """
-        saved.save(directory, self.config, self.evidence, self.probe)
-
-    def export(
-        self, format_name: str, to: str | Path, model: Any = None, tokenizer: Any = None
-    ) -> Exported:
-        """Write the config for a consumer, and check it there (`calibrate.deploy.export.export`).
-
-        model, tokenizer: as `calibrate` takes them; the model that the config names if None.
-        Raises: ExportRefused if the format cannot express it; VerificationFailed if what was
-            written does not do what the config says.
-        """
-        loaded = None if model is None else load_model(model, tokenizer)
-        return export(self.config, format_name, to, loaded)
-
-    @classmethod
-    def load(cls, directory: str | Path) -> Calibration:
-        """Load what `save` wrote.
-
-        Raises: ArtefactError if anything is missing or damaged.
-        """
-        return cls(*saved.load(directory))
 
 
 def calibrate(
@@ -107,6 +57,7 @@ def calibrate(
     corpus: str | Path | None = None,
     judge: JudgeChoice = AUTO,
     audit: JudgeChoice | None = AUTO,
+    guard: str | Path | None = AUTO,
     teacher: str | None = None,
     fetch_teacher: bool = False,
     storage: str | None = None,
@@ -134,6 +85,8 @@ def calibrate(
     audit: a second judge, which reads the final replies; "auto" for a sentence encoder that
         learned from other graded replies than the probe, or from the texts of your own concept;
         "none" or None for nobody.
+    guard: questions that steering should not make the model forget, put to it before and after: a
+        file (`calibrate.texts.guard`), "auto" for the built-in ones, "none" or None for none.
     teacher: who grades the model's replies for the probe to learn from: an embedded model, a hub
         id, a .gguf file, "openai:MODEL" or "none". By default built-in concepts need none, since
         graded replies come with them; others take qwen2.5-1.5b, in llama.cpp, if it was fetched
@@ -161,6 +114,7 @@ def calibrate(
         concept, judge, audit, teacher, fetch_teacher, settings, progress
     )
     prompt_texts = read_prompts(prompts)
+    guarding = choose_guard(guard)
     corpus_texts = None if corpus is None else read_corpus(corpus)
     loaded = load_model(
         model, tokenizer, chat_template_kwargs=chat_template_kwargs, progress=progress
@@ -168,7 +122,7 @@ def calibrate(
     for layer in settings.blocks:
         loaded.check_layer(layer)
     fingerprint = fingerprint_of(
-        loaded, concept, prompt_texts, corpus_texts, judges, lesson, settings
+        loaded, concept, prompt_texts, corpus_texts, judges, lesson, guarding, settings
     )
     directory, finished = open_workspace(out, fingerprint)
     if directory is not None and finished:
@@ -178,7 +132,9 @@ def calibrate(
     check_storage(store)
     loaded = with_first_date(loaded, store)
     splits = concept.split()
-    ahead = forecast(limits, loaded, concept, prompt_texts, settings, corpus is not None, lesson)
+    ahead = forecast(
+        limits, loaded, concept, prompt_texts, settings, corpus is not None, lesson, guarding
+    )
     progress.forecast(ahead.tokens, ahead.seconds)
     if questions := questions_ahead(judges, concept, prompt_texts, settings):
         progress.to_ask(questions)
@@ -228,14 +184,22 @@ def calibrate(
             advised = add_advice(pilots, studied.trials, baseline, settings)
             with ledger.stage("verification"), advised:
                 verified = verify(
-                    loaded, panel, pilot, strength, corpora, replies, settings, allowance
+                    loaded,
+                    panel,
+                    pilot.site,
+                    strength,
+                    corpora,
+                    replies,
+                    settings,
+                    allowance,
+                    guarding,
                 )
 
             laws = build_laws(pilots, studied, baseline, verified, settings)
             config = build_config(
                 loaded, concept, pilot, laws, verified, panel, settings, ledger.stages, fingerprint
             )
-            evidence = build_evidence(ranks, pilots, studied, verified, splits, replies)
+            evidence = build_evidence(ranks, pilots, studied, verified, splits, replies, guarding)
             calibration = Calibration(config, evidence, panel.probe)
             if directory is not None:
                 calibration.save(directory)

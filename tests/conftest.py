@@ -13,8 +13,9 @@ import pytest
 import tiny
 import torch
 
-from calibrate.calibration import Calibration, calibrate
+from calibrate.calibration import calibrate
 from calibrate.common.settings import Sampling
+from calibrate.deploy.finished import Calibration
 from calibrate.models.model import LoadedModel
 from calibrate.models.tokens import TokenSequence
 
@@ -78,6 +79,7 @@ def tiny_options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "trials": 4,
         "teacher": "none",
         "audit": None,
+        "guard": None,
         "sampling": Sampling(temperature=1.0, top_p=1.0, max_new_tokens=12),
     }
 

@@ -16,10 +16,10 @@ import tiny
 import torch
 
 import calibrate
-from calibrate.calibration import Calibration
 from calibrate.common.errors import ArtefactError, Infeasible, InputError, ModelError
 from calibrate.common.progress import Progress
 from calibrate.common.settings import Sampling
+from calibrate.deploy.finished import Calibration
 from calibrate.engine.generation import sample
 from calibrate.engine.loading import load_model
 from calibrate.judging.presence import require_headroom

@@ -48,6 +48,7 @@ from calibrate.search.study import StudyResult
 from calibrate.search.trials import laws_hold, presence_law
 from calibrate.search.verification import Verified
 from calibrate.texts.concept import Concept, Texts
+from calibrate.texts.guard import BUILT_IN, Guard
 from calibrate.texts.replies import UnsteeredReplies
 
 VERSIONED = ("steering-calibrate", "torch", "transformers", "optuna", "scikit-learn", "numpy")
@@ -89,7 +90,7 @@ def build_config(
         ),
         reference=verified.reference,
         capabilities=loaded.capabilities.report(),
-        cost={stage: _cost_section(spent, loaded.num_layers) for stage, spent in cost.items()},
+        cost={stage: cost_section(spent, loaded.num_layers) for stage, spent in cost.items()},
         provenance=_provenance_section(settings, fingerprint),
     )
     return config.with_vector(file)
@@ -125,6 +126,7 @@ def build_evidence(
     verified: Verified,
     splits: Mapping[str, Texts],
     replies: UnsteeredReplies,
+    guard: Guard | None,
 ) -> Evidence:
     """Return every measurement behind the config."""
     return Evidence(
@@ -132,7 +134,7 @@ def build_evidence(
         pilots=[_pilot_record(pilot) for pilot in pilots.values()],
         trials=list(studied.trials),
         tested=list(verified.budget.tested),
-        completions=_completion_records(verified),
+        completions=completion_records(verified),
         splits=SplitRecord(
             texts={
                 name: [text.text for text in (*part.positives, *part.negatives)]
@@ -143,6 +145,7 @@ def build_evidence(
                 for name, prompts in replies.prompts.items()
             },
         ),
+        guard=() if guard is None or guard.name == BUILT_IN else guard.items,
     )
 
 
@@ -207,7 +210,8 @@ def _sweet_spot(pilot: Pilot) -> tuple[float, float]:
     return low, high
 
 
-def _cost_section(spent: Cost, num_layers: int) -> CostSection:
+def cost_section(spent: Cost, num_layers: int) -> CostSection:
+    """What a stage spent, as the config has it."""
     blocks = spent.token_forwards * num_layers
     return CostSection(**vars(spent), token_block_forwards=blocks)
 
@@ -260,7 +264,7 @@ def _pilot_record(pilot: Pilot) -> PilotRecord:
     )
 
 
-def _completion_records(verified: Verified) -> list[CompletionRecord]:
+def completion_records(verified: Verified) -> list[CompletionRecord]:
     """Every final reply, unsteered and steered side by side."""
     steered, unsteered = verified.presence, verified.baseline
     numbers = defaultdict[str, Iterator[int]](count)

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,7 +38,7 @@ from calibrate.artefact.sections import (
 from calibrate.common.blocks import site_name
 from calibrate.common.errors import AlteredError, ArtefactError, InputError
 from calibrate.common.record import CapabilityReport, ModelIdentity, Reference, Section
-from calibrate.common.settings import Sampling, check_seed, finite_strength
+from calibrate.common.settings import Sampling, Settings, check_seed, finite_strength
 
 if TYPE_CHECKING:
     from calibrate.engine.site import Site, SteeringVector
@@ -101,6 +102,17 @@ class SteeringConfig(Section):
     def where(self) -> str:
         """The steered blocks in words, such as "block 15" or "blocks 8-26"."""
         return site_name(self.layers, "all")
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of its calibration, but for `layer`: it steers `layers`.
+
+        What this release does not know is left out, and what an older one did not, at its default.
+        """
+        recorded = dict(self.provenance.settings)
+        known = {each.name for each in fields(Settings)} - {"layer"}
+        recorded["sampling"] = Sampling(**recorded["sampling"])
+        return Settings(**{name: value for name, value in recorded.items() if name in known})
 
     @property
     def site(self) -> Site:

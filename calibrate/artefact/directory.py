@@ -16,6 +16,7 @@ from filelock import FileLock
 
 from calibrate.artefact.config import CONFIG_FILE, FORMAT, VECTOR_FILE
 from calibrate.artefact.evidence import EVIDENCE_FILE
+from calibrate.artefact.frontier import FRONTIER_FILE, FRONTIER_FORMAT
 from calibrate.artefact.grades import GRADES_FILE, is_grades
 from calibrate.common.errors import ArtefactError
 from calibrate.common.files import is_plain_file, never_ours, require_ours
@@ -37,6 +38,7 @@ ARTEFACT_FILES = (
     CONFIG_FILE, VECTOR_FILE, EVIDENCE_FILE, "probe/probe.json", "probe/probe.safetensors",
     REPORT_FILE, "delta_ce.png", "presence.png", "blocks.png", "long_run.png",
 )  # fmt: skip
+FRONTIER_FILES = (FRONTIER_FILE, "frontier.png", "frontier.svg")  # of `calibrate frontier`
 
 
 def wrote(path: Path) -> bool:
@@ -46,6 +48,8 @@ def wrote(path: Path) -> bool:
         return facts.get("format") == FORMAT
     if path.name == EVIDENCE_FILE:
         return facts.keys() >= {"pilots", "trials", "completions", "splits"}
+    if path.name == FRONTIER_FILE:
+        return facts.get("format") == FRONTIER_FORMAT
     if path.name == GRADES_FILE:
         return is_grades(path)
     if path.name == LAWS_FILE:
@@ -77,7 +81,7 @@ def open_workspace(out: str | Path | None, fingerprint: str) -> tuple[Path | Non
             f"{directory} holds a calibration made with other settings, data or another model; "
             "choose another --out, or remove it"
         )
-    require_free(directory, JOURNAL_FILE, (*ARTEFACT_FILES, GRADES_FILE))
+    require_free(directory, JOURNAL_FILE, (*ARTEFACT_FILES, *FRONTIER_FILES, GRADES_FILE))
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

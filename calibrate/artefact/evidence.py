@@ -11,6 +11,7 @@ from calibrate.common.errors import ArtefactError
 from calibrate.common.estimate import Interval
 from calibrate.common.record import BlockRank, Section, TestedStrength
 from calibrate.common.trial import Trial
+from calibrate.texts.guard import GuardItem
 
 EVIDENCE_FILE = "evidence.json"
 
@@ -53,7 +54,8 @@ class Evidence(Section):
     """The measurements of one calibration.
 
     ranks: of every block, best first; empty where the block was given. completions: all replies
-    to each verify prompt; earlier releases kept only the first.
+    to each verify prompt; earlier releases kept only the first. guard: the questions, where they
+    are not the built-in ones.
     """
 
     ranks: list[BlockRank]
@@ -62,6 +64,7 @@ class Evidence(Section):
     tested: list[TestedStrength]
     completions: list[CompletionRecord]
     splits: SplitRecord
+    guard: tuple[GuardItem, ...] = ()
 
     @property
     def first_completions(self) -> list[CompletionRecord]:

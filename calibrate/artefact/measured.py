@@ -12,6 +12,7 @@ from calibrate.artefact.measured_sections import (
     ControlsSection,
     DeltaCESection,
     FluencySection,
+    GuardSection,
     LongRunSection,
     MeasuredSection,
     PresenceScaleSection,
@@ -19,6 +20,7 @@ from calibrate.artefact.measured_sections import (
 )
 from calibrate.common.settings import Settings
 from calibrate.engine.generation import Completion
+from calibrate.judging.guard import Guarded
 from calibrate.search.long_run import LOOP_MARGIN, WINDOW, Along, LongRun
 from calibrate.search.verification import Verified
 from probes import Learned
@@ -47,6 +49,7 @@ def measured_section(
         audit=_audit_section(verified, confidence),
         fluency=_fluency_section(verified, confidence),
         long_run=_long_run_section(verified.long_run, confidence),
+        guard=guard_section(verified.guarded, confidence),
     )
 
 
@@ -127,6 +130,21 @@ def _long_run_section(long_run: LongRun | None, confidence: float) -> LongRunSec
         margin=LOOP_MARGIN,
         steered=_along_section(long_run.steered),
         unsteered=_along_section(long_run.unsteered),
+    )
+
+
+def guard_section(guarded: Guarded | None, confidence: float) -> GuardSection | None:
+    """How the guard's questions were answered, as the config has it."""
+    if guarded is None:
+        return None
+    return GuardSection(
+        name=guarded.name,
+        sha256=guarded.sha256,
+        n_questions=len(guarded.accuracy.counts),
+        accuracy=guarded.accuracy.with_interval(confidence),
+        baseline=guarded.baseline.value,
+        drop=guarded.drop.with_interval(confidence),
+        drop_upper=guarded.drop.upper(confidence),
     )
 
 

@@ -170,6 +170,22 @@ class LongRunSection(Section):
     unsteered: AlongSection
 
 
+class GuardSection(Section):
+    """How often questions with known answers are answered rightly (`calibrate.texts.guard`).
+
+    name, sha256: of the guard. accuracy, baseline: steered and unsteered, in [0, 1]. drop: by how
+    much it falls, paired; drop_upper: its one-sided bound.
+    """
+
+    name: str
+    sha256: str
+    n_questions: int
+    accuracy: Interval
+    baseline: float
+    drop: Interval
+    drop_upper: float
+
+
 class ShareSection(Section):
     """A share of replies by people's grades, before (unsteered) and after, and the change."""
 
@@ -232,7 +248,8 @@ class MeasuredSection(Section):
     """Everything measured, all of it on held-out data.
 
     judges: who read presence, and the auditor if there was one, by name. long_run: None where
-    none was asked for, or the model's context has no room for one. readers: None until people
+    none was asked for, or the model's context has no room for one. guard: None where none was
+    asked for. readers: None until people
     have graded replies (`calibrate grade`).
     """
 
@@ -243,4 +260,5 @@ class MeasuredSection(Section):
     controls: ControlsSection
     fluency: FluencySection
     long_run: LongRunSection | None = None
+    guard: GuardSection | None = None
     readers: ReadersSection | None = None

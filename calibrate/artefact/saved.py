@@ -10,6 +10,7 @@ from calibrate.artefact.config import CONFIG_FILE, SteeringConfig
 from calibrate.artefact.config import load as load_config
 from calibrate.artefact.directory import wrote
 from calibrate.artefact.evidence import EVIDENCE_FILE, Evidence
+from calibrate.artefact.frontier import FRONTIER_FILE, Frontier
 from calibrate.common.files import write_together
 from probes import Probe
 
@@ -17,9 +18,15 @@ PROBE_FOLDER = "probe"
 
 
 def save(
-    directory: str | Path, config: SteeringConfig, evidence: Evidence, probe: Probe | None
+    directory: str | Path,
+    config: SteeringConfig,
+    evidence: Evidence,
+    probe: Probe | None,
+    frontier: Frontier | None = None,
 ) -> None:
     """Write the config, the vector, the probe, the evidence and the report; all or nothing.
+
+    frontier: what other budgets buy, if it was measured.
 
     What an earlier calibration wrote there is replaced, and nothing else.
     Raises: ArtefactError if the directory cannot be written, or if a file of another origin has a
@@ -30,13 +37,16 @@ def save(
         **config.files(),
         EVIDENCE_FILE: evidence.to_bytes(),
         **{f"{PROBE_FOLDER}/{name}": content for name, content in probe_files.items()},
-        **report.render(config, evidence),
+        **({} if frontier is None else {FRONTIER_FILE: frontier.to_bytes()}),
+        **report.render(config, evidence, frontier),
     }
     write_together(directory, files, last=CONFIG_FILE, ours=wrote)
 
 
-def load(directory: str | Path) -> tuple[SteeringConfig, Evidence, Probe | None]:
-    """Read what `save` wrote; no probe where others judged.
+def load(
+    directory: str | Path,
+) -> tuple[SteeringConfig, Evidence, Probe | None, Frontier | None]:
+    """Read what `save` wrote; no probe where others judged, no frontier where none was measured.
 
     Raises: ArtefactError if anything is missing or damaged.
     """
@@ -44,4 +54,4 @@ def load(directory: str | Path) -> tuple[SteeringConfig, Evidence, Probe | None]
     config = load_config(folder)
     if (folder / PROBE_FOLDER).is_dir():
         probe = probes.load(folder / PROBE_FOLDER)
-    return config, Evidence.load(folder), probe
+    return config, Evidence.load(folder), probe, Frontier.load(folder)

@@ -14,6 +14,7 @@ from calibrate.cli.concepts import concepts
 from calibrate.cli.console import Readable, printing, warnings_as_notes
 from calibrate.cli.exit_status import run_to_status
 from calibrate.cli.export import export_config
+from calibrate.cli.frontier import frontier, pick
 from calibrate.cli.grade import grade
 from calibrate.cli.judge import judge
 from calibrate.cli.laws import laws
@@ -39,6 +40,8 @@ def cli(ctx: click.Context, /, **given: Any) -> None:
     \b
     calibrate --model smollm2 --concept joy      find the strength
     calibrate show joy-smollm2                   the summary again
+    calibrate frontier joy-smollm2               what other budgets buy, and what prompting does
+    calibrate pick joy-smollm2 --ce-budget 0.2 --out stronger
     calibrate verify joy-smollm2                 does it still hold? for deployment pipelines
     calibrate judge joy-smollm2 --texts FILE     does its judge read as people do?
     calibrate generate joy-smollm2 --prompt "…"  unsteered and steered, side by side
@@ -50,7 +53,10 @@ def cli(ctx: click.Context, /, **given: Any) -> None:
         run_main_job(**given)
 
 
-for command in (show, verify, generate, chat, grade, export_config, laws, judge, concepts):
+COMMANDS = (
+    show, frontier, pick, verify, generate, chat, grade, export_config, laws, judge, concepts
+)  # fmt: skip
+for command in COMMANDS:
     cli.add_command(command)
 
 

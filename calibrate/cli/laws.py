@@ -55,8 +55,8 @@ def laws(
     directory = out or Path(f"{stem(concept)}-{stem(loading['model'])}-laws")
     require_free(directory, LAWS_FILE, LAWS_PICTURES)
 
+    from calibrate.cli.laws_table import laws_summary
     from calibrate.cli.progress_bars import PatientConsole
-    from calibrate.cli.tables import laws_summary
     from calibrate.common.files import write_together
     from calibrate.engine.loading import load_model
     from calibrate.laws.experiment import measure_laws

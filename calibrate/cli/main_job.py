@@ -18,7 +18,9 @@ from calibrate.common.settings import Settings
 if TYPE_CHECKING:
     from calibrate.artefact.config import SteeringConfig
     from calibrate.artefact.evidence import Evidence
+    from calibrate.artefact.frontier import Frontier
     from calibrate.common.progress import Progress
+    from calibrate.deploy.finished import Calibration
     from calibrate.models.model import LoadedModel
     from calibrate.texts.concept import Concept
 
@@ -33,17 +35,22 @@ def run_main_job(
     fetch_teacher: bool,
     as_json: bool,
     quiet: bool,
+    ce_budget: tuple[float, ...],
     **rest: Any,
 ) -> None:
     """Run the main job and print its result."""
     from calibrate.common.cost import Limits
     from calibrate.texts.concept import read_concept
+    from calibrate.texts.guard import choose_guard
 
     concept = named(concept)
     asked, rest = split_off(rest, CALIBRATION)
     judge, teacher = asked["judge"], asked["teacher"]
-    file, loading, settings = checked(negatives, asked["prompts"], rest)
+    file, loading, settings = checked(
+        negatives, asked["prompts"], {"ce_budget": ce_budget[0], **rest}
+    )
     Limits(asked["max_tokens"], asked["max_minutes"])
+    choose_guard(asked["guard"])
     texts = None if describe else read_concept(concept, positives, file)
 
     from calibrate.calibration import calibrate
@@ -64,7 +71,25 @@ def run_main_job(
                 **asked,
                 **settings,
             )
-    print_result(result.config, result.evidence, directory, as_json, quiet)
+        if len(ce_budget) > 1:
+            result = _with_frontier(result, ce_budget, loaded, asked["corpus"], progress)
+            result.save(directory)
+    print_result(result.config, result.evidence, directory, as_json, quiet, result.frontier)
+
+
+def _with_frontier(
+    result: Calibration,
+    budgets: tuple[float, ...],
+    loaded: LoadedModel,
+    corpus: Path | None,
+    progress: Progress,
+) -> Calibration:
+    """The calibration with what all these budgets buy; as it is where that was measured."""
+    known = [] if result.frontier is None else [point.budget for point in result.frontier.points]
+    ended = result.frontier is not None and result.frontier.ended is not None
+    if ended or {*budgets} <= {*known}:
+        return result
+    return result.with_frontier(budgets, loaded, corpus=corpus, progress=progress)
 
 
 def _may_fetch(judge: str, teacher: str | None, concept: Any) -> bool:
@@ -88,8 +113,10 @@ def show(directory: Path, as_json: bool) -> None:
     """Print the summary of the calibration in DIR again."""
     from calibrate.artefact.config import load
     from calibrate.artefact.evidence import Evidence
+    from calibrate.artefact.frontier import Frontier
 
-    print_result(load(directory), Evidence.load(directory), directory, as_json, quiet=False)
+    config, evidence = load(directory), Evidence.load(directory)
+    print_result(config, evidence, directory, as_json, False, Frontier.load(directory))
 
 
 def _described(
@@ -108,7 +135,12 @@ def _described(
 
 
 def print_result(
-    config: SteeringConfig, evidence: Evidence, directory: Path, as_json: bool, quiet: bool
+    config: SteeringConfig,
+    evidence: Evidence,
+    directory: Path,
+    as_json: bool,
+    quiet: bool,
+    frontier: Frontier | None = None,
 ) -> None:
     """Print a finished calibration: as JSON, as a summary, or in one line."""
     if as_json:
@@ -120,4 +152,4 @@ def print_result(
     console = PatientConsole()
     console.print(headline(config), soft_wrap=True)
     if not quiet:
-        console.print(summary(config, evidence, directory))
+        console.print(summary(config, evidence, directory, frontier))

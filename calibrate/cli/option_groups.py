@@ -10,7 +10,7 @@ from calibrate.cli.options import OPTIONS
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 LAWS = (
-    "model concept out ce-budget positives negatives positions pooling normalize corpus prompts "
+    "model concept out one-budget positives negatives positions pooling normalize corpus prompts "
     "reply-tokens chat-template-kwargs seed confidence device dtype batch-tokens blocks revision "
     "trust-remote-code json quiet"
 ).split()
@@ -19,7 +19,9 @@ LAWS = (
 MODEL = (
     "model device dtype batch_tokens blocks revision trust_remote_code chat_template_kwargs"
 ).split()
-CALIBRATION = "corpus prompts judge audit teacher storage study max_tokens max_minutes".split()
+CALIBRATION = (
+    "corpus prompts judge audit guard teacher storage study max_tokens max_minutes".split()
+)
 
 
 def options(*names: str) -> Callable[[Command], Command]:

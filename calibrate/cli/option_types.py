@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from calibrate.common.errors import InputError
+from calibrate.common.settings import Settings
 
 
 class FileType(click.Path):
@@ -61,3 +62,14 @@ def json_object(typed: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise click.BadParameter(rule)
     return value
+
+
+def budgets(typed: str) -> tuple[float, ...]:
+    """Return the budgets that were typed, such as "0.1" or "0.05,0.1,0.2", in their order."""
+    try:
+        given = [float(part) for part in typed.split(",")]
+        return tuple(Settings(ce_budget=budget).ce_budget for budget in given)
+    except ValueError:
+        raise click.BadParameter(
+            f"must be numbers set apart by commas, such as 0.05,0.1,0.2, got {typed!r}"
+        ) from None

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from calibrate.cli.option_types import FILE, TEXT, json_object
+from calibrate.cli.option_types import FILE, TEXT, budgets, json_object
 from calibrate.common.settings import Sampling, Settings, settings_of
 
 SETTINGS = settings_of(Sampling) | settings_of(Settings)
@@ -62,7 +62,14 @@ OPTIONS = dict(
             "A built-in concept, a file of texts, or a name for your own texts.",
         ),
         _option("out", FILE, "DIR", "Where the result goes.  [default: CONCEPT-MODEL]"),
-        _setting("ce_budget"),
+        _option(
+            "ce-budget",
+            budgets,
+            "NATS[,…]",
+            "Largest allowed rise of cross-entropy, nats per token; the first of several ships, "
+            "and the frontier shows what each buys.",
+            f"{SETTINGS['ce_budget'].default:g}",
+        ),
         _setting("goal"),
         _setting("layer", type=TEXT),
         _option(
@@ -114,6 +121,14 @@ OPTIONS = dict(
             "auto",
         ),
         _option(
+            "guard",
+            TEXT,
+            "FILE",
+            "Questions that steering should not make the model forget: auto for 240 built-in ones, "
+            "none, or a file of question, choices and answer.",
+            "auto",
+        ),
+        _option(
             "teacher",
             TEXT,
             "MODEL",
@@ -124,6 +139,7 @@ OPTIONS = dict(
         _setting("judge_question", type=FILE),
         _setting("judge_url"),
         _setting("max_fluency_drop"),
+        _setting("max_guard_drop"),
         _setting("min_gain"),
         _setting("trials"),
         _setting("precision"),
@@ -150,3 +166,5 @@ OPTIONS = dict(
 )
 
 MAIN_JOB = tuple(OPTIONS)
+
+OPTIONS["one-budget"] = _setting("ce_budget")[1]

@@ -13,35 +13,36 @@ from rich.text import Text
 
 from calibrate.artefact.config import SteeringConfig
 from calibrate.artefact.evidence import Evidence
+from calibrate.artefact.frontier import Frontier
 from calibrate.artefact.measured_sections import (
     AuditSection,
     FluencySection,
     MeasuredSection,
     PresenceSection,
 )
+from calibrate.cli.frontier_table import foretold, menu
 from calibrate.cli.reader_table import readers_line
 from calibrate.cli.rich_tables import headed, labelled
 from calibrate.common.estimate import Interval
-from calibrate.laws.formulas import Goodness
 
 if TYPE_CHECKING:
     from calibrate.deploy.verify import GateReport
-    from calibrate.laws.experiment import LawCurves
 
 EXAMPLES = 3
-LAW_NAMES = {
-    "cross_entropy": "ΔCE, relative error",
-    "concept": "concept, log-odds error",
-    "bumps": "tokens with more than one bump",
-    "peaks": "peaks, 1 - rank correlation",
-}
 
 
-def summary(config: SteeringConfig, evidence: Evidence, directory: Path | None) -> RenderableType:
-    """Return what follows the headline: ΔCE, presence, examples, cost, and the files."""
+def summary(
+    config: SteeringConfig,
+    evidence: Evidence,
+    directory: Path | None,
+    frontier: Frontier | None = None,
+) -> RenderableType:
+    """Return what follows the headline: ΔCE, presence, the menu, examples, cost, and files."""
     return Group(
         "",
         labelled(_facts(config, evidence)),
+        "",
+        foretold(config, directory) if frontier is None else menu(frontier),
         "",
         _examples(evidence),
         "",
@@ -62,29 +63,6 @@ def headline(config: SteeringConfig) -> Text:
     )
 
 
-def laws_summary(curves: LawCurves, directory: Path) -> RenderableType:
-    """Return where each law held, block by block."""
-    table = headed("block", "α at budget", *LAW_NAMES.values())
-    for block in curves.blocks:
-        at_budget = block.strength_at_budget["positive"]
-        table.add_row(
-            f"[bold]{block.layer}[/]",
-            f"{at_budget.value:.4g} ({at_budget.low:.4g} to {at_budget.high:.4g})",
-            *(_verdict(block.goodness[law]) for law in LAW_NAMES),
-        )
-    return Group(
-        Text.from_markup(
-            f"The laws of steering [bold]{escape(curves.model.id)}[/] towards "
-            f"[bold]{escape(curves.concept)}[/], on {curves.n_sequences} sequences, judged up to "
-            "α at the budget"
-        ),
-        "",
-        table,
-        "",
-        Text.from_markup(f"Pictures and every point are in [bold]{escape(str(directory))}/[/]."),
-    )
-
-
 def gate_summary(report: GateReport) -> RenderableType:
     """Return each check of `calibrate verify`, and whether it passed."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
@@ -92,11 +70,6 @@ def gate_summary(report: GateReport) -> RenderableType:
         mark = "[green]✓[/]" if check.passed else "[red]✗[/]"
         table.add_row(mark, f"[bold]{check.name}[/]", escape(check.found))
     return table
-
-
-def _verdict(goodness: Goodness) -> str:
-    colour, word = ("green", "holds") if goodness.good else ("red", "fails")
-    return f"[{colour}]{word}[/] ({goodness.error:.3f}, {goodness.tolerance:g} will do)"
 
 
 def _facts(config: SteeringConfig, evidence: Evidence) -> Iterator[tuple[str, str]]:
@@ -124,6 +97,7 @@ def _facts(config: SteeringConfig, evidence: Evidence) -> Iterator[tuple[str, st
     yield from _unanswered(presence)
     yield "fluency", _fluency(measured.fluency)
     yield from _long_run(measured)
+    yield from _guard(measured)
     yield (
         "law's α at budget",
         f"{at_budget.value:.4g} ({at_budget.low:.4g} to {at_budget.high:.4g}), "
@@ -229,6 +203,18 @@ def _long_run(measured: MeasuredSection) -> Iterator[tuple[str, str]]:
         f"{long_run.n_tokens} tokens in loops, unsteered {long_run.loops_baseline:.1%}; presence "
         f"{first} at the beginning, {last} at the end",
     )
+
+
+def _guard(measured: MeasuredSection) -> Iterator[tuple[str, str]]:
+    """How many questions it still answers."""
+    guard = measured.guard
+    if guard is not None:
+        yield (
+            "still knows",
+            f"{guard.accuracy.value:.1%} of {guard.n_questions} {guard.name} questions, unsteered "
+            f"{guard.baseline:.1%}; a drop of {guard.drop.value:+.1%}, at most "
+            f"{guard.drop_upper:.1%}",
+        )
 
 
 def _unanswered(presence: PresenceSection) -> Iterator[tuple[str, str]]:

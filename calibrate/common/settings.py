@@ -158,6 +158,7 @@ class Settings:
     min_gain: towards the goal, in [0, 1). The default is five more replies of a hundred.
     long_run: 0 for none; fewer where the model's context is shorter.
     max_fluency_drop: against its own replies, nats per token; None for no limit.
+    max_guard_drop: share of questions, by the one-sided bound; None for no limit.
     judge_question: None for `probes.asking.QUESTION`. judge_url: None for OPENAI_BASE_URL.
 
     >>> calibrate.Settings(ce_budget=0.2, goal="decrease").sign
@@ -239,6 +240,13 @@ class Settings:
         "NATS",
         rule=f"the drop of fluency {NATS_RULE}",
         fits=_are_nats,
+    )
+    max_guard_drop: float | None = _field(
+        None,
+        "Largest allowed drop of the guard's accuracy, by its bound, such as 0.05.",
+        "P",
+        rule="the drop of the guard's accuracy must be from 0 up to 1",
+        fits=lambda drop: 0 <= drop < 1,
     )
     judge_question: str | None = _field(
         None,

@@ -6,6 +6,7 @@ All three hold the config, so any strength can be chosen: what the weights add a
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -16,9 +17,10 @@ import torch
 from transformers import GenerationConfig, TextStreamer
 
 from calibrate.artefact.config import SteeringConfig, load
+from calibrate.artefact.frontier import Frontier
 from calibrate.common.errors import InputError
 from calibrate.common.progress import SILENT, Progress
-from calibrate.common.settings import Sampling, finite_strength
+from calibrate.common.settings import Sampling, Settings, finite_strength
 from calibrate.deploy.export.adapter import adapted
 from calibrate.deploy.verify import as_calibrated, open_model
 from calibrate.engine.generation import completed
@@ -27,16 +29,20 @@ from calibrate.models.model import LoadedModel
 from calibrate.models.prompts import encode_prompt
 from calibrate.models.tokens import Prompt
 
-HELP = "/strength X  /off  /concept  /quit"
+HELP = "/strength X  /budget NATS  /off  /concept  /quit"
 
 
 @dataclass(frozen=True, eq=False)
 class SteeredModel:
-    """A model, its config, and the strength its weights carry by themselves."""
+    """A model, its config, and the strength its weights carry by themselves.
+
+    frontier: what other budgets buy, if it was measured.
+    """
 
     loaded: LoadedModel
     config: SteeringConfig
     built_in: float
+    frontier: Frontier | None = None
 
     def at(self, strength: float | None = None) -> AbstractContextManager[None]:
         """Steer by a strength inside the `with`, in all; by the calibrated one if None."""
@@ -67,7 +73,7 @@ def open_steered(
         with adapted(loaded, folder):
             yield SteeredModel(loaded, config, strength)
         return
-    yield SteeredModel(loaded, config, 0.0)
+    yield SteeredModel(loaded, config, 0.0, Frontier.load(folder))
 
 
 @dataclass(eq=False)
@@ -94,6 +100,8 @@ class Chat:
                 self.strength = finite_strength(float(rest))
             except ValueError as error:
                 raise InputError(f"/strength takes a number, got {rest!r}") from error
+        elif word == "/budget":
+            return self._spend(rest)
         elif word == "/off":
             self.strength = 0.0
         elif word == "/concept":
@@ -102,6 +110,28 @@ class Chat:
         else:
             raise InputError(f"there is no {word}; there are {HELP}")
         return f"α = {self.strength:+.4g}"
+
+    def _spend(self, typed: str) -> str:
+        """Steer by what a budget was measured to allow; by the law where it was not."""
+        try:
+            budget = Settings(ce_budget=float(typed)).ce_budget
+        except ValueError as error:
+            raise InputError(f"/budget takes a number of nats per token, got {typed!r}") from error
+        config, frontier = self.steered.config, self.steered.frontier
+        known = {
+            config.budget.limit: (config.intervention.strength, config.measured.delta_ce.upper)
+        }
+        for point in [] if frontier is None else frontier.points:
+            known[point.budget] = point.strength, point.upper
+        if budget in known:
+            self.strength, upper = known[budget]
+            return f"α = {self.strength:+.4g}, verified: ΔCE at most {upper:.3g} nat"
+        sign = 1 if config.concept.goal == "increase" else -1
+        strength = config.laws.cross_entropy.invert(budget, sign)
+        if not math.isfinite(strength):
+            raise InputError(f"/budget takes less than the plateau of ΔCE, got {budget:g}")
+        self.strength = strength
+        return f"α = {strength:+.4g} by the law of ΔCE, not verified"
 
     def reply(self, text: str, write: Callable[[str], None]) -> str:
         """Reply to a text, writing the words as they come, thought included; return the answer."""

@@ -17,6 +17,7 @@ from calibrate.deploy.diagnosis import Check, ReferenceInput
 from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.generation import Completion, Request, sample, sample_all
 from calibrate.engine.unsteered import Corpus, run_unsteered
+from calibrate.judging.guard import measure_guard
 from calibrate.judging.panel import judge_again
 from calibrate.judging.presence import read
 from calibrate.models.model import LoadedModel
@@ -25,6 +26,7 @@ from calibrate.models.steering import Steering
 from calibrate.models.tokens import TokenSequence
 from calibrate.search.long_run import unsteered_at_length
 from calibrate.texts.concept import read_lines
+from calibrate.texts.guard import guard_again
 from calibrate.texts.replies import corpus_texts
 from probes import Judge, Reader
 from probes import load as load_probe
@@ -213,6 +215,31 @@ def check_long_run(
         excess <= recorded.margin,
         f"in {recorded.n_prompts} replies of up to {recorded.n_tokens} tokens {excess:+.1%} of the "
         f"tokens lie in loops beside unsteered replies, and {recorded.margin:+.0%} will do",
+    )
+
+
+def check_guard(config: SteeringConfig, evidence: Evidence, loaded: LoadedModel) -> Iterator[Check]:
+    """Put the guard's questions again; none where the config has no guard.
+
+    It passes if the drop is within the interval that was recorded, and within what was allowed.
+    """
+    recorded, settings = config.measured.guard, config.settings
+    if recorded is None:
+        return
+    guard = guard_again(recorded.name, recorded.sha256, evidence.guard)
+    if guard is None:
+        yield Check("guard", True, "this release has other built-in questions, and asks none")
+        return
+    drop = measure_guard(loaded, guard, config.site, config.intervention.strength).drop
+    most = settings.max_guard_drop
+    holds = recorded.drop.low <= drop.value <= recorded.drop.high
+    within = most is None or drop.upper(settings.confidence) <= most
+    yield Check(
+        "guard",
+        holds and within,
+        f"of {recorded.n_questions} {recorded.name} questions {drop.value:+.1%} fewer are answered "
+        f"rightly, {'as' if holds else 'but'} {recorded.drop.value:+.1%} was recorded"
+        + ("" if within else f", and --max-guard-drop {most:g} was asked for"),
     )
 
 

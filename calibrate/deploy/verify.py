@@ -6,6 +6,7 @@
     presence    the concept moves as it did
     audit       by the second judge as well, if there was one
     long run    replies of serving length hardly loop more than unsteered ones
+    guard       questions with known answers are answered as they were
 
 Replies to the prompts it was verified on are drawn again with the recorded seed, so that an
 unchanged config on an unchanged model always passes. A corpus takes the place of those replies.
@@ -25,6 +26,7 @@ from calibrate.common.errors import AlteredError
 from calibrate.common.progress import SILENT, Progress
 from calibrate.deploy.checks import (
     check_budget,
+    check_guard,
     check_identity,
     check_long_run,
     check_presence,
@@ -103,6 +105,8 @@ def check_directory(
                 checks += check_presence(config, evidence, model, folder)
             with ledger.stage("long run"):
                 checks += check_long_run(config, evidence, model)
+            with ledger.stage("guard"):
+                checks += check_guard(config, evidence, model)
     return GateReport(tuple(checks))
 
 

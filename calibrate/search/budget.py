@@ -12,8 +12,8 @@ from calibrate.common.record import TestedStrength
 from calibrate.common.settings import Settings
 from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.generation import Completion
+from calibrate.engine.site import Site
 from calibrate.engine.unsteered import UnsteeredRun
-from calibrate.laws.pilot import Pilot
 from calibrate.models.model import LoadedModel
 from calibrate.models.steering import Steering
 from calibrate.models.tokens import Prompt
@@ -45,7 +45,7 @@ class VerifiedBudget:
 def largest_strength(
     loaded: LoadedModel,
     reader: Reader,
-    pilot: Pilot,
+    site: Site,
     strength: float,
     run: UnsteeredRun,
     prompts: Sequence[Prompt],
@@ -57,12 +57,12 @@ def largest_strength(
     Raises: Infeasible as the two below do.
     """
     budget = verify_budget(
-        lambda tried: delta_ce(loaded, run, pilot.site, tried),
+        lambda tried: delta_ce(loaded, run, site, tried),
         strength,
         settings.ce_budget,
         settings.confidence,
     )
-    steering = cache(pilot.site.steering)
+    steering = cache(site.steering)
     long_replies = answer_at_length(loaded, prompts, settings, steering(budget.strength))
     if long_replies is None:
         return budget, None

@@ -11,6 +11,7 @@ from calibrate.common.settings import Settings
 from calibrate.judging.choice import Lesson
 from calibrate.models.model import LoadedModel
 from calibrate.texts.concept import Concept
+from calibrate.texts.guard import Guard
 
 
 def fingerprint_of(
@@ -20,6 +21,7 @@ def fingerprint_of(
     corpus: Mapping[str, Sequence[str]] | None,
     judges: Sequence[str],
     lesson: Lesson | None,
+    guard: Guard | None,
     settings: Settings,
 ) -> str:
     """Hash of everything the result depends on."""
@@ -30,6 +32,7 @@ def fingerprint_of(
         list(prompts),
         corpus,
         [*judges, lesson and asdict(lesson)],
+        guard and guard.sha256,
         asdict(settings),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -16,6 +16,7 @@ from calibrate.common.cost import Limits
 from calibrate.common.errors import InputError
 from calibrate.common.settings import Settings
 from calibrate.engine.forward import final_hidden
+from calibrate.judging import guard as guarding
 from calibrate.judging import teaching
 from calibrate.judging.asked import is_asked
 from calibrate.judging.choice import Lesson
@@ -29,6 +30,7 @@ from calibrate.search.long_run import READ as LONG_READ
 from calibrate.search.sites import most_blocks
 from calibrate.texts import extraction, replies
 from calibrate.texts.concept import Concept, split_prompts
+from calibrate.texts.guard import Guard
 
 SLOWER = 1.4  # how much slower a token-forward is on average than in one large batch
 
@@ -72,6 +74,7 @@ def forecast(
     settings: Settings,
     has_corpus: bool,
     lesson: Lesson | None = None,
+    guard: Guard | None = None,
 ) -> Forecast:
     """Return what lies ahead, with as many blocks as the limits allow.
 
@@ -80,7 +83,7 @@ def forecast(
     """
     speed = _tokens_per_second(loaded, prompts)
     for blocks in range(most_blocks(settings, loaded.num_layers), 0, -1):
-        tokens = _tokens(loaded, concept, prompts, settings, has_corpus, lesson, blocks)
+        tokens = _tokens(loaded, concept, prompts, settings, has_corpus, lesson, guard, blocks)
         total = sum(tokens.values())
         if limits.allow(total, total / speed):
             return Forecast(blocks, tokens, total / speed)
@@ -98,6 +101,7 @@ def _tokens(
     settings: Settings,
     has_corpus: bool,
     lesson: Lesson | None,
+    guard: Guard | None,
     blocks: int,
 ) -> dict[str, int]:
     """Token-forwards of each stage, by its name."""
@@ -126,7 +130,9 @@ def _tokens(
         ),
         "pilot": pilot.expected_tokens(sites, corpus, first),
         "study": objective.expected_tokens(sites, searched, reply, corpus, settings),
-        "verification": verification.expected_tokens(verified, reply, held_out, settings),
+        "verification": verification.expected_tokens(
+            verified, reply, held_out, settings, guarding.expected_tokens(loaded, guard)
+        ),
     }
     return {stage: round(tokens) for stage, tokens in stages.items()}
 

@@ -98,6 +98,10 @@ class LongReplies:
         (replies,) = sample_all(self.loaded, [request], self.sampling, self.seed)
         return replies
 
+    def loops(self, steered: Sequence[Completion]) -> RatioEstimate:
+        """The share of their tokens in loops, over prompts."""
+        return _loop_share(steered)
+
     def excess(self, steered: Sequence[Completion]) -> RatioEstimate:
         """By how much the share of tokens in loops is higher, prompt by prompt."""
         return _loop_share(steered).difference(_loop_share(self.unsteered))

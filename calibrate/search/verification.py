@@ -15,57 +15,34 @@ from typing import Literal
 import numpy as np
 
 from calibrate.common.cost import Allowance
-from calibrate.common.errors import Infeasible
 from calibrate.common.estimate import RatioEstimate
 from calibrate.common.record import Reference
 from calibrate.common.settings import Settings
 from calibrate.engine.cross_entropy import SUFFIX_SHARE
 from calibrate.engine.generation import Request
+from calibrate.engine.site import Site
 from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.judging.fluency import Fluency, measure_fluency
+from calibrate.judging.guard import Guarded, measure_guard
 from calibrate.judging.panel import Panel
-from calibrate.judging.presence import MAX_EMPTY, Presence, measure_presence, read
+from calibrate.judging.presence import Presence, measure_presence, read
 from calibrate.judging.teaching import asked_prompts
-from calibrate.laws.pilot import Pilot
 from calibrate.models.model import LoadedModel
 from calibrate.models.steering import Steering
 from calibrate.models.tokens import Prompt
 from calibrate.search.audit import Audit, audit
 from calibrate.search.budget import LADDER, VerifiedBudget, largest_strength
 from calibrate.search.effect import LOOKS, decide, detectable, require_effect
+from calibrate.search.harm import require_fluency, require_guard, require_replies
 from calibrate.search.long_run import LongRun
 from calibrate.search.long_run import expected_tokens as long_run_tokens
 from calibrate.search.reference import reference_of
+from calibrate.texts.guard import Guard
 from calibrate.texts.replies import UnsteeredReplies, require_answers
 from probes import Reader
 
 N_CONTROLS = 2  # replies under a random vector, and replies asked in words
 CONTROL_PROMPTS = 32  # replied to once under a random vector, and once when asked in words
-
-
-def require_replies(presence: Presence) -> None:
-    """Raise Infeasible if steering silences the model: most of its replies are empty."""
-    if presence.empty > MAX_EMPTY:
-        raise Infeasible(
-            [
-                f"{presence.n_empty} of {len(presence.completions)} steered replies are empty; "
-                "presence cannot be read from silence"
-            ],
-            ["allow less with --ce-budget", "try another --layer"],
-        )
-
-
-def require_fluency(drop: RatioEstimate, settings: Settings) -> None:
-    """Raise Infeasible if the drop of fluency may be larger than allowed."""
-    most, upper = settings.max_fluency_drop, drop.upper(settings.confidence)
-    if most is not None and upper > most:
-        raise Infeasible(
-            [
-                f"steered replies may be {upper:.3g} nat per token less likely to the unsteered "
-                f"model ({settings.confidence:.0%} bound), above --max-fluency-drop {most:g}"
-            ],
-            ["allow more with --max-fluency-drop", "allow less with --ce-budget"],
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +55,7 @@ class Verified:
     prompt_only: presence of the unsteered model asked in plain words.
     fluency_drop: how much less likely the steered replies are to the unsteered model.
     audit: what a second judge says, if there is one. long_run: replies as long as they are
-        served, if there was room for them.
+        served, if there was room for them. guarded: how the guard's questions are answered.
     """
 
     corpus_kind: Literal["own_replies", "file"]
@@ -95,6 +72,7 @@ class Verified:
     fluency_drop: RatioEstimate
     audit: Audit | None
     long_run: LongRun | None
+    guarded: Guarded | None
     reference: Reference
 
     @property
@@ -163,30 +141,31 @@ def reply_until_decided(
 def verify(
     loaded: LoadedModel,
     panel: Panel,
-    pilot: Pilot,
+    site: Site,
     strength: float,
     corpora: Mapping[str, Corpus],
     replies: UnsteeredReplies,
     settings: Settings,
     allowance: Allowance | None = None,
+    guard: Guard | None = None,
 ) -> Verified:
     """Find the largest verified share of `strength`, and measure what it does.
 
     Of `corpora` and `replies` only the "verify" split is touched, which nothing before has seen.
-    pilot: of the site that is steered. allowance: what may be spent on more replies where the
-        first do not decide; None for as much as it takes.
+    allowance: what may be spent on more replies where the
+        first do not decide; None for as much as it takes. guard: questions, or None for none.
     Raises: Infeasible if no share keeps to the budget, long replies loop, presence does not change
-        by enough or this cannot be told, replies are empty or less fluent than allowed, or the
-        auditor sees the opposite.
+        by enough or this cannot be told, replies are empty or less fluent than allowed, more is
+        forgotten than allowed, or the auditor sees the opposite.
     """
     corpus = corpora["verify"]
-    run = run_unsteered(loaded, corpus, [pilot.site.first])
+    run = run_unsteered(loaded, corpus, [site.first])
     prompts = replies.prompts["verify"]
     budget, long_run = largest_strength(
-        loaded, panel.reader, pilot, strength, run, prompts, settings
+        loaded, panel.reader, site, strength, run, prompts, settings
     )
     final, random_vector, asked = _final_replies(
-        loaded, panel.final, pilot, budget.strength, replies, settings, allowance
+        loaded, panel.final, site, budget.strength, replies, settings, allowance
     )
     require_effect(final.change, final.n_replies, settings)
     fluency = measure_fluency(loaded, final.presence.first_replies)
@@ -195,6 +174,8 @@ def verify(
     )
     drop = fluency.drop_from(fluency_baseline)
     require_fluency(drop, settings)
+    guarded = None if guard is None else measure_guard(loaded, guard, site, budget.strength)
+    require_guard(guarded, settings)
     auditor = panel.auditor
     return Verified(
         corpus_kind="own_replies" if corpus.self_sampled else "file",
@@ -211,14 +192,15 @@ def verify(
         fluency_drop=drop,
         audit=audit(auditor, final.presence, final.baseline, settings) if auditor else None,
         long_run=long_run,
-        reference=reference_of(loaded, pilot.site, budget.strength, replies),
+        guarded=guarded,
+        reference=reference_of(loaded, site, budget.strength, replies),
     )
 
 
 def _final_replies(
     loaded: LoadedModel,
     reader: Reader,
-    pilot: Pilot,
+    site: Site,
     strength: float,
     replies: UnsteeredReplies,
     settings: Settings,
@@ -226,8 +208,8 @@ def _final_replies(
 ) -> tuple[Replies, Presence, Presence]:
     """As many replies as it takes to decide, and those of both controls."""
     prompts = replies.prompts["verify"]
-    steering = pilot.site.steering(strength)
-    controls = _control_requests(loaded, pilot, strength, prompts, reader.concept, settings)
+    steering = site.steering(strength)
+    controls = _control_requests(loaded, site, strength, prompts, reader.concept, settings)
     requests = [Request(prompts, LOOKS[0], steering), *controls]
     spent = loaded.meter.tokens
     measured = measure_presence(loaded, reader, requests, settings.sampling, settings.seed)
@@ -248,17 +230,21 @@ def _final_replies(
     return final, random_vector, asked
 
 
-def expected_tokens(n_prompts: int, reply: float, corpus: float, settings: Settings) -> float:
+def expected_tokens(
+    n_prompts: int, reply: float, corpus: float, settings: Settings, guarded: float = 0.0
+) -> float:
     """Token-forwards of the verification, where the first look at replies decides.
 
     reply: tokens of the longest reply and its prompt. corpus: of the verification's corpus.
+    guarded: of the guard's questions.
     """
     longest = settings.sampling.max_new_tokens
     read = longest + LOOKS[0] * longest  # unsteered and steered replies
     controls = N_CONTROLS * (reply + longest)
     replies = n_prompts * (LOOKS[0] * reply + read + reply + controls)
     tested = corpus * (1 + len(LADDER) * SUFFIX_SHARE)
-    return tested + replies + long_run_tokens(n_prompts, settings)
+    asked = guarded * (1 + SUFFIX_SHARE)
+    return tested + replies + long_run_tokens(n_prompts, settings) + asked
 
 
 def _affords(allowance: Allowance | None, tokens: int) -> bool:
@@ -268,14 +254,14 @@ def _affords(allowance: Allowance | None, tokens: int) -> bool:
 
 def _control_requests(
     loaded: LoadedModel,
-    pilot: Pilot,
+    site: Site,
     strength: float,
     prompts: Sequence[Prompt],
     concept: str,
     settings: Settings,
 ) -> tuple[Request, Request]:
     """Replies under a random vector of the same norm, and to the prompts asked in plain words."""
-    random_steering = pilot.site.random_like(settings.seed).steering(strength)
+    random_steering = site.random_like(settings.seed).steering(strength)
     chosen = prompts[:CONTROL_PROMPTS]
     asked = asked_prompts(loaded, chosen, concept, settings.goal == "increase")
     return Request(chosen, 1, random_steering), Request(asked)

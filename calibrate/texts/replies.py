@@ -70,13 +70,9 @@ def sample_unsteered(
     Raises: ConceptError if the model has nothing to say to most prompts; InputError if most
         replies end before the model has finished thinking.
     """
-    encoded = {
-        split: tuple(encode_prompt(loaded, text) for text in texts)
-        for split, texts in split_prompts(prompts).items()
-        if split in splits
-    }
-    replies = UnsteeredReplies(encoded, _sampled_together(loaded, encoded, settings))
-    for split, texts in encoded.items():
+    chosen = {split: texts for split, texts in split_prompts(prompts).items() if split in splits}
+    replies = sample_splits(loaded, chosen, settings)
+    for split, texts in chosen.items():
         spoken = len(replies.first_replies(split))
         if spoken < len(texts) / 2:
             raise ConceptError(
@@ -85,6 +81,17 @@ def sample_unsteered(
             )
     require_answers([reply for part in replies.completions.values() for reply in part], settings)
     return replies
+
+
+def sample_splits(
+    loaded: LoadedModel, prompts: Mapping[str, Sequence[str]], settings: Settings
+) -> UnsteeredReplies:
+    """Sample the model's plain replies to the prompts of each split."""
+    encoded = {
+        split: tuple(encode_prompt(loaded, text) for text in texts)
+        for split, texts in prompts.items()
+    }
+    return UnsteeredReplies(encoded, _sampled_together(loaded, encoded, settings))
 
 
 def expected_tokens(counts: Mapping[str, int], reply: float) -> float:

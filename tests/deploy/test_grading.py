@@ -24,10 +24,10 @@ from calibrate.artefact.config import SteeringConfig
 from calibrate.artefact.evidence import CompletionRecord, Evidence
 from calibrate.artefact.grades import GRADES_FILE, Grades, load_grades
 from calibrate.artefact.sections import BudgetSection, ProvenanceSection
-from calibrate.calibration import Calibration
 from calibrate.cli import grade_session
 from calibrate.cli.reader_table import readers_table
 from calibrate.common.errors import ArtefactError, ConceptError
+from calibrate.deploy.finished import Calibration
 from calibrate.deploy.grading import blind
 from calibrate.deploy.grading.apply import apply_grades
 from calibrate.deploy.grading.blind import BlindReply, Pair, ReadingRoom

@@ -16,7 +16,8 @@ from calibrate.judging.presence import Presence, read
 from calibrate.models.tokens import TokenSequence
 from calibrate.search.budget import LADDER, verify_budget
 from calibrate.search.effect import decide
-from calibrate.search.verification import Verified, require_fluency, require_replies
+from calibrate.search.harm import require_fluency, require_replies
+from calibrate.search.verification import Verified
 from probes import Reader
 from probes.judges import FunctionJudge
 

@@ -12,16 +12,21 @@ from calibrate.common.layout import REPORT_FILE
 if TYPE_CHECKING:
     from calibrate.artefact.config import SteeringConfig
     from calibrate.artefact.evidence import Evidence
+    from calibrate.artefact.frontier import Frontier
     from calibrate.common.errors import Infeasible
 
 
-def render(config: SteeringConfig, evidence: Evidence) -> dict[str, bytes]:
+def render(
+    config: SteeringConfig, evidence: Evidence, frontier: Frontier | None = None
+) -> dict[str, bytes]:
     """Return the report's files by name: `report.html` and the pictures it shows."""
+    from calibrate.artefact.report.frontier_pictures import frontier_pictures
     from calibrate.artefact.report.page import page
     from calibrate.artefact.report.pictures import pictures
 
     drawn = pictures(config, evidence)
-    return {REPORT_FILE: page(config, evidence, drawn).encode(), **drawn}
+    shown = {REPORT_FILE: page(config, evidence, drawn, frontier).encode(), **drawn}
+    return shown if frontier is None else shown | frontier_pictures(frontier)
 
 
 def render_infeasible(model: str, concept: str, infeasible: Infeasible) -> dict[str, bytes]:

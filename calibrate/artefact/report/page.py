@@ -10,18 +10,27 @@ from jinja2 import Environment, PackageLoader, Template
 
 from calibrate.artefact.config import SteeringConfig
 from calibrate.artefact.evidence import Evidence
+from calibrate.artefact.frontier import Frontier
+from calibrate.artefact.report.chart import chart
 from calibrate.common.errors import Infeasible
 
 SHOWN_COMPLETIONS = 12
 
 
-def page(config: SteeringConfig, evidence: Evidence, pictures: Mapping[str, bytes]) -> str:
+def page(
+    config: SteeringConfig,
+    evidence: Evidence,
+    pictures: Mapping[str, bytes],
+    frontier: Frontier | None = None,
+) -> str:
     """Return the report of a finished calibration, its pictures embedded."""
     return _template("page.html").render(
         config=config,
         evidence=evidence,
         completions=evidence.first_completions[:SHOWN_COMPLETIONS],
         pictures={name: _data_url(image) for name, image in pictures.items()},
+        frontier=frontier,
+        chart=None if frontier is None or not frontier.points else chart(frontier),
         seconds=sum(spent.seconds for spent in config.cost.values()),
         token_forwards=sum(spent.token_forwards for spent in config.cost.values()),
     )

@@ -25,7 +25,7 @@ def apply_grades(room: ReadingRoom, grades: Grades) -> tuple[ReadersSection, lis
     Returns: the config's new section, and what changed, a line each; no lines if nothing did.
     Raises: as `readers.infer`; ArtefactError if the directory cannot be written.
     """
-    config, evidence, probe = saved.load(room.directory)
+    config, evidence, probe, frontier = saved.load(room.directory)
     section, corrected = infer(room, grades), probe
     if config.measured.judges[0] == "probe" and probe is not None:
         pairs = graded_pairs(room, grades)
@@ -36,7 +36,7 @@ def apply_grades(room: ReadingRoom, grades: Grades) -> tuple[ReadersSection, lis
     after = config.model_copy(update={"measured": measured})
     changes = [*_config_changes(config, after), *_probe_changes(probe, corrected)]
     if changes:
-        saved.save(room.directory, after, evidence, corrected)
+        saved.save(room.directory, after, evidence, corrected, frontier)
     return section, changes
 
 

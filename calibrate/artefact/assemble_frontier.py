@@ -1,0 +1,147 @@
+"""Build the frontier from what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from calibrate.artefact.frontier import Frontier, PointSection, RivalSection
+from calibrate.artefact.measured import guard_section
+from calibrate.common.cost import Cost
+from calibrate.common.estimate import Interval, RatioEstimate
+from calibrate.common.settings import Settings
+from calibrate.laws.limit import best_of_cost
+from calibrate.laws.presence import PresenceFit, fit_presence
+from calibrate.search import frontier as search
+from calibrate.search.advice import advice
+from calibrate.search.long_run import LOOP_MARGIN
+from calibrate.search.rivals import Rival
+
+
+def build_frontier(
+    fingerprint: str,
+    bench: search.Bench,
+    measured: search.Frontier,
+    rivals: Sequence[Rival],
+    rivals_at: float | None,
+    cost: Mapping[str, Cost],
+) -> Frontier:
+    """Return the frontier at a bench's site.
+
+    fingerprint: of the calibration. cost: of each stage, by its name.
+    """
+    settings, confidence = bench.settings, bench.settings.confidence
+    tokens = float(measured_lengths(bench))
+    points = [_point_section(point, settings) for point in measured.points]
+    law = presence_fit(bench, measured.points).law
+    shipping = {point.budget for point in points if point.ships}
+    first = bench.plain[0]
+    return Frontier(
+        model=bench.loaded.name,
+        concept=bench.reader.concept,
+        goal=settings.goal,
+        where=bench.site.where,
+        fingerprint=fingerprint,
+        confidence=confidence,
+        temperature=settings.sampling.temperature,
+        n_tokens=tokens,
+        baseline=bench.baseline.estimate.with_interval(confidence),
+        points=points,
+        ended=measured.ended,
+        law=(law.log_odds, law.gain, law.floor, law.ceiling),
+        rivals=[_rival_section(rival, confidence) for rival in rivals],
+        rivals_at=rivals_at,
+        advice=advice(bench, measured, law, rivals, shipping),
+        prompt=first.prompt,
+        unsteered=first.text,
+        token_forwards={stage: spent.token_forwards for stage, spent in cost.items()},
+    )
+
+
+def measured_lengths(bench: search.Bench) -> float:
+    """Mean length of the plain replies, tokens."""
+    replies = bench.replies.first_replies("verify")
+    return sum(len(reply.ids) for reply in replies) / len(replies)
+
+
+def presence_fit(bench: search.Bench, points: Sequence[search.Point]) -> PresenceFit:
+    """The law of presence through the points and the unsteered replies."""
+    measured = [(0.0, bench.baseline.estimate)]
+    measured += [(point.strength, point.presence.estimate) for point in points]
+    strengths, estimates = zip(*measured, strict=True)
+    return fit_presence(
+        strengths,
+        [estimate.value for estimate in estimates],
+        [float(len(estimate.counts)) for estimate in estimates],
+        rising=bench.settings.goal == "increase",
+    )
+
+
+def _point_section(point: search.Point, settings: Settings) -> PointSection:
+    confidence = settings.confidence
+    why_not = refusal(point, settings)
+    return PointSection(
+        budget=point.budget,
+        strength=point.strength,
+        delta_ce=point.delta_ce.with_interval(confidence),
+        upper=point.delta_ce.upper(confidence),
+        tested=list(point.tested),
+        presence=point.presence.estimate.with_interval(confidence),
+        change=point.change.with_interval(confidence),
+        audited=_interval(point.audited, confidence),
+        loops=None if point.loops is None else point.loops[0].value,
+        loop_excess=None if point.loops is None else point.loops[1].with_interval(confidence),
+        fluency_drop=point.fluency_drop.with_interval(confidence),
+        cost=per_reply(point.cost, confidence),
+        cost_back=per_reply(point.cost_back, confidence),
+        guard=guard_section(point.guarded, confidence),
+        ships=why_not is None,
+        why_not=why_not,
+        example=point.presence.completions[0].text,
+    )
+
+
+def refusal(point: search.Point, settings: Settings) -> str | None:
+    """Why a point may not be shipped; None where it may."""
+    low, high = point.change.cautious_interval(settings.confidence)
+    change = settings.sign * point.change.value
+    least = low if settings.sign > 0 else -high
+    if least <= 0 or change < settings.min_gain:
+        return f"no clear change of {settings.min_gain:g}"
+    if point.loops is not None and point.loops[1].value > LOOP_MARGIN:
+        return f"long replies loop {point.loops[1].value:+.0%}"
+    most = settings.max_fluency_drop
+    if most is not None and point.fluency_drop.upper(settings.confidence) > most:
+        return f"fluency may drop by more than {most:g} nat"
+    allowed = settings.max_guard_drop
+    if allowed is not None and point.guarded is not None:
+        upper = point.guarded.drop.upper(settings.confidence)
+        if upper > allowed:
+            return f"the guard's accuracy may drop by {upper:.0%}"
+    return None
+
+
+def per_reply(cost: RatioEstimate, confidence: float) -> Interval:
+    """A cost in nats a token as one in nats a reply: the same sums over replies."""
+    replies = type(cost)(cost.sums, cost.counts * 0 + 1)
+    return replies.with_interval(confidence)
+
+
+def _rival_section(rival: Rival, confidence: float) -> RivalSection:
+    if rival.cost is None or rival.cost_back is None:
+        bound = best_of_cost(int(rival.name.split()[-1]))
+        cost, back = None, Interval(bound, bound, bound)
+    else:
+        cost, back = per_reply(rival.cost, confidence), per_reply(rival.cost_back, confidence)
+    return RivalSection(
+        name=rival.name,
+        presence=rival.presence.with_interval(confidence),
+        change=rival.change.with_interval(confidence),
+        audited=_interval(rival.audited, confidence),
+        delta_ce=_interval(rival.delta_ce, confidence),
+        cost=cost,
+        cost_back=back,
+    )
+
+
+def _interval(estimate: RatioEstimate | None, confidence: float) -> Interval | None:
+    return None if estimate is None else estimate.with_interval(confidence)

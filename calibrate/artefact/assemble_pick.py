@@ -1,0 +1,82 @@
+"""Build the config of another budget at the same site."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime, timezone
+
+from calibrate.artefact.assemble import completion_records, cost_section
+from calibrate.artefact.config import SteeringConfig
+from calibrate.artefact.evidence import Evidence
+from calibrate.artefact.measured import measured_section
+from calibrate.artefact.sections import RangeSection
+from calibrate.common.cost import Ledger
+from calibrate.common.estimate import Interval
+from calibrate.common.settings import Settings
+from calibrate.judging.panel import Panel
+from calibrate.search.verification import Verified
+
+
+def picked(
+    config: SteeringConfig,
+    evidence: Evidence,
+    verified: Verified,
+    panel: Panel,
+    at_budget: float,
+    settings: Settings,
+    ledger: Ledger,
+) -> tuple[SteeringConfig, Evidence]:
+    """Return a config of the same site at another verified strength, and its evidence.
+
+    at_budget: the strength that spends the budget on the search corpus.
+    """
+    learned = None if panel.probe is None else panel.probe.learned
+    strength, provenance = verified.budget.strength, config.provenance
+    before = config.range.strength_at_budget
+    scale = at_budget / before.value
+    low, high = sorted((before.low * scale, before.high * scale))
+    changed = {
+        "intervention": config.intervention.model_copy(
+            update={
+                "strength": strength,
+                "relative_strength": config.site.relative(strength),
+            }
+        ),
+        "budget": config.budget.model_copy(update={"limit": settings.ce_budget}),
+        "measured": measured_section(verified, panel.names, learned, settings),
+        "range": RangeSection(
+            strength_at_budget=Interval(at_budget, low, high),
+            sweet_spot=_sweet_spot(config, at_budget),
+        ),
+        "reference": verified.reference,
+        "cost": {
+            stage: cost_section(spent, config.model.num_layers)
+            for stage, spent in ledger.stages.items()
+        },
+        "provenance": provenance.model_copy(
+            update={
+                "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "fingerprint": picked_fingerprint(config, settings.ce_budget),
+                "settings": {**provenance.settings, "ce_budget": settings.ce_budget},
+            }
+        ),
+    }
+    tested = {"tested": list(verified.budget.tested), "completions": completion_records(verified)}
+    after = config.model_copy(update=changed).with_vector(config.files()[config.vector.file])
+    return after, evidence.model_copy(update=tested)
+
+
+def picked_fingerprint(config: SteeringConfig, budget: float) -> str:
+    """The fingerprint of another budget of a calibration."""
+    facts = f"{config.provenance.fingerprint} at {budget!r}"
+    return hashlib.sha256(facts.encode()).hexdigest()
+
+
+def _sweet_spot(config: SteeringConfig, at_budget: float) -> tuple[float, float]:
+    """The calibration's, ending at another strength."""
+    before, peak = config.range, config.laws.tokens.mass_peak
+    sign = 1 if at_budget > 0 else -1
+    start, _ = sorted(map(abs, before.sweet_spot))
+    end = min(abs(at_budget), abs(peak))
+    low, high = sorted((sign * min(start, end / 2), sign * end))
+    return low, high

@@ -1,0 +1,151 @@
+"""The frontier as it is written: `frontier.json`, beside the config whose site it is of."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import ValidationError
+
+from calibrate.artefact.measured_sections import GuardSection
+from calibrate.common.errors import ArtefactError, InputError
+from calibrate.common.estimate import Interval
+from calibrate.common.record import Section, TestedStrength
+from calibrate.laws.limit import coin_divergence
+
+FRONTIER_FILE = "frontier.json"
+FRONTIER_FORMAT = "steering-frontier"
+
+
+class PointSection(Section):
+    """What one budget buys, all of it on held-out data.
+
+    strength: α. delta_ce, upper: ΔCE and its one-sided bound, nats a token. change: of presence,
+    paired; audited: by the second judge. loops, loop_excess: share of long replies' tokens in
+    loops, and how much more than unsteered; None without room for them. fluency_drop: nats a
+    token. cost, cost_back: KL(plain‖steered) and KL(steered‖plain), nats a reply, at the
+    temperature replies are drawn at. guard: how its questions are answered. ships: whether it may
+    be shipped; why_not: if not. example: a reply.
+    """
+
+    budget: float
+    strength: float
+    delta_ce: Interval
+    upper: float
+    tested: list[TestedStrength]
+    presence: Interval
+    change: Interval
+    audited: Interval | None
+    loops: float | None
+    loop_excess: Interval | None
+    fluency_drop: Interval
+    cost: Interval
+    cost_back: Interval
+    guard: GuardSection | None
+    ships: bool
+    why_not: str | None
+    example: str
+
+
+class RivalSection(Section):
+    """Another way to the concept, in the same units; None where it has no such cost.
+
+    cost_back: for best of n, the most it can be.
+    """
+
+    name: str
+    presence: Interval
+    change: Interval
+    audited: Interval | None
+    delta_ce: Interval | None
+    cost: Interval | None
+    cost_back: Interval
+
+
+class Frontier(Section):
+    """What each budget buys at a calibrated site (`calibrate.search.frontier`).
+
+    fingerprint: of the calibration. baseline: presence unsteered. points: from small to large.
+    ended: why it ends, if anything but the list of budgets. law: the law of presence through the
+    points, r, ν, floor and ceiling. rivals: at `rivals_at`, a strength of the frontier. advice: in
+    words. token_forwards: what each stage took.
+
+    >>> frontier = calibrate.Calibration.load("joy/").frontier
+    >>> frontier is None or frontier.at(0.1).upper <= 0.1
+    True
+    """
+
+    format: Literal["steering-frontier"] = "steering-frontier"
+    version: Literal[1] = 1
+    model: str
+    concept: str
+    goal: Literal["increase", "decrease"]
+    where: str
+    fingerprint: str
+    confidence: float
+    temperature: float
+    n_tokens: float
+    baseline: Interval
+    points: list[PointSection]
+    ended: str | None
+    law: tuple[float, float, float, float]
+    rivals: list[RivalSection]
+    rivals_at: float | None
+    advice: str
+    prompt: str
+    unsteered: str
+    token_forwards: dict[str, int]
+
+    @property
+    def sign(self) -> int:
+        """+1 where presence is to increase, -1 where it is to decrease."""
+        return 1 if self.goal == "increase" else -1
+
+    def at(self, ce_budget: float) -> PointSection:
+        """The point of most strength whose bound keeps to a budget.
+
+        Raises: InputError if none does.
+        """
+        within = [point for point in self.points if point.upper <= ce_budget]
+        if not within:
+            known = ", ".join(f"{point.budget:g}" for point in self.points) or "none"
+            raise InputError(
+                f"the budget must be one the frontier was measured within ({known}), got "
+                f"{ce_budget:g}; measure it with calibrate frontier DIR --budgets {ce_budget:g}"
+            )
+        return max(within, key=lambda point: abs(point.strength))
+
+    def least_cost(self, point: PointSection | RivalSection, back: bool = False) -> float:
+        """What its presence has to cost at least, nats a reply (`calibrate.laws.limit`)."""
+        before, after = (
+            float(np.clip(share, 1e-6, 1 - 1e-6))
+            for share in (self.baseline.value, self.baseline.value + point.change.value)
+        )
+        return coin_divergence(after, before) if back else coin_divergence(before, after)
+
+    def efficiency(self, point: PointSection | RivalSection) -> float | None:
+        """The least cost over what is spent, in [0, 1]; None where that was not measured."""
+        if point.cost is None or point.cost.value <= 0:
+            return None
+        share = self.least_cost(point) / point.cost.value
+        return share if math.isfinite(share) else None
+
+    def to_bytes(self) -> bytes:
+        """Return the contents of `frontier.json`."""
+        return f"{self.model_dump_json(indent=1)}\n".encode()
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Frontier | None:
+        """Read `frontier.json` in a directory; None if there is none.
+
+        Raises: ArtefactError if it is damaged.
+        """
+        path = Path(directory) / FRONTIER_FILE
+        if not path.exists():
+            return None
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise ArtefactError(f"{path} cannot be read: {error}") from error

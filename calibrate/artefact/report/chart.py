@@ -1,0 +1,114 @@
+"""The frontier as a chart in the report: SVG whose points show their reply when pointed at.
+
+Coordinates are computed here, and drawn by `templates/frontier.html`; no script from elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from calibrate.artefact.frontier import Frontier
+from calibrate.artefact.report.frontier_pictures import law_curve
+from calibrate.common.estimate import Interval
+
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 760, 380, 56, 44, 16  # of the drawing and its margins, pixels
+TICKS = 5  # of the horizontal axis, about
+ROOM = 1.08  # the horizontal axis ends so much beyond the dearest point
+CURVE = 60  # points of the law's curve
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point of the chart: where it stands, its error bar, and what it says.
+
+    kind: "ships", "refused" or "rival".
+    """
+
+    x: float
+    y: float
+    low: float
+    high: float
+    kind: str
+    title: str
+    says: str
+    reply: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """All that the template draws, in pixels."""
+
+    marks: tuple[Mark, ...]
+    law: str
+    baseline: tuple[float, float, float]
+    across: tuple[tuple[float, str], ...]
+    up: tuple[tuple[float, str], ...]
+
+
+def chart(frontier: Frontier) -> Chart:
+    """Lay the frontier out: ΔCE across, presence up."""
+    rivals = [rival for rival in frontier.rivals if rival.delta_ce is not None]
+    dearest = max(
+        [point.delta_ce.value for point in frontier.points]
+        + [rival.delta_ce.value for rival in rivals if rival.delta_ce is not None]
+    )
+    end = ROOM * max(dearest, 1e-9)
+
+    def x(rise: float) -> float:
+        return round(LEFT + (WIDTH - LEFT) * max(rise, 0.0) / end, 1)
+
+    marks = [
+        Mark(
+            x(point.delta_ce.value),
+            *_heights(point.presence),
+            "ships" if point.ships else "refused",
+            f"{point.budget:g} nat: α = {point.strength:.4g}",
+            f"ΔCE {point.delta_ce.value:.3f}, at most {point.upper:.3f}; presence "
+            f"{point.presence.value:.2f} ({point.change.value:+.2f})"
+            + (f"; {point.why_not}" if point.why_not else ""),
+            point.example,
+        )
+        for point in frontier.points
+    ]
+    marks += [
+        Mark(
+            x(rival.delta_ce.value),
+            *_heights(rival.presence),
+            "rival",
+            rival.name,
+            f"ΔCE {rival.delta_ce.value:.3f}; presence {rival.presence.value:.2f} "
+            f"({rival.change.value:+.2f})",
+            "",
+        )
+        for rival in rivals
+        if rival.delta_ce is not None
+    ]
+    rises, presence = (
+        np.asarray(values)[:: max(1, len(values) // CURVE)] for values in law_curve(frontier)
+    )
+    return Chart(
+        tuple(marks),
+        " ".join(f"{x(rise)},{_y(share)}" for rise, share in zip(rises, presence, strict=True)),
+        _heights(frontier.baseline),
+        tuple((x(rise), f"{rise:g}") for rise in _round_steps(end)),
+        tuple((_y(share), f"{share:g}") for share in (0, 0.25, 0.5, 0.75, 1)),
+    )
+
+
+def _y(share: float) -> float:
+    """Pixels from the top for a presence in [0, 1]."""
+    return round(TOP + (HEIGHT - BOTTOM - TOP) * (1 - min(max(float(share), 0.0), 1.0)), 1)
+
+
+def _heights(presence: Interval) -> tuple[float, float, float]:
+    return _y(presence.value), _y(presence.low), _y(presence.high)
+
+
+def _round_steps(end: float) -> list[float]:
+    """About TICKS round numbers from 0 to `end`."""
+    rough = end / TICKS
+    power = 10.0 ** np.floor(np.log10(rough))
+    step = float(power * min(each for each in (1, 2, 5, 10) if each * power >= rough))
+    return [round(k * step, 10) for k in range(int(end / step) + 1)]

@@ -1,0 +1,108 @@
+"""calibrate frontier and calibrate pick: what other budgets buy, and shipping one of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from calibrate.cli.console import say_json
+from calibrate.cli.main_job import print_result
+from calibrate.cli.option_groups import options
+from calibrate.cli.option_types import FILE, TEXT, budgets
+from calibrate.cli.shared import Command, working
+from calibrate.common.errors import ArtefactError
+
+if TYPE_CHECKING:
+    from calibrate.common.progress import Progress
+    from calibrate.deploy.finished import Calibration
+    from calibrate.models.model import LoadedModel
+
+
+@click.command(cls=Command)
+@click.argument("directory", type=FILE, metavar="DIR")
+@click.option(
+    "--budgets",
+    "wanted",
+    type=budgets,
+    metavar="NATS,…",
+    help="Budgets, nats per token.  [default: 0.5, 1, 2 and 4 times that of DIR]",
+)
+@click.option("--no-rivals", is_flag=True, help="Leave out asking in words and best of n.")
+@click.option("--model", type=TEXT, metavar="MODEL", help="Another place to load the model from.")
+@options("corpus", "device", "batch-tokens", "revision", "trust-remote-code", "json")
+def frontier(
+    directory: Path,
+    wanted: tuple[float, ...] | None,
+    no_rivals: bool,
+    model: str | None,
+    corpus: Path | None,
+    as_json: bool,
+    **loading: Any,
+) -> None:
+    """Measure what other budgets buy at the site calibrated in DIR, and what else would.
+
+    Each budget gets a strength with its own verified bound. The result goes into DIR:
+    frontier.json, pictures, and the report.
+    """
+    from calibrate.cli.frontier_table import frontier_summary
+    from calibrate.cli.progress_bars import PatientConsole
+
+    with working(as_json) as progress:
+        calibration, loaded = _opened(directory, model, progress, loading)
+        measured = calibration.with_frontier(
+            wanted, loaded, corpus=corpus, rivals=not no_rivals, progress=progress
+        )
+        measured.save(directory)
+    assert measured.frontier is not None
+    if as_json:
+        say_json(measured.frontier.model_dump_json(indent=2))
+    else:
+        PatientConsole().print(frontier_summary(measured.frontier, directory))
+
+
+@click.command(cls=Command)
+@click.argument("directory", type=FILE, metavar="DIR")
+@click.option("--out", required=True, type=FILE, metavar="DIR2", help="Where the config goes.")
+@click.option("--model", type=TEXT, metavar="MODEL", help="Another place to load the model from.")
+@options("one-budget", "corpus", "device", "batch-tokens", "revision", "trust-remote-code", "json")
+def pick(
+    directory: Path,
+    out: Path,
+    model: str | None,
+    ce_budget: float,
+    corpus: Path | None,
+    as_json: bool,
+    **loading: Any,
+) -> None:
+    """Ship another budget of the site calibrated in DIR, verified anew, without a new study."""
+    from calibrate.artefact.assemble_pick import picked_fingerprint
+    from calibrate.artefact.directory import open_workspace
+    from calibrate.deploy.finished import Calibration
+
+    config = Calibration.load(directory).config
+    _, finished = open_workspace(out, picked_fingerprint(config, ce_budget))
+    if not finished:
+        with working(as_json) as progress:
+            calibration, loaded = _opened(directory, model, progress, loading)
+            picked = calibration.pick(ce_budget, loaded, corpus=corpus, progress=progress)
+            picked.save(out)
+    result = Calibration.load(out)
+    print_result(result.config, result.evidence, out, as_json, quiet=False)
+
+
+def _opened(
+    directory: Path, model: str | None, progress: Progress, loading: dict[str, Any]
+) -> tuple[Calibration, LoadedModel]:
+    """A finished calibration, and its model, checked to be the one it was made on."""
+    from calibrate.deploy.checks import check_identity
+    from calibrate.deploy.finished import Calibration
+    from calibrate.deploy.verify import open_model
+
+    calibration = Calibration.load(directory)
+    loaded = open_model(calibration.config, model, progress=progress, **loading)
+    for check in check_identity(calibration.config, loaded):
+        if not check.passed:
+            raise ArtefactError(check.found)
+    return calibration, loaded

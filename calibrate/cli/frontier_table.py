@@ -1,0 +1,104 @@
+"""A frontier in the terminal, one line a budget."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.text import Text
+
+from calibrate.artefact.config import SteeringConfig
+from calibrate.artefact.frontier import Frontier, PointSection, RivalSection
+from calibrate.cli.rich_tables import headed
+from calibrate.laws.presence import PresenceLaw
+
+EXAMPLE = 60  # characters of a reply
+FORETOLD = (0.5, 1.0, 2.0)  # times the budget
+
+
+def frontier_summary(frontier: Frontier, directory: Path) -> RenderableType:
+    """Return every point, every rival, what follows from them, and where the pictures are."""
+    return Group(
+        Text.from_markup(
+            f"What each nat buys: [bold]{escape(frontier.concept)}[/] on "
+            f"[bold]{escape(frontier.model)}[/], {frontier.where}; unsteered presence "
+            f"{frontier.baseline.value:.3f}"
+        ),
+        "",
+        menu(frontier),
+        *([] if not frontier.rivals else ["", _rivals(frontier)]),
+        "",
+        Text(frontier.advice),
+        *([] if frontier.ended is None else [Text(f"It ends {frontier.ended}.")]),
+        "",
+        Text.from_markup(
+            f"Every point is in [bold]{escape(str(directory))}/frontier.json[/]; ship one with "
+            f"[bold]calibrate pick {escape(str(directory))} --ce-budget NATS --out DIR[/]."
+        ),
+    )
+
+
+def menu(frontier: Frontier) -> RenderableType:
+    """One line a budget: strength, ΔCE, presence, loops, what it costs, and a reply."""
+    table = headed(
+        *"budget|α|ΔCE (at most)|presence|change|loops|knows|nats/reply|ships|reply".split("|")
+    )
+    for point in frontier.points:
+        table.add_row(
+            f"[bold]{point.budget:g}[/]",
+            f"{point.strength:.4g}",
+            f"{point.delta_ce.value:.4f} ({point.upper:.4f})",
+            f"{point.presence.value:.3f} ({point.presence.low:.3f} to {point.presence.high:.3f})",
+            f"{point.change.value:+.3f}",
+            "" if point.loops is None else f"{point.loops:.1%}",
+            "" if point.guard is None else f"{point.guard.accuracy.value:.0%}",
+            _spent(frontier, point),
+            "[green]yes[/]" if point.ships else f"[yellow]{point.why_not}[/]",
+            escape(point.example[:EXAMPLE]),
+        )
+    return table
+
+
+def foretold(config: SteeringConfig, directory: Path | None) -> RenderableType:
+    """What other budgets buy by the laws, where no frontier was measured."""
+    rise, presence = config.laws.cross_entropy, config.laws.presence
+    law = PresenceLaw(presence.log_odds, presence.gain, presence.floor, presence.ceiling)
+    sign = 1 if config.concept.goal == "increase" else -1
+    table = headed("budget", "α by the laws", "presence by the laws")
+    for share in FORETOLD:
+        budget = share * config.budget.limit
+        strength = rise.invert(budget, sign)
+        if math.isfinite(strength):
+            table.add_row(f"{budget:g}", f"{strength:.4g}", f"{float(law.predict(strength)):.2f}")
+    where = "DIR" if directory is None else escape(str(directory))
+    return Group(
+        table,
+        Text.from_markup(
+            f"[dim]foretold from unsteered passes and the study; measure it:[/] "
+            f"[bold]calibrate frontier {where}[/]"
+        ),
+    )
+
+
+def _rivals(frontier: Frontier) -> RenderableType:
+    table = headed("instead", "ΔCE", "presence", "change", "second judge", "nats/reply")
+    for rival in frontier.rivals:
+        table.add_row(
+            f"[bold]{rival.name}[/]",
+            "" if rival.delta_ce is None else f"{rival.delta_ce.value:.4f}",
+            f"{rival.presence.value:.3f} ({rival.presence.low:.3f} to {rival.presence.high:.3f})",
+            f"{rival.change.value:+.3f}",
+            "" if rival.audited is None else f"{rival.audited.value:+.3f}",
+            _spent(frontier, rival),
+        )
+    return table
+
+
+def _spent(frontier: Frontier, point: PointSection | RivalSection) -> str:
+    """What it costs a reply, and the share of it that such a change has to cost."""
+    if point.cost is None:
+        return f"≤ {point.cost_back.value:.2f} back"
+    share = frontier.efficiency(point)
+    return f"{point.cost.value:.2f}" + ("" if share is None else f", {share:.0%} needed")

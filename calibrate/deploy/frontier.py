@@ -1,0 +1,202 @@
+"""More of a finished calibration: what other budgets buy, and another of them shipped.
+
+Everything is made again from the artefact: the plain replies (usually kept), the judges, and the
+law of ΔCE. A judge that cannot be made again is replaced by nobody: the frontier needs the reader.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from calibrate.artefact.assemble_frontier import build_frontier
+from calibrate.artefact.assemble_pick import picked
+from calibrate.artefact.config import SteeringConfig
+from calibrate.artefact.evidence import Evidence
+from calibrate.artefact.frontier import Frontier
+from calibrate.common.cost import Ledger
+from calibrate.common.errors import CalibrateWarning, InputError
+from calibrate.common.progress import SILENT, Progress
+from calibrate.common.settings import Settings
+from calibrate.judging.panel import Panel, judge_again
+from calibrate.laws.formulas import CrossEntropyLaw
+from calibrate.models.model import LoadedModel, preserving_model_state
+from calibrate.search.budget import LADDER
+from calibrate.search.frontier import Bench, Point, measure_frontier, strength_for
+from calibrate.search.rivals import Rival, measure_rivals
+from calibrate.search.trials import PROPOSED_SHARE
+from calibrate.search.verification import verify
+from calibrate.texts.concept import read_corpus
+from calibrate.texts.guard import guard_again
+from calibrate.texts.replies import build_corpora, sample_splits
+from probes import Probe, Reader
+
+MENU = (0.5, 1.0, 2.0, 4.0)  # times the calibration's own budget
+
+
+def measure(
+    config: SteeringConfig,
+    evidence: Evidence,
+    probe: Probe | None,
+    loaded: LoadedModel,
+    budgets: Sequence[float] | None = None,
+    corpus: str | Path | None = None,
+    rivals: bool = True,
+    progress: Progress = SILENT,
+) -> Frontier:
+    """Measure what budgets buy at a config's site, and what else would bring the concept.
+
+    loaded: the config's model, prompts rendered as for the config (`deploy.verify.open_model`).
+    budgets: in nats a token; None for MENU times the calibration's own. corpus: the file it was
+        calibrated on, if on any. rivals: whether to measure other ways to the concept, too.
+    Raises: InputError for budgets that are none, or a judge or corpus that is not at hand.
+    """
+    wanted = checked_budgets(budgets or [share * config.budget.limit for share in MENU])
+    with preserving_model_state(loaded):
+        ledger = Ledger(loaded.meter, progress)
+        with ledger.stage("replies and judges"):
+            bench = open_bench(config, evidence, probe, loaded, corpus)
+        found = measure_frontier(bench, law_of(config), wanted, ledger)
+        others: tuple[Rival, ...] = ()
+        at = nearest_strength(found.points, config.budget.limit) if rivals else None
+        if at is not None:
+            with ledger.stage("rivals"):
+                others = measure_rivals(bench, at)
+        return build_frontier(
+            config.provenance.fingerprint, bench, found, others, at, ledger.stages
+        )
+
+
+def checked_budgets(budgets: Sequence[float]) -> list[float]:
+    """The budgets, each once, from small to large.
+
+    Raises: InputError if there are none, or one is out of range.
+    """
+    checked = sorted({Settings(ce_budget=budget).ce_budget for budget in budgets})
+    if not checked:
+        raise InputError("there must be at least one budget, got none")
+    return checked
+
+
+def open_bench(
+    config: SteeringConfig,
+    evidence: Evidence,
+    probe: Probe | None,
+    loaded: LoadedModel,
+    corpus: str | Path | None = None,
+) -> Bench:
+    """Make again what a calibration was verified on, and its judges.
+
+    Raises: InputError if a judge cannot be made again, or its corpus is needed and not given.
+    """
+    from_file = config.measured.delta_ce.corpus == "file"
+    if from_file and corpus is None:
+        raise InputError(
+            "this config was verified on a corpus file, so its budget holds for such text only; "
+            "give the same file with --corpus FILE"
+        )
+    panel = open_panel(config, probe, loaded)
+    replies = sample_splits(loaded, evidence.splits.prompts, config.settings)
+    texts = read_corpus(corpus) if from_file and corpus is not None else None
+    corpora = build_corpora(loaded, replies, texts)
+    recorded = config.measured.guard
+    return Bench(
+        loaded,
+        config.site,
+        panel.final,
+        panel.auditor,
+        replies,
+        corpora,
+        config.settings,
+        None if recorded is None else guard_again(recorded.name, recorded.sha256, evidence.guard),
+    )
+
+
+def open_panel(config: SteeringConfig, probe: Probe | None, loaded: LoadedModel) -> Panel:
+    """The judges of a calibration, made again; no auditor where it cannot be.
+
+    Raises: InputError if the judge of the final replies cannot be made again.
+    """
+    names, concept = config.measured.judges, config.concept
+
+    def again(name: str) -> Reader:
+        if name == "probe" and probe is not None:
+            return Reader(probe.as_fitted.on(loaded), concept.name, name)
+        judge = judge_again(loaded, name, concept.name, concept.data_sha256, config.settings)
+        return Reader(judge, concept.name, name)
+
+    final = again(names[0])
+    reader = final if probe is None else again("probe")
+    auditor = None
+    if len(names) > 1:
+        try:
+            auditor = again(names[1])
+        except InputError as missing:
+            warnings.warn(
+                f"no second judge reads these replies: {missing}", CalibrateWarning, stacklevel=2
+            )
+    return Panel(reader, final, auditor, probe)
+
+
+def law_of(config: SteeringConfig) -> CrossEntropyLaw:
+    """The law of ΔCE at a config's site."""
+    law = config.laws.cross_entropy
+    return CrossEntropyLaw(law.slope, law.curvature, law.saturation, law.plateau)
+
+
+def nearest_strength(points: Sequence[Point], budget: float) -> float | None:
+    """The strength of the point whose budget is nearest; None if there is no point."""
+    nearest = min(points, key=lambda point: abs(point.budget - budget), default=None)
+    return None if nearest is None else nearest.strength
+
+
+def pick(
+    config: SteeringConfig,
+    evidence: Evidence,
+    probe: Probe | None,
+    loaded: LoadedModel,
+    ce_budget: float,
+    frontier: Frontier | None = None,
+    corpus: str | Path | None = None,
+    progress: Progress = SILENT,
+) -> tuple[SteeringConfig, Evidence]:
+    """Ship another budget with the guarantees of a calibration: verification, and no study.
+
+    frontier: names the strength where it was measured at this budget; else the law does, held to
+        the search corpus.
+    Returns: the config and the evidence, to be written (`artefact.saved.save`).
+    Raises: Infeasible as a calibration's verification does; InputError as `measure` does.
+    """
+    (budget,) = checked_budgets([ce_budget])
+    ledger = Ledger(loaded.meter, progress)
+    with preserving_model_state(loaded):
+        with ledger.stage("replies and judges"):
+            bench = open_bench(config, evidence, probe, loaded, corpus)
+        settings = replace(bench.settings, ce_budget=budget)
+        with ledger.stage("strength"):
+            proposed = proposed_before(frontier, budget)
+            if proposed is None:
+                proposed = PROPOSED_SHARE * strength_for(bench, law_of(config), budget)[0]
+        with ledger.stage("verification"):
+            panel = open_panel(config, probe, loaded)
+            verified = verify(
+                loaded,
+                panel,
+                bench.site,
+                proposed,
+                bench.corpora,
+                bench.replies,
+                settings,
+                guard=bench.guard,
+            )
+    return picked(config, evidence, verified, panel, proposed / PROPOSED_SHARE, settings, ledger)
+
+
+def proposed_before(frontier: Frontier | None, budget: float) -> float | None:
+    """The strength the frontier proposed for a budget; None if it did not measure it."""
+    for point in [] if frontier is None else frontier.points:
+        if point.budget == budget:
+            return point.tested[0].strength / LADDER[0]
+    return None

@@ -1,0 +1,137 @@
+"""Whether a model still answers as it did: accuracy by log-likelihood, before and after steering.
+
+Cross-entropy on a model's own replies does not show what it has forgotten. So the guard's questions
+are put to it as prompts. Of several choices the one whose tokens are likeliest together is its
+answer; a cloze is right if each of its tokens is the likeliest where it stands.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from calibrate.common.estimate import RatioEstimate
+from calibrate.engine.cross_entropy import states_by_sequence
+from calibrate.engine.site import Site
+from calibrate.engine.unsteered import logit_slices
+from calibrate.models.cache import CacheFormat, load_or_compute
+from calibrate.models.model import LoadedModel
+from calibrate.models.prompts import encode_reply
+from calibrate.models.tokens import TokenSequence
+from calibrate.texts.guard import Guard, GuardItem
+
+ANSWERS_FILE = "answers.json"
+ANSWERS = CacheFormat[list[bool]](
+    "guard",
+    lambda right: {ANSWERS_FILE: json.dumps(right).encode()},
+    ANSWERS_FILE,
+    lambda folder: _read_answers(Path(folder) / ANSWERS_FILE),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Guarded:
+    """How often the guard's questions are answered rightly.
+
+    name, sha256: of the guard. accuracy, baseline: steered and unsteered, over questions. drop:
+    baseline less accuracy, paired.
+    """
+
+    name: str
+    sha256: str
+    accuracy: RatioEstimate
+    baseline: RatioEstimate
+
+    @property
+    def drop(self) -> RatioEstimate:
+        """How much the accuracy falls, question by question."""
+        return self.baseline.difference(self.accuracy)
+
+
+def measure_guard(loaded: LoadedModel, guard: Guard, site: Site, strength: float) -> Guarded:
+    """Put the guard's questions to the steered model, and to the plain one; those are cached."""
+    facts = ["guard", [asdict(item) for item in guard.items], loaded.is_chat]
+    plain = load_or_compute(loaded, ANSWERS, facts, lambda: answered(loaded, guard.items).tolist())
+    steered = answered(loaded, guard.items, (site, strength))
+    return Guarded(guard.name, guard.sha256, _shares(steered), _shares(np.array(plain)))
+
+
+def expected_tokens(loaded: LoadedModel, guard: Guard | None) -> int:
+    """Token-forwards of putting all questions once."""
+    items = () if guard is None else guard.items
+    choices = [[_encoded(loaded, item, choice) for choice in item.choices] for item in items]
+    return sum(len(one.ids) for each in choices for one in _worth_running(each))
+
+
+def answered(
+    loaded: LoadedModel, items: Sequence[GuardItem], steered: tuple[Site, float] | None = None
+) -> np.ndarray:
+    """Which questions are answered rightly, bool (n_items,)."""
+    choices = [[_encoded(loaded, item, choice) for choice in item.choices] for item in items]
+    run = [_worth_running(each) for each in choices]
+    (states,) = states_by_sequence(loaded, [one for each in run for one in each], [steered])
+    right, first = [], 0
+    for item, each, ran in zip(items, choices, run, strict=True):
+        found = dict(zip(ran, states[first : first + len(ran)], strict=True))
+        first += len(ran)
+        right.append(_is_right(loaded, item, each, found))
+    return np.array(right, dtype=bool)
+
+
+def _encoded(loaded: LoadedModel, item: GuardItem, choice: str) -> TokenSequence:
+    if loaded.is_chat:
+        return encode_reply(loaded, item.question, choice)
+    if len(item.choices) == 1:
+        return encode_reply(loaded, item.question, f" {choice}")
+    return encode_reply(loaded, f"Question: {item.question}\nAnswer:", f" {choice}")
+
+
+def _worth_running(choices: Sequence[TokenSequence]) -> list[TokenSequence]:
+    """Those of more than one token; the others are read off any pass over the same question."""
+    longer = [choice for choice in choices if choice.n_scored > 1]
+    return list(dict.fromkeys(longer or choices[:1]))
+
+
+def _is_right(
+    loaded: LoadedModel,
+    item: GuardItem,
+    choices: Sequence[TokenSequence],
+    states: dict[TokenSequence, torch.Tensor],
+) -> bool:
+    """Whether the answer is likeliest of the choices, or a cloze's own likeliest continuation."""
+    beginning = next(iter(states.values()))[:1]
+    if len(choices) == 1:
+        (only,) = choices
+        likeliest = [loaded.logits(row[None]).argmax().item() for row in states[only]]
+        return likeliest == list(only.ids[only.start :])
+    scores = [
+        _log_prob(loaded, states.get(choice, beginning), choice.ids[choice.start :])
+        for choice in choices
+    ]
+    return int(np.argmax(scores)) == item.answer
+
+
+def _log_prob(loaded: LoadedModel, states: torch.Tensor, ids: Sequence[int]) -> float:
+    """Log-probability of tokens from the states that predict them, nats."""
+    total = 0.0
+    for part in logit_slices(loaded, states):
+        predicted = loaded.logits(states[part]).log_softmax(dim=-1)
+        labels = torch.tensor(ids[part], device=predicted.device)
+        total += float(predicted.gather(1, labels[:, None]).double().sum())
+    return total
+
+
+def _shares(right: np.ndarray) -> RatioEstimate:
+    return RatioEstimate(right.astype(float), np.ones(len(right)))
+
+
+def _read_answers(path: Path) -> list[bool]:
+    answers = json.loads(path.read_text())
+    if not isinstance(answers, list) or not all(isinstance(one, bool) for one in answers):
+        raise ValueError(f"{path} must hold a list of true and false")
+    return answers

@@ -1,0 +1,255 @@
+"""The frontier: what each budget buys at a calibrated site, measured point by point.
+
+Every budget gets its own strength, by the law of ΔCE and passes over the search corpus, and its own
+one-sided bound on the verification's replies, from small strengths to large (`search.budget`).
+Replies to the verification's prompts show presence, loops and fluency there. Budgets are gone
+through from small to large, and the frontier ends where more strength only breaks the model:
+
+    presence has fallen clearly below the best so far; most replies are empty;
+    half of all tokens lie in loops; or the law levels off below the budget
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from calibrate.common.cost import Ledger
+from calibrate.common.errors import Infeasible
+from calibrate.common.estimate import RatioEstimate
+from calibrate.common.record import TestedStrength
+from calibrate.common.settings import Settings
+from calibrate.engine.cross_entropy import delta_ce
+from calibrate.engine.divergence import Way, divergence
+from calibrate.engine.generation import Completion, Request
+from calibrate.engine.site import Site
+from calibrate.engine.unsteered import Corpus, UnsteeredRun, run_unsteered
+from calibrate.judging.fluency import Fluency, measure_fluency
+from calibrate.judging.guard import Guarded, measure_guard
+from calibrate.judging.presence import MAX_EMPTY, Presence, measure_presence, read
+from calibrate.laws.formulas import CrossEntropyLaw
+from calibrate.laws.pilot import CLOSE, MAX_PASSES
+from calibrate.laws.presence import FALL
+from calibrate.models.model import LoadedModel
+from calibrate.search.budget import verify_budget
+from calibrate.search.effect import LOOKS
+from calibrate.search.long_run import answer_at_length
+from calibrate.search.trials import PROPOSED_SHARE
+from calibrate.texts.guard import Guard
+from calibrate.texts.replies import UnsteeredReplies
+from probes import Reader
+
+BROKEN = 0.5  # share of the tokens in loops from which nothing more is tried
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """What all points of a frontier are measured on, and by whom.
+
+    reader, auditor: of the final replies. corpora: "search" names strengths, "verify" holds them
+    to their budgets. guard: questions put at each point.
+    """
+
+    loaded: LoadedModel
+    site: Site
+    reader: Reader
+    auditor: Reader | None
+    replies: UnsteeredReplies
+    corpora: dict[str, Corpus]
+    settings: Settings
+    guard: Guard | None = None
+
+    @cached_property
+    def runs(self) -> dict[str, UnsteeredRun]:
+        """The unsteered pass over each corpus."""
+        layers = [self.site.first]
+        return {
+            split: run_unsteered(self.loaded, corpus, layers)
+            for split, corpus in self.corpora.items()
+        }
+
+    @cached_property
+    def baseline(self) -> Presence:
+        """Presence in the plain replies to the verification's prompts."""
+        return read(self.reader, self.plain)
+
+    @cached_property
+    def audited_baseline(self) -> Presence | None:
+        """The same by the second judge."""
+        return None if self.auditor is None else read(self.auditor, self.plain)
+
+    @property
+    def plain(self) -> tuple[Completion, ...]:
+        """The plain replies to the verification's prompts."""
+        return self.replies.completions["verify"]
+
+    @cached_property
+    def fluency(self) -> Fluency:
+        """Of the first plain replies."""
+        return measure_fluency(self.loaded, self.replies.first_replies("verify"))
+
+    def audited(self, presence: Presence) -> RatioEstimate | None:
+        """The change of presence in these replies by the second judge."""
+        if self.auditor is None or self.audited_baseline is None:
+            return None
+        return read(self.auditor, presence.completions).change_from(self.audited_baseline)
+
+    def guarded(self, strength: float) -> Guarded | None:
+        """How the guard's questions are answered at a strength, if there is a guard."""
+        if self.guard is None:
+            return None
+        return measure_guard(self.loaded, self.guard, self.site, strength)
+
+    def way(self, strength: float) -> Way:
+        """The model steered by a strength, replying to the verification's prompts."""
+        site = self.site if strength else None
+        return Way(self.replies.prompts["verify"], site, strength)
+
+    def spent(self, mine: Way, other: Way, replies: Sequence[Completion]) -> RatioEstimate:
+        """KL(mine‖other) at the replies' temperature, nats a token, over the first replies."""
+        spoken = [reply for reply in replies if reply.ids]
+        temperature = self.settings.sampling.temperature
+        return divergence(self.loaded, mine, other, spoken, [temperature])[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """One strength of the frontier, measured on prompts and replies that nothing was tuned on.
+
+    tested: the strengths tried for this budget. change, audited: of presence, by either judge.
+    loops: what long replies are like, the share of tokens in loops and how much more than
+    unsteered; None without room for them. fluency_drop: nats a token. cost, cost_back:
+    KL(plain‖steered) and KL(steered‖plain) at the replies' temperature, nats a token. guarded: how
+    the guard's questions are answered.
+    """
+
+    budget: float
+    strength: float
+    tested: tuple[TestedStrength, ...]
+    delta_ce: RatioEstimate
+    presence: Presence
+    change: RatioEstimate
+    audited: RatioEstimate | None
+    loops: tuple[RatioEstimate, RatioEstimate] | None
+    fluency_drop: RatioEstimate
+    cost: RatioEstimate
+    cost_back: RatioEstimate
+    guarded: Guarded | None
+
+
+@dataclass(frozen=True, eq=False)
+class Frontier:
+    """Points from small to large, and why it ends; None where every budget was measured."""
+
+    points: tuple[Point, ...]
+    ended: str | None
+
+
+def measure_frontier(
+    bench: Bench,
+    law: CrossEntropyLaw,
+    budgets: Sequence[float],
+    ledger: Ledger,
+) -> Frontier:
+    """Measure what each budget buys, from small to large, until more only breaks the model.
+
+    law: of ΔCE at the site. ledger: books what each budget took, by `stage_of`.
+    """
+    points: list[Point] = []
+    for budget in sorted(budgets):
+        try:
+            with ledger.stage(stage_of(budget)):
+                point, law = _measured(bench, law, budget)
+        except Infeasible as failure:
+            return Frontier(tuple(points), f"at {budget:g} nat: {'; '.join(failure.reasons)}")
+        points.append(point)
+        if reason := _end(points, bench.settings):
+            return Frontier(tuple(points), f"at {budget:g} nat {reason}")
+    return Frontier(tuple(points), None)
+
+
+def stage_of(budget: float) -> str:
+    """What a budget's stage is called."""
+    return f"{budget:g} nat"
+
+
+def strength_for(
+    bench: Bench, law: CrossEntropyLaw, budget: float
+) -> tuple[float, CrossEntropyLaw]:
+    """The strength that spends a budget on the search corpus, and the law through it.
+
+    Raises: Infeasible if the law levels off below the budget.
+    """
+    sign, passes = bench.settings.sign, 0
+    strength, settled = law.invert(budget, sign), False
+    while not settled and passes < MAX_PASSES:
+        if not np.isfinite(strength):
+            raise Infeasible(
+                [f"the law of ΔCE levels off at {law.plateau:.3g} nat"],
+                ["ask for a smaller --ce-budget"],
+            )
+        rise = delta_ce(bench.loaded, bench.runs["search"], bench.site, strength).value
+        law = law.through(strength, rise)
+        following = law.invert(budget, sign)
+        settled = abs(following / strength - 1) < CLOSE
+        strength, passes = following, passes + 1
+    return strength, law
+
+
+def _measured(bench: Bench, law: CrossEntropyLaw, budget: float) -> tuple[Point, CrossEntropyLaw]:
+    """What a budget buys, and the law through the strength that spends it."""
+    loaded, settings, site = bench.loaded, bench.settings, bench.site
+    wanted, law = strength_for(bench, law, budget)
+    verified = verify_budget(
+        lambda tried: delta_ce(loaded, bench.runs["verify"], site, tried),
+        PROPOSED_SHARE * wanted,
+        budget,
+        settings.confidence,
+    )
+    strength, steering = verified.strength, site.steering(verified.strength)
+    prompts = bench.replies.prompts["verify"]
+    request = Request(prompts, LOOKS[0], steering)
+    (presence,) = measure_presence(
+        loaded, bench.reader, [request], settings.sampling, settings.seed
+    )
+    loops = None
+    long_replies = answer_at_length(loaded, prompts, settings, steering)
+    if long_replies is not None:
+        steered = long_replies.steered(steering)
+        loops = long_replies.loops(steered), long_replies.excess(steered)
+    plain, own = bench.way(0.0), bench.way(strength)
+    point = Point(
+        budget=budget,
+        strength=strength,
+        tested=verified.tested,
+        delta_ce=verified.delta_ce,
+        presence=presence,
+        change=presence.change_from(bench.baseline),
+        audited=bench.audited(presence),
+        loops=loops,
+        fluency_drop=measure_fluency(loaded, presence.first_replies).drop_from(bench.fluency),
+        cost=bench.spent(plain, own, bench.replies.first_replies("verify")),
+        cost_back=bench.spent(own, plain, presence.first_replies),
+        guarded=bench.guarded(strength),
+    )
+    return point, law
+
+
+def _end(points: Sequence[Point], settings: Settings) -> str | None:
+    """Why nothing after the last of these points is worth measuring; None where it may be."""
+    last = points[-1]
+    if last.presence.empty > MAX_EMPTY:
+        return f"{last.presence.empty:.0%} of the replies are empty"
+    if last.loops is not None and last.loops[0].value > BROKEN:
+        return f"{last.loops[0].value:.0%} of the tokens of long replies lie in loops"
+    best = max(points, key=lambda point: settings.sign * point.change.value)
+    fall = best.presence.change_from(last.presence)
+    if best is not last and settings.sign * fall.value > FALL * fall.standard_error:
+        return (
+            f"presence has turned back, from {best.presence.estimate.value:.3f} at "
+            f"{best.budget:g} nat to {last.presence.estimate.value:.3f}"
+        )
+    return None

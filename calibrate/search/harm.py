@@ -1,0 +1,51 @@
+"""Harm that steering must not do: silence, replies that read worse, and questions forgotten."""
+
+from __future__ import annotations
+
+from calibrate.common.errors import Infeasible
+from calibrate.common.estimate import RatioEstimate
+from calibrate.common.settings import Settings
+from calibrate.judging.guard import Guarded
+from calibrate.judging.presence import MAX_EMPTY, Presence
+
+
+def require_replies(presence: Presence) -> None:
+    """Raise Infeasible if steering silences the model: most of its replies are empty."""
+    if presence.empty > MAX_EMPTY:
+        raise Infeasible(
+            [
+                f"{presence.n_empty} of {len(presence.completions)} steered replies are empty; "
+                "presence cannot be read from silence"
+            ],
+            ["allow less with --ce-budget", "try another --layer"],
+        )
+
+
+def require_fluency(drop: RatioEstimate, settings: Settings) -> None:
+    """Raise Infeasible if the drop of fluency may be larger than allowed."""
+    most, upper = settings.max_fluency_drop, drop.upper(settings.confidence)
+    if most is not None and upper > most:
+        raise Infeasible(
+            [
+                f"steered replies may be {upper:.3g} nat per token less likely to the unsteered "
+                f"model ({settings.confidence:.0%} bound), above --max-fluency-drop {most:g}"
+            ],
+            ["allow more with --max-fluency-drop", "allow less with --ce-budget"],
+        )
+
+
+def require_guard(guarded: Guarded | None, settings: Settings) -> None:
+    """Raise Infeasible if the guard's accuracy may drop by more than allowed."""
+    most = settings.max_guard_drop
+    if guarded is None or most is None:
+        return
+    upper = guarded.drop.upper(settings.confidence)
+    if upper > most:
+        raise Infeasible(
+            [
+                f"the share of {guarded.name} questions that are answered rightly may drop by "
+                f"{upper:.3g} ({settings.confidence:.0%} bound; {guarded.baseline.value:.3f} to "
+                f"{guarded.accuracy.value:.3f}), above --max-guard-drop {most:g}"
+            ],
+            ["allow more with --max-guard-drop", "allow less with --ce-budget"],
+        )

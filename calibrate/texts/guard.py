@@ -1,0 +1,121 @@
+"""The guard: questions with known answers, which steering should not make a model forget.
+
+A row of a file is one of these:
+
+    question, choices, answer    the answer is the number of a choice, from 0, or the choice itself
+    question, answer             a cloze: the model itself has to go on with the answer
+
+The built-in items, 80 each of common knowledge, arithmetic and language, were written for this
+project; they speak of none of the built-in concepts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from calibrate.common.errors import ConceptError
+from calibrate.texts.rows import Row, brief, read_rows
+
+BUILT_IN = "built-in"
+MIN_ITEMS = 20  # fewer cannot show a drop of a tenth
+NAMES = ("question", "choices", "answer")
+
+
+@dataclass(frozen=True)
+class GuardItem:
+    """One question.
+
+    choices: what may follow it, each once; one alone for a cloze. answer: the place of the right
+    one.
+    """
+
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Questions, and what they are called: BUILT_IN, or the name of their file."""
+
+    name: str
+    items: tuple[GuardItem, ...]
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the questions, choices and answers."""
+        facts = json.dumps([asdict(item) for item in self.items], sort_keys=True)
+        return hashlib.sha256(facts.encode()).hexdigest()
+
+
+def read_guard(path: str | Path | None = None) -> Guard:
+    """Read a guard's file; the built-in one if None.
+
+    Raises: ConceptError with the line that cannot be used, or if there are fewer than MIN_ITEMS.
+    """
+    file = Path(__file__).with_name("guard.jsonl") if path is None else Path(path)
+    items = tuple(dict.fromkeys(_items(file)))
+    if len(items) < MIN_ITEMS:
+        raise ConceptError(
+            f"a guard must have at least {MIN_ITEMS} different questions, got {len(items)} in "
+            f"{file}"
+        )
+    return Guard(BUILT_IN if path is None else file.name, items)
+
+
+def choose_guard(guard: str | Path | None) -> Guard | None:
+    """The guard of a file; the built-in one for "auto", none for "none" or None."""
+    if guard in (None, "none"):
+        return None
+    return read_guard(None if guard == "auto" else guard)
+
+
+def guard_again(name: str, sha256: str, kept: Sequence[GuardItem]) -> Guard | None:
+    """The guard of a finished calibration; None where this release has other questions.
+
+    kept: its questions, if they are not the built-in ones.
+    """
+    guard = Guard(name, tuple(kept)) if kept else read_guard()
+    return guard if guard.sha256 == sha256 else None
+
+
+def _items(file: Path) -> Iterator[GuardItem]:
+    for row in read_rows(file, NAMES):
+        if not isinstance(row.value, dict):
+            raise ConceptError(f"{row.place} must be an object with question and answer")
+        question = _text(row, "question", row.value.get("question"))
+        choices, answer = row.value.get("choices"), row.value.get("answer")
+        if choices is None:
+            yield GuardItem(question, (_text(row, "answer", answer),), 0)
+            continue
+        if not isinstance(choices, list) or len(choices) < 2:
+            raise ConceptError(
+                f"{row.place}: choices must be a list of at least two, got {brief(choices)}"
+            )
+        texts = tuple(_text(row, "each choice", choice) for choice in choices)
+        if len({*texts}) < len(texts):
+            raise ConceptError(f"{row.place}: each choice must be there once, got {brief(choices)}")
+        yield GuardItem(question, texts, _place(row, answer, texts))
+
+
+def _text(row: Row, what: str, value: Any) -> str:
+    text = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+    if not isinstance(text, str) or not text.strip():
+        raise ConceptError(f"{row.place}: {what} must be a text, got {brief(value)}")
+    return text.strip()
+
+
+def _place(row: Row, answer: Any, choices: tuple[str, ...]) -> int:
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
+        return answer
+    if isinstance(answer, str) and answer.strip() in choices:
+        return choices.index(answer.strip())
+    raise ConceptError(
+        f"{row.place}: the answer must be the number of a choice, from 0 to {len(choices) - 1}, or "
+        f"the choice itself, got {brief(answer)}"
+    )

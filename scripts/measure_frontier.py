@@ -1,0 +1,300 @@
+"""Measure what each budget buys, its rivals and the limit, and write docs/frontier.md.
+
+    python scripts/measure_frontier.py [--model smollm2] [--concept joy] [--page]
+
+The default band is measured at budgets from .05 to 1.6 nat, whether or not .1 nat would ship there.
+Ten minutes a concept on two cores; a frontier that was measured is kept (docs/frontier/).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from markdown_tables import DOCS, table
+from records import page_option, read_records, write_records
+
+from calibrate import load_model
+from calibrate.artefact.assemble_frontier import build_frontier
+from calibrate.artefact.frontier import Frontier, PointSection, RivalSection
+from calibrate.artefact.report.frontier_pictures import frontier_pictures
+from calibrate.common.cost import Ledger
+from calibrate.common.errors import Infeasible
+from calibrate.common.settings import Settings
+from calibrate.deploy.frontier import nearest_strength
+from calibrate.engine.cross_entropy import states_by_sequence
+from calibrate.engine.generation import Completion
+from calibrate.engine.site import Site
+from calibrate.engine.unsteered import run_unsteered
+from calibrate.judging.choice import Lesson
+from calibrate.judging.panel import Panel, make_judges
+from calibrate.judging.teaching import JudgeInputs
+from calibrate.laws.pilot import run_pilot
+from calibrate.laws.presence import fit_presence
+from calibrate.models.model import LoadedModel, preserving_model_state
+from calibrate.search.frontier import Bench, Point, measure_frontier, stage_of
+from calibrate.search.rivals import measure_rivals
+from calibrate.search.sites import steered_band
+from calibrate.texts.concept import built_in_concepts, read_concept, read_prompts
+from calibrate.texts.extraction import concept_vectors
+from calibrate.texts.guard import read_guard
+from calibrate.texts.replies import build_corpora, sample_unsteered
+
+FOLDER = DOCS / "frontier"
+MODELS = ("smollm2",)
+BUDGETS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+SETTINGS = Settings()
+WITHIN = 2.0  # standard errors: how near the law of presence has to come to a point left out
+
+
+@click.command()
+@click.option("--model", "models", multiple=True, default=MODELS)
+@click.option("--concept", "concepts", multiple=True, default=built_in_concepts())
+@page_option
+def main(models: tuple[str, ...], concepts: tuple[str, ...], only_page: bool) -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for model in () if only_page else models:
+        loaded = load_model(model)
+        for concept in concepts:
+            target = FOLDER / f"{concept}-{model}.json"
+            if target.exists():
+                continue
+            started = time.perf_counter()
+            facts = measured(loaded, concept)
+            if facts is None:
+                click.echo(f"{model} {concept}: no probe can tell it")
+                continue
+            write_records(target, {**facts, "seconds": time.perf_counter() - started})
+            click.echo(f"{model} {concept}: {facts['advice']}")
+    facts = {path.stem: read_records(path) for path in sorted(FOLDER.glob("*.json"))}
+    found = {name: Frontier.model_validate(each) for name, each in facts.items()}
+    for name, frontier in found.items():
+        (FOLDER / f"{name}.png").write_bytes(frontier_pictures(frontier)["frontier.png"])
+    (DOCS / "frontier.md").write_text(page(found, facts), encoding="utf-8")
+
+
+def measured(loaded: LoadedModel, concept: str) -> dict[str, Any] | None:
+    """The frontier of the default band; None where no probe can tell the concept."""
+    with preserving_model_state(loaded):
+        replies = sample_unsteered(loaded, read_prompts(), SETTINGS)
+        corpora = build_corpora(loaded, replies, None)
+        splits = read_concept(concept).split()
+        vectors = concept_vectors(loaded, splits["vector"], SETTINGS)
+        site = Site(tuple(vectors[layer] for layer in steered_band(loaded.num_layers)))
+        panel = judges(loaded, JudgeInputs(concept, splits, replies, Site(site.vectors[:1])))
+        if panel is None:
+            return None
+        bench = Bench(
+            loaded, site, panel.final, panel.auditor, replies, corpora, SETTINGS, read_guard()
+        )
+        ledger = Ledger(loaded.meter)
+        with ledger.stage("pilot"):
+            run = run_unsteered(loaded, corpora["search"], [site.first])
+            pilot = run_pilot(loaded, run, site, (), SETTINGS)
+        found = measure_frontier(bench, pilot.law, BUDGETS, ledger)
+        at = nearest_strength(found.points, SETTINGS.ce_budget)
+        with ledger.stage("rivals"):
+            rivals = () if at is None else measure_rivals(bench, at)
+        frontier = build_frontier("", bench, found, rivals, at, ledger.stages)
+        return {**frontier.model_dump(), "reused": reused(bench, found.points)}
+
+
+def reused(bench: Bench, points: Sequence[Point]) -> list[float]:
+    """How many of a point's replies its neighbour's are worth, as a share, weighted to be its.
+
+    The effective sample size of importance sampling, (Σw)² / Σw², over the number of replies.
+    """
+    shares = []
+    for before, after in pairwise(points):
+        replies = [reply for reply in before.presence.completions if reply.ids]
+        own, other = (reply_log_probs(bench, replies, point.strength) for point in (before, after))
+        weights = np.exp(other - own - (other - own).max())
+        shares.append(float(weights.sum() ** 2 / (weights**2).sum() / len(weights)))
+    return shares
+
+
+def reply_log_probs(bench: Bench, replies: Sequence[Completion], strength: float) -> np.ndarray:
+    """Log-probability of replies at a strength, at the temperature they are drawn at, nats."""
+    loaded, temperature = bench.loaded, bench.settings.sampling.temperature
+    sequences = [reply.sequence for reply in replies]
+    (states,) = states_by_sequence(loaded, sequences, [(bench.site, strength)])
+    totals = []
+    for reply, hidden in zip(replies, states, strict=True):
+        predicted = (loaded.logits(hidden).double() / temperature).log_softmax(dim=-1)
+        totals.append(float(predicted.gather(1, torch.tensor(reply.ids)[:, None]).sum()))
+    return np.array(totals)
+
+
+def judges(loaded: LoadedModel, material: JudgeInputs) -> Panel | None:
+    try:
+        return make_judges(loaded, material, "auto", "embedding", Lesson("graded"), SETTINGS)
+    except Infeasible:
+        return None
+
+
+def page(found: dict[str, Frontier], facts: dict[str, Any]) -> str:
+    parts = [HEADER, summary(found), neighbours(facts)]
+    for name, frontier in found.items():
+        parts += [
+            f"## {frontier.concept} on {frontier.model}",
+            frontier.advice + ("" if frontier.ended is None else f" It ends {frontier.ended}."),
+            f"![presence against what it costs](frontier/{name}.png)",
+            table(POINT_HEADS, [point_row(frontier, point) for point in frontier.points]),
+            table(RIVAL_HEADS, [rival_row(frontier, rival) for rival in frontier.rivals]),
+        ]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+POINT_HEADS = (
+    "budget|α|ΔCE|bound|presence|change|second judge|loops|questions right|fluency drop|"
+    "nats a reply|limit|efficiency|ships"
+).split("|")
+
+
+def point_row(frontier: Frontier, point: PointSection) -> list[str]:
+    guard = point.guard
+    return [
+        f"{point.budget:g}",
+        f"{point.strength:+.3g}",
+        f"{point.delta_ce.value:.4f}",
+        f"{point.upper:.4f}",
+        f"{point.presence.value:.3f}",
+        spread(point.change),
+        "" if point.audited is None else f"{point.audited.value:+.3f}",
+        "" if point.loops is None else f"{point.loops:.1%}",
+        ""
+        if guard is None
+        else f"{guard.accuracy.value:.1%}, {-guard.drop.value:+.1%}, falls at most "
+        f"{guard.drop_upper:.1%}",
+        f"{point.fluency_drop.value:+.3f}",
+        f"{point.cost.value:.2f}",
+        f"{frontier.least_cost(point):.3f}",
+        f"{frontier.efficiency(point):.1%}",
+        "yes" if point.ships else str(point.why_not),
+    ]
+
+
+RIVAL_HEADS = (
+    "instead|ΔCE|presence|change|second judge|nats a reply|limit|back, nats a reply|limit back"
+).split("|")
+
+
+def rival_row(frontier: Frontier, rival: RivalSection) -> list[str]:
+    bound = rival.cost is None
+    return [
+        rival.name,
+        "" if rival.delta_ce is None else f"{rival.delta_ce.value:.4f}",
+        f"{rival.presence.value:.3f}",
+        spread(rival.change),
+        "" if rival.audited is None else f"{rival.audited.value:+.3f}",
+        "" if rival.cost is None else f"{rival.cost.value:.2f}",
+        "" if bound else f"{frontier.least_cost(rival):.3f}",
+        f"{'at most ' if bound else ''}{rival.cost_back.value:.2f}",
+        f"{frontier.least_cost(rival, back=True):.3f}",
+    ]
+
+
+def spread(interval: Any) -> str:
+    return f"{interval.value:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})"
+
+
+def summary(found: dict[str, Frontier]) -> str:
+    """What holds over all of them: bounds, the law left out, loops, cost, prompting."""
+    tests = [miss for frontier in found.values() for miss in left_out(frontier)]
+    near = sum(miss <= WITHIN for miss in tests)
+    rows = []
+    for frontier in found.values():
+        own = next((each for each in frontier.points if each.budget == SETTINGS.ce_budget), None)
+        by_name = {rival.name: rival for rival in frontier.rivals}
+        if own is None:
+            continue
+        misses = left_out(frontier)
+        points = [frontier.token_forwards.get(stage_of(budget), 0) for budget in BUDGETS]
+        rows.append(
+            [
+                f"{frontier.concept}, {frontier.model}",
+                f"{own.change.value:+.3f}",
+                f"{by_name['asked in words'].change.value:+.3f}",
+                f"{by_name['asked and steered'].change.value:+.3f}",
+                f"{by_name['best of 4'].change.value:+.3f}, second judge "
+                + seconds(by_name["best of 4"]),
+                f"{frontier.efficiency(own):.1%}",
+                f"{sum(miss <= WITHIN for miss in misses)} of {len(misses)}",
+                f"{sum(points):,}",
+            ]
+        )
+    heads = (
+        "concept|steered at .1 nat|asked in words|asked and steered|best of 4|efficiency at .1 nat|"
+        "points the law foretells|token-forwards of the points"
+    ).split("|")
+    return (
+        "## Together\n\n"
+        + table(heads, rows)
+        + f"\nThe law of presence, fitted to all points but one, comes within {WITHIN:g} standard "
+        f"errors of that one in {near} of {len(tests)} cases."
+    )
+
+
+def neighbours(facts: dict[str, Any]) -> str:
+    """What replies of one budget are worth at the next."""
+    steps = [f"{before:g} to {after:g} nat" for before, after in pairwise(BUDGETS)]
+    rows = [
+        [name, *(f"{share:.0%}" for share in each["reused"]), *[""] * len(steps)][: len(steps) + 1]
+        for name, each in facts.items()
+    ]
+    return (
+        "### Can replies be used twice?\n\nReplies drawn at one budget could speak for the next, "
+        "weighted by their likelihood ratios (as pymbar does). A reply is then worth this share of "
+        "one drawn there (effective sample size):\n\n"
+        + table(["frontier", *steps], rows)
+        + "\nWeighting them takes a pass of every reply at the other strength, as many "
+        "token-forwards as drawing as many, so points are drawn anew."
+    )
+
+
+def seconds(rival: RivalSection) -> str:
+    return "none" if rival.audited is None else f"{rival.audited.value:+.3f}"
+
+
+def left_out(frontier: Frontier) -> list[float]:
+    """How far the law, fitted without it, is off each point, in standard errors."""
+    misses = []
+    points = [(0.0, frontier.baseline)]
+    points += [(point.strength, point.presence) for point in frontier.points]
+    for place in range(1, len(points)):
+        others = points[:place] + points[place + 1 :]
+        strengths, presence = zip(*others, strict=True)
+        fit = fit_presence(
+            strengths,
+            [each.value for each in presence],
+            [64.0] * len(others),
+            rising=frontier.goal == "increase",
+        )
+        strength, seen = points[place]
+        error = np.hypot((seen.high - seen.low) / 4, fit.standard_error(strength))
+        misses.append(abs(float(fit.law.predict(strength)) - seen.value) / float(error))
+    return misses
+
+
+HEADER = """# What each nat buys
+
+Written by `scripts/measure_frontier.py`. The default band of blocks, at budgets from 0.05 to 1.6
+nat per token, on replies of 32 tokens to 64 prompts that nothing was tuned on, two replies each;
+"loops" are those of 24 replies of 192 tokens. Every strength was named by the search corpus, and
+its bound holds on the verification's replies. The second judge learned from other graded replies.
+
+"Nats a reply" is KL(plain‖steered) at the temperature replies are drawn at; "limit" is the least
+that such a change of presence can cost, by data processing (`calibrate/laws/limit.py`), and the
+efficiency is their ratio. "Back" is KL(steered‖plain), of which best of n costs at most
+ln n - (n - 1)/n. Best of n is chosen by the judge whose presence is shown, so that the second
+judge's change is the fairer one. "Questions right" are the guard's 240.
+"""
+
+
+if __name__ == "__main__":
+    main()

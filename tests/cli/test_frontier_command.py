@@ -1,0 +1,109 @@
+"""calibrate frontier and calibrate pick: from the command line, with what users get wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import tiny
+from test_cli import run
+
+from calibrate.deploy.finished import Calibration
+
+
+@pytest.fixture(scope="module")
+def model_directory(tmp_path_factory, tiny_options):
+    directory = tmp_path_factory.mktemp("model") / "tiny"
+    tiny.model("gpt2").save_pretrained(directory)
+    tiny_options["tokenizer"].save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def bright(finished, tmp_path):
+    """A finished calibration of its own."""
+    directory = tmp_path / "bright"
+    shutil.copytree(finished.directory, directory)
+    return directory
+
+
+def test_a_frontier_is_measured_shown_and_added_to_the_directory(capsys, bright, model_directory):
+    wanted = ("frontier", bright, "--model", model_directory, "--budgets", "0.2,0.1,0.4")
+    status, out, err = run(capsys, *wanted)
+    assert status == 0, err
+    assert all(budget in out for budget in ("0.1", "0.2", "0.4", "asked in words", "best of 4"))
+    frontier = Calibration.load(bright).frontier
+    assert [point.budget for point in frontier.points] == [0.1, 0.2, 0.4]
+    assert {"frontier.png", "frontier.svg"} <= {path.name for path in bright.iterdir()}
+
+    status, out, _ = run(capsys, "show", bright)
+    assert status == 0
+    assert "still knows" not in out  # no guard was asked for
+    assert f"{frontier.points[0].strength:.4g}" in out
+
+    chosen = bright.parent / "gentle"
+    picking = ("pick", bright, "--model", model_directory, "--ce-budget", "0.2", "--out", chosen)
+    status, out, err = run(capsys, *picking)
+    assert status == 0, err
+    config = Calibration.load(chosen).config
+    assert config.budget.limit == 0.2
+    assert f"{config.intervention.strength:.4g}" in out
+    before = (chosen / "steering.json").read_bytes()
+    assert run(capsys, *picking, "--json")[0] == 0  # again: what is there is shown
+    assert (chosen / "steering.json").read_bytes() == before
+    status, _, err = run(capsys, *picking[:-3], "0.1", *picking[-2:])
+    assert status == 2
+    assert "other settings" in err
+
+
+def test_json_is_the_frontier_and_nothing_else(capsys, bright, model_directory):
+    status, out, _ = run(
+        capsys,
+        *("frontier", bright, "--model", model_directory),
+        *("--budgets", "0.1", "--no-rivals", "--json"),
+    )
+    assert status == 0
+    facts = json.loads(out)
+    assert facts["format"] == "steering-frontier"
+    assert facts["rivals"] == []
+
+
+@pytest.mark.parametrize(
+    ("budgets", "message"),
+    [
+        ("", "numbers set apart by commas"),
+        ("0.1,,0.2", "numbers set apart by commas"),
+        ("much", "numbers set apart by commas"),
+        ("0.1;0.2", "numbers set apart by commas"),
+        ("0", "the budget must be"),
+        ("-0.1", "the budget must be"),
+        ("nan", "the budget must be"),
+        ("inf", "the budget must be"),
+        ("0.1,1e9", "the budget must be"),
+    ],
+)
+def test_budgets_that_are_none_are_refused_before_anything_runs(capsys, bright, budgets, message):
+    for command in (("frontier", bright, "--budgets", budgets), ("--ce-budget", budgets)):
+        status, _, err = run(capsys, *command)
+        assert status == 2
+        assert message in err
+        assert "Traceback" not in err
+
+
+def test_before_a_frontier_the_summary_foretells_one(capsys, bright):
+    status, out, _ = run(capsys, "show", bright)
+    assert status == 0
+    assert "by the laws" in out
+    assert "calibrate frontier" in out
+
+
+def test_another_model_is_refused(capsys, bright, tmp_path, tiny_options):
+    other = tmp_path / "other"
+    tiny.model("llama").save_pretrained(other)
+    tiny_options["tokenizer"].save_pretrained(other)
+    status, _, err = run(capsys, "frontier", bright, "--model", other)
+    assert status == 2
+    assert "the architecture must be" in err
+    assert run(capsys, "frontier", bright.parent / "nowhere")[0] == 2
+    assert run(capsys, "pick", bright, "--ce-budget", "0.1")[0] == 2  # no --out

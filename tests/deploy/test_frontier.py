@@ -1,0 +1,258 @@
+"""What other budgets buy, measured on a random model; and another of them shipped."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny
+
+from calibrate.artefact.directory import FRONTIER_FILES, open_workspace, wrote
+from calibrate.artefact.frontier import Frontier
+from calibrate.common.errors import ArtefactError, Infeasible, InputError
+from calibrate.common.estimate import RatioEstimate
+from calibrate.common.settings import Settings
+from calibrate.deploy import frontier as deploy
+from calibrate.deploy.chat import Chat, SteeredModel
+from calibrate.deploy.finished import Calibration
+from calibrate.deploy.verify import as_calibrated, check_directory
+from calibrate.engine.cross_entropy import delta_ce
+from calibrate.engine.loading import load_model
+from calibrate.laws.presence import PresenceLaw
+from calibrate.search.advice import worth_of_step
+from calibrate.search.frontier import _end
+
+BUDGETS = (0.1, 0.2, 0.4, 1.6)
+
+
+@pytest.fixture(scope="module")
+def opened(finished, tiny_options):
+    loaded = load_model(tiny.model("gpt2"), tiny_options["tokenizer"])
+    return as_calibrated(finished.result.config, loaded)
+
+
+@pytest.fixture(scope="module")
+def measured(finished, opened):
+    """The calibration with a frontier of four budgets."""
+    return finished.result.with_frontier([0.4, *BUDGETS], opened)
+
+
+def test_every_budget_has_its_strength_and_its_bound(measured, opened):
+    frontier = measured.frontier
+    assert tuple(point.budget for point in frontier.points) == BUDGETS
+    strengths = [point.strength for point in frontier.points]
+    assert strengths == sorted(strengths)
+    bench = deploy.open_bench(measured.config, measured.evidence, measured.probe, opened)
+    for point in frontier.points:
+        assert 0.75 * point.budget < point.upper <= point.budget
+        again = delta_ce(opened, bench.runs["verify"], bench.site, point.strength)
+        assert point.delta_ce.value == pytest.approx(again.value, rel=1e-6)
+        # The replies' temperature is 1 here, at which the cost a reply is ΔCE, by another pass.
+        assert point.cost.value == pytest.approx(again.sums.mean(), rel=1e-3)
+        assert point.ships
+        assert 0 < frontier.efficiency(point) < 1
+    assert [point.presence.value for point in frontier.points] == sorted(
+        point.presence.value for point in frontier.points
+    )
+
+
+def test_the_own_budget_comes_out_as_the_calibration_had_it(measured):
+    point, config = measured.at(ce_budget=0.4), measured.config
+    assert point.strength == pytest.approx(config.intervention.strength, rel=0.02)
+    assert point.change.value == pytest.approx(config.measured.presence.change.value, abs=0.02)
+    assert point.delta_ce.value == pytest.approx(config.measured.delta_ce.value, rel=0.03)
+
+
+def test_rivals_are_read_by_the_same_judge_and_paid_for_in_the_same_unit(measured):
+    frontier = measured.frontier
+    by_name = {rival.name: rival for rival in frontier.rivals}
+    assert {*by_name} == {
+        "asked in words",
+        "asked and steered",
+        "random vector",
+        "best of 2",
+        "best of 4",
+    }
+    assert by_name["random vector"].change.high < frontier.at(0.4).change.low
+    best_2, best_4 = by_name["best of 2"], by_name["best of 4"]
+    assert 0 < best_2.change.value < best_4.change.value
+    assert best_4.cost_back.value == pytest.approx(np.log(4) - 3 / 4)
+    assert best_4.cost is None
+    # Choosing costs little for what it brings, but never less than data processing allows.
+    assert best_4.cost_back.value > frontier.least_cost(best_4, back=True)
+
+
+def test_it_is_written_read_again_and_replaced_by_nothing_else(measured, tmp_path):
+    measured.save(tmp_path / "joy")
+    for name in FRONTIER_FILES:
+        assert wrote(tmp_path / "joy" / name), name
+    assert Calibration.load(tmp_path / "joy").frontier == measured.frontier
+    (tmp_path / "joy" / "frontier.json").write_text("[]")
+    with pytest.raises(ArtefactError, match=r"frontier\.json cannot be read"):
+        Calibration.load(tmp_path / "joy")
+    with pytest.raises(ArtefactError, match=r"frontier\.json"):
+        measured.save(tmp_path / "joy")
+    assert (tmp_path / "joy" / "frontier.json").read_text() == "[]"
+
+
+def test_a_calibration_without_a_frontier_says_how_to_get_one(finished, measured):
+    with pytest.raises(InputError, match="with_frontier"):
+        finished.result.at(ce_budget=0.1)
+    with pytest.raises(InputError, match=r"--budgets 0\.01"):
+        measured.at(ce_budget=0.01)
+
+
+def test_it_ends_where_the_law_levels_off(finished, opened):
+    plateau = finished.result.config.laws.cross_entropy.plateau
+    frontier = finished.result.with_frontier([0.1, 2 * plateau], opened, rivals=False).frontier
+    assert [point.budget for point in frontier.points] == [0.1]
+    assert "levels off" in frontier.ended
+    nothing = finished.result.with_frontier([2 * plateau], opened).frontier
+    assert nothing.points == []
+    assert "No budget could be measured" in nothing.advice
+
+
+def seen(change, error=0.01, empty=0.0, loops=0.0):
+    """A point of which only what ends a frontier is known."""
+    spread = np.array([change - error, change + error] * 8)
+    presence = SimpleNamespace(
+        empty=empty,
+        estimate=RatioEstimate(0.3 + spread, np.ones(16)),
+        change_from=lambda other: RatioEstimate(spread - other.spread, np.ones(16)),
+        spread=spread,
+    )
+    looping = RatioEstimate(np.full(16, loops), np.ones(16))
+    return SimpleNamespace(
+        budget=0.1,
+        presence=presence,
+        change=RatioEstimate(spread, np.ones(16)),
+        loops=(looping, looping),
+    )
+
+
+def test_it_ends_where_replies_break_or_presence_turns_back():
+    up, more = seen(0.1), seen(0.2)
+    down = seen(0.1)
+    down.presence.spread = down.presence.spread[::-1].copy()  # so that differences have an error
+    assert _end([up, more], Settings()) is None
+    assert "turned back" in _end([up, more, down], Settings())
+    assert _end([down, more], Settings()) is None
+    assert "turned back" in _end([more, seen(0.3)], Settings(goal="decrease"))
+    assert "loops" in _end([seen(0.1, loops=0.7)], Settings())
+    assert "empty" in _end([seen(0.1, empty=0.7)], Settings())
+
+
+def test_what_a_step_is_worth_falls_as_the_law_levels_off():
+    law = PresenceLaw(-1.0, 2.0)
+    points = [
+        SimpleNamespace(strength=size, delta_ce=SimpleNamespace(value=0.1 * size**2))
+        for size in (0.5, 1.0, 2.0, 4.0)
+    ]
+    worth = worth_of_step(points, law, 1)
+    assert worth == sorted(worth, reverse=True)
+    size = np.sqrt(0.1 * 1.0 + 0.1) / np.sqrt(0.1)
+    assert worth[1] == pytest.approx(law.predict(size) - law.predict(1.0), rel=0.05)
+
+
+def test_pick_ships_another_budget_that_passes_the_gate(measured, opened, tmp_path):
+    picked = measured.pick(0.2, opened)
+    picked.save(tmp_path / "gentler")
+    config = picked.config
+    assert config.budget.limit == 0.2
+    assert config.measured.delta_ce.upper <= 0.2
+    assert abs(config.intervention.strength) < abs(measured.config.intervention.strength)
+    assert config.provenance.fingerprint != measured.config.provenance.fingerprint
+    assert config.provenance.settings["ce_budget"] == 0.2
+    low, high = config.range.sweet_spot
+    assert low < high == config.range.strength_at_budget.value
+    report = check_directory(tmp_path / "gentler", opened)
+    assert report.passed, report.failures
+    known = measured.at(0.2)
+    assert config.intervention.strength >= known.strength
+    study = sum(spent.token_forwards for spent in measured.config.cost.values())
+    assert sum(spent.token_forwards for spent in config.cost.values()) < study
+
+
+def test_pick_refuses_what_cannot_be_had(measured, opened):
+    plateau = measured.config.laws.cross_entropy.plateau
+    with pytest.raises(Infeasible, match="levels off"):
+        measured.pick(2 * plateau, opened)
+    with pytest.raises(InputError, match="budget must be"):
+        measured.pick(-1.0, opened)
+    demanding = replace(
+        measured,
+        config=measured.config.model_copy(
+            update={
+                "provenance": measured.config.provenance.model_copy(
+                    update={"settings": {**measured.config.provenance.settings, "min_gain": 0.9}}
+                )
+            }
+        ),
+    )
+    with pytest.raises(Infeasible):
+        demanding.pick(0.2, opened)
+
+
+def test_the_chat_spends_a_budget(measured, opened):
+    steered = SteeredModel(opened, measured.config, 0.0, measured.frontier)
+    chat = Chat(steered, Settings().sampling, 0.0)
+    assert "verified" in chat.command("/budget 0.1")
+    assert chat.strength == measured.at(0.1).strength
+    assert "not verified" in chat.command("/budget 0.15")
+    assert measured.at(0.1).strength < chat.strength < measured.at(0.2).strength
+    for wrong in ("", "much", "-1", "1000"):
+        with pytest.raises(InputError, match="budget"):
+            chat.command(f"/budget {wrong}")
+
+
+def test_a_workspace_with_a_foreign_frontier_is_refused(tmp_path):
+    (tmp_path / "study.journal").write_text("")
+    (tmp_path / "frontier.json").write_text("{}")
+    with pytest.raises(ArtefactError, match=r"frontier\.json"):
+        open_workspace(tmp_path, "fingerprint")
+
+
+def test_the_report_shows_every_point_without_any_network(measured, tmp_path):
+    measured.save(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert measured.frontier.advice in page
+    assert page.count('class="mark ') == len(BUDGETS) + 3
+    assert not re.search(r'(?:src|href)="(?!data:)', page)
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium to look at the report with")
+def test_in_a_browser_a_point_shows_its_reply(measured, tmp_path):
+    measured.save(tmp_path)
+    page = tmp_path / "report.html"
+    pointed = page.read_text().replace(
+        "</body>",
+        "<script>document.querySelectorAll('#frontier .mark')[1].dispatchEvent("
+        "new MouseEvent('mouseenter'))</script></body>",
+    )
+    page.write_text(pointed)
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    card = re.search(r'id="frontier-card">(.*?)</div>', done.stdout, re.DOTALL).group(1)
+    point = measured.frontier.points[1]
+    assert f"{point.budget:g} nat" in card
+    assert point.example[:20] in card
+
+
+def test_older_artefacts_have_no_frontier(finished):
+    assert Frontier.load(finished.directory) is None
+    assert json.loads(finished.result.config.model_dump_json())["version"] == 2

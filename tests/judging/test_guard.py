@@ -1,0 +1,207 @@
+"""Questions a model should still answer: their files, their scores by hand, and the limit."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+import calibrate
+from calibrate.common.errors import ConceptError, Infeasible, InputError
+from calibrate.common.estimate import RatioEstimate
+from calibrate.common.settings import Settings
+from calibrate.deploy.verify import check_directory
+from calibrate.engine.loading import load_model
+from calibrate.judging.guard import Guarded, answered, measure_guard
+from calibrate.models.prompts import encode_reply
+from calibrate.search.harm import require_guard
+from calibrate.texts.guard import Guard, GuardItem, choose_guard, guard_again, read_guard
+
+WORDS = [*tiny.BRIGHT, *tiny.DULL, *tiny.PLAIN]
+
+
+def questions(n=40):
+    rng = np.random.default_rng(0)
+    items = []
+    for _ in range(n):
+        words = rng.permutation(WORDS)
+        choices = (words[0], f"{words[1]} {words[2]}", words[3], f"{words[4]} {words[5]}")
+        items.append(GuardItem(" ".join(words[6:10]), choices, int(rng.integers(4))))
+    return items
+
+
+def log_prob(loaded, sequence, shift=None):
+    hook = torch.no_grad() if shift is None else tiny.hand_written_hook(loaded.blocks[1], shift)
+    with hook:
+        logits = loaded.model(input_ids=torch.tensor([sequence.ids])).logits[0].double()
+    rows = logits[sequence.start - 1 : -1].log_softmax(dim=-1)
+    labels = torch.tensor(sequence.ids[sequence.start :])
+    return float(rows.gather(1, labels[:, None]).sum()), bool((rows.argmax(-1) == labels).all())
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("steered", [False, True])
+def test_the_likeliest_choice_is_the_answer_as_worked_out_by_hand(chat, steered):
+    loaded = load_model(tiny.model(spread=0.6), tiny.tokenizer(chat=chat))
+    shift = torch.randn(32, generator=torch.Generator().manual_seed(3))
+    items = questions()
+    how = (tiny.site(shift, 1), 2.0) if steered else None
+    found = answered(loaded, items, how)
+    for item, right in zip(items, found, strict=True):
+        prompt = item.question if chat else f"Question: {item.question}\nAnswer:"
+        before = "" if chat else " "
+        scores = [
+            log_prob(
+                loaded,
+                encode_reply(loaded, prompt, before + choice),
+                2.0 * shift if steered else None,
+            )[0]
+            for choice in item.choices
+        ]
+        assert right == (int(np.argmax(scores)) == item.answer)
+    assert 0 < found.mean() < 1
+
+
+def test_a_cloze_is_right_if_each_of_its_tokens_is_likeliest():
+    loaded = load_model(tiny.model(spread=0.6), tiny.tokenizer())
+    prompt = "the house road"
+    words = []
+    for _ in range(2):  # what the model itself goes on with
+        ids = encode_reply(loaded, " ".join([prompt, *words]), " sun").ids[:-1]
+        with torch.no_grad():
+            best = int(loaded.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+        words.append(loaded.tokenizer.decode([best]))
+    other = next(word for word in WORDS if word != words[1])
+    items = [
+        GuardItem(prompt, (" ".join(words),), 0),
+        GuardItem(prompt, (f"{words[0]} {other}",), 0),
+    ]
+    assert answered(loaded, items).tolist() == [True, False]
+
+
+def test_the_built_in_guard_is_balanced_and_has_one_key_to_a_question():
+    guard = read_guard()
+    assert len(guard.items) == 240
+    assert {len(item.choices) for item in guard.items} == {4}
+    assert len({item.question for item in guard.items}) == 240
+    answers = np.bincount([item.answer for item in guard.items], minlength=4)
+    assert answers.min() >= 50
+    lengths = np.array([[len(choice) for choice in item.choices] for item in guard.items])
+    keys = np.array([item.answer for item in guard.items])
+    for longest in (lengths, -lengths):  # "the longest" and "the shortest" know little
+        best = longest == longest.max(axis=1, keepdims=True)
+        guessed = (best[np.arange(240), keys] / best.sum(axis=1)).mean()
+        assert 0.15 < guessed < 0.35
+    assert guard_again(guard.name, guard.sha256, ()) == guard
+    assert guard_again(guard.name, "another", ()) is None
+
+
+def test_none_and_auto_are_names(tmp_path):
+    assert choose_guard(None) is None
+    assert choose_guard("none") is None
+    assert choose_guard("auto") == read_guard()
+    with pytest.raises(ConceptError, match="cannot read"):
+        choose_guard(tmp_path / "nothing.jsonl")
+
+
+GOOD = {"question": "Which is it?", "choices": ["a", "b"], "answer": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"question": ""}, "question must be a text"),
+        ({"question": None}, "question must be a text"),
+        ({"choices": ["a"]}, "at least two"),
+        ({"choices": "ab"}, "at least two"),
+        ({"choices": ["a", "a"]}, "there once"),
+        ({"choices": ["a", ""]}, "each choice must be a text"),
+        ({"answer": 2}, "number of a choice"),
+        ({"answer": -1}, "number of a choice"),
+        ({"answer": True}, "number of a choice"),
+        ({"answer": "c"}, "number of a choice"),
+        ({"answer": None}, "number of a choice"),
+        ({"choices": None, "answer": None}, "answer must be a text"),
+    ],
+)
+def test_a_line_that_cannot_be_used_is_named(tmp_path, change, message):
+    path = tmp_path / "guard.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in (GOOD, GOOD | change)))
+    with pytest.raises(ConceptError, match=message) as refused:
+        read_guard(path)
+    assert "2" in str(refused.value)
+
+
+def test_few_questions_are_refused_and_answers_may_be_named(tmp_path):
+    path = tmp_path / "guard.jsonl"
+    rows = [GOOD | {"question": f"Which is {n}?", "answer": "b"} for n in range(25)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    guard = read_guard(path)
+    assert (guard.name, len(guard.items), guard.items[0].answer) == ("guard.jsonl", 25, 1)
+    path.write_text("\n".join(map(json.dumps, rows[:3] * 20)))
+    with pytest.raises(ConceptError, match="at least 20 different questions, got 3"):
+        read_guard(path)
+
+
+def guarded(before, after, n=200):
+    def share(k):
+        return RatioEstimate((np.arange(n) < k).astype(float), np.ones(n))
+
+    return Guarded("built-in", "hash", share(after), share(before))
+
+
+def test_only_a_drop_that_surely_keeps_to_the_limit_passes():
+    allowed = Settings(max_guard_drop=0.05)
+    require_guard(guarded(100, 99), allowed)
+    require_guard(guarded(100, 60), Settings())
+    require_guard(None, allowed)
+    with pytest.raises(Infeasible, match=r"--max-guard-drop 0\.05"):
+        require_guard(guarded(100, 92), allowed)  # four in a hundred, but it may be more
+    with pytest.raises(InputError, match="guard's accuracy"):
+        Settings(max_guard_drop=1.5)
+
+
+def test_too_large_a_strength_forgets_and_the_plain_answers_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("STEERING_CALIBRATE_CACHE", str(tmp_path))
+    loaded = load_model(tiny.model(spread=0.6), tiny.tokenizer())
+    rng, known = np.random.default_rng(0), []
+    for _ in range(80):
+        question, choices = " ".join(rng.choice(WORDS, 4)), tuple(rng.permutation(WORDS)[:4])
+        items = [GuardItem(question, choices, answer) for answer in range(4)]
+        known.append(items[answered(loaded, items).argmax()])  # what the plain model says
+    guard = Guard("known.jsonl", tuple(known))
+    shift = torch.randn(32, generator=torch.Generator().manual_seed(3))
+    weak = measure_guard(loaded, guard, tiny.site(shift, 1), 0.01)
+    spent = loaded.meter.tokens
+    strong = measure_guard(loaded, guard, tiny.site(shift, 1), 50.0)
+    first = loaded.meter.tokens - spent
+    assert abs(weak.drop.value) < 0.05
+    assert strong.drop.value > 0.2
+    spent = loaded.meter.tokens
+    measure_guard(loaded, guard, tiny.site(shift, 1), 50.0)
+    assert loaded.meter.tokens - spent == first  # the plain ones were kept both times
+
+
+def test_a_guard_file_goes_through_calibration_gate_and_refusal(tiny_options, tmp_path):
+    rows = [
+        {"question": item.question, "choices": list(item.choices), "answer": item.answer}
+        for item in questions(40)
+    ]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    options = tiny_options | {"guard": path, "out": tmp_path / "out"}
+    model = tiny.model("gpt2")
+    result = calibrate.calibrate(model, **options)
+    section = result.config.measured.guard
+    assert (section.name, section.n_questions) == ("mine.jsonl", 40)
+    assert section.baseline - section.accuracy.value == pytest.approx(section.drop.value)
+    assert len(result.evidence.guard) == 40
+    path.unlink()  # the artefact keeps what it needs
+    loaded = load_model(model, tiny_options["tokenizer"])
+    checks = {check.name: check for check in check_directory(tmp_path / "out", loaded).checks}
+    assert checks["guard"].passed, checks["guard"].found
+    with pytest.raises(Infeasible, match="--max-guard-drop 0"):
+        calibrate.calibrate(model, **(tiny_options | {"guard": "auto", "max_guard_drop": 0.0}))
