@@ -185,7 +185,7 @@ def by_prompt(drawn: Sequence[Completion], scores: Sequence[float]) -> list[floa
 def page(found: dict[str, Any]) -> str:
     parts, leads = [HEADER], []
     for model, concepts in found.items():
-        done = {name: cells for name, cells in concepts.items() if singles(cells)}
+        done = {name: cells for name, cells in concepts.items() if len(singles(cells)) > 1}
         for judge, reader in JUDGES.items():
             rows = []
             for concept, cells in done.items():
