@@ -46,9 +46,12 @@ def frontier(
     Each budget gets a strength with its own verified bound. The result goes into DIR:
     frontier.json, pictures, and the report.
     """
+    from calibrate.artefact.config import CONFIG_FILE
+    from calibrate.artefact.directory import FRONTIER_FILES, require_free
     from calibrate.cli.frontier_table import frontier_summary
     from calibrate.cli.progress_bars import PatientConsole
 
+    require_free(directory, CONFIG_FILE, FRONTIER_FILES)
     with working(as_json) as progress:
         calibration, loaded = _opened(directory, model, progress, loading)
         measured = calibration.with_frontier(

@@ -10,7 +10,8 @@ With p₀ and P the presence of plain and of steered replies, nats a reply:
 
 A judge that grades from 0 to 1 is covered, since p₀ and P are its means. So is a mean over prompts:
 kl is jointly convex, so that the mean cost is at least kl of the mean presences. Both hold for the
-distributions replies were drawn from, so costs are to be taken at that temperature.
+distributions replies were drawn from, so costs are to be taken at that temperature. What top-p cuts
+off is left in the costs, since without it a KL may be infinite; the limit is exact for top-p 1.
 
 Best of n: of n plain replies the one the judge likes most. Its KL(best‖plain) is at most
 ln n - (n - 1)/n, with equality where no two replies are liked alike (Stiennon et al.,

@@ -91,6 +91,14 @@ def test_budgets_that_are_none_are_refused_before_anything_runs(capsys, bright, 
         assert "Traceback" not in err
 
 
+def test_a_file_of_another_origin_is_found_before_anything_is_measured(capsys, bright):
+    (bright / "frontier.png").write_bytes(b"a holiday")
+    status, _, err = run(capsys, "frontier", bright)
+    assert status == 2
+    assert "frontier.png" in err
+    assert (bright / "frontier.png").read_bytes() == b"a holiday"
+
+
 def test_before_a_frontier_the_summary_foretells_one(capsys, bright):
     status, out, _ = run(capsys, "show", bright)
     assert status == 0

@@ -52,7 +52,7 @@ def law_curve(frontier: Frontier) -> tuple[np.ndarray, np.ndarray]:
 
 def limit_curve(frontier: Frontier, end: float, back: bool) -> tuple[np.ndarray, np.ndarray]:
     """The farthest presence that a cost a reply allows, up to `end` nats."""
-    costs = np.linspace(0, end, FINE)
+    costs = end * np.linspace(0, 1, FINE) ** 2  # steep at first
     before = float(np.clip(frontier.baseline.value, 1e-6, 1 - 1e-6))
     return costs, np.array([farthest_presence(before, cost, frontier.sign, back) for cost in costs])
 
