@@ -12,7 +12,6 @@ from calibrate.cli.main_job import print_result
 from calibrate.cli.option_groups import options
 from calibrate.cli.option_types import FILE, TEXT, budgets
 from calibrate.cli.shared import Command, working
-from calibrate.common.errors import ArtefactError
 
 if TYPE_CHECKING:
     from calibrate.common.progress import Progress
@@ -98,14 +97,10 @@ def pick(
 def _opened(
     directory: Path, model: str | None, progress: Progress, loading: dict[str, Any]
 ) -> tuple[Calibration, LoadedModel]:
-    """A finished calibration, and its model, checked to be the one it was made on."""
-    from calibrate.deploy.checks import check_identity
+    """A finished calibration, and its model."""
     from calibrate.deploy.finished import Calibration
     from calibrate.deploy.verify import open_model
 
     calibration = Calibration.load(directory)
     loaded = open_model(calibration.config, model, progress=progress, **loading)
-    for check in check_identity(calibration.config, loaded):
-        if not check.passed:
-            raise ArtefactError(check.found)
     return calibration, loaded

@@ -17,11 +17,11 @@ from calibrate.artefact.config import SteeringConfig
 from calibrate.artefact.evidence import Evidence
 from calibrate.artefact.frontier import Frontier
 from calibrate.common.cost import Ledger
-from calibrate.common.errors import CalibrateWarning, InputError
+from calibrate.common.errors import ArtefactError, CalibrateWarning, InputError
 from calibrate.common.progress import SILENT, Progress
 from calibrate.common.settings import Settings
+from calibrate.deploy.checks import check_identity, check_reference
 from calibrate.judging.panel import Panel, judge_again
-from calibrate.laws.formulas import CrossEntropyLaw
 from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.search.budget import LADDER
 from calibrate.search.frontier import Bench, Point, measure_frontier, strength_for
@@ -53,12 +53,14 @@ def measure(
         calibrated on, if on any. rivals: whether to measure other ways to the concept, too.
     Raises: InputError for budgets that are none, or a judge or corpus that is not at hand.
     """
-    wanted = checked_budgets(budgets or [share * config.budget.limit for share in MENU])
+    if budgets is None:
+        budgets = [share * config.budget.limit for share in MENU]
+    wanted = checked_budgets(budgets)
     with preserving_model_state(loaded):
         ledger = Ledger(loaded.meter, progress)
         with ledger.stage("replies and judges"):
             bench = open_bench(config, evidence, probe, loaded, corpus)
-        found = measure_frontier(bench, law_of(config), wanted, ledger)
+        found = measure_frontier(bench, config.laws.cross_entropy, wanted, ledger)
         others: tuple[Rival, ...] = ()
         at = nearest_strength(found.points, config.budget.limit) if rivals else None
         if at is not None:
@@ -89,8 +91,10 @@ def open_bench(
 ) -> Bench:
     """Make again what a calibration was verified on, and its judges.
 
-    Raises: InputError if a judge cannot be made again, or its corpus is needed and not given.
+    Raises: InputError if it is another model, a judge cannot be made again, or its corpus is needed
+        and not given.
     """
+    _require_same_model(config, loaded)
     from_file = config.measured.delta_ce.corpus == "file"
     if from_file and corpus is None:
         raise InputError(
@@ -112,6 +116,16 @@ def open_bench(
         config.settings,
         None if recorded is None else guard_again(recorded.name, recorded.sha256, evidence.guard),
     )
+
+
+def _require_same_model(config: SteeringConfig, loaded: LoadedModel) -> None:
+    """Raise ArtefactError for a model on which the config does not do what it says."""
+    for check in check_identity(config, loaded):
+        if not check.passed:
+            raise ArtefactError(check.found)
+    reference = check_reference(config, loaded)
+    if not reference.passed:
+        raise ArtefactError(reference.found)
 
 
 def open_panel(config: SteeringConfig, probe: Probe | None, loaded: LoadedModel) -> Panel:
@@ -138,12 +152,6 @@ def open_panel(config: SteeringConfig, probe: Probe | None, loaded: LoadedModel)
                 f"no second judge reads these replies: {missing}", CalibrateWarning, stacklevel=2
             )
     return Panel(reader, final, auditor, probe)
-
-
-def law_of(config: SteeringConfig) -> CrossEntropyLaw:
-    """The law of ΔCE at a config's site."""
-    law = config.laws.cross_entropy
-    return CrossEntropyLaw(law.slope, law.curvature, law.saturation, law.plateau)
 
 
 def nearest_strength(points: Sequence[Point], budget: float) -> float | None:
@@ -178,7 +186,9 @@ def pick(
         with ledger.stage("strength"):
             proposed = proposed_before(frontier, budget)
             if proposed is None:
-                proposed = PROPOSED_SHARE * strength_for(bench, law_of(config), budget)[0]
+                proposed = (
+                    PROPOSED_SHARE * strength_for(bench, config.laws.cross_entropy, budget)[0]
+                )
         with ledger.stage("verification"):
             panel = open_panel(config, probe, loaded)
             verified = verify(

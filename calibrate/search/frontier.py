@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-
 from calibrate.common.cost import Ledger
 from calibrate.common.errors import Infeasible
 from calibrate.common.estimate import RatioEstimate
@@ -183,19 +181,19 @@ def strength_for(
 
     Raises: Infeasible if the law levels off below the budget.
     """
-    sign, passes = bench.settings.sign, 0
-    strength, settled = law.invert(budget, sign), False
-    while not settled and passes < MAX_PASSES:
-        if not np.isfinite(strength):
-            raise Infeasible(
-                [f"the law of ΔCE levels off at {law.plateau:.3g} nat"],
-                ["ask for a smaller --ce-budget"],
-            )
+    if law.plateau <= budget:
+        raise Infeasible(
+            [f"the law of ΔCE levels off at {law.plateau:.3g} nat"],
+            ["ask for a smaller --ce-budget"],
+        )
+    sign = bench.settings.sign
+    strength = law.invert(budget, sign)
+    for _ in range(MAX_PASSES):
         rise = delta_ce(bench.loaded, bench.runs["search"], bench.site, strength).value
         law = law.through(strength, rise)
-        following = law.invert(budget, sign)
-        settled = abs(following / strength - 1) < CLOSE
-        strength, passes = following, passes + 1
+        before, strength = strength, law.invert(budget, sign)
+        if abs(strength / before - 1) < CLOSE:
+            break
     return strength, law
 
 

@@ -199,6 +199,18 @@ def test_pick_refuses_what_cannot_be_had(measured, opened):
         demanding.pick(0.2, opened)
 
 
+def test_another_model_is_not_measured_in_its_place(finished, tiny_options):
+    other = load_model(tiny.model("llama"), tiny_options["tokenizer"])
+    with pytest.raises(ArtefactError, match="architecture must be"):
+        finished.result.with_frontier([0.1], other)
+    retrained = tiny.model("gpt2")
+    retrained.transformer.h[0].mlp.c_fc.weight.mul_(1.5)
+    with pytest.raises(ArtefactError, match="other weights"):
+        finished.result.pick(0.1, load_model(retrained, tiny_options["tokenizer"]))
+    with pytest.raises(InputError, match="at least one budget"):
+        finished.result.with_frontier([], other)
+
+
 def test_the_chat_spends_a_budget(measured, opened):
     steered = SteeredModel(opened, measured.config, 0.0, measured.frontier)
     chat = Chat(steered, Settings().sampling, 0.0)
