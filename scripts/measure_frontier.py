@@ -89,9 +89,7 @@ def measured(loaded: LoadedModel, concept: str) -> dict[str, Any] | None:
         panel = judges(loaded, JudgeInputs(concept, splits, replies, Site(site.vectors[:1])))
         if panel is None:
             return None
-        bench = Bench(
-            loaded, site, panel.final, panel.auditor, replies, corpora, SETTINGS, read_guard()
-        )
+        bench = Bench(loaded, site, panel, replies, corpora, SETTINGS, read_guard())
         ledger = Ledger(loaded.meter)
         with ledger.stage("pilot"):
             run = run_unsteered(loaded, corpora["search"], [site.first])

@@ -109,8 +109,7 @@ def open_bench(
     return Bench(
         loaded,
         config.site,
-        panel.final,
-        panel.auditor,
+        panel,
         replies,
         corpora,
         config.settings,
@@ -186,14 +185,12 @@ def pick(
         with ledger.stage("strength"):
             proposed = proposed_before(frontier, budget)
             if proposed is None:
-                proposed = (
-                    PROPOSED_SHARE * strength_for(bench, config.laws.cross_entropy, budget)[0]
-                )
+                spending, _ = strength_for(bench, config.laws.cross_entropy, budget)
+                proposed = PROPOSED_SHARE * spending
         with ledger.stage("verification"):
-            panel = open_panel(config, probe, loaded)
             verified = verify(
                 loaded,
-                panel,
+                bench.panel,
                 bench.site,
                 proposed,
                 bench.corpora,
@@ -201,7 +198,8 @@ def pick(
                 settings,
                 guard=bench.guard,
             )
-    return picked(config, evidence, verified, panel, proposed / PROPOSED_SHARE, settings, ledger)
+    at_budget = proposed / PROPOSED_SHARE
+    return picked(config, evidence, verified, bench.panel, at_budget, settings, ledger)
 
 
 def proposed_before(frontier: Frontier | None, budget: float) -> float | None:

@@ -27,6 +27,7 @@ from calibrate.engine.site import Site
 from calibrate.engine.unsteered import Corpus, UnsteeredRun, run_unsteered
 from calibrate.judging.fluency import Fluency, measure_fluency
 from calibrate.judging.guard import Guarded, measure_guard
+from calibrate.judging.panel import Panel
 from calibrate.judging.presence import MAX_EMPTY, Presence, measure_presence, read
 from calibrate.laws.formulas import CrossEntropyLaw
 from calibrate.laws.pilot import CLOSE, MAX_PASSES
@@ -47,18 +48,27 @@ BROKEN = 0.5  # share of the tokens in loops from which nothing more is tried
 class Bench:
     """What all points of a frontier are measured on, and by whom.
 
-    reader, auditor: of the final replies. corpora: "search" names strengths, "verify" holds them
-    to their budgets. guard: questions put at each point.
+    panel: the judges; those of final replies read. corpora: "search" names strengths, "verify"
+    holds them to their budgets. guard: questions put at each point.
     """
 
     loaded: LoadedModel
     site: Site
-    reader: Reader
-    auditor: Reader | None
+    panel: Panel
     replies: UnsteeredReplies
     corpora: dict[str, Corpus]
     settings: Settings
     guard: Guard | None = None
+
+    @property
+    def reader(self) -> Reader:
+        """Who reads presence."""
+        return self.panel.final
+
+    @property
+    def auditor(self) -> Reader | None:
+        """The second judge, if there is one."""
+        return self.panel.auditor
 
     @cached_property
     def runs(self) -> dict[str, UnsteeredRun]:
