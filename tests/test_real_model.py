@@ -33,6 +33,7 @@ LIGHT = {
     "min_gain": 0.0,
     "teacher": "none",
     "audit": None,
+    "guard": None,
     "sampling": Sampling(max_new_tokens=24),
 }
 
@@ -56,7 +57,7 @@ def prompts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def joy(smollm2, prompts, tmp_path_factory):
     directory = tmp_path_factory.mktemp("joy") / "joy"
-    options = {**LIGHT, "audit": "auto"}
+    options = {**LIGHT, "audit": "auto", "guard": "auto"}
     return calibrate.calibrate(smollm2, "joy", out=directory, prompts=prompts, **options), directory
 
 
@@ -106,6 +107,8 @@ def test_joy_is_raised_within_the_budget_and_an_independent_reading_agrees(joy):
     assert measured.presence.scale.source == "graded"
     assert measured.presence.scale.auc.value > 0.8
     assert measured.presence.clear < measured.presence.value
+    assert measured.guard.baseline > 0.35  # chance is a quarter
+    assert abs(measured.guard.drop.value) < 0.1
 
 
 def test_joy_is_lowered_within_the_budget_and_an_independent_reading_agrees(smollm2):

@@ -33,7 +33,7 @@ def build_frontier(
     tokens = float(measured_lengths(bench))
     points = [_point_section(point, settings) for point in measured.points]
     law = presence_fit(bench, measured.points).law
-    shipping = {point.budget for point in points if point.ships}
+    refusals = {point.budget: point.why_not for point in points}
     first = bench.plain[0]
     return Frontier(
         model=bench.loaded.name,
@@ -50,7 +50,7 @@ def build_frontier(
         law=(law.log_odds, law.gain, law.floor, law.ceiling),
         rivals=[_rival_section(rival, confidence) for rival in rivals],
         rivals_at=rivals_at,
-        advice=advice(bench, measured, law, rivals, shipping),
+        advice=advice(bench, measured, law, rivals, refusals),
         prompt=first.prompt,
         unsteered=first.text,
         token_forwards={stage: spent.token_forwards for stage, spent in cost.items()},

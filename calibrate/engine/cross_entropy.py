@@ -14,7 +14,7 @@ The sequences' common prefix runs once for all of them (`calibrate.engine.prefix
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,8 @@ import torch
 
 from calibrate.common.estimate import RatioEstimate
 from calibrate.engine.forward import final_hidden
+from calibrate.engine.memory import ResidualStore, over_batches
+from calibrate.engine.prefix import shared_prefix
 from calibrate.engine.site import Site
 from calibrate.engine.unsteered import (
     Corpus,
@@ -121,15 +123,20 @@ def states_by_sequence(
     sequences: Sequence[TokenSequence],
     steered: Sequence[tuple[Site, float] | None],
 ) -> list[list[torch.Tensor]]:
-    """Final hidden states that predict each sequence's scored tokens, one unsteered pass for all.
+    """Final hidden states that predict each sequence's scored tokens.
 
+    One unsteered pass serves all; a single steered one goes without.
     steered: sites and strengths; None for the unsteered model.
     Returns: for each of those, and each sequence, a tensor of shape (n_scored, hidden).
     """
-    layers = sorted({each[0].first for each in steered if each is not None})
-    run = run_unsteered(loaded, Corpus(tuple(sequences), self_sampled=False), layers)
+    if len(steered) == 1 and steered[0] is not None:
+        batches = _without_pass(loaded, sequences)
+    else:
+        layers = sorted({each[0].first for each in steered if each is not None})
+        corpus = Corpus(tuple(sequences), self_sampled=False)
+        batches = iter(run_unsteered(loaded, corpus, layers).batches)
     states = [[torch.empty(0)] * len(sequences) for _ in steered]
-    for unsteered in run.batches:
+    for unsteered in batches:
         lengths = [sequence.n_scored for sequence in unsteered.batch.sequences]
         for found, each in zip(states, steered, strict=True):
             hidden = unsteered.hidden
@@ -138,6 +145,20 @@ def states_by_sequence(
             for row, rows in zip(unsteered.batch.rows, torch.split(hidden, lengths), strict=True):
                 found[row] = rows
     return states
+
+
+def _without_pass(
+    loaded: LoadedModel, sequences: Sequence[TokenSequence]
+) -> Iterator[UnsteeredBatch]:
+    """The batches of an unsteered pass that was not made, but for the sequences' common prefix."""
+    prefix = shared_prefix(loaded, sequences, [], ResidualStore())
+    return over_batches(
+        lambda batch: UnsteeredBatch(batch, torch.empty(0), {}, prefix),
+        sequences,
+        loaded.scoring_tokens,
+        loaded.device,
+        prefix.ids if prefix else (),
+    )
 
 
 def tangent_hidden(

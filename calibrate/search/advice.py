@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -18,17 +18,17 @@ def advice(
     frontier: Frontier,
     law: PresenceLaw,
     rivals: Sequence[Rival],
-    shipping: set[float],
+    refusals: Mapping[float, str | None],
 ) -> str:
     """Say where the frontier bends, which budget a gain needs, and what a rival does.
 
-    shipping: the budgets whose points may be shipped.
+    refusals: why a budget's point may not be shipped, None where it may.
     """
     if not frontier.points:
         return f"No budget could be measured: {frontier.ended}."
     sentences = [
         _bend(bench, frontier.points, law),
-        _needed(bench, frontier.points, shipping),
+        _needed(bench, refusals),
         _prompting(bench, frontier.points, rivals),
     ]
     return " ".join(sentence for sentence in sentences if sentence)
@@ -72,15 +72,15 @@ def _bend(bench: Bench, points: Sequence[Point], law: PresenceLaw) -> str:
     )
 
 
-def _needed(bench: Bench, points: Sequence[Point], shipping: Set[float]) -> str:
+def _needed(bench: Bench, refusals: Mapping[float, str | None]) -> str:
     """The smallest budget that ships, if the calibration's own does not."""
-    wanted, own = bench.settings.min_gain, bench.settings.ce_budget
-    enough = [point for point in points if point.budget in shipping]
+    enough = [budget for budget, reason in refusals.items() if reason is None]
     if not enough:
-        return f"None of these budgets ships a change of {wanted:g}."
-    if enough[0].budget <= own:
+        budget, reason = next(iter(refusals.items()))
+        return f"None of these points may be shipped; at {budget:g} nat, {reason}."
+    if min(enough) <= bench.settings.ce_budget:
         return ""
-    return f"A change of {wanted:g} that may be shipped takes {enough[0].budget:g} nat."
+    return f"A change that may be shipped takes {min(enough):g} nat."
 
 
 def _prompting(bench: Bench, points: Sequence[Point], rivals: Sequence[Rival]) -> str:

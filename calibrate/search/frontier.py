@@ -175,7 +175,7 @@ def measure_frontier(
             return Frontier(tuple(points), f"at {budget:g} nat: {'; '.join(failure.reasons)}")
         points.append(point)
         if reason := _end(points, bench.settings):
-            return Frontier(tuple(points), f"at {budget:g} nat {reason}")
+            return Frontier(tuple(points), f"at {budget:g} nat: {reason}")
     return Frontier(tuple(points), None)
 
 

@@ -243,7 +243,7 @@ def expected_tokens(
     controls = N_CONTROLS * (reply + longest)
     replies = n_prompts * (LOOKS[0] * reply + read + reply + controls)
     tested = corpus * (1 + len(LADDER) * SUFFIX_SHARE)
-    asked = guarded * (1 + SUFFIX_SHARE)
+    asked = 2 * guarded  # plain and steered
     return tested + replies + long_run_tokens(n_prompts, settings) + asked
 
 
