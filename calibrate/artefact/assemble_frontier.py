@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from calibrate.artefact.frontier import Frontier, PointSection, RivalSection
 from calibrate.artefact.measured import guard_section
 from calibrate.common.cost import Cost
@@ -122,8 +124,7 @@ def refusal(point: search.Point, settings: Settings) -> str | None:
 
 def per_reply(cost: RatioEstimate, confidence: float) -> Interval:
     """A cost in nats a token as one in nats a reply: the same sums over replies."""
-    replies = type(cost)(cost.sums, cost.counts * 0 + 1)
-    return replies.with_interval(confidence)
+    return RatioEstimate(cost.sums, np.ones_like(cost.counts)).with_interval(confidence)
 
 
 def _rival_section(rival: Rival, confidence: float) -> RivalSection:

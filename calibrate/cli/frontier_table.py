@@ -65,11 +65,10 @@ def foretold(config: SteeringConfig, directory: Path | None) -> RenderableType:
     """What other budgets buy by the laws, where no frontier was measured."""
     rise, presence = config.laws.cross_entropy, config.laws.presence
     law = PresenceLaw(presence.log_odds, presence.gain, presence.floor, presence.ceiling)
-    sign = 1 if config.concept.goal == "increase" else -1
     table = headed("budget", "α by the laws", "presence by the laws")
     for share in FORETOLD:
         budget = share * config.budget.limit
-        strength = rise.invert(budget, sign)
+        strength = rise.invert(budget, config.settings.sign)
         if math.isfinite(strength):
             table.add_row(f"{budget:g}", f"{strength:.4g}", f"{float(law.predict(strength)):.2f}")
     where = "DIR" if directory is None else escape(str(directory))

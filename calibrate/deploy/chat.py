@@ -126,8 +126,7 @@ class Chat:
         if budget in known:
             self.strength, upper = known[budget]
             return f"α = {self.strength:+.4g}, verified: ΔCE at most {upper:.3g} nat"
-        sign = 1 if config.concept.goal == "increase" else -1
-        strength = config.laws.cross_entropy.invert(budget, sign)
+        strength = config.laws.cross_entropy.invert(budget, config.settings.sign)
         if not math.isfinite(strength):
             raise InputError(f"/budget takes less than the plateau of ΔCE, got {budget:g}")
         self.strength = strength

@@ -12,7 +12,7 @@ from calibrate.artefact.evidence import Evidence
 from calibrate.artefact.saved import PROBE_FOLDER
 from calibrate.common.errors import Infeasible, InputError
 from calibrate.common.estimate import RatioEstimate
-from calibrate.common.settings import Sampling, Settings
+from calibrate.common.settings import Sampling
 from calibrate.deploy.diagnosis import Check, ReferenceInput
 from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.generation import Completion, Request, sample, sample_all
@@ -174,11 +174,8 @@ def _judge_again(name: str, config: SteeringConfig, loaded: LoadedModel, folder:
     """One of the calibration's judges; the probe as it was fitted, before any grades."""
     if name == "probe":
         return load_probe(folder / PROBE_FOLDER).as_fitted.on(loaded)
-    concept, recorded = config.concept, config.provenance.settings
-    settings = Settings(
-        judge_question=recorded.get("judge_question"), judge_url=recorded.get("judge_url")
-    )
-    return judge_again(loaded, name, concept.name, concept.data_sha256, settings)
+    concept = config.concept
+    return judge_again(loaded, name, concept.name, concept.data_sha256, config.settings)
 
 
 def _drawn_again(
@@ -271,8 +268,7 @@ def _check_change(
 
 
 def _sampling(config: SteeringConfig) -> tuple[Sampling, int]:
-    settings = config.provenance.settings
-    return Sampling(**settings["sampling"]), int(settings["seed"])
+    return config.settings.sampling, config.settings.seed
 
 
 def _short(value: Any) -> str:
