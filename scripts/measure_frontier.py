@@ -49,6 +49,7 @@ FOLDER = DOCS / "frontier"
 MODELS = ("smollm2",)
 BUDGETS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 SETTINGS = Settings()
+REUSED = "joy"  # whose replies are weighted to speak for the next budget
 WITHIN = 2.0  # standard errors: how near the law of presence has to come to a point left out
 
 
@@ -99,7 +100,8 @@ def measured(loaded: LoadedModel, concept: str) -> dict[str, Any] | None:
         with ledger.stage("rivals"):
             rivals = () if at is None else measure_rivals(bench, at)
         frontier = build_frontier("", bench, found, rivals, at, ledger.stages)
-        return {**frontier.model_dump(), "reused": reused(bench, found.points)}
+        facts = frontier.model_dump()
+        return facts | {"reused": reused(bench, found.points)} if concept == REUSED else facts
 
 
 def reused(bench: Bench, points: Sequence[Point]) -> list[float]:
@@ -244,6 +246,7 @@ def neighbours(facts: dict[str, Any]) -> str:
     rows = [
         [name, *(f"{share:.0%}" for share in each["reused"]), *[""] * len(steps)][: len(steps) + 1]
         for name, each in facts.items()
+        if "reused" in each
     ]
     return (
         "### Can replies be used twice?\n\nReplies drawn at one budget could speak for the next, "

@@ -122,14 +122,18 @@ def states_by_sequence(
     loaded: LoadedModel,
     sequences: Sequence[TokenSequence],
     steered: Sequence[tuple[Site, float] | None],
+    run: UnsteeredRun | None = None,
 ) -> list[list[torch.Tensor]]:
     """Final hidden states that predict each sequence's scored tokens.
 
     One unsteered pass serves all; a single steered one goes without.
-    steered: sites and strengths; None for the unsteered model.
+    steered: sites and strengths; None for the unsteered model. run: the unsteered pass over these
+        sequences, if one was made.
     Returns: for each of those, and each sequence, a tensor of shape (n_scored, hidden).
     """
-    if len(steered) == 1 and steered[0] is not None:
+    if run is not None:
+        batches = iter(run.batches)
+    elif len(steered) == 1 and steered[0] is not None:
         batches = _without_pass(loaded, sequences)
     else:
         layers = sorted({each[0].first for each in steered if each is not None})

@@ -18,7 +18,7 @@ from calibrate.common.estimate import RatioEstimate
 from calibrate.engine.cross_entropy import states_by_sequence
 from calibrate.engine.generation import Completion
 from calibrate.engine.site import Site
-from calibrate.engine.unsteered import logit_slices
+from calibrate.engine.unsteered import UnsteeredRun, logit_slices
 from calibrate.models.model import LoadedModel
 from calibrate.models.tokens import Prompt
 
@@ -42,13 +42,15 @@ def divergence(
     other: Way,
     replies: Sequence[Completion],
     temperatures: Sequence[float],
+    run: UnsteeredRun | None = None,
 ) -> list[RatioEstimate]:
     """KL(mine‖other), nats a token over replies, at each temperature.
 
-    replies: drawn by the first of the two ways, none of them empty.
+    replies: drawn by the first of the two ways, none of them empty. run: the unsteered pass over
+        them after the prompts that both ways have, if one was made.
     """
     if mine.prompts is other.prompts:
-        hidden = _hidden_states(loaded, [mine, other], replies)
+        hidden = _hidden_states(loaded, [mine, other], replies, run)
     else:
         hidden = [_hidden_states(loaded, [way], replies)[0] for way in (mine, other)]
     counts = np.array([len(reply.ids) for reply in replies], dtype=float)
@@ -63,10 +65,13 @@ def divergence(
 
 
 def _hidden_states(
-    loaded: LoadedModel, ways: Sequence[Way], replies: Sequence[Completion]
+    loaded: LoadedModel,
+    ways: Sequence[Way],
+    replies: Sequence[Completion],
+    run: UnsteeredRun | None = None,
 ) -> list[list[torch.Tensor]]:
     """Final hidden states at every token of each reply, by way; all ways have the same prompts."""
     prompts = ways[0].prompts
     sequences = [prompts[reply.prompt_index].followed_by(reply.ids) for reply in replies]
     steered = [None if way.site is None else (way.site, way.strength) for way in ways]
-    return states_by_sequence(loaded, sequences, steered)
+    return states_by_sequence(loaded, sequences, steered, run)

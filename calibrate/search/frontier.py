@@ -95,9 +95,20 @@ class Bench:
         return self.replies.completions["verify"]
 
     @cached_property
+    def plain_run(self) -> UnsteeredRun:
+        """The unsteered pass over the first plain replies."""
+        own = self.corpora["verify"].self_sampled
+        return self.runs["verify"] if own else self.run(self.replies.first_replies("verify"))
+
+    @cached_property
     def fluency(self) -> Fluency:
         """Of the first plain replies."""
-        return measure_fluency(self.loaded, self.replies.first_replies("verify"))
+        return measure_fluency(self.loaded, self.replies.first_replies("verify"), self.plain_run)
+
+    def run(self, replies: Sequence[Completion]) -> UnsteeredRun:
+        """An unsteered pass over replies that are not empty."""
+        corpus = Corpus(tuple(reply.sequence for reply in replies), self_sampled=False)
+        return run_unsteered(self.loaded, corpus, [self.site.first])
 
     def audited(self, presence: Presence) -> RatioEstimate | None:
         """The change of presence in these replies by the second judge."""
@@ -111,16 +122,27 @@ class Bench:
             return None
         return measure_guard(self.loaded, self.guard, self.site, strength)
 
-    def way(self, strength: float) -> Way:
-        """The model steered by a strength, replying to the verification's prompts."""
-        site = self.site if strength else None
-        return Way(self.replies.prompts["verify"], site, strength)
+    def cost(self, strength: float) -> RatioEstimate:
+        """KL(plain‖steered) at the replies' temperature, nats a token, over plain replies."""
+        plain, steered = self._ways(strength)
+        return self._spent(plain, steered, self.replies.first_replies("verify"), self.plain_run)
 
-    def spent(self, mine: Way, other: Way, replies: Sequence[Completion]) -> RatioEstimate:
-        """KL(mine‖other) at the replies' temperature, nats a token, over the first replies."""
-        spoken = [reply for reply in replies if reply.ids]
+    def cost_back(
+        self, strength: float, replies: Sequence[Completion], run: UnsteeredRun
+    ) -> RatioEstimate:
+        """KL(steered‖plain) there, over replies at this strength; run: the pass over them."""
+        plain, steered = self._ways(strength)
+        return self._spent(steered, plain, replies, run)
+
+    def _ways(self, strength: float) -> tuple[Way, Way]:
+        prompts = self.replies.prompts["verify"]
+        return Way(prompts), Way(prompts, self.site, strength)
+
+    def _spent(
+        self, mine: Way, other: Way, replies: Sequence[Completion], run: UnsteeredRun
+    ) -> RatioEstimate:
         temperature = self.settings.sampling.temperature
-        return divergence(self.loaded, mine, other, spoken, [temperature])[0]
+        return divergence(self.loaded, mine, other, replies, [temperature], run)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +250,8 @@ def _measured(bench: Bench, law: CrossEntropyLaw, budget: float) -> tuple[Point,
     if long_replies is not None:
         steered = long_replies.steered(steering)
         loops = long_replies.loops(steered), long_replies.excess(steered)
-    plain, own = bench.way(0.0), bench.way(strength)
+    spoken = [reply for reply in presence.first_replies if reply.spoken]
+    run = bench.run(spoken)
     point = Point(
         budget=budget,
         strength=strength,
@@ -238,9 +261,9 @@ def _measured(bench: Bench, law: CrossEntropyLaw, budget: float) -> tuple[Point,
         change=presence.change_from(bench.baseline),
         audited=bench.audited(presence),
         loops=loops,
-        fluency_drop=measure_fluency(loaded, presence.first_replies).drop_from(bench.fluency),
-        cost=bench.spent(plain, own, bench.replies.first_replies("verify")),
-        cost_back=bench.spent(own, plain, presence.first_replies),
+        fluency_drop=measure_fluency(loaded, spoken, run).drop_from(bench.fluency),
+        cost=bench.cost(strength),
+        cost_back=bench.cost_back(strength, spoken, run),
         guarded=bench.guarded(strength),
     )
     return point, law

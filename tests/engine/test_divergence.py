@@ -65,6 +65,18 @@ def test_at_temperature_one_it_is_delta_ce(loaded, prompts, replies, shift):
     assert found.value == pytest.approx(delta_ce(loaded, run, site, 1.0).value, rel=1e-4)
 
 
+def test_a_pass_that_was_made_serves_both_directions(loaded, prompts, replies, shift):
+    plain, steered = Way(prompts), Way(prompts, tiny.site(shift, 1), 1.0)
+    run = run_unsteered(loaded, Corpus(tuple(reply.sequence for reply in replies), False), [1])
+    for ways in ((plain, steered), (steered, plain)):
+        spent = loaded.meter.tokens
+        (made,) = divergence(loaded, *ways, replies, [0.7], run)
+        shared = loaded.meter.tokens - spent
+        (alone,) = divergence(loaded, *ways, replies, [0.7])
+        assert made.sums == pytest.approx(alone.sums, rel=1e-6)
+        assert shared < (loaded.meter.tokens - spent - shared) / 2
+
+
 def test_other_prompts_are_another_way(loaded, prompts, replies):
     asked = [encode_prompt(loaded, f"{text} laugh song dance") for text in TEXTS]
     (found,) = divergence(loaded, Way(prompts), Way(asked), replies, [1.0])
