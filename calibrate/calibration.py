@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,14 +28,15 @@ from calibrate.judging.teaching import JudgeInputs
 from calibrate.laws.pilot import run_pilots
 from calibrate.models.cache import weights_hashed_once
 from calibrate.models.model import LoadedModel, preserving_model_state
+from calibrate.search.affordable import checked_larger, verify_affordable
 from calibrate.search.explain import add_advice
-from calibrate.search.fingerprint import fingerprint_of
+from calibrate.search.fingerprint import fingerprint_at, fingerprint_of
 from calibrate.search.forecast import forecast, questions_ahead
 from calibrate.search.objective import FIRST_PART, SearchObjective, rung_sizes
 from calibrate.search.sites import choose_sites
 from calibrate.search.storage import StudyStore, check_storage
 from calibrate.search.study import run_study
-from calibrate.search.verification import verify
+from calibrate.search.verification import Verified, verify
 from calibrate.search.workers import with_first_date
 from calibrate.texts.concept import Concept, read_concept, read_corpus, read_prompts
 from calibrate.texts.concept_tokens import concept_tokens
@@ -64,6 +65,7 @@ def calibrate(
     study: str | None = None,
     max_tokens: int | None = None,
     max_minutes: float | None = None,
+    larger_budgets: Sequence[float] = (),
     progress: Progress = SILENT,
     **options: Any,
 ) -> Calibration:
@@ -96,6 +98,8 @@ def calibrate(
         verifies its best trial into its own `out`, and of those with the same `out` one writes.
     max_tokens, max_minutes: token-forwards and minutes that may be spent; limits mean fewer blocks
         and trials, never an unverified result.
+    larger_budgets: to go on to, from small to large, where ce_budget buys less than min_gain; the
+        first that buys it ships.
     options: fields of `Settings`, such as ce_budget=0.2 or goal="decrease".
 
     Raises: InputError for input that cannot be used; Infeasible if no strength does what was
@@ -106,6 +110,7 @@ def calibrate(
     True
     """
     settings, limits = Settings(**options), Limits(max_tokens, max_minutes)
+    larger = checked_larger(larger_budgets, settings)
     if reply_tokens is not None:
         sampling = replace(settings.sampling, max_new_tokens=reply_tokens)
         settings = replace(settings, sampling=sampling)
@@ -124,7 +129,9 @@ def calibrate(
     fingerprint = fingerprint_of(
         loaded, concept, prompt_texts, corpus_texts, judges, lesson, guarding, settings
     )
-    directory, finished = open_workspace(out, fingerprint)
+    results = {budget: fingerprint_at(fingerprint, budget) for budget in larger}
+    results[settings.ce_budget] = fingerprint
+    directory, finished = open_workspace(out, *results.values())
     if directory is not None and finished:
         return Calibration.load(directory)
 
@@ -176,29 +183,27 @@ def calibrate(
             studied = run_study(pilots, objective, baseline, settings, store, allowance, progress)
         ledger.book("study", studied.cost)
 
-        with writing(directory, fingerprint) as written:
+        with writing(directory, *results.values()) as written:
             if written and directory is not None:
                 return Calibration.load(directory)
 
             pilot, strength = pilots[studied.best.site], studied.best.strength
-            advised = add_advice(pilots, studied.trials, baseline, settings)
-            with ledger.stage("verification"), advised:
-                verified = verify(
-                    loaded,
-                    panel,
-                    pilot.site,
-                    strength,
-                    corpora,
-                    replies,
-                    settings,
-                    allowance,
-                    guarding,
+
+            def verify_at(tried: float, its: Settings) -> Verified:
+                return verify(
+                    loaded, panel, pilot.site, tried, corpora, replies, its, allowance, guarding
                 )
 
-            laws = build_laws(pilots, studied, baseline, verified, settings)
-            config = build_config(
-                loaded, concept, pilot, laws, verified, panel, settings, ledger.stages, fingerprint
-            )
+            advised = add_advice(pilots, studied.trials, baseline, settings)
+            with ledger.stage("verification"), advised:
+                bought = verify_affordable(
+                    verify_at, loaded, run, pilot, strength, settings, larger
+                )
+
+            verified = bought.verified
+            laws = build_laws(pilots, studied, baseline, verified, bought.settings)
+            result = results[bought.settings.ce_budget]
+            config = build_config(loaded, concept, bought, laws, panel, ledger.stages, result)
             evidence = build_evidence(ranks, pilots, studied, verified, splits, replies, guarding)
             calibration = Calibration(config, evidence, panel.probe)
             if directory is not None:

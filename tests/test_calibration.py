@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import html
 import json
+import math
 import random
 from collections import Counter
 from dataclasses import replace
@@ -265,6 +266,29 @@ def test_an_infeasible_request_leaves_a_report_with_reasons_and_no_config(tiny_o
     report = (tmp_path / "report.html").read_text()
     assert all(html.escape(advice) in report for advice in caught.value.advice)
     assert not (tmp_path / "steering.json").exists()
+
+
+def test_a_larger_budget_buys_what_the_first_does_not(tiny_options, tmp_path):
+    """Without another study; and the same call then finds it."""
+    larger = [2e-4, 0.4]
+    result = run(tiny_options, ce_budget=1e-4, out=tmp_path, larger_budgets=larger)
+    config, measured = result.config, result.config.measured
+    assert config.budget.limit == config.provenance.settings["ce_budget"] == 0.4
+    assert 2e-4 < measured.delta_ce.upper <= 0.4
+    assert measured.presence.change.low > 0
+    at_budget = config.range.strength_at_budget
+    assert at_budget.low < at_budget.value < at_budget.high
+    assert config.intervention.strength <= at_budget.value
+    again = run(tiny_options, ce_budget=1e-4, out=tmp_path, larger_budgets=larger)
+    assert again.config.provenance == config.provenance
+    with pytest.raises(ArtefactError, match="made with other settings"):
+        run(tiny_options, ce_budget=1e-4, out=tmp_path)
+
+
+@pytest.mark.parametrize("larger", [[0.4], [0.5, 0.2], [math.nan], ["much"]])
+def test_larger_budgets_are_larger_numbers(tiny_options, larger):
+    with pytest.raises(InputError, match="must be"):
+        run(tiny_options, larger_budgets=larger)
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])

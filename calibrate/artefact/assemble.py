@@ -44,6 +44,7 @@ from calibrate.laws.formulas import GOOD_RISE, Goodness, judge_rise
 from calibrate.laws.pilot import Pilot
 from calibrate.laws.presence import judge_presence
 from calibrate.models.model import LoadedModel
+from calibrate.search.affordable import Bought
 from calibrate.search.study import StudyResult
 from calibrate.search.trials import laws_hold, presence_law
 from calibrate.search.verification import Verified
@@ -58,15 +59,14 @@ DOUBLED_ODDS = 2.0  # of the concept's tokens, where the sweet spot begins
 def build_config(
     loaded: LoadedModel,
     concept: Concept,
-    pilot: Pilot,
+    bought: Bought,
     laws: LawsSection,
-    verified: Verified,
     panel: Panel,
-    settings: Settings,
     cost: Mapping[str, Cost],
     fingerprint: str,
 ) -> SteeringConfig:
     """Return the config of a verified strength, carrying its vector."""
+    verified, pilot, settings = bought.verified, bought.pilot, bought.settings
     learned = None if panel.probe is None else panel.probe.learned
     file, keys = vector_file({one.layer: one.values.numpy() for one in pilot.site.vectors})
     config = SteeringConfig(

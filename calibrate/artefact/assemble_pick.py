@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from datetime import datetime, timezone
 
 from calibrate.artefact.assemble import completion_records, cost_section
@@ -11,9 +10,9 @@ from calibrate.artefact.evidence import Evidence
 from calibrate.artefact.measured import measured_section
 from calibrate.artefact.sections import RangeSection
 from calibrate.common.cost import Ledger
-from calibrate.common.estimate import Interval
 from calibrate.common.settings import Settings
 from calibrate.judging.panel import Panel
+from calibrate.search.fingerprint import fingerprint_at
 from calibrate.search.verification import Verified
 
 
@@ -32,9 +31,6 @@ def picked(
     """
     learned = None if panel.probe is None else panel.probe.learned
     strength, provenance = verified.budget.strength, config.provenance
-    before = config.range.strength_at_budget
-    scale = at_budget / before.value
-    low, high = sorted((before.low * scale, before.high * scale))
     changed = {
         "intervention": config.intervention.model_copy(
             update={
@@ -45,7 +41,7 @@ def picked(
         "budget": config.budget.model_copy(update={"limit": settings.ce_budget}),
         "measured": measured_section(verified, panel.names, learned, settings),
         "range": RangeSection(
-            strength_at_budget=Interval(at_budget, low, high),
+            strength_at_budget=config.range.strength_at_budget.scaled_to(at_budget),
             sweet_spot=_sweet_spot(config, at_budget),
         ),
         "reference": verified.reference,
@@ -56,7 +52,7 @@ def picked(
         "provenance": provenance.model_copy(
             update={
                 "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "fingerprint": picked_fingerprint(config, settings.ce_budget),
+                "fingerprint": fingerprint_at(provenance.fingerprint, settings.ce_budget),
                 "settings": {**provenance.settings, "ce_budget": settings.ce_budget},
             }
         ),
@@ -64,12 +60,6 @@ def picked(
     tested = {"tested": list(verified.budget.tested), "completions": completion_records(verified)}
     after = config.model_copy(update=changed).with_vector(config.files()[config.vector.file])
     return after, evidence.model_copy(update=tested)
-
-
-def picked_fingerprint(config: SteeringConfig, budget: float) -> str:
-    """The fingerprint of another budget of a calibration."""
-    facts = f"{config.provenance.fingerprint} at {budget!r}"
-    return hashlib.sha256(facts.encode()).hexdigest()
 
 
 def _sweet_spot(config: SteeringConfig, at_budget: float) -> tuple[float, float]:

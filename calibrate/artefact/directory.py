@@ -64,9 +64,10 @@ def wrote(path: Path) -> bool:
     return names_us(path)
 
 
-def open_workspace(out: str | Path | None, fingerprint: str) -> tuple[Path | None, bool]:
+def open_workspace(out: str | Path | None, *fingerprints: str) -> tuple[Path | None, bool]:
     """Return the output directory, made if need be, and whether this run's result is in it.
 
+    fingerprints: of all results that the run may have.
     Raises: ArtefactError if it holds something else, or cannot be made.
     """
     if out is None:
@@ -74,7 +75,7 @@ def open_workspace(out: str | Path | None, fingerprint: str) -> tuple[Path | Non
     directory = Path(out)
     finished = directory / CONFIG_FILE
     if finished.is_file():
-        if _fingerprint_of(finished) == fingerprint:
+        if _fingerprint_of(finished) in fingerprints:
             return directory, True
         require_ours(finished, wrote)
         raise ArtefactError(
@@ -90,7 +91,7 @@ def open_workspace(out: str | Path | None, fingerprint: str) -> tuple[Path | Non
 
 
 @contextmanager
-def writing(directory: Path | None, fingerprint: str) -> Iterator[bool]:
+def writing(directory: Path | None, *fingerprints: str) -> Iterator[bool]:
     """Lock an output directory for writing; yield whether its result is there already.
 
     Other writers wait, so the second of two workers finds what the first wrote. The operating
@@ -102,7 +103,7 @@ def writing(directory: Path | None, fingerprint: str) -> Iterator[bool]:
     locks, finished = directory / WORKERS_FOLDER, directory / CONFIG_FILE
     locks.mkdir(exist_ok=True)
     with FileLock(locks / WRITING_LOCK):
-        yield finished.is_file() and _fingerprint_of(finished) == fingerprint
+        yield finished.is_file() and _fingerprint_of(finished) in fingerprints
         if finished.is_file():
             _clear(locks)
 

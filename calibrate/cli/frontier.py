@@ -79,12 +79,12 @@ def pick(
     **loading: Any,
 ) -> None:
     """Ship another budget of the site calibrated in DIR, verified anew, without a new study."""
-    from calibrate.artefact.assemble_pick import picked_fingerprint
     from calibrate.artefact.directory import open_workspace
     from calibrate.deploy.finished import Calibration
+    from calibrate.search.fingerprint import fingerprint_at
 
     config = Calibration.load(directory).config
-    _, finished = open_workspace(out, picked_fingerprint(config, ce_budget))
+    _, finished = open_workspace(out, fingerprint_at(config.provenance.fingerprint, ce_budget))
     if not finished:
         with working(as_json) as progress:
             calibration, loaded = _opened(directory, model, progress, loading)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -61,16 +63,18 @@ def menu(frontier: Frontier) -> RenderableType:
     return table
 
 
+def menu_facts(config: SteeringConfig, frontier: Frontier | None) -> list[dict[str, Any]]:
+    """The menu for machines: the frontier's points, or what the laws foretell."""
+    if frontier is None:
+        return [{"measured": False, **each} for each in _by_the_laws(config)]
+    return [{"measured": True, **json.loads(each.model_dump_json())} for each in frontier.points]
+
+
 def foretold(config: SteeringConfig, directory: Path | None) -> RenderableType:
     """What other budgets buy by the laws, where no frontier was measured."""
-    rise, presence = config.laws.cross_entropy, config.laws.presence
-    law = PresenceLaw(presence.log_odds, presence.gain, presence.floor, presence.ceiling)
     table = headed("budget", "α by the laws", "presence by the laws")
-    for share in FORETOLD:
-        budget = share * config.budget.limit
-        strength = rise.invert(budget, config.settings.sign)
-        if math.isfinite(strength):
-            table.add_row(f"{budget:g}", f"{strength:.4g}", f"{float(law.predict(strength)):.2f}")
+    for each in _by_the_laws(config):
+        table.add_row(f"{each['budget']:g}", f"{each['strength']:.4g}", f"{each['presence']:.2f}")
     where = "DIR" if directory is None else escape(str(directory))
     return Group(
         table,
@@ -79,6 +83,19 @@ def foretold(config: SteeringConfig, directory: Path | None) -> RenderableType:
             f"[bold]calibrate frontier {where}[/]"
         ),
     )
+
+
+def _by_the_laws(config: SteeringConfig) -> list[dict[str, float]]:
+    """Budgets, and the strength and presence that the laws give them."""
+    rise, presence = config.laws.cross_entropy, config.laws.presence
+    law = PresenceLaw(presence.log_odds, presence.gain, presence.floor, presence.ceiling)
+    budgets = [share * config.budget.limit for share in FORETOLD]
+    spending = [(budget, rise.invert(budget, config.settings.sign)) for budget in budgets]
+    return [
+        {"budget": budget, "strength": strength, "presence": float(law.predict(strength))}
+        for budget, strength in spending
+        if math.isfinite(strength)
+    ]
 
 
 def _rivals(frontier: Frontier) -> RenderableType:

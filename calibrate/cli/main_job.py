@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,7 @@ def run_main_job(
                 texts or _described(loaded, concept, describe, settings["seed"], progress),
                 out=directory,
                 fetch_teacher=fetch_teacher or _may_fetch(judge, teacher, texts),
+                larger_budgets=[budget for budget in ce_budget if budget > ce_budget[0]],
                 progress=progress,
                 **asked,
                 **settings,
@@ -108,7 +110,7 @@ def _may_fetch(judge: str, teacher: str | None, concept: Any) -> bool:
 
 @click.command(cls=Command)
 @click.argument("directory", type=FILE, metavar="DIR")
-@click.option("--json", "as_json", is_flag=True, help="Print the config as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the config and a menu as JSON.")
 def show(directory: Path, as_json: bool) -> None:
     """Print the summary of the calibration in DIR again."""
     from calibrate.artefact.config import load
@@ -142,9 +144,15 @@ def print_result(
     quiet: bool,
     frontier: Frontier | None = None,
 ) -> None:
-    """Print a finished calibration: as JSON, as a summary, or in one line."""
+    """Print a finished calibration: as JSON, as a summary, or in one line.
+
+    The JSON is the config and a menu: what other budgets buy, measured or by the laws.
+    """
     if as_json:
-        say_json(config.model_dump_json(indent=2))
+        from calibrate.cli.frontier_table import menu_facts
+
+        facts = {**json.loads(config.model_dump_json()), "menu": menu_facts(config, frontier)}
+        say_json(json.dumps(facts, indent=2, ensure_ascii=False))
         return
     from calibrate.cli.progress_bars import PatientConsole
     from calibrate.cli.tables import headline, summary

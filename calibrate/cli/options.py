@@ -66,8 +66,9 @@ OPTIONS = dict(
             "ce-budget",
             budgets,
             "NATS[,…]",
-            "Largest allowed rise of cross-entropy, nats per token; the first of several ships, "
-            "and the frontier shows what each buys.",
+            "Largest allowed rise of cross-entropy, nats per token. Of several the first ships, or "
+            "where it buys less than --min-gain the next larger one that buys it; and the frontier "
+            "shows what each buys.",
             f"{SETTINGS['ce_budget'].default:g}",
         ),
         _setting("goal"),

@@ -24,6 +24,11 @@ class Interval:
     low: float
     high: float
 
+    def scaled_to(self, value: float) -> Interval:
+        """The interval of as many percent around another value."""
+        low, high = sorted((self.low * value / self.value, self.high * value / self.value))
+        return Interval(value, low, high)
+
 
 @dataclass(frozen=True, eq=False)
 class RatioEstimate:

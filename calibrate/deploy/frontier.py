@@ -23,8 +23,8 @@ from calibrate.common.settings import Settings
 from calibrate.deploy.checks import check_identity, check_reference
 from calibrate.judging.panel import Panel, judge_again
 from calibrate.models.model import LoadedModel, preserving_model_state
-from calibrate.search.budget import LADDER
-from calibrate.search.frontier import Bench, Point, measure_frontier, strength_for
+from calibrate.search.budget import LADDER, spending_strength
+from calibrate.search.frontier import Bench, Point, measure_frontier
 from calibrate.search.rivals import Rival, measure_rivals
 from calibrate.search.trials import PROPOSED_SHARE
 from calibrate.search.verification import verify
@@ -185,7 +185,14 @@ def pick(
         with ledger.stage("strength"):
             proposed = proposed_before(frontier, budget)
             if proposed is None:
-                spending, _ = strength_for(bench, config.laws.cross_entropy, budget)
+                spending, _ = spending_strength(
+                    loaded,
+                    bench.runs["search"],
+                    bench.site,
+                    config.laws.cross_entropy,
+                    budget,
+                    settings.sign,
+                )
                 proposed = PROPOSED_SHARE * spending
         with ledger.stage("verification"):
             verified = verify(

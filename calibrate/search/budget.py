@@ -14,6 +14,8 @@ from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.generation import Completion
 from calibrate.engine.site import Site
 from calibrate.engine.unsteered import UnsteeredRun
+from calibrate.laws.formulas import CrossEntropyLaw
+from calibrate.laws.pilot import CLOSE, MAX_PASSES
 from calibrate.models.model import LoadedModel
 from calibrate.models.steering import Steering
 from calibrate.models.tokens import Prompt
@@ -40,6 +42,33 @@ class VerifiedBudget:
     def delta_ce(self) -> RatioEstimate:
         """ΔCE of the strength that keeps to the budget."""
         return self.rises[self.strength]
+
+
+def spending_strength(
+    loaded: LoadedModel,
+    run: UnsteeredRun,
+    site: Site,
+    law: CrossEntropyLaw,
+    budget: float,
+    sign: int,
+) -> tuple[float, CrossEntropyLaw]:
+    """The strength that spends a budget on the search corpus, and the law through it.
+
+    run: of the search corpus. law: of ΔCE at the site, corrected by a few passes over it.
+    Raises: Infeasible if the law levels off below the budget.
+    """
+    if law.plateau <= budget:
+        raise Infeasible(
+            [f"the law of ΔCE levels off at {law.plateau:.3g} nat"],
+            ["ask for a smaller --ce-budget"],
+        )
+    strength = law.invert(budget, sign)
+    for _ in range(MAX_PASSES):
+        law = law.through(strength, delta_ce(loaded, run, site, strength).value)
+        before, strength = strength, law.invert(budget, sign)
+        if abs(strength / before - 1) < CLOSE:
+            break
+    return strength, law
 
 
 def largest_strength(

@@ -34,6 +34,10 @@ POWER = 0.8  # probability of seeing a change that is there
 Decision = Literal["ships", "refused", "undecided"]
 
 
+class TooLittle(Infeasible):
+    """Presence changes by less than was asked, or cannot be told to: more strength may help."""
+
+
 def decide(change: RatioEstimate, settings: Settings) -> Decision:
     """Decide after one look.
 
@@ -69,16 +73,16 @@ def require_effect(change: RatioEstimate, n_replies: int, settings: Settings) ->
     """Refuse a change that does not ship.
 
     change: at the last look, with n_replies to each prompt.
-    Raises: Infeasible, which says whether there is no such change or the data cannot tell.
+    Raises: TooLittle, which says whether there is no such change or the data cannot tell.
     """
     decision = decide(change, settings)
     if decision == "ships":
         return
     if decision == "refused":
-        raise Infeasible([_too_small(change, settings)], _advice(settings))
+        raise TooLittle([_too_small(change, settings)], _advice(settings))
     if detectable(change, settings) <= settings.min_gain:
-        raise Infeasible([_not_seen(change, settings)], _advice(settings))
-    raise Infeasible(
+        raise TooLittle([_not_seen(change, settings)], _advice(settings))
+    raise TooLittle(
         [_cannot_tell(change, n_replies, settings)],
         [*_more_replies(change, n_replies, settings), *_advice(settings)],
     )

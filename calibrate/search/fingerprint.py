@@ -36,3 +36,8 @@ def fingerprint_of(
         asdict(settings),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def fingerprint_at(fingerprint: str, budget: float) -> str:
+    """The fingerprint of another budget of a calibration, nats per token."""
+    return hashlib.sha256(f"{fingerprint} at {budget!r}".encode()).hexdigest()

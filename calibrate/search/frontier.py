@@ -30,10 +30,9 @@ from calibrate.judging.guard import Guarded, measure_guard
 from calibrate.judging.panel import Panel
 from calibrate.judging.presence import MAX_EMPTY, Presence, measure_presence, read
 from calibrate.laws.formulas import CrossEntropyLaw
-from calibrate.laws.pilot import CLOSE, MAX_PASSES
 from calibrate.laws.presence import FALL
 from calibrate.models.model import LoadedModel
-from calibrate.search.budget import verify_budget
+from calibrate.search.budget import spending_strength, verify_budget
 from calibrate.search.effect import LOOKS
 from calibrate.search.long_run import answer_at_length
 from calibrate.search.trials import PROPOSED_SHARE
@@ -206,33 +205,10 @@ def stage_of(budget: float) -> str:
     return f"{budget:g} nat"
 
 
-def strength_for(
-    bench: Bench, law: CrossEntropyLaw, budget: float
-) -> tuple[float, CrossEntropyLaw]:
-    """The strength that spends a budget on the search corpus, and the law through it.
-
-    Raises: Infeasible if the law levels off below the budget.
-    """
-    if law.plateau <= budget:
-        raise Infeasible(
-            [f"the law of ΔCE levels off at {law.plateau:.3g} nat"],
-            ["ask for a smaller --ce-budget"],
-        )
-    sign = bench.settings.sign
-    strength = law.invert(budget, sign)
-    for _ in range(MAX_PASSES):
-        rise = delta_ce(bench.loaded, bench.runs["search"], bench.site, strength).value
-        law = law.through(strength, rise)
-        before, strength = strength, law.invert(budget, sign)
-        if abs(strength / before - 1) < CLOSE:
-            break
-    return strength, law
-
-
 def _measured(bench: Bench, law: CrossEntropyLaw, budget: float) -> tuple[Point, CrossEntropyLaw]:
     """What a budget buys, and the law through the strength that spends it."""
     loaded, settings, site = bench.loaded, bench.settings, bench.site
-    wanted, law = strength_for(bench, law, budget)
+    wanted, law = spending_strength(loaded, bench.runs["search"], site, law, budget, settings.sign)
     verified = verify_budget(
         lambda tried: delta_ce(loaded, bench.runs["verify"], site, tried),
         PROPOSED_SHARE * wanted,

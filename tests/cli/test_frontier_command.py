@@ -41,6 +41,9 @@ def test_a_frontier_is_measured_shown_and_added_to_the_directory(capsys, bright,
     assert status == 0
     assert "still knows" not in out  # no guard was asked for
     assert f"{frontier.points[0].strength:.4g}" in out
+    menu = json.loads(run(capsys, "show", bright, "--json")[1])["menu"]
+    assert [each["strength"] for each in menu] == [point.strength for point in frontier.points]
+    assert all(each["measured"] for each in menu)
 
     chosen = bright.parent / "gentle"
     picking = ("pick", bright, "--model", model_directory, "--ce-budget", "0.2", "--out", chosen)
@@ -104,6 +107,11 @@ def test_before_a_frontier_the_summary_foretells_one(capsys, bright):
     assert status == 0
     assert "by the laws" in out
     assert "calibrate frontier" in out
+    facts = json.loads(run(capsys, "show", bright, "--json")[1])
+    assert [each["measured"] for each in facts["menu"]] == [False] * 3
+    by_the_laws = [(each["strength"], each["presence"]) for each in facts["menu"]]
+    assert by_the_laws == sorted(by_the_laws)
+    assert facts["menu"][1]["budget"] == facts["budget"]["limit"]
 
 
 def test_another_model_is_refused(capsys, bright, tmp_path, tiny_options):
