@@ -1,25 +1,27 @@
 """Measure what each budget buys, its rivals and the limit, and write docs/frontier.md.
 
-    python scripts/measure_frontier.py [--model smollm2] [--concept joy] [--page]
+    python scripts/measure_frontier.py [--model smollm2] [--concept joy] [--costs] [--page]
 
 The default band is measured at budgets from .05 to 1.6 nat, whether or not .1 nat would ship there.
 Ten minutes a concept on two cores; a frontier that was measured is kept (docs/frontier/).
+--costs instead counts what a calibration, a frontier and a pick spend.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import click
 import numpy as np
 import torch
+from kept import forget
 from markdown_tables import DOCS, table
 from records import page_option, read_records, write_records
 
-from calibrate import load_model
+from calibrate import Calibration, calibrate, load_model
 from calibrate.artefact.assemble_frontier import build_frontier
 from calibrate.artefact.frontier import Frontier, PointSection, RivalSection
 from calibrate.artefact.report.frontier_pictures import frontier_pictures
@@ -50,16 +52,21 @@ MODELS = ("smollm2",)
 BUDGETS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 SETTINGS = Settings()
 REUSED = "joy"  # whose replies are weighted to speak for the next budget
+COSTS = DOCS / "frontier.json"
+PICKED = 0.2  # nats a token
 WITHIN = 2.0  # standard errors: how near the law of presence has to come to a point left out
 
 
 @click.command()
 @click.option("--model", "models", multiple=True, default=MODELS)
 @click.option("--concept", "concepts", multiple=True, default=built_in_concepts())
+@click.option("--costs", is_flag=True, help="Only count what a pick and a frontier spend.")
 @page_option
-def main(models: tuple[str, ...], concepts: tuple[str, ...], only_page: bool) -> None:
+def main(models: tuple[str, ...], concepts: tuple[str, ...], costs: bool, only_page: bool) -> None:
     FOLDER.mkdir(exist_ok=True)
-    for model in () if only_page else models:
+    if costs:
+        write_records(COSTS, spent(models[0], concepts[0]))
+    for model in () if only_page or costs else models:
         loaded = load_model(model)
         for concept in concepts:
             target = FOLDER / f"{concept}-{model}.json"
@@ -69,11 +76,14 @@ def main(models: tuple[str, ...], concepts: tuple[str, ...], only_page: bool) ->
             facts = measured(loaded, concept)
             if facts is None:
                 click.echo(f"{model} {concept}: no probe can tell it")
+                write_records(target, {"model": model, "concept": concept})
                 continue
             write_records(target, {**facts, "seconds": time.perf_counter() - started})
             click.echo(f"{model} {concept}: {facts['advice']}")
     facts = {path.stem: read_records(path) for path in sorted(FOLDER.glob("*.json"))}
-    found = {name: Frontier.model_validate(each) for name, each in facts.items()}
+    found = {
+        name: Frontier.model_validate(each) for name, each in facts.items() if "points" in each
+    }
     for name, frontier in found.items():
         (FOLDER / f"{name}.png").write_bytes(frontier_pictures(frontier)["frontier.png"])
     (DOCS / "frontier.md").write_text(page(found, facts), encoding="utf-8")
@@ -130,6 +140,35 @@ def reply_log_probs(bench: Bench, replies: Sequence[Completion], strength: float
     return np.array(totals)
 
 
+def spent(model: str, concept: str) -> dict[str, Any]:
+    """Token-forwards of a calibration, of a pick after it, and of a frontier of six budgets.
+
+    Nothing was kept before the calibration.
+    """
+    forget()
+    loaded, counts = load_model(model), {}
+
+    def counted(what: str, run: Callable[[], Any]) -> Any:
+        before = loaded.meter.tokens
+        result = run()
+        counts[what] = loaded.meter.tokens - before
+        return result
+
+    result = counted("calibration", lambda: calibrate(loaded, concept))
+    counted("pick", lambda: picked_or_refused(result, loaded))
+    frontier = counted("frontier", lambda: result.with_frontier(BUDGETS, loaded)).frontier
+    points = [frontier.token_forwards[stage_of(each.budget)] for each in frontier.points]
+    return {"model": model, "concept": concept, **counts, "points": points}
+
+
+def picked_or_refused(result: Calibration, loaded: LoadedModel) -> Calibration | None:
+    try:
+        return result.pick(PICKED, loaded)
+    except Infeasible as infeasible:
+        click.echo(f"refused at {PICKED:g} nat: {infeasible}")
+        return None
+
+
 def judges(loaded: LoadedModel, material: JudgeInputs) -> Panel | None:
     try:
         return make_judges(loaded, material, "auto", "embedding", Lesson("graded"), SETTINGS)
@@ -138,7 +177,7 @@ def judges(loaded: LoadedModel, material: JudgeInputs) -> Panel | None:
 
 
 def page(found: dict[str, Frontier], facts: dict[str, Any]) -> str:
-    parts = [HEADER, summary(found), neighbours(facts)]
+    parts = [HEADER, summary(found), untold(facts), costs_told(), neighbours(facts)]
     for name, frontier in found.items():
         parts += [
             f"## {frontier.concept} on {frontier.model}",
@@ -237,6 +276,34 @@ def summary(found: dict[str, Frontier]) -> str:
         + table(heads, rows)
         + f"\nThe law of presence, fitted to all points but one, comes within {WITHIN:g} standard "
         f"errors of that one in {near} of {len(tests)} cases."
+    )
+
+
+def untold(facts: dict[str, Any]) -> str:
+    """Concepts without a frontier."""
+    without = [each for each in facts.values() if "points" not in each]
+    names = [f"{each['concept']} on {each['model']}" for each in without]
+    return f"No probe can tell {', '.join(names)}, so there is no frontier." if names else ""
+
+
+def costs_told() -> str:
+    """What a frontier and a pick spend beside a calibration."""
+    counts = read_records(COSTS)
+    if not counts:
+        return ""
+    whole = counts["calibration"]
+    rows = [
+        [what, f"{tokens:,}", f"{tokens / whole:.2f}"]
+        for what, tokens in (
+            (f"calibration at {SETTINGS.ce_budget:g} nat, from an empty cache", whole),
+            (f"another budget picked after it, {PICKED:g} nat", counts["pick"]),
+            (f"{len(counts['points'])} budgets, their points alone", sum(counts["points"])),
+            ("the same with plain replies, judges and rivals", counts["frontier"]),
+        )
+    ]
+    return (
+        f"### What it spends\n\n{counts['concept']} on {counts['model']}, by `--costs`:\n\n"
+        + table(["", "token-forwards", "calibrations"], rows)
     )
 
 

@@ -25,6 +25,7 @@ import click
 import numpy as np
 import torch
 from checkouts import command_of, commit_of
+from kept import forget
 from markdown_tables import DOCS, table
 from records import page_option, read_records, write_records
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
@@ -38,7 +39,6 @@ from calibrate.judging.asked import TEACHER
 from calibrate.judging.choice import Lesson
 from calibrate.judging.panel import make_judges
 from calibrate.judging.teaching import JudgeInputs
-from calibrate.models.converted import cache_directory
 from calibrate.models.model import preserving_model_state
 from calibrate.models.prompts import encode_prompt
 from calibrate.texts.concept import PACKS, read_concept, read_prompts
@@ -97,13 +97,6 @@ def measure(names: Sequence[str], against: Path | None) -> None:
                 found["again"] = remeasured(Calibration.load(out))
                 keep_pictures(out)
             write_records(TARGET, found)
-
-
-def forget() -> None:
-    """Remove what earlier runs left in the cache, and a teacher's verdicts."""
-    shutil.rmtree(cache_directory() / "kept", ignore_errors=True)
-    for verdicts in cache_directory().glob("verdicts.sqlite3*"):
-        verdicts.unlink()
 
 
 def time_teaching() -> dict[str, Any]:
