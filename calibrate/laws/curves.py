@@ -6,7 +6,7 @@ judged against every other strength here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +20,8 @@ from calibrate.engine.unsteered import UnsteeredRun
 from calibrate.laws.formulas import CrossEntropyLaw, Goodness, MassLaw, judge_mass, judge_rise
 from calibrate.laws.log_odds import LogOdds, measure_log_odds, sampled_contexts
 from calibrate.laws.pilot import Pilot, fit_pilot
+from calibrate.laws.remainder import FITTED_AT, mean_divergence
+from calibrate.laws.remainder_passes import measure_remainder, reader_of
 from calibrate.laws.tokens import TokenLaw, judge_peaks, judge_shapes
 from calibrate.models.model import LoadedModel
 
@@ -28,6 +30,10 @@ WITHIN, BEYOND = 1.0, 3.0  # shares up to which the laws are judged
 LIKELY = 200  # tokens of each context whose curves are judged
 SHOWN = 8  # tokens of the shown context whose curves are kept
 CONTEXT_TOKENS = 24  # of the shown context, kept to be read
+PEAK_STRENGTHS = 81  # at which the law's peaks are looked for
+TINY = 1e-300  # a probability that is none
+
+FoundLaw = Callable[[float], np.ndarray]  # from a strength to ln p of the watched contexts
 
 
 class TokenCurve(Section):
@@ -97,12 +103,14 @@ class Bench:
 class _Watched:
     """Probabilities of each watched context's likeliest tokens, measured at every strength.
 
-    ids: (n_contexts, LIKELY), token ids. probabilities: (n_contexts, LIKELY, n_strengths).
-    peaks, predicted: (n_contexts, LIKELY), where each token peaks, on the grid and by the law.
+    ids: (n_contexts, LIKELY), token ids. probabilities, by_law: (n_contexts, LIKELY, n_strengths),
+    measured and by the law. peaks, predicted: (n_contexts, LIKELY), where each token peaks, on the
+    grid and by the law.
     """
 
     ids: np.ndarray
     probabilities: np.ndarray
+    by_law: np.ndarray
     peaks: np.ndarray
     predicted: np.ndarray
 
@@ -126,8 +134,9 @@ def block_curves(bench: Bench, site: Site, resamples: Sequence[Site] = ()) -> Bl
     resampled = [
         [bench.steered(other, float(strength)) for strength in strengths] for other in resamples
     ]
-    tokens = pilots[1].tokens
-    watched = _watch(tokens, strengths, np.stack([steered.watched for steered in measured]))
+    steered_tokens = np.stack([steered.watched for steered in measured])
+    law = _remainder_law(bench, site, unit, strengths, steered_tokens)
+    watched = _watch(law, strengths, steered_tokens)
     shown = int(np.argmax(np.ptp(watched.probabilities, axis=2).sum(axis=1)))
     goodness, goodness_beyond = (
         _judge_laws(
@@ -157,7 +166,7 @@ def block_curves(bench: Bench, site: Site, resamples: Sequence[Site] = ()) -> Bl
         ),
         law_concept_mass=law_masses.tolist(),
         context=_text_before(bench, contexts[shown]),
-        tokens=_token_curves(bench, tokens, strengths, watched, shown),
+        tokens=_token_curves(bench, odds.tokens, strengths, watched, shown),
         goodness=goodness,
         goodness_beyond=goodness_beyond,
     )
@@ -197,34 +206,53 @@ def _predicted(laws: Mapping[int, CrossEntropyLaw | MassLaw], strengths: np.ndar
     return np.where(strengths >= 0, positive, negative)
 
 
-def _watch(law: TokenLaw, strengths: np.ndarray, measured: np.ndarray) -> _Watched:
+def _remainder_law(
+    bench: Bench, site: Site, unit: float, strengths: np.ndarray, measured: np.ndarray
+) -> FoundLaw:
+    """The law of the bounded remainder in the watched contexts; measured as for `_watch`."""
+    law = measure_remainder(bench.loaded, bench.run, site, unit, sampled_contexts(bench.run))
+    read_out = reader_of(bench.loaded)
+    before, after = (
+        np.log(measured[np.argmin(np.abs(strengths - at * unit))].astype(float) + TINY)
+        for at in (0.0, FITTED_AT)
+    )
+    law = law.fitted_to(mean_divergence(before, after), read_out)
+    return lambda strength: law.log_probabilities(strength, read_out)
+
+
+def _watch(law: FoundLaw, strengths: np.ndarray, measured: np.ndarray) -> _Watched:
     """measured: (n_strengths, n_contexts, vocabulary)."""
-    ids = np.argsort(-law.log_p, axis=1)[:, :LIKELY]
+    unsteered = measured[np.argmin(np.abs(strengths))]
+    ids = np.argsort(-unsteered, axis=1)[:, :LIKELY]
+    fine = float(strengths[-1]) * np.linspace(-1, 1, PEAK_STRENGTHS) ** 3  # finest near 0
+
+    def at(strength: float) -> np.ndarray:
+        likely: np.ndarray = np.exp(np.take_along_axis(law(strength), ids, axis=1))
+        return likely
+
     curves = np.take_along_axis(measured, ids[None], axis=2).transpose(1, 2, 0)
-    predicted = law.peaks(float(strengths[-1]))
     return _Watched(
         ids=ids,
         probabilities=curves,
+        by_law=np.stack([at(float(strength)) for strength in strengths], axis=2),
         peaks=strengths[curves.argmax(axis=2)],
-        predicted=np.take_along_axis(predicted, ids, axis=1),
+        predicted=fine[np.stack([at(float(strength)) for strength in fine], axis=2).argmax(axis=2)],
     )
 
 
 def _token_curves(
-    bench: Bench, law: TokenLaw, strengths: np.ndarray, watched: _Watched, context: int
+    bench: Bench, tilt: TokenLaw, strengths: np.ndarray, watched: _Watched, context: int
 ) -> list[TokenCurve]:
     """The tokens that move most in one context."""
     picked = np.argsort(-np.ptp(watched.probabilities[context], axis=1))[:SHOWN]
-    predicted = np.stack([law.predict(float(strength))[context] for strength in strengths])
-    within = np.clip(watched.predicted[context], strengths[0], strengths[-1])
     return [
         TokenCurve(
             token=bench.loaded.tokenizer.decode([int(watched.ids[context, row])]),
-            log_odds=float(law.log_odds[context, watched.ids[context, row]]),
+            log_odds=float(tilt.log_odds[context, watched.ids[context, row]]),
             probability=watched.probabilities[context, row].tolist(),
-            predicted=predicted[:, watched.ids[context, row]].tolist(),
+            predicted=watched.by_law[context, row].tolist(),
             peak=float(watched.peaks[context, row]),
-            peak_predicted=float(within[row]),
+            peak_predicted=float(watched.predicted[context, row]),
         )
         for row in picked
     ]

@@ -24,14 +24,12 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from calibrate.engine.cross_entropy import steered_hidden, tangent_hidden
-from calibrate.engine.forward import final_hidden
+from calibrate.engine.last_residual import read_out
 from calibrate.engine.site import Site
 from calibrate.engine.unsteered import UnsteeredBatch, UnsteeredRun, logit_slices
 from calibrate.laws.formulas import CrossEntropyLaw, MassLaw
 from calibrate.laws.tokens import TokenLaw
-from calibrate.models.hooks import edited
 from calibrate.models.model import LoadedModel
-from calibrate.models.tokens import PAD, Batch, TokenSequence
 
 EPSILON_SHARE = 0.01  # ε‖v‖ / median ‖h‖: small enough to be linear, large enough for float32
 FAR = 1e4  # multiple of the residual norm at which only v is left in the residual stream
@@ -186,15 +184,12 @@ def far_logits(loaded: LoadedModel, site: Site, sign: int) -> torch.Tensor:
     """Logits norm(±v)·W_Uᵀ, shape (vocabulary,): the limit of steering (Proposition 4.1).
 
     v is the sum of the site's vectors: what the blocks between them add stays bounded, since they
-    read a normalised residual stream. Made by the model itself from a last block that puts out ±v,
-    so that a soft-cap is included.
+    read a normalised residual stream.
     """
     far = sign * FAR * site.residual_norm * site.total / site.norm
     largest = FARTHEST * torch.finfo(loaded.dtype).max
-    far = (far * (largest / far.abs().max()).clamp(max=1)).to(loaded.device)
-    one_token = Batch.of([TokenSequence((PAD, PAD), 1)], loaded.device)
-    with edited(loaded.blocks[-1], lambda hidden: far.to(hidden).expand_as(hidden).clone()):
-        return loaded.logits(final_hidden(loaded, one_token))[0]
+    far = far * (largest / far.abs().max()).clamp(max=1)
+    return read_out(loaded, far[None])[0]
 
 
 def _rows(values: torch.Tensor, rows: list[int]) -> np.ndarray:
