@@ -144,7 +144,8 @@ def tilted(
 
 
 def page(cells: list[Cell]) -> str:
-    parts = [HEADER, together(cells), "## Every cell", table(HEADS, [row(cell) for cell in cells])]
+    every = table(HEADS, [row(cell) for cell in cells])
+    parts = [HEADER, together(cells), EVERY, every]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
@@ -184,6 +185,11 @@ def together(cells: list[Cell]) -> str:
         f"direction.\n\n{table(heads, rows)}"
     )
 
+
+EVERY = """## Every cell
+
+Total variation by the tilt and by the remainder; then the error of the remainder's ΔCE.
+"""
 
 HEADER = """# The law of the bounded remainder
 
