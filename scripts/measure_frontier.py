@@ -4,7 +4,7 @@
 
 The default band is measured at budgets from .05 to 1.6 nat, whether or not .1 nat would ship there.
 Ten minutes a concept on two cores; a frontier that was measured is kept (docs/frontier/).
---costs instead counts what a calibration, a frontier and a pick spend.
+--costs instead counts what a calibration and a pick after it spend.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ WITHIN = 2.0  # standard errors: how near the law of presence has to come to a p
 @click.command()
 @click.option("--model", "models", multiple=True, default=MODELS)
 @click.option("--concept", "concepts", multiple=True, default=built_in_concepts())
-@click.option("--costs", is_flag=True, help="Only count what a pick and a frontier spend.")
+@click.option("--costs", is_flag=True, help="Only count what a pick spends.")
 @page_option
 def main(models: tuple[str, ...], concepts: tuple[str, ...], costs: bool, only_page: bool) -> None:
     FOLDER.mkdir(exist_ok=True)
@@ -141,10 +141,7 @@ def reply_log_probs(bench: Bench, replies: Sequence[Completion], strength: float
 
 
 def spent(model: str, concept: str) -> dict[str, Any]:
-    """Token-forwards of a calibration, of a pick after it, and of a frontier of six budgets.
-
-    Nothing was kept before the calibration.
-    """
+    """Token-forwards of a calibration with nothing kept before it, and of a pick after it."""
     forget()
     loaded, counts = load_model(model), {}
 
@@ -156,9 +153,7 @@ def spent(model: str, concept: str) -> dict[str, Any]:
 
     result = counted("calibration", lambda: calibrate(loaded, concept))
     counted("pick", lambda: picked_or_refused(result, loaded))
-    frontier = counted("frontier", lambda: result.with_frontier(BUDGETS, loaded)).frontier
-    points = [frontier.token_forwards[stage_of(each.budget)] for each in frontier.points]
-    return {"model": model, "concept": concept, **counts, "points": points}
+    return {"model": model, "concept": concept, **counts}
 
 
 def picked_or_refused(result: Calibration, loaded: LoadedModel) -> Calibration | None:
@@ -177,7 +172,7 @@ def judges(loaded: LoadedModel, material: JudgeInputs) -> Panel | None:
 
 
 def page(found: dict[str, Frontier], facts: dict[str, Any]) -> str:
-    parts = [HEADER, summary(found), untold(facts), costs_told(), neighbours(facts)]
+    parts = [HEADER, summary(found), untold(facts), costs_told(found), neighbours(facts)]
     for name, frontier in found.items():
         parts += [
             f"## {frontier.concept} on {frontier.model}",
@@ -286,8 +281,12 @@ def untold(facts: dict[str, Any]) -> str:
     return f"No probe can tell {', '.join(names)}, so there is no frontier." if names else ""
 
 
-def costs_told() -> str:
+def costs_told(found: dict[str, Frontier]) -> str:
     """What a frontier and a pick spend beside a calibration."""
+    points = {
+        name: sum(spent for stage, spent in frontier.token_forwards.items() if "nat" in stage)
+        for name, frontier in found.items()
+    }
     counts = read_records(COSTS)
     if not counts:
         return ""
@@ -297,8 +296,7 @@ def costs_told() -> str:
         for what, tokens in (
             (f"calibration at {SETTINGS.ce_budget:g} nat, from an empty cache", whole),
             (f"another budget picked after it, {PICKED:g} nat", counts["pick"]),
-            (f"{len(counts['points'])} budgets, their points alone", sum(counts["points"])),
-            ("the same with plain replies, judges and rivals", counts["frontier"]),
+            *((f"the points of {name}'s frontier", spent) for name, spent in points.items()),
         )
     ]
     return (
