@@ -18,7 +18,6 @@ from markdown_tables import DOCS, table
 from records import page_option, read_records, write_records
 
 from calibrate import load_model
-from calibrate.common.blocks import site_name
 from calibrate.common.settings import Settings
 from calibrate.engine.last_residual import last_residuals
 from calibrate.engine.site import Site
@@ -69,14 +68,13 @@ def main(models: tuple[str, ...], concepts: tuple[str, ...], only_page: bool) ->
                 splits = read_concept(concept).split()
                 vectors = concept_vectors(loaded, splits["vector"], SETTINGS)
                 for layers in sites(loaded):
-                    name = site_name(layers)
-                    if (model, concept, name) in done:
-                        continue
                     site = Site(tuple(vectors[layer] for layer in layers))
+                    if (model, concept, site.name) in done:
+                        continue
                     facts = measured(loaded, few, site)
-                    cells.append({"model": model, "concept": concept, "site": name, **facts})
+                    cells.append({"model": model, "concept": concept, "site": site.name, **facts})
                     write_records(TARGET, cells)
-                    click.echo(f"{model} {concept} {name}")
+                    click.echo(f"{model} {concept} {site.name}")
     (DOCS / "remainder.md").write_text(page(read_records(TARGET)), encoding="utf-8")
 
 
