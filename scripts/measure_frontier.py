@@ -181,7 +181,7 @@ def page(found: dict[str, Frontier], facts: dict[str, Any]) -> str:
             table(POINT_HEADS, [point_row(frontier, point) for point in frontier.points]),
             table(RIVAL_HEADS, [rival_row(frontier, rival) for rival in frontier.rivals]),
         ]
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
 POINT_HEADS = (

@@ -22,7 +22,7 @@ from calibrate.laws.log_odds import LogOdds, measure_log_odds, sampled_contexts
 from calibrate.laws.pilot import Pilot, fit_pilot
 from calibrate.laws.remainder import FITTED_AT, mean_divergence
 from calibrate.laws.remainder_passes import measure_remainder, reader_of
-from calibrate.laws.tokens import TokenLaw, judge_peaks, judge_shapes
+from calibrate.laws.tokens import ProbabilityCurves, TokenLaw, judge_peaks, judge_shapes
 from calibrate.models.model import LoadedModel
 
 SHARES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)  # of α_B, of either sign
@@ -103,16 +103,13 @@ class Bench:
 class _Watched:
     """Probabilities of each watched context's likeliest tokens, measured at every strength.
 
-    ids: (n_contexts, LIKELY), token ids. probabilities, by_law: (n_contexts, LIKELY, n_strengths),
-    measured and by the law. peaks, predicted: (n_contexts, LIKELY), where each token peaks, on the
-    grid and by the law.
+    ids: (n_contexts, LIKELY), token ids. measured, by_law: their curves, at the measured strengths
+    and at finer ones.
     """
 
     ids: np.ndarray
-    probabilities: np.ndarray
-    by_law: np.ndarray
-    peaks: np.ndarray
-    predicted: np.ndarray
+    measured: ProbabilityCurves
+    by_law: ProbabilityCurves
 
 
 def block_curves(bench: Bench, site: Site, resamples: Sequence[Site] = ()) -> BlockCurves:
@@ -137,7 +134,7 @@ def block_curves(bench: Bench, site: Site, resamples: Sequence[Site] = ()) -> Bl
     steered_tokens = np.stack([steered.watched for steered in measured])
     law = _remainder_law(bench, site, unit, strengths, steered_tokens)
     watched = _watch(law, strengths, steered_tokens)
-    shown = int(np.argmax(np.ptp(watched.probabilities, axis=2).sum(axis=1)))
+    shown = int(np.argmax(np.ptp(watched.measured.probabilities, axis=2).sum(axis=1)))
     goodness, goodness_beyond = (
         _judge_laws(
             strengths, share * unit * (1 + 1e-9), (law_rises, rises), (law_masses, masses), watched
@@ -182,12 +179,12 @@ def _judge_laws(
     """Judge every law at strengths up to `reach`; rises, masses: predicted, and measured."""
     near = np.abs(strengths) <= reach
     steered = near & (strengths != 0)
-    curves = watched.probabilities.reshape(-1, len(strengths))[:, near]
+    measured, by_law = watched.measured.up_to(reach), watched.by_law.up_to(reach)
     return {
         "cross_entropy": judge_rise(strengths[steered], *(row[steered] for row in rises)),
         "concept": judge_mass(strengths[steered], *(row[steered] for row in masses)),
-        "bumps": judge_shapes(curves),
-        "peaks": judge_peaks(watched.peaks, watched.predicted, reach),
+        "bumps": judge_shapes(measured.probabilities.reshape(-1, len(measured.strengths))),
+        "peaks": judge_peaks(measured.peaks(), by_law.peaks(), float(measured.strengths[-1])),
     }
 
 
@@ -224,19 +221,12 @@ def _watch(law: FoundLaw, strengths: np.ndarray, measured: np.ndarray) -> _Watch
     """measured: (n_strengths, n_contexts, vocabulary)."""
     unsteered = measured[np.argmin(np.abs(strengths))]
     ids = np.argsort(-unsteered, axis=1)[:, :LIKELY]
-    fine = float(strengths[-1]) * np.linspace(-1, 1, PEAK_STRENGTHS) ** 3  # finest near 0
-
-    def at(strength: float) -> np.ndarray:
-        likely: np.ndarray = np.exp(np.take_along_axis(law(strength), ids, axis=1))
-        return likely
-
+    finest_near_zero = float(strengths[-1]) * np.linspace(-1, 1, PEAK_STRENGTHS) ** 3
+    fine = np.union1d(strengths, finest_near_zero)
+    by_law = [np.exp(np.take_along_axis(law(float(at)), ids, axis=1)) for at in fine]
     curves = np.take_along_axis(measured, ids[None], axis=2).transpose(1, 2, 0)
     return _Watched(
-        ids=ids,
-        probabilities=curves,
-        by_law=np.stack([at(float(strength)) for strength in strengths], axis=2),
-        peaks=strengths[curves.argmax(axis=2)],
-        predicted=fine[np.stack([at(float(strength)) for strength in fine], axis=2).argmax(axis=2)],
+        ids, ProbabilityCurves(strengths, curves), ProbabilityCurves(fine, np.stack(by_law, axis=2))
     )
 
 
@@ -244,15 +234,16 @@ def _token_curves(
     bench: Bench, tilt: TokenLaw, strengths: np.ndarray, watched: _Watched, context: int
 ) -> list[TokenCurve]:
     """The tokens that move most in one context."""
-    picked = np.argsort(-np.ptp(watched.probabilities[context], axis=1))[:SHOWN]
+    measured, by_law = watched.measured, watched.by_law
+    picked = np.argsort(-np.ptp(measured.probabilities[context], axis=1))[:SHOWN]
     return [
         TokenCurve(
             token=bench.loaded.tokenizer.decode([int(watched.ids[context, row])]),
             log_odds=float(tilt.log_odds[context, watched.ids[context, row]]),
-            probability=watched.probabilities[context, row].tolist(),
-            predicted=watched.by_law[context, row].tolist(),
-            peak=float(watched.peaks[context, row]),
-            peak_predicted=float(watched.predicted[context, row]),
+            probability=measured.probabilities[context, row].tolist(),
+            predicted=by_law.at(strengths)[context, row].tolist(),
+            peak=float(measured.peaks()[context, row]),
+            peak_predicted=float(by_law.peaks()[context, row]),
         )
         for row in picked
     ]

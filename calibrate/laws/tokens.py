@@ -120,6 +120,29 @@ def _tilted_mean(log_p: np.ndarray, log_odds: np.ndarray, dose: float) -> float:
     return float(weights @ log_odds / weights.sum())
 
 
+@dataclass(frozen=True, eq=False)
+class ProbabilityCurves:
+    """Tokens' probabilities at ascending strengths, (n_contexts, n_tokens, n_strengths)."""
+
+    strengths: np.ndarray
+    probabilities: np.ndarray
+
+    def up_to(self, reach: float) -> ProbabilityCurves:
+        """The curves at strengths of at most that size."""
+        near = np.abs(self.strengths) <= reach
+        return ProbabilityCurves(self.strengths[near], self.probabilities[:, :, near])
+
+    def peaks(self) -> np.ndarray:
+        """Where each token is likeliest, (n_contexts, n_tokens)."""
+        peaks: np.ndarray = self.strengths[self.probabilities.argmax(axis=2)]
+        return peaks
+
+    def at(self, strengths: np.ndarray) -> np.ndarray:
+        """Probabilities at some of its strengths."""
+        at: np.ndarray = self.probabilities[:, :, np.searchsorted(self.strengths, strengths)]
+        return at
+
+
 def judge_shapes(curves: np.ndarray) -> Goodness:
     """Judge the law of tokens by the share of curves that bump more than once.
 
@@ -137,13 +160,13 @@ def judge_shapes(curves: np.ndarray) -> Goodness:
 def judge_peaks(measured: np.ndarray, predicted: np.ndarray, reach: float) -> Goodness:
     """Judge predicted peaks by their rank correlation with those measured up to `reach`.
 
-    measured, predicted: strengths, (n_contexts, n_tokens). Points are (context, rank correlation,
-    peaks compared), of the contexts with MIN_PEAKS or more; the error is 1 less the median
-    correlation.
+    measured, predicted: strengths, (n_contexts, n_tokens). What is likeliest at `reach` or beyond
+    has no peak there. Points are (context, rank correlation, peaks compared), of the contexts with
+    MIN_PEAKS or more; the error is 1 less the median correlation.
     """
     points = []
     for index, (peaks, expected) in enumerate(zip(measured, predicted, strict=True)):
-        inside = np.abs(peaks) <= reach
+        inside = np.abs(peaks) < reach
         if inside.sum() >= MIN_PEAKS and len(set(peaks[inside])) > 1:
             correlation = float(spearmanr(peaks[inside], expected[inside]).statistic)
             points.append((float(index), correlation, float(inside.sum())))
