@@ -22,7 +22,7 @@ from calibrate import load_model
 from calibrate.common.settings import Settings
 from calibrate.engine.last_residual import last_residuals
 from calibrate.engine.site import Site
-from calibrate.engine.unsteered import Corpus, run_unsteered
+from calibrate.engine.unsteered import Corpus, UnsteeredRun, run_unsteered
 from calibrate.laws.formulas import CrossEntropyLaw
 from calibrate.laws.log_odds import measure_log_odds
 from calibrate.laws.remainder import (
@@ -253,9 +253,9 @@ def peaks_table(cells: list[Cell]) -> str:
 
 PEAKS = """## Peaks and bumps
 
-Of the 200 likeliest tokens in 16 contexts: 1 - rank correlation of the strengths at which they peak,
-measured and by each law, the median over contexts; tokens still rising at either end are left out.
-Then the share whose probability rises twice, which Theorem 3.3 forbids.
+Of the 200 likeliest tokens in 16 contexts: 1 - rank correlation of the strengths at which they
+peak, measured and by each law, the median over contexts; tokens still rising at either end are left
+out. Then the share whose probability rises twice, which Theorem 3.3 forbids.
 """
 
 EVERY = """## Every cell
