@@ -41,6 +41,7 @@ from calibrate.texts.concept import Concept
 from probes import Reader
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "deploy"))
 import test_export
 import tiny
 

@@ -1,0 +1,37 @@
+"""The scripts behind the pages of docs keep up with the packages they measure."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+OPTIONAL = ("vaderSentiment", "xllamacpp", "peft", "lm_eval")
+IMPORT_ALL = f"""
+import importlib, sys
+sys.path.insert(0, sys.argv[1])
+for name in sys.argv[2:]:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as missing:
+        if missing.name.split(".")[0] not in {OPTIONAL}:
+            raise SystemExit(name + ": " + str(missing))
+    except ImportError as error:
+        raise SystemExit(name + ": " + str(error))
+"""
+
+
+@pytest.mark.skipif(not SCRIPTS.is_dir(), reason="an installed package has no scripts")
+def test_every_script_can_be_imported():
+    names = sorted(path.stem for path in SCRIPTS.glob("*.py"))
+    found = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL, str(SCRIPTS), *names],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert names
+    assert found.returncode == 0, found.stderr
