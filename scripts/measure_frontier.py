@@ -53,6 +53,7 @@ BUDGETS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 SETTINGS = Settings()
 REUSED = "joy"  # whose replies are weighted to speak for the next budget
 COSTS = DOCS / "frontier.json"
+MOST_FORGOTTEN = (0.05, 0.1, 0.15)
 PICKED = 0.2  # nats a token
 WITHIN = 2.0  # standard errors: how near the law of presence has to come to a point left out
 
@@ -172,7 +173,14 @@ def judges(loaded: LoadedModel, material: JudgeInputs) -> Panel | None:
 
 
 def page(found: dict[str, Frontier], facts: dict[str, Any]) -> str:
-    parts = [HEADER, summary(found), untold(facts), costs_told(found), neighbours(facts)]
+    parts = [
+        HEADER,
+        summary(found),
+        untold(facts),
+        forgotten(found),
+        costs_told(found),
+        neighbours(facts),
+    ]
     for name, frontier in found.items():
         parts += [
             f"## {frontier.concept} on {frontier.model}",
@@ -279,6 +287,27 @@ def untold(facts: dict[str, Any]) -> str:
     without = [each for each in facts.values() if "points" not in each]
     names = [f"{each['concept']} on {each['model']}" for each in without]
     return f"No probe can tell {', '.join(names)}, so there is no frontier." if names else ""
+
+
+def forgotten(found: dict[str, Frontier]) -> str:
+    """From which budget on the guard refuses."""
+    rows = []
+    for name, frontier in found.items():
+        firsts = []
+        for most in MOST_FORGOTTEN:
+            refused = [
+                f"{point.budget:g} nat, α = {point.strength:.3g}"
+                for point in frontier.points
+                if point.guard is not None and point.guard.drop_upper > most
+            ]
+            firsts.append(refused[0] if refused else "none")
+        rows.append([name, *firsts])
+    heads = ["frontier", *(f"`--max-guard-drop {most:g}`" for most in MOST_FORGOTTEN)]
+    return (
+        "### What is forgotten\n\nThe smallest of the measured budgets that would be refused since "
+        "the bound on the share of the guard's questions that are no longer answered rightly is "
+        "above:\n\n" + table(heads, rows)
+    )
 
 
 def costs_told(found: dict[str, Frontier]) -> str:
