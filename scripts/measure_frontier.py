@@ -54,7 +54,7 @@ SETTINGS = Settings()
 REUSED = "joy"  # whose replies are weighted to speak for the next budget
 COSTS = DOCS / "frontier.json"
 MOST_FORGOTTEN = (0.05, 0.1, 0.15)
-PICKED = 0.2  # nats a token
+PICKED = 0.05  # nats a token
 WITHIN = 2.0  # standard errors: how near the law of presence has to come to a point left out
 
 
@@ -331,6 +331,7 @@ def costs_told(found: dict[str, Frontier]) -> str:
     return (
         f"### What it spends\n\n{counts['concept']} on {counts['model']}, by `--costs`:\n\n"
         + table(["", "token-forwards", "calibrations"], rows)
+        + "\njoy's frontier is from before cost, cost back and fluency shared their passes."
     )
 
 
