@@ -54,7 +54,7 @@ SETTINGS = Settings()
 REUSED = "joy"  # whose replies are weighted to speak for the next budget
 COSTS = DOCS / "frontier.json"
 MOST_FORGOTTEN = (0.05, 0.1, 0.15)
-PICKED = 0.05  # nats a token
+PICKED = 0.2  # nats a token
 WITHIN = 2.0  # standard errors: how near the law of presence has to come to a point left out
 
 
@@ -153,16 +153,17 @@ def spent(model: str, concept: str) -> dict[str, Any]:
         return result
 
     result = counted("calibration", lambda: calibrate(loaded, concept))
-    counted("pick", lambda: picked_or_refused(result, loaded))
-    return {"model": model, "concept": concept, **counts}
+    refused = counted("pick", lambda: refusal_of_pick(result, loaded))
+    return {"model": model, "concept": concept, **counts, "refused": refused}
 
 
-def picked_or_refused(result: Calibration, loaded: LoadedModel) -> Calibration | None:
+def refusal_of_pick(result: Calibration, loaded: LoadedModel) -> str | None:
+    """Why the other budget may not be shipped; None where it is."""
     try:
-        return result.pick(PICKED, loaded)
+        result.pick(PICKED, loaded)
     except Infeasible as infeasible:
-        click.echo(f"refused at {PICKED:g} nat: {infeasible}")
-        return None
+        return str(infeasible)
+    return None
 
 
 def judges(loaded: LoadedModel, material: JudgeInputs) -> Panel | None:
@@ -331,6 +332,7 @@ def costs_told(found: dict[str, Frontier]) -> str:
     return (
         f"### What it spends\n\n{counts['concept']} on {counts['model']}, by `--costs`:\n\n"
         + table(["", "token-forwards", "calibrations"], rows)
+        + ("" if counts["refused"] is None else f"\nThe pick was refused: {counts['refused']}.\n")
         + "\njoy's frontier is from before cost, cost back and fluency shared their passes."
     )
 

@@ -270,7 +270,8 @@ The law (`calibrate/laws/remainder.py`) reads the last residual in passes at -α
 and its scale κ from what 2 α_B costs on every second position. It is judged on the other positions,
 96 in each cell, by the total variation between its next-token distribution and the one a pass
 measures there. "Tilt" is the paper's Theorem 3.3 with a dose fitted to ΔCE, and "its own law" of
-ΔCE the saturating quadratic (`calibrate/laws/formulas.py`), which is fitted on all positions.
+ΔCE the saturating quadratic (`calibrate/laws/formulas.py`), which is fitted on all positions, so
+that part of its error here is that of the 96.
 
 Why it works: what a vector does to the last residual is itself, αv, and what the blocks make of it;
 as these read a normalised stream, that part is smooth and bounded, and three points and a slope
