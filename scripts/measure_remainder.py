@@ -163,15 +163,12 @@ def peaks(
 
 def only(law: RemainderLaw, few: slice) -> RemainderLaw:
     """The law of some of its contexts."""
-    slope = None if law.slope is None else law.slope[few]
-    return RemainderLaw(
-        law.unit,
-        law.vector,
-        law.at_zero[few],
-        slope,
-        law.above[few],
-        law.below[few],
-        law.scale,
+    return replace(
+        law,
+        at_zero=law.at_zero[few],
+        slope=None if law.slope is None else law.slope[few],
+        above=law.above[few],
+        below=law.below[few],
     )
 
 
