@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from calibrate.deploy.verify import GateReport, check_directory
     from calibrate.engine.loading import load_model
     from calibrate.engine.site import SteeringVector
-    from calibrate.laws.experiment import LawCurves, measure_laws
+    from calibrate.laws.law_curves import LawCurves
     from calibrate.models.model import LoadedModel
+    from calibrate.search.law_experiment import measure_laws
     from calibrate.texts.concept import Concept
     from calibrate.texts.extraction import extract_vectors
 
@@ -46,7 +47,8 @@ _HOMES = {
     "deploy.finished": ("Calibration",),
     "texts.concept": ("Concept",),
     "artefact.config": ("SteeringConfig", "load"),
-    "laws.experiment": ("LawCurves", "measure_laws"),
+    "laws.law_curves": ("LawCurves",),
+    "search.law_experiment": ("measure_laws",),
     "common.errors": (
         "ArtefactError",
         "CalibrateError",

@@ -23,6 +23,25 @@ from calibrate.cli.shared import Command, checked, named, stem, working
     help="Block to measure; may be repeated.  [default: early, middle and late]",
 )
 @click.option(
+    "--judge",
+    metavar="NAME",
+    help="Who reads replies at 41 strengths: auto, question[:MODEL], openai:MODEL, "
+    "embedding[:MODEL], or module:function.  [default: nobody]",
+)
+@click.option(
+    "--guard",
+    default="none",
+    show_default=True,
+    metavar="FILE",
+    help="Questions put at every strength: auto for 240 built-in ones, or a file.",
+)
+@click.option(
+    "--variants",
+    is_flag=True,
+    help="Measure the middle block with random negatives, at the last token, and with v of "
+    "length 1 as well.",
+)
+@click.option(
     "--resamples",
     type=click.IntRange(min=0),
     default=0,
@@ -39,6 +58,10 @@ def laws(
     corpus: Path | None,
     prompts: Path | None,
     layers: tuple[int, ...],
+    judge: str | None,
+    teacher: str | None,
+    guard: str,
+    variants: bool,
     resamples: int,
     as_json: bool,
     quiet: bool,
@@ -59,8 +82,8 @@ def laws(
     from calibrate.cli.progress_bars import PatientConsole
     from calibrate.common.files import write_together
     from calibrate.engine.loading import load_model
-    from calibrate.laws.experiment import measure_laws
     from calibrate.laws.plots import law_pictures
+    from calibrate.search.law_experiment import measure_laws
 
     with working(quiet) as progress:
         loaded = load_model(**loading, progress=progress)
@@ -71,6 +94,10 @@ def laws(
             prompts=prompts,
             corpus=corpus,
             resamples=resamples,
+            variants=variants,
+            judge=judge,
+            teacher=teacher,
+            guard=guard,
             progress=progress,
             **settings,
         )

@@ -13,7 +13,7 @@ from calibrate.cli.rich_tables import headed
 from calibrate.laws.formulas import Goodness
 
 if TYPE_CHECKING:
-    from calibrate.laws.experiment import LawCurves
+    from calibrate.laws.law_curves import LawCurves
 
 LAW_NAMES = {
     "cross_entropy": "ΔCE, relative error",
@@ -26,10 +26,12 @@ LAW_NAMES = {
 def laws_summary(curves: LawCurves, directory: Path) -> RenderableType:
     """Return where each law held, block by block."""
     table = headed("block", "α at budget", *LAW_NAMES.values())
-    for block in curves.blocks:
+    blocks = {str(block.layer): block for block in curves.blocks}
+    ways = {f"{block.layer}, {name}": block for name, block in curves.variants.items()}
+    for name, block in (blocks | ways).items():
         at_budget = block.strength_at_budget["positive"]
         table.add_row(
-            f"[bold]{block.layer}[/]",
+            f"[bold]{name}[/]",
             f"{at_budget.value:.4g} ({at_budget.low:.4g} to {at_budget.high:.4g})",
             *(_verdict(block.goodness[law]) for law in LAW_NAMES),
         )
@@ -41,9 +43,31 @@ def laws_summary(curves: LawCurves, directory: Path) -> RenderableType:
         ),
         "",
         table,
+        *_panels(curves),
         "",
         Text.from_markup(f"Pictures and every point are in [bold]{escape(str(directory))}/[/]."),
     )
+
+
+def _panels(curves: LawCurves) -> list[RenderableType]:
+    """What was read and asked at each block, a line each."""
+    lines: list[RenderableType] = []
+    for block in curves.blocks:
+        if (panel := block.presence) is not None:
+            falls = [f"{at:.3g}" for at in panel.fall.values() if at is not None]
+            turns = f", turning back at {' and '.join(falls)}" if falls else ""
+            lines.append(
+                f"Block {block.layer}: presence by {escape(panel.judge)} from "
+                f"{min(panel.presence):.2f} to {max(panel.presence):.2f}{turns}; the sigmoid is "
+                f"off by {panel.goodness.error:.1f} standard errors"
+            )
+        if (asked := block.accuracy) is not None:
+            zero, least = asked.strengths.index(0.0), min(asked.accuracy)
+            lines.append(
+                f"Block {block.layer}: {asked.accuracy[zero]:.0%} of {asked.n_questions} "
+                f"questions answered rightly, {least:.0%} at worst"
+            )
+    return ["", *lines] if lines else []
 
 
 def _verdict(goodness: Goodness) -> str:

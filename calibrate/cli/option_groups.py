@@ -11,8 +11,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 LAWS = (
     "model concept out one-budget positives negatives positions pooling normalize corpus prompts "
-    "reply-tokens chat-template-kwargs seed confidence device dtype batch-tokens blocks revision "
-    "trust-remote-code json quiet"
+    "reply-tokens chat-template-kwargs teacher judge-question judge-url seed confidence device "
+    "dtype batch-tokens blocks revision trust-remote-code json quiet"
 ).split()
 
 # Parameters of `load_model`, and those of `calibrate` that the main job hands on as they are.

@@ -20,7 +20,9 @@ LAWS_KEYS = {"model", "concept", "budget", "n_sequences", "settings", "blocks"}
 
 # What `calibrate laws` draws beside `laws.json`.
 LAWS_PICTURES = tuple(
-    f"{name}.{form}" for name in ("tokens", "concept", "delta_ce") for form in ("png", "svg")
+    f"{name}.{form}"
+    for name in ("tokens", "concept", "delta_ce", "presence", "accuracy", "variants")
+    for form in ("png", "svg")
 )
 
 

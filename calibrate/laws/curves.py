@@ -17,8 +17,10 @@ from calibrate.common.settings import Settings
 from calibrate.engine.cross_entropy import Steered, measure_steered
 from calibrate.engine.site import Site
 from calibrate.engine.unsteered import UnsteeredRun
+from calibrate.laws.far_end import FAR, FAR_NORMALISED, FarEnd, measure_far_end
 from calibrate.laws.formulas import CrossEntropyLaw, Goodness, MassLaw, judge_mass, judge_rise
 from calibrate.laws.log_odds import LogOdds, measure_log_odds, sampled_contexts
+from calibrate.laws.panels import AccuracyCurve, PresenceCurve
 from calibrate.laws.pilot import Pilot, fit_pilot
 from calibrate.laws.remainder import FITTED_AT, mean_divergence
 from calibrate.laws.remainder_passes import measure_remainder, reader_of
@@ -55,7 +57,8 @@ class BlockCurves(Section):
     otherwise the standard error over sequences. law_*: what the laws predict. goodness: by law, up
     to α_B of either sign; goodness_beyond: up to BEYOND times as far, where the laws extrapolate.
     context: the end of the text before the tokens shown; of the contexts sampled, the one in which
-    probabilities move most.
+    probabilities move most. far: by sign, the tokens left at a far strength. presence, accuracy:
+    None where nobody was asked to read replies, and no questions were put.
     """
 
     layer: int
@@ -74,6 +77,9 @@ class BlockCurves(Section):
     tokens: list[TokenCurve]
     goodness: dict[str, Goodness]
     goodness_beyond: dict[str, Goodness]
+    far: dict[str, FarEnd]
+    presence: PresenceCurve | None = None
+    accuracy: AccuracyCurve | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +103,12 @@ class Bench:
     def steered(self, site: Site, strength: float, watched: Sequence[int] = ()) -> Steered:
         """What one strength does at a site."""
         return measure_steered(self.loaded, self.run, site, strength, self.concept_tokens, watched)
+
+    def far_end(self, site: Site, sign: int, odds: LogOdds, contexts: Sequence[int]) -> FarEnd:
+        """The tokens left far out at a site, in one direction."""
+        strength = sign * (FAR_NORMALISED if self.settings.normalize else FAR)
+        mean_odds = odds.tokens.log_odds.mean(axis=0)
+        return measure_far_end(self.loaded, self.run, site, strength, mean_odds, contexts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,9 +159,9 @@ def block_curves(bench: Bench, site: Site, resamples: Sequence[Site] = ()) -> Bl
         relative_unit=site.relative(1.0),
         strengths=strengths.tolist(),
         strength_at_budget={
-            _name(sign): pilot.strength_at_budget for sign, pilot in pilots.items()
+            name_of(sign): pilot.strength_at_budget for sign, pilot in pilots.items()
         },
-        plateaus={_name(sign): pilot.law.plateau for sign, pilot in pilots.items()},
+        plateaus={name_of(sign): pilot.law.plateau for sign, pilot in pilots.items()},
         delta_ce=rises.tolist(),
         delta_ce_error=(
             _spread([[steered.rise.value for steered in curve] for curve in resampled])
@@ -166,6 +178,7 @@ def block_curves(bench: Bench, site: Site, resamples: Sequence[Site] = ()) -> Bl
         tokens=_token_curves(bench, odds.tokens, strengths, watched, shown),
         goodness=goodness,
         goodness_beyond=goodness_beyond,
+        far={name_of(sign): bench.far_end(site, sign, odds, contexts) for sign in (1, -1)},
     )
 
 
@@ -188,7 +201,8 @@ def _judge_laws(
     }
 
 
-def _name(sign: int) -> str:
+def name_of(sign: int) -> str:
+    """What a sign is called in the curves."""
     return "positive" if sign > 0 else "negative"
 
 

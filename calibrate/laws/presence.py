@@ -91,11 +91,41 @@ def fit_presence(
     The likelihood is that of `counts` coin tosses at each strength. Judgements are probabilities,
     which vary less, so that the standard errors are rather too wide.
     """
-    order = np.argsort(np.abs(strengths))
-    alpha, y, n = (np.asarray(values, float)[order] for values in (strengths, presences, counts))
+    alpha, y, n = _outwards(strengths, presences, counts)
     last = _before_fall(y if rising else 1 - y, n)
     fall = None if last == len(y) else float(alpha[last])
-    alpha, y, n = alpha[:last], y[:last], n[:last]
+    law, covariance = _fitted(alpha[:last], y[:last], n[:last])
+    return PresenceFit(law, covariance, fall)
+
+
+def fit_both_ways(
+    strengths: Sequence[float], presences: Sequence[float], counts: Sequence[float]
+) -> tuple[PresenceLaw, dict[int, float | None]]:
+    """Fit one law of presence to strengths of both signs, between the falls on either side.
+
+    Returns: the law, and by sign the strength from which presence turns back, None where it does
+        not; among negative strengths it turns back by rising.
+    """
+    alpha, y, n = _outwards(strengths, presences, counts)
+    kept = np.zeros(len(alpha), dtype=bool)
+    falls: dict[int, float | None] = {}
+    for sign in (1, -1):
+        side = np.flatnonzero(sign * alpha >= 0)
+        last = _before_fall(y[side] if sign > 0 else 1 - y[side], n[side])
+        falls[sign] = None if last == len(side) else float(alpha[side[last]])
+        kept[side[:last]] = True
+    law, _ = _fitted(alpha[kept], y[kept], n[kept])
+    return law, falls
+
+
+def _outwards(*columns: Sequence[float]) -> list[np.ndarray]:
+    """Columns in the order of the first one's size."""
+    order = np.argsort(np.abs(columns[0]), kind="stable")
+    return [np.asarray(values, float)[order] for values in columns]
+
+
+def _fitted(alpha: np.ndarray, y: np.ndarray, n: np.ndarray) -> tuple[PresenceLaw, np.ndarray]:
+    """The law of largest likelihood, and the covariance of its parameters."""
     free = 4 if len(set(alpha)) >= ASYMPTOTE_POINTS else 2
 
     def loss(theta: np.ndarray) -> float:
@@ -112,7 +142,7 @@ def fit_presence(
     information = (slopes * (n / (f * (1 - f)))[:, None]).T @ slopes
     covariance = np.zeros((4, 4))
     covariance[:free, :free] = np.linalg.pinv(information)
-    return PresenceFit(PresenceLaw(*map(float, fitted)), covariance, fall)
+    return PresenceLaw(*map(float, fitted)), covariance
 
 
 def _before_fall(presences: np.ndarray, counts: np.ndarray) -> int:

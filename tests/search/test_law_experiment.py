@@ -11,12 +11,16 @@ import torch
 
 from calibrate.common.errors import ModelError
 from calibrate.common.settings import Settings
+from calibrate.engine.generation import sample
 from calibrate.laws.curves import SHARES
-from calibrate.laws.experiment import LawCurves, early_middle_late, measure_laws
+from calibrate.laws.law_curves import LawCurves
 from calibrate.laws.plots import law_pictures
+from calibrate.search.law_experiment import early_middle_late, measure_laws
+from calibrate.search.law_panels import PROMPTS, SIDE
 from calibrate.search.objective import FIRST_PART
 from calibrate.texts.concept import read_prompts
 from calibrate.texts.extraction import concept_vectors
+from calibrate.texts.guard import read_guard
 from calibrate.texts.replies import sample_unsteered
 
 pytestmark = pytest.mark.slow
@@ -33,6 +37,18 @@ def arguments(tiny_options):
 @pytest.fixture(scope="module")
 def curves(arguments):
     return measure_laws(tiny.model("gpt2"), layers=(0, 1), **arguments)
+
+
+def share_of_bright_words(texts, concept):
+    """A judge that is as plain as can be."""
+    words = [text.split() for text in texts]
+    return [sum(word in tiny.BRIGHT for word in each) / max(len(each), 1) for each in words]
+
+
+@pytest.fixture(scope="module")
+def panels(arguments):
+    wished = {"judge": share_of_bright_words, "guard": "auto", "variants": True}
+    return measure_laws(tiny.model("gpt2"), layers=(1,), **arguments, **wished)
 
 
 def test_strengths_are_shares_of_the_budgets_of_both_signs(curves):
@@ -155,3 +171,61 @@ def test_the_unsteered_run_of_a_shorter_corpus_gives_other_curves(arguments, cur
     found = measure_laws(tiny.model("gpt2"), layers=(1,), **{**arguments, "prompts": fewer})
     assert found.n_sequences < curves.n_sequences
     assert found.blocks[0].delta_ce != curves.blocks[1].delta_ce
+
+
+def test_nobody_reads_and_nothing_is_asked_unless_wished(curves):
+    assert all(block.presence is None and block.accuracy is None for block in curves.blocks)
+    assert curves.variants == {}
+
+
+def test_a_judge_reads_replies_up_to_where_text_degenerates(panels):
+    panel = panels.blocks[0].presence
+    assert len(panel.strengths) == 2 * SIDE + 1
+    assert panel.strengths == sorted(panel.strengths)
+    assert min(panel.strengths) < 0 < max(panel.strengths)
+    assert panel.fluency_drop[panel.strengths.index(0.0)] == pytest.approx(0.0, abs=1e-6)
+    for sign in ("negative", "positive"):
+        end = panel.degenerate[sign]
+        assert end is None or end in panel.strengths
+    assert panel.presence[-1] > panel.presence[0]
+
+
+def test_presence_at_a_strength_is_what_the_judge_says_of_replies_there(panels, arguments):
+    """Replies under a hook of this test, through the plain `generate` path of the engine."""
+    loaded, panel = tiny.loaded("gpt2"), panels.blocks[0].presence
+    settings = Settings(ce_budget=arguments["ce_budget"], sampling=arguments["sampling"])
+    replies = sample_unsteered(loaded, read_prompts(arguments["prompts"]), settings)
+    vectors = concept_vectors(loaded, arguments["concept"].split()["vector"], settings)
+    asked = replies.prompts["verify"][:PROMPTS]
+    for index in (10, 25):
+        with tiny.hand_written_hook(loaded.blocks[1], panel.strengths[index] * vectors[1].values):
+            steered = sample(loaded, asked, settings.sampling, settings.seed)
+        scores = [share_of_bright_words([reply.text], "bright")[0] for reply in steered]
+        assert panel.presence[index] == pytest.approx(np.mean(scores), abs=1e-6)
+
+
+def test_questions_are_put_at_strengths_of_both_signs(panels):
+    panel = panels.blocks[0].accuracy
+    zero = panel.strengths.index(0.0)
+    assert panel.n_questions == len(read_guard().items)
+    assert panel.drop_bound[zero] == 0.0
+    assert len(set(panel.accuracy)) > 1
+    for accuracy, bound in zip(panel.accuracy, panel.drop_bound, strict=True):
+        assert bound >= panel.accuracy[zero] - accuracy - 1e-9
+
+
+def test_the_middle_block_is_steered_in_other_ways_on_request(panels, arguments):
+    assert set(panels.variants) == {"random negatives", "last token", "normalised"}
+    alone = measure_laws(tiny.model("gpt2"), layers=(1,), **arguments, positions="last")
+    assert panels.variants["last token"] == alone.blocks[0]
+    files = law_pictures(panels)
+    assert {"variants.png", "presence.svg", "accuracy.png"} <= set(files)
+    assert LawCurves.model_validate(json.loads(files["laws.json"])) == panels
+
+
+def test_far_out_the_likeliest_tokens_are_those_foretold(curves):
+    for block in curves.blocks:
+        for far in block.far.values():
+            assert far.shared >= 9
+            assert far.total_variation < 0.1
+            assert len(far.predicted) == len(far.measured) == 10

@@ -1,0 +1,184 @@
+"""The paper's curves for one model and concept, measured, with the laws over them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from calibrate.common.cost import Ledger
+from calibrate.common.progress import SILENT, Progress
+from calibrate.common.settings import Settings
+from calibrate.engine.loading import load_model
+from calibrate.engine.site import Site
+from calibrate.engine.unsteered import run_unsteered
+from calibrate.judging.choice import JudgeChoice, choose_judges
+from calibrate.judging.panel import make_judges
+from calibrate.judging.teaching import JudgeInputs
+from calibrate.laws.curves import Bench, BlockCurves, block_curves
+from calibrate.laws.law_curves import LawCurves
+from calibrate.models.cache import weights_hashed_once
+from calibrate.models.model import LoadedModel, preserving_model_state
+from calibrate.search.law_panels import PROMPTS, ReadingBench, measure_accuracy
+from calibrate.texts.concept import Concept, Text, Texts, read_concept, read_corpus, read_prompts
+from calibrate.texts.concept_tokens import concept_tokens
+from calibrate.texts.extraction import concept_vectors
+from calibrate.texts.guard import Guard, choose_guard
+from calibrate.texts.replies import build_corpora, sample_unsteered
+
+DEPTHS = (1 / 6, 1 / 2, 5 / 6)  # early, middle and late block, as shares of the depth
+VARIANTS: dict[str, dict[str, Any]] = {
+    "random negatives": {"negatives": "random"},
+    "last token": {"positions": "last"},
+    "normalised": {"normalize": True},
+}
+
+
+def measure_laws(
+    model: Any = "smollm2",
+    concept: str | Path | Concept = "joy",
+    *,
+    tokenizer: Any = None,
+    layers: Sequence[int] = (),
+    prompts: str | Path | None = None,
+    corpus: str | Path | None = None,
+    resamples: int = 0,
+    variants: bool = False,
+    judge: JudgeChoice | None = None,
+    teacher: str | None = None,
+    guard: str | Path | None = None,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> LawCurves:
+    """Measure the curves at some blocks, of both signs, and judge the laws against them.
+
+    layers: blocks to measure; an early, a middle and a late one if none are named.
+    resamples: how often the concept's texts are resampled for error bars; each costs as much as
+        everything else.
+    variants: measure the middle one of the blocks with random negatives, steered at the last token
+        only, and by a vector of length 1 as well.
+    judge: who reads replies at 41 strengths up to where text degenerates, as in
+        `calibrate.calibrate`, with its `teacher`; nobody if None.
+    guard: questions put at strengths of both signs, as in `calibrate.calibrate`; none if None.
+    Other arguments are those of `calibrate.calibrate`; `goal`, `layer` and options of the study
+    have no effect, and of several `positions` the first choice is steered.
+
+    Raises: InputError for input that cannot be used; Infeasible if no strength spends the budget,
+        or the judge cannot tell the concept.
+
+    >>> curves = calibrate.measure_laws(
+    ...     model, concept, tokenizer=tokenizer, prompts="prompts.txt", ce_budget=0.4, layers=[1]
+    ... )
+    >>> [block.layer for block in curves.blocks]
+    [1]
+    """
+    settings = Settings(**options)
+    concept = read_concept(concept)
+    lesson = None
+    if judge is not None:
+        _, lesson, _ = choose_judges(concept, judge, None, teacher, False, settings, progress)
+    prompt_texts = read_prompts(prompts)
+    questions = choose_guard(guard)
+    corpus_texts = None if corpus is None else read_corpus(corpus)
+    loaded = load_model(model, tokenizer, progress=progress)
+    chosen = [loaded.check_layer(layer) for layer in layers] or early_middle_late(loaded)
+    ledger = Ledger(loaded.meter, progress)
+    splits = concept.split()
+    texts = splits["vector"]
+    with preserving_model_state(loaded), weights_hashed_once(loaded):
+        with ledger.stage("unsteered replies"):
+            answered = ("search",) if judge is None else ("probe", "search", "verify")
+            replies = sample_unsteered(loaded, prompt_texts, settings, splits=answered)
+            search = build_corpora(loaded, replies, corpus_texts)["search"]
+            run = run_unsteered(loaded, search, chosen)  # laws and curves of the same sequences
+        with ledger.stage("steering vectors"):
+            vectors = concept_vectors(loaded, texts, settings)
+            resampled_vectors = [
+                concept_vectors(loaded, resampled(texts, settings.seed + n), settings)
+                for n in range(resamples)
+            ]
+        reading = None
+        if judge is not None:
+            with ledger.stage("judges"):
+                material = JudgeInputs(
+                    concept.name, splits, replies, Site((vectors[loaded.num_layers // 2],))
+                )
+                panel = make_judges(loaded, material, judge, None, lesson, settings, progress)
+                asked = replies.prompts["verify"][:PROMPTS]
+                reading = ReadingBench(loaded, panel.reader, asked, settings)
+        bench = Bench(loaded, run, concept_tokens(loaded, texts, replies), settings)
+        positions = settings.position_choices[0]
+        blocks = []
+        for layer in chosen:
+            site, *others = (
+                Site((made[layer],), positions) for made in (vectors, *resampled_vectors)
+            )
+            with ledger.stage(f"block {layer}"):
+                block = block_curves(bench, site, others)
+            blocks.append(with_panels(bench, site, block, reading, questions, ledger))
+        middle = chosen[len(chosen) // 2]
+        ways = measure_variants(bench, texts, middle, ledger) if variants else {}
+    return LawCurves(
+        model=loaded.identity,
+        concept=concept.name,
+        budget=settings.ce_budget,
+        concept_tokens=[loaded.tokenizer.decode([token]) for token in bench.concept_tokens],
+        n_sequences=len(search.sequences),
+        n_tokens=search.n_scored,
+        settings=asdict(settings),
+        blocks=blocks,
+        variants=ways,
+    )
+
+
+def with_panels(
+    bench: Bench,
+    site: Site,
+    block: BlockCurves,
+    reading: ReadingBench | None,
+    questions: Guard | None,
+    ledger: Ledger,
+) -> BlockCurves:
+    """A block's curves, with presence and accuracy where they were asked for."""
+    unit, panels = block.strength_at_budget["positive"].value, dict[str, Any]()
+    if reading is not None:
+        with ledger.stage(f"replies, block {site.first}"):
+            panels["presence"] = reading.curve(site, unit)
+    if questions is not None:
+        with ledger.stage(f"questions, block {site.first}"):
+            panels["accuracy"] = measure_accuracy(
+                bench.loaded, site, questions, unit, bench.settings
+            )
+    return block.model_copy(update=panels)
+
+
+def measure_variants(
+    bench: Bench, texts: Texts, layer: int, ledger: Ledger
+) -> dict[str, BlockCurves]:
+    """The curves after one block by the other ways of steering, but for the one it is steered."""
+    found = {}
+    for name, differs in VARIANTS.items():
+        settings = replace(bench.settings, **differs)
+        if settings != bench.settings:
+            with ledger.stage(name):
+                vector = concept_vectors(bench.loaded, texts, settings)[layer]
+                site = Site((vector,), settings.position_choices[0])
+                found[name] = block_curves(replace(bench, settings=settings), site)
+    return found
+
+
+def early_middle_late(loaded: LoadedModel) -> list[int]:
+    """The blocks measured where none are named."""
+    return sorted({int(depth * loaded.num_layers) for depth in DEPTHS})
+
+
+def resampled(texts: Texts, seed: int) -> Texts:
+    """Positives and negatives drawn anew from themselves, with replacement."""
+    rng = random.Random(seed)
+
+    def drawn(group: tuple[Text, ...]) -> tuple[Text, ...]:
+        return tuple(rng.choices(group, k=len(group)))
+
+    return Texts(drawn(texts.positives), drawn(texts.negatives))
