@@ -28,7 +28,7 @@ from calibrate.texts.concept import PACKS, built_in_concepts
 
 TARGET = DOCS / "reproduction.json"
 PICTURES = DOCS / "reproduction"
-TRAINED = Path(__file__).parents[1] / "tests" / "models"
+TRAINED = Path(__file__).parents[1] / "tests" / "trained"
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=16)
 PROMPTS = 80  # of the built-in ones; three tenths of them give the corpus
 SHOWN = ("smollm2", "joy")  # whose pictures are drawn, from curves.json beside them

@@ -27,6 +27,7 @@ from transformers import (
     MistralConfig,
     OPTConfig,
     PhiConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
@@ -83,7 +84,7 @@ def _gpt2(layers: int) -> GPT2Config:
     )
 
 
-CONFIGS: dict[str, Callable[[], object]] = {
+CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "gpt2": lambda: _gpt2(3),
     "gpt2-1-layer": lambda: _gpt2(1),
     "llama": lambda: LlamaConfig(**_common(**HEADS)),
@@ -119,12 +120,17 @@ def model(
 ) -> PreTrainedModel:
     """A random model, the same every time; `spread` is the standard deviation of its weights."""
     config = CONFIGS[architecture]()
-    config.initializer_range = spread
     if layers is not None:
         config.num_hidden_layers = layers
+    return from_config(config, spread)
+
+
+def from_config(config: PreTrainedConfig, spread: float = 0.2) -> PreTrainedModel:
+    """A random model of a config in whose words `BRIGHT` and `DULL` can be told."""
+    config.initializer_range = spread
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        if architecture == "gemma3-multimodal":
+        if isinstance(config, Gemma3Config):
             made = Gemma3ForConditionalGeneration(config)
         else:
             made = AutoModelForCausalLM.from_config(config)
@@ -181,6 +187,12 @@ def concept(n: int = 40) -> Concept:
 def prompts(n: int = 60) -> list[str]:
     """Plain prompts, all different."""
     return texts(PLAIN, n, seed=1)
+
+
+def share_of_bright_words(texts: Sequence[str], concept: str) -> list[float]:
+    """A judge that is as plain as can be."""
+    words = [text.split() for text in texts]
+    return [sum(word in BRIGHT for word in each) / max(len(each), 1) for each in words]
 
 
 def site(values: torch.Tensor, layer: int, positions: Positions = "all") -> Site:

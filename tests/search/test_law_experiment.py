@@ -39,15 +39,9 @@ def curves(arguments):
     return measure_laws(tiny.model("gpt2"), layers=(0, 1), **arguments)
 
 
-def share_of_bright_words(texts, concept):
-    """A judge that is as plain as can be."""
-    words = [text.split() for text in texts]
-    return [sum(word in tiny.BRIGHT for word in each) / max(len(each), 1) for each in words]
-
-
 @pytest.fixture(scope="module")
 def panels(arguments):
-    wished = {"judge": share_of_bright_words, "guard": "auto", "variants": True}
+    wished = {"judge": tiny.share_of_bright_words, "guard": "auto", "variants": True}
     return measure_laws(tiny.model("gpt2"), layers=(1,), **arguments, **wished)
 
 
@@ -200,7 +194,7 @@ def test_presence_at_a_strength_is_what_the_judge_says_of_replies_there(panels, 
     for index in (10, 25):
         with tiny.hand_written_hook(loaded.blocks[1], panel.strengths[index] * vectors[1].values):
             steered = sample(loaded, asked, settings.sampling, settings.seed)
-        scores = [share_of_bright_words([reply.text], "bright")[0] for reply in steered]
+        scores = [tiny.share_of_bright_words([reply.text], "bright")[0] for reply in steered]
         assert panel.presence[index] == pytest.approx(np.mean(scores), abs=1e-6)
 
 
