@@ -1,16 +1,22 @@
 """Repeat the paper's experiments on small models, and write docs/reproduction.md.
 
     python scripts/reproduce_paper.py [--model smollm2 --model gemma3-270m] [--page]
+    python scripts/reproduce_paper.py --panels [--concept joy]
+    python scripts/reproduce_paper.py --ufm
 
 For every built-in concept an early, a middle and a late block, and the small trained GPT-2s of
 the tests with uppercase words: does each law hold, and where not, by how much does it miss?
-About twenty minutes on one core for the default, and forty for gemma3-270m.
+About twenty minutes on one core for the default, and forty for gemma3-270m. With --panels, at some
+of those blocks, replies read by a judge, questions, and other ways to steer: ten to forty minutes a
+concept. With --ufm the paper's own model, in seconds.
 """
 
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +24,8 @@ import click
 import numpy as np
 from markdown_tables import DOCS, table
 from records import page_option, read_records, write_records
+from reproduction_sections import Panel, companion, eleven_models, far_tokens, panel_sections
+from trained_ufm import EQUAL, UNEQUAL, facts, picture, section, trained
 
 from calibrate import LawCurves, Sampling, measure_laws
 from calibrate.cli.laws_table import LAW_NAMES
@@ -26,14 +34,20 @@ from calibrate.laws.dose import EXPONENT
 from calibrate.laws.plots import law_pictures
 from calibrate.texts.concept import PACKS, built_in_concepts
 
-TARGET = DOCS / "reproduction.json"
 PICTURES = DOCS / "reproduction"
+TARGET = PICTURES / "blocks.json"
+UFM = PICTURES / "ufm.json"
 TRAINED = Path(__file__).parents[1] / "tests" / "trained"
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=16)
 PROMPTS = 80  # of the built-in ones; three tenths of them give the corpus
 SHOWN = ("smollm2", "joy")  # whose pictures are drawn, from curves.json beside them
 PLACES = {1: ("late",), 2: ("early", "late"), 3: ("early", "middle", "late")}
 NEAR = tuple(share for share in SHARES if share <= BEYOND)
+PANELS: dict[str, dict[int, dict[str, Any]]] = {  # by concept and block, of SHOWN's model
+    "joy": {15: {"guard": "auto", "variants": True}, 5: {}, 25: {}},
+    "depression": {15: {"variants": True}},
+    "evil": {15: {"resamples": 5, "variants": True, "guard": "auto"}},
+}
 EXPONENTS = (1.0, 1.25, 1.5, 2.0)  # of the effective dose, compared
 
 
@@ -55,6 +69,7 @@ class Block:
     quadratic: float
     rises: dict[str, list[float]]
     misfits: dict[str, tuple[float, float, float]]
+    far: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def holds(self, law: str, reach: str) -> bool:
         """reach: within or beyond."""
@@ -65,10 +80,20 @@ class Block:
 @click.command()
 @click.option("--model", "models", multiple=True, default=("smollm2",), show_default=True)
 @click.option("--concept", "concepts", multiple=True, default=tuple(built_in_concepts()))
+@click.option("--panels", is_flag=True, help="Measure what a judge reads, and other ways to steer.")
+@click.option("--ufm", is_flag=True, help="Train the paper's own model.")
 @page_option
-def main(models: tuple[str, ...], concepts: tuple[str, ...], only_page: bool) -> None:
+def main(
+    models: tuple[str, ...], concepts: tuple[str, ...], panels: bool, ufm: bool, only_page: bool
+) -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
-    if not only_page:
+    if ufm:
+        train_ufm()
+    elif panels:
+        for concept in concepts:
+            for layer, wished in PANELS.get(concept, {}).items():
+                measure_panel(concept, layer, wished)
+    elif not only_page:
         for directory in sorted(TRAINED.glob("gpt2-*")):
             measure(str(directory), str(TRAINED / "uppercase-words.jsonl"), TRAINED / "prompts.txt")
         for name in models:
@@ -88,16 +113,48 @@ def measure(model: str, concept: str, prompts: Path) -> None:
     found = kept()
     if key in {(one.model, one.concept) for one in found}:
         return
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
-        file.write("\n".join(prompts.read_text(encoding="utf-8").splitlines()[:PROMPTS]))
-        file.flush()
-        curves = measure_laws(model, concept, prompts=file.name, sampling=SAMPLING)
+    with neutral_prompts(prompts) as file:
+        curves = measure_laws(model, concept, prompts=file, sampling=SAMPLING)
     found += blocks_of(curves, key)
     found.sort(key=lambda one: (one.model, one.concept))
     write_records(TARGET, [asdict(one) for one in found])
     click.echo(" ".join(key))
     if key == SHOWN:
         write_records(PICTURES / "curves.json", drawn(curves))
+
+
+def train_ufm() -> None:
+    """Train the paper's model, and keep what it shows."""
+    unequal = trained(UNEQUAL)
+    write_records(UFM, facts(trained(EQUAL), unequal))
+    picture(unequal).savefig(PICTURES / "ufm.png", dpi=110)
+
+
+def measure_panel(concept: str, layer: int, wished: dict[str, Any]) -> None:
+    """Measure one block with all that is wished, unless an earlier run has, and draw it."""
+    name = f"{concept}-{layer}"
+    target = PICTURES / f"panel-{name}.json"
+    if target.exists():
+        return
+    with neutral_prompts(PACKS / "prompts.txt") as prompts:
+        curves = measure_laws(
+            SHOWN[0], concept, layers=(layer,), prompts=prompts, judge="auto", **wished
+        )
+    for drawing, content in law_pictures(curves).items():
+        panel, _, form = drawing.partition(".")
+        if form == "png" and panel in ("presence", "accuracy", "variants"):
+            (PICTURES / f"{panel}-{name}.png").write_bytes(content)
+    write_records(target, drawn(curves))
+    click.echo(name)
+
+
+@contextmanager
+def neutral_prompts(path: Path) -> Iterator[str]:
+    """A file of the first prompts of another."""
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+        file.write("\n".join(path.read_text(encoding="utf-8").splitlines()[:PROMPTS]))
+        file.flush()
+        yield file.name
 
 
 def blocks_of(curves: LawCurves, key: tuple[str, str]) -> list[Block]:
@@ -119,6 +176,7 @@ def block_of(curves: BlockCurves, key: tuple[str, str], place: str) -> Block:
             law: (one.error, curves.goodness_beyond[law].error, one.tolerance)
             for law, one in curves.goodness.items()
         },
+        far={sign: far.model_dump() for sign, far in curves.far.items()},
     )  # fmt: skip
 
 
@@ -138,7 +196,24 @@ def draw(curves: LawCurves) -> None:
 
 
 def page(found: list[Block]) -> str:
-    return "\n".join([HEADER, tallies(found), PICTURED, exponents(found), every_block(found)])
+    panels = [
+        Panel(path.stem.removeprefix("panel-"), LawCurves.model_validate(read_records(path)))
+        for path in sorted(PICTURES.glob("panel-*.json"))
+    ]
+    ufm = read_records(UFM)
+    parts = [
+        HEADER,
+        companion(),
+        tallies(found),
+        PICTURED,
+        *panel_sections(panels),
+        far_tokens(found),
+        section(ufm) if ufm else "",
+        eleven_models(),
+        exponents(found),
+        every_block(found),
+    ]
+    return "\n".join(part.strip() + "\n" for part in parts if part)
 
 
 HEADER = f"""# The paper's laws on small models
@@ -156,8 +231,7 @@ temperature {SAMPLING.temperature:g}. A law "holds" where its worst misfit is wi
 - **Bumps**: share of the 200 likeliest tokens in 16 contexts whose probability rises twice, which
   Theorem 3.3 forbids; at most 10 %.
 - **Peaks**: 1 - rank correlation of predicted and measured peaks, the median over contexts; at
-  most 0.1. What is kept here was predicted by the tilt of Theorem 3.3; `calibrate laws` has since
-  come to predict peaks by the law of the bounded remainder ([measured](remainder.md)).
+  most 0.1. They are predicted by the law of the bounded remainder ([measured](remainder.md)).
 """
 
 PICTURED = """## Pictures

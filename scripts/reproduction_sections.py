@@ -1,0 +1,278 @@
+"""Sections of docs/reproduction.md: what stands beside the paper's figures and tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from markdown_tables import table
+
+from calibrate import LawCurves
+from calibrate.cli.laws_table import LAW_NAMES
+from calibrate.laws.curves import BlockCurves
+from calibrate.laws.far_end import EXTREME, FAR, LISTED
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from paper_models import MODELS
+
+SHOWN_TOKENS = 5  # of the likeliest ones, in the table
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One block measured with all that was wished; name: concept and block."""
+
+    name: str
+    curves: LawCurves
+
+    @property
+    def block(self) -> BlockCurves:
+        """Its only block."""
+        return self.curves.blocks[0]
+
+
+class FarBlock(Protocol):
+    """What the far end is told of."""
+
+    model: str
+    concept: str
+    place: str
+    far: dict[str, dict[str, Any]]
+
+
+def companion() -> str:
+    """Every figure and table of the paper, and where its like stands here."""
+    rows = [list(row) for row in FIGURES]
+    return f"{COMPANION}\n{table(['paper', 'what it shows', 'here', 'the same?'], rows)}"
+
+
+def panel_sections(panels: Sequence[Panel]) -> list[str]:
+    """Presence, other ways to steer, and questions."""
+    return [presence(panels), ways(panels), accuracy(panels)] if panels else []
+
+
+def presence(panels: Sequence[Panel]) -> str:
+    rows, pictures = [], []
+    for panel in panels:
+        if (found := panel.block.presence) is None:
+            continue
+        unit = panel.block.strength_at_budget["positive"].value
+        zero = found.strengths.index(0.0)
+        best = int(np.argmax(found.presence))
+        rows.append(
+            [
+                panel.curves.concept,
+                str(panel.block.layer),
+                f"{found.presence[zero]:.2f}",
+                f"{found.presence[best]:.2f} at {found.strengths[best] / unit:.1f} α_B",
+                f"{min(found.presence):.2f}",
+                f"{found.floor:.2f}, {found.ceiling:.2f}",
+                ", ".join(in_units(found.fall[sign], unit) for sign in ("negative", "positive")),
+                ", ".join(
+                    in_units(found.degenerate[sign], unit) for sign in ("negative", "positive")
+                ),
+                f"{found.goodness.error:.1f}",
+            ]
+        )
+        pictures.append(f"![{panel.name}](reproduction/presence-{panel.name}.png)")
+    heads = (
+        "concept|block|plain|most|least|asymptotes|turns back at|degenerate at|"
+        "sigmoid off by, standard errors"
+    ).split("|")
+    return "\n\n".join([PRESENCE, table(heads, rows), *pictures])
+
+
+def in_units(strength: float | None, unit: float) -> str:
+    return "never" if strength is None else f"{strength / unit:.1f} α_B"
+
+
+def ways(panels: Sequence[Panel]) -> str:
+    rows, pictures = [], []
+    for panel in panels:
+        if not panel.curves.variants:
+            continue
+        every = {"as everywhere here": panel.block, **panel.curves.variants}
+        for name, block in every.items():
+            unit = block.strength_at_budget["positive"].value
+            rows.append(
+                [
+                    panel.curves.concept,
+                    name,
+                    f"{unit:.3g}",
+                    *(both_reaches(block, law) for law in LAW_NAMES),
+                    f"{block.far['positive'].shared} of {LISTED}",
+                ]
+            )
+        pictures.append(f"![{panel.name}](reproduction/variants-{panel.name}.png)")
+    heads = ["concept", "way to steer", "α_B", *LAW_NAMES.values(), "far tokens foretold"]
+    return "\n\n".join([WAYS, table(heads, rows), *pictures]) if rows else ""
+
+
+def both_reaches(block: BlockCurves, law: str) -> str:
+    """Misfit within the budget and beyond it; in bold where it is too large."""
+    found = (block.goodness[law], block.goodness_beyond[law])
+    return ", ".join(f"{one.error:.3f}" if one.good else f"**{one.error:.3f}**" for one in found)
+
+
+def accuracy(panels: Sequence[Panel]) -> str:
+    rows, pictures = [], []
+    for panel in panels:
+        if (found := panel.block.accuracy) is None:
+            continue
+        unit = panel.block.strength_at_budget["positive"].value
+        for strength, right, bound in zip(
+            found.strengths, found.accuracy, found.drop_bound, strict=True
+        ):
+            rows.append(
+                [panel.curves.concept, f"{strength / unit:g}", f"{right:.3f}", f"{bound:.3f}"]
+            )
+        pictures.append(f"![{panel.name}](reproduction/accuracy-{panel.name}.png)")
+    heads = ["concept", "α/α_B", "answered rightly", "drop, 95 % bound"]
+    return "\n\n".join([ACCURACY, table(heads, rows), *pictures]) if rows else ""
+
+
+def far_tokens(blocks: Sequence[FarBlock]) -> str:
+    """The likeliest tokens at ±FAR by concept, and how they stand in the log-odds by place."""
+    measured = [block for block in blocks if block.far]
+    if not measured:
+        return ""
+    words = [
+        [
+            block.model,
+            block.concept,
+            *(listed(block.far[sign]) for sign in ("positive", "negative")),
+        ]
+        for block in measured
+        if block.place == "middle"
+    ]
+    places = sorted({(block.model, block.place) for block in measured})
+    shares = []
+    for model, place in places:
+        ends = [
+            far
+            for block in measured
+            if (block.model, block.place) == (model, place)
+            for far in block.far.values()
+        ]
+        shared = [far["shared"] for far in ends]
+        shares.append(
+            [
+                model,
+                place,
+                f"{np.mean(shared):.1f} of {LISTED}, at least {min(shared)}",
+                f"{np.median([far['total_variation'] for far in ends]):.3f}, "
+                f"{max(far['total_variation'] for far in ends):.3f}",
+                f"{np.mean([far['extreme'] for far in ends]):.0%}",
+            ]
+        )
+    foretold = table(
+        ["model", "block", "foretold tokens found", "total variation: median, worst",
+         "of extreme log-odds"], shares,
+    )  # fmt: skip
+    named = table(["model", "concept", f"at +{FAR:g}", f"at -{FAR:g}"], words)
+    return f"{FAR_TOKENS}\n{foretold}\nThe likeliest, measured, middle block:\n\n{named}"
+
+
+def listed(far: dict[str, Any]) -> str:
+    """The likeliest tokens, as code."""
+    shown = [token.strip().replace("`", "'").replace("|", "¦") for token in far["measured"]]
+    return " ".join(f"`{token or '␣'}`" for token in shown[:SHOWN_TOKENS])
+
+
+def eleven_models() -> str:
+    rows = [
+        [
+            one.name,
+            f"{one.billions:g}",
+            f"{one.layers} × {one.width}",
+            f"{one.heads}, {one.heads // one.group}",
+            one.norm,
+            "yes" if one.tied else "no",
+            one.also,
+            f"`calibrate laws --model {one.name} --concept evil --judge auto --variants`",
+        ]
+        for one in MODELS
+    ]
+    heads = [
+        "model", "10⁹ parameters", "layers × width", "heads, key-value heads", "norm", "tied",
+        "also", "on the real weights",
+    ]  # fmt: skip
+    return f"{ELEVEN}\n{table(heads, rows)}"
+
+
+COMPANION = """## The paper's figures and tables
+
+What each shows, what stands beside it here, and whether it is the same. The paper steers models of
+.1 to 8 billion parameters on GPUs; here are two small ones on two cores, and models trained for it.
+"""
+
+FIGURES = (
+    ("2, 3, 4, 5, B.1", "data and theorems of the unconstrained features model",
+     "[trained](#the-papers-own-model)", "yes"),
+    ("6, A.5, A.8", "tokens rise, peak and fall, middle block",
+     "bumps and peaks, [where the laws hold](#where-the-laws-hold)",
+     "within the budget; the share that rises twice is in [every block](#every-block)"),
+    ("A.7", "the same, early block: tokens less often of the concept",
+     "bumps, early", "no: a fifth of the tokens rise twice, since the direction in which logits "
+     "move turns with α ([why](remainder.md))"),
+    ("A.9", "the same, last block", "bumps, late", "yes"),
+    ("A.10", "tokens at negative strengths", "both signs are in every row and picture", "yes"),
+    ("7, top; A.11, A.12", "a judge reads the concept in replies: mostly a sigmoid, sometimes a "
+     "fall", "[presence](#presence-in-replies)", "mostly, as there"),
+    ("7, bottom; A.13", "ΔCE: quadratic near 0, a plateau far out",
+     "ΔCE, [where the laws hold](#where-the-laws-hold)", "yes"),
+    ("A.1", "v of length 1", "[other ways to steer](#other-ways-to-steer)", "yes: only α's unit"),
+    ("A.2", "the last token alone is steered", "[other ways to steer](#other-ways-to-steer)",
+     "see there"),
+    ("A.3", "texts resampled", "error bars of the pictures of evil", "yes: moderate"),
+    ("A.4", "a 1-layer GPT, uppercase words", "gpt2-1layer in [every block](#every-block)",
+     "see there"),
+    ("A.6", "MMLU falls with strength of either sign", "[questions](#questions-answered-rightly)",
+     "see there"),
+    ("Table A.1", "eleven models", "[the eleven models](#the-eleven-models)",
+     "their shapes, tiny; the real weights are a line each"),
+    ("Table A.2", "likeliest tokens at 200", "[the far end](#the-far-end-by-token)", "see there"),
+)  # fmt: skip
+
+PRESENCE = """## Presence in replies
+
+A probe that learned from graded replies reads 32 replies at each of 41 strengths, of both signs, up
+to where text has degenerated: replies are 3 nats a token less likely to the plain model, or half of
+their tokens lie in a loop, or most are empty. The law is a sigmoid between two asymptotes, fitted
+up to where presence turns back by more than two standard errors. The paper's judge says yes where
+any word of the concept stands; this one reads as readers do. Dotted and on the right, the law of
+the mass of the concept's tokens: it needs no reply, and rises where presence does.
+"""
+
+WAYS = """## Other ways to steer
+
+Misfits within the budget and beyond it, middle block; too large ones in bold. Random negatives are
+the paper's default, contrastive ones its Figure A.5 and the default here.
+"""
+
+ACCURACY = """## Questions answered rightly
+
+The guard's 240 questions, by the log-likelihood of their answers; the bound is on the drop from
+strength 0, question by question.
+"""
+
+FAR_TOKENS = f"""## The far end by token
+
+At ±{FAR:g} the likeliest {LISTED} tokens, over 16 contexts, beside those that norm(±v)·W_Uᵀ
+foretells without a pass; total variation between the two distributions; and the share of the
+foretold tokens whose mean log-odds are among the most extreme {EXTREME:.0%} of the vocabulary. The
+paper finds that dominating tokens have extreme log-odds at the last block but not at middle ones.
+"""
+
+ELEVEN = """## The eleven models
+
+As published (the sizes are checked by building the shapes without memory), and a line to run each.
+`tests/test_paper_models.py` runs `calibrate` and `measure_laws` on a tiny random model of each
+shape. The eleventh, a 1-layer GPT, was trained by the paper's authors; the one trained for the
+tests of this project stands for it.
+"""
