@@ -57,7 +57,7 @@ class Block:
 
     units: α at the budget, by sign. plateaus: by sign. rises: ΔCE by sign, at NEAR times the
     positive unit. quadratic: ½cα² at that unit. misfits: by law, within the budget, beyond it, and
-    the largest that will do.
+    the largest that will do. far: by sign, the likeliest tokens at the paper's ±200.
     """
 
     model: str
