@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import measure_large_corpus as large_corpus
 import numpy as np
 from markdown_tables import DOCS, table
 from records import page_option, read_records, write_records
@@ -208,6 +209,7 @@ def page(found: list[Block]) -> str:
         PICTURED,
         *panel_sections(panels),
         far_tokens(found),
+        large_corpus.section(),
         section(ufm) if ufm else "",
         eleven_models(),
         exponents(found),
