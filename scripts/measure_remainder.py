@@ -130,7 +130,7 @@ def peaks(
 ) -> Cell:
     """Where tokens peak and how often they rise twice, by either law, up to each reach."""
     few = slice(None, None, len(rows) // CONTEXTS)
-    law, read_out = only(law, few), reader_of(loaded)
+    law, read_out = law.taken(few), reader_of(loaded)
     ids = np.argsort(-tilt.log_p[few], axis=1)[:, :LIKELY]
     by_tilt = np.take_along_axis(
         TokenLaw(tilt.log_p[few], tilt.log_odds[few], tilt.saturation).peaks(6 * law.unit), ids, 1
@@ -161,20 +161,9 @@ def peaks(
     return facts
 
 
-def only(law: RemainderLaw, few: slice) -> RemainderLaw:
-    """The law of some of its contexts."""
-    return replace(
-        law,
-        at_zero=law.at_zero[few],
-        slope=None if law.slope is None else law.slope[few],
-        above=law.above[few],
-        below=law.below[few],
-    )
-
-
 def fitted_on_half(law: RemainderLaw, rise: float, read_out: ReadOut) -> RemainderLaw:
     """The law with the scale that every second position asks for."""
-    scale = only(law, slice(None, None, 2)).fitted_to(rise, read_out).scale
+    scale = law.taken(slice(None, None, 2)).fitted_to(rise, read_out).scale
     return replace(law, scale=scale)
 
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 LAW_NAMES = {
     "cross_entropy": "ΔCE, relative error",
+    "cross_entropy_remainder": "ΔCE, by the remainder",
     "concept": "concept, log-odds error",
+    "concept_remainder": "concept, by the remainder",
     "bumps": "tokens with more than one bump",
     "peaks": "peaks, 1 - rank correlation",
 }

@@ -6,7 +6,7 @@ judged against every other strength here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,12 +18,12 @@ from calibrate.engine.cross_entropy import Steered, measure_steered
 from calibrate.engine.site import Site
 from calibrate.engine.unsteered import UnsteeredRun
 from calibrate.laws.far_end import FAR, FAR_NORMALISED, FarEnd, measure_far_end
+from calibrate.laws.foretold import Foretold, foretell
 from calibrate.laws.formulas import CrossEntropyLaw, Goodness, MassLaw, judge_mass, judge_rise
 from calibrate.laws.log_odds import LogOdds, measure_log_odds, sampled_contexts
 from calibrate.laws.panels import AccuracyCurve, PresenceCurve
 from calibrate.laws.pilot import Pilot, fit_pilot
-from calibrate.laws.remainder import FITTED_AT, mean_divergence
-from calibrate.laws.remainder_passes import measure_remainder, reader_of
+from calibrate.laws.remainder import FITTED_AT
 from calibrate.laws.tokens import ProbabilityCurves, TokenLaw, judge_peaks, judge_shapes
 from calibrate.models.model import LoadedModel
 
@@ -33,9 +33,6 @@ LIKELY = 200  # tokens of each context whose curves are judged
 SHOWN = 8  # tokens of the shown context whose curves are kept
 CONTEXT_TOKENS = 24  # of the shown context, kept to be read
 PEAK_STRENGTHS = 81  # at which the law's peaks are looked for
-TINY = 1e-300  # a probability that is none
-
-FoundLaw = Callable[[float], np.ndarray]  # from a strength to ln p of the watched contexts
 
 
 class TokenCurve(Section):
@@ -54,8 +51,10 @@ class BlockCurves(Section):
 
     delta_ce: nats per token; concept_mass: probability of the concept's tokens. Their errors are
     standard deviations over resampled concept texts, where those were asked for, and for ΔCE
-    otherwise the standard error over sequences. law_*: what the laws predict. goodness: by law, up
-    to α_B of either sign; goodness_beyond: up to BEYOND times as far, where the laws extrapolate.
+    otherwise the standard error over sequences. law_*: what the paper's laws predict, as a
+    calibration uses them; remainder_*: what the law of the bounded remainder does. goodness: by
+    law, up to α_B of either sign; goodness_beyond: up to BEYOND times as far, where the laws
+    extrapolate.
     context: the end of the text before the tokens shown; of the contexts sampled, the one in which
     probabilities move most. far: by sign, the tokens left at a far strength. presence, accuracy:
     None where nobody was asked to read replies, and no questions were put.
@@ -73,6 +72,8 @@ class BlockCurves(Section):
     concept_mass: list[float]
     concept_mass_error: list[float] | None
     law_concept_mass: list[float]
+    remainder_delta_ce: list[float]
+    remainder_concept_mass: list[float]
     context: str
     tokens: list[TokenCurve]
     goodness: dict[str, Goodness]
@@ -143,13 +144,18 @@ def block_curves(bench: Bench, site: Site, resamples: Sequence[Site] = ()) -> Bl
     resampled = [
         [bench.steered(other, float(strength)) for strength in strengths] for other in resamples
     ]
-    steered_tokens = np.stack([steered.watched for steered in measured])
-    law = _remainder_law(bench, site, unit, strengths, steered_tokens)
-    watched = _watch(law, strengths, steered_tokens)
+    foretold = _foretold(bench, site, contexts, strengths, rises, masses)
+    far_rises, far_masses = foretold.curves(strengths, bench.concept_tokens)
+    watched = _watch(foretold, strengths, np.stack([steered.watched for steered in measured]))
     shown = int(np.argmax(np.ptp(watched.measured.probabilities, axis=2).sum(axis=1)))
     goodness, goodness_beyond = (
         _judge_laws(
-            strengths, share * unit * (1 + 1e-9), (law_rises, rises), (law_masses, masses), watched
+            strengths,
+            share * unit * (1 + 1e-9),
+            {"cross_entropy": law_rises, "cross_entropy_remainder": far_rises},
+            {"concept": law_masses, "concept_remainder": far_masses},
+            (rises, masses),
+            watched,
         )
         for share in (WITHIN, BEYOND)
     )
@@ -174,6 +180,8 @@ def block_curves(bench: Bench, site: Site, resamples: Sequence[Site] = ()) -> Bl
             [[steered.mass.value for steered in curve] for curve in resampled]
         ),
         law_concept_mass=law_masses.tolist(),
+        remainder_delta_ce=far_rises.tolist(),
+        remainder_concept_mass=far_masses.tolist(),
         context=_text_before(bench, contexts[shown]),
         tokens=_token_curves(bench, odds.tokens, strengths, watched, shown),
         goodness=goodness,
@@ -185,17 +193,22 @@ def block_curves(bench: Bench, site: Site, resamples: Sequence[Site] = ()) -> Bl
 def _judge_laws(
     strengths: np.ndarray,
     reach: float,
-    rises: tuple[np.ndarray, np.ndarray],
-    masses: tuple[np.ndarray, np.ndarray],
+    rises: Mapping[str, np.ndarray],
+    masses: Mapping[str, np.ndarray],
+    truth: tuple[np.ndarray, np.ndarray],
     watched: _Watched,
 ) -> dict[str, Goodness]:
-    """Judge every law at strengths up to `reach`; rises, masses: predicted, and measured."""
+    """Judge every law at strengths up to `reach`.
+
+    rises, masses: predicted, by law. truth: rises and masses measured.
+    """
     near = np.abs(strengths) <= reach
     steered = near & (strengths != 0)
     measured, by_law = watched.measured.up_to(reach), watched.by_law.up_to(reach)
+    at, (rise, mass) = strengths[steered], (row[steered] for row in truth)
     return {
-        "cross_entropy": judge_rise(strengths[steered], *(row[steered] for row in rises)),
-        "concept": judge_mass(strengths[steered], *(row[steered] for row in masses)),
+        **{law: judge_rise(at, row[steered], rise) for law, row in rises.items()},
+        **{law: judge_mass(at, row[steered], mass) for law, row in masses.items()},
         "bumps": judge_shapes(measured.probabilities.reshape(-1, len(measured.strengths))),
         "peaks": judge_peaks(measured.peaks(), by_law.peaks(), float(measured.strengths[-1])),
     }
@@ -217,27 +230,33 @@ def _predicted(laws: Mapping[int, CrossEntropyLaw | MassLaw], strengths: np.ndar
     return np.where(strengths >= 0, positive, negative)
 
 
-def _remainder_law(
-    bench: Bench, site: Site, unit: float, strengths: np.ndarray, measured: np.ndarray
-) -> FoundLaw:
-    """The law of the bounded remainder in the watched contexts; measured as for `_watch`."""
-    law = measure_remainder(bench.loaded, bench.run, site, unit, sampled_contexts(bench.run))
-    read_out = reader_of(bench.loaded)
-    before, after = (
-        np.log(measured[np.argmin(np.abs(strengths - at * unit))].astype(float) + TINY)
-        for at in (0.0, FITTED_AT)
-    )
-    law = law.fitted_to(mean_divergence(before, after), read_out)
-    return lambda strength: law.log_probabilities(strength, read_out)
+def _foretold(
+    bench: Bench,
+    site: Site,
+    contexts: Sequence[int],
+    strengths: np.ndarray,
+    rises: np.ndarray,
+    masses: np.ndarray,
+) -> Foretold:
+    """The law of the bounded remainder at a site; rises, masses: measured at the strengths."""
+    zero = len(SHARES)
+    one, farther = (zero + 1 + SHARES.index(share) for share in (1.0, FITTED_AT))
+    return foretell(
+        bench.loaded, bench.run, site, float(strengths[one]), contexts,
+        (float(rises[one]), float(rises[farther])), float(masses[zero]),
+    )  # fmt: skip
 
 
-def _watch(law: FoundLaw, strengths: np.ndarray, measured: np.ndarray) -> _Watched:
+def _watch(foretold: Foretold, strengths: np.ndarray, measured: np.ndarray) -> _Watched:
     """measured: (n_strengths, n_contexts, vocabulary)."""
     unsteered = measured[np.argmin(np.abs(strengths))]
     ids = np.argsort(-unsteered, axis=1)[:, :LIKELY]
     finest_near_zero = float(strengths[-1]) * np.linspace(-1, 1, PEAK_STRENGTHS) ** 3
     fine = np.union1d(strengths, finest_near_zero)
-    by_law = [np.exp(np.take_along_axis(law(float(at)), ids, axis=1)) for at in fine]
+    by_law = [
+        np.exp(np.take_along_axis(foretold.log_probabilities(float(at)), ids, axis=1))
+        for at in fine
+    ]
     curves = np.take_along_axis(measured, ids[None], axis=2).transpose(1, 2, 0)
     return _Watched(
         ids, ProbabilityCurves(strengths, curves), ProbabilityCurves(fine, np.stack(by_law, axis=2))

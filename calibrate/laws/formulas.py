@@ -76,7 +76,7 @@ def judge_mass(
     strengths: Sequence[float], predicted: Sequence[float], measured: Sequence[float]
 ) -> Goodness:
     """Judge a law of a probability mass by the largest error of its log-odds."""
-    errors = np.abs(_logit(np.asarray(predicted)) - _logit(np.asarray(measured)))
+    errors = np.abs(clipped_logit(np.asarray(predicted)) - clipped_logit(np.asarray(measured)))
     return Goodness.of(_points(strengths, predicted, measured), float(errors.max()), GOOD_LOG_ODDS)
 
 
@@ -176,7 +176,7 @@ class MassLaw:
         If that takes a dose of the other sign, or of more than MAX_DOSE times the strength, the
         derivative at 0 does not explain the mass: the law is returned as it is.
         """
-        change = float(_logit(np.array(mass))) - self.log_odds
+        change = float(clipped_logit(np.array(mass))) - self.log_odds
         if not 0 < change / (self.gain * strength or np.nan) <= MAX_DOSE:
             return self
         return replace(self, saturation=saturation_of(strength, change / self.gain))
@@ -190,7 +190,7 @@ class MassLaw:
     @classmethod
     def from_mass(cls, mass: float, gain: float) -> MassLaw:
         """The law of a known unsteered mass, in (0, 1), before any saturation is known."""
-        return cls(float(_logit(np.array(mass))), gain, 0.0)
+        return cls(float(clipped_logit(np.array(mass))), gain, 0.0)
 
 
 def _points(
@@ -202,6 +202,7 @@ def _points(
     )
 
 
-def _logit(mass: np.ndarray) -> np.ndarray:
+def clipped_logit(mass: np.ndarray) -> np.ndarray:
+    """Log-odds of probabilities, those of 0 and 1 kept finite."""
     log_odds: np.ndarray = logit(np.clip(mass, 1e-9, 1 - 1e-9))
     return log_odds

@@ -107,7 +107,8 @@ def _draw_tokens(axes: Axes, curves: LawCurves, block: BlockCurves) -> None:
 
 def _draw_concept(axes: Axes, curves: LawCurves, block: BlockCurves) -> None:
     _draw_measured(axes, block, block.concept_mass, block.concept_mass_error)
-    axes.plot(block.strengths, block.law_concept_mass, "--", color=LAW, label="law")
+    axes.plot(block.strengths, block.law_concept_mass, "--", color=LAW, label="sigmoid")
+    axes.plot(block.strengths, block.remainder_concept_mass, ":", color=LAW, label="remainder")
     axes.set_ylim(0, min(1.05, 1.15 * max(block.concept_mass)))
     axes.set_ylabel("probability of the concept's tokens")
     axes.set_title(_verdict(block, "concept", "log-odds off by {:.2f}"))
@@ -116,6 +117,7 @@ def _draw_concept(axes: Axes, curves: LawCurves, block: BlockCurves) -> None:
 def _draw_delta_ce(axes: Axes, curves: LawCurves, block: BlockCurves) -> None:
     _draw_measured(axes, block, block.delta_ce, block.delta_ce_error)
     axes.plot(block.strengths, block.law_delta_ce, "-", color=LAW, label="law")
+    axes.plot(block.strengths, block.remainder_delta_ce, ":", color=LAW, label="remainder")
     axes.plot(block.strengths, block.quadratic, "--", color=MUTED, lw=1, label="½cα²")
     for index, plateau in enumerate(block.plateaus.values()):
         axes.axhline(plateau, color=MUTED, lw=0.8, ls="-.", label=None if index else "plateaus")

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from calibrate.laws.formulas import Goodness, _logit
+from calibrate.laws.formulas import Goodness, clipped_logit
 
 GOOD_PRESENCE = 3.0  # largest error of presence, in standard errors of the difference
 
@@ -135,7 +135,7 @@ def _fitted(alpha: np.ndarray, y: np.ndarray, n: np.ndarray) -> tuple[PresenceLa
     reach = max(float(np.abs(alpha).max()), 1e-12)
     steepest = 20 / reach
     bounds = [(-20.0, 20.0), (-steepest, steepest), (0.0, 0.5), (0.5, 1.0)][:free]
-    start = [float(_logit(y[:1])[0]), 1 / reach, 0.02, 0.98][:free]
+    start = [float(clipped_logit(y[:1])[0]), 1 / reach, 0.02, 0.98][:free]
     fitted = _full(minimize(loss, start, bounds=bounds, method="L-BFGS-B").x)
     slopes = _gradient(fitted, alpha)[:, :free]
     f = np.clip(_sigmoid(fitted, alpha), 1e-9, 1 - 1e-9)

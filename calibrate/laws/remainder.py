@@ -51,6 +51,16 @@ class RemainderLaw:
     below: np.ndarray
     scale: float = 3.0
 
+    def taken(self, contexts: slice | np.ndarray) -> RemainderLaw:
+        """The law of some of its contexts."""
+        return replace(
+            self,
+            at_zero=self.at_zero[contexts],
+            slope=None if self.slope is None else self.slope[contexts],
+            above=self.above[contexts],
+            below=self.below[contexts],
+        )
+
     def residual(self, strength: float) -> np.ndarray:
         """r(α), array (n_contexts, hidden)."""
         residual: np.ndarray = strength * self.vector + self.remainder(strength)
