@@ -70,11 +70,17 @@ def laws(
     """Measure the paper's curves at some blocks, and draw them with the laws over them."""
     from calibrate.artefact.directory import require_free, wrote
     from calibrate.common.layout import LAWS_FILE, LAWS_PICTURES
+    from calibrate.common.settings import Settings
+    from calibrate.judging.choice import check_judges
     from calibrate.texts.concept import read_concept
+    from calibrate.texts.guard import choose_guard
 
     concept = named(concept)
     file, loading, settings = checked(negatives, prompts, rest)
     texts = read_concept(concept, positives, file)
+    if judge is not None:
+        check_judges(judge, None, Settings(**settings))
+    choose_guard(guard)
     directory = out or Path(f"{stem(concept)}-{stem(loading['model'])}-laws")
     require_free(directory, LAWS_FILE, LAWS_PICTURES)
 

@@ -9,7 +9,7 @@ Taimeskhanov, Vaiter, Garreau, "Towards Understanding Steering Strength", arXiv:
 
 M(z) is a token's log-odds: how fast steering raises its logit. They are theorems about the paper's
 simple model. In a transformer M is ∂logit/∂α at α = 0 (`log_odds`), and an effective dose a(α)
-takes the place of α (`dose`). `presence` fits what judges read in replies. `pilot` fits the laws to
-a few passes, with intervals from `bootstrap`; `curves`, `experiment` and `plots` put them beside
-what is measured far beyond the budget.
+takes the place of α (`dose`); `remainder` lets the direction turn in which logits move. `presence`
+fits what judges read in replies. `pilot` fits the laws to a few passes, with intervals from
+`bootstrap`; `curves` and `plots` put them beside what is measured far beyond the budget.
 """
