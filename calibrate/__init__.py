@@ -38,12 +38,14 @@ if TYPE_CHECKING:
     from calibrate.engine.site import SteeringVector
     from calibrate.laws.law_curves import LawCurves
     from calibrate.models.model import LoadedModel
+    from calibrate.pipelines.callback import CalibratedStep, CalibrationCallback
     from calibrate.search.law_experiment import measure_laws
     from calibrate.texts.concept import Concept
     from calibrate.texts.extraction import extract_vectors
 
 _HOMES = {
     "calibration": ("calibrate",),
+    "pipelines.callback": ("CalibratedStep", "CalibrationCallback"),
     "deploy.finished": ("Calibration",),
     "texts.concept": ("Concept",),
     "artefact.config": ("SteeringConfig", "load"),
@@ -74,7 +76,9 @@ __all__ = [
     "ArtefactError",
     "CalibrateError",
     "CalibrateWarning",
+    "CalibratedStep",
     "Calibration",
+    "CalibrationCallback",
     "Concept",
     "ConceptError",
     "ExportRefused",

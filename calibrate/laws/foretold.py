@@ -20,7 +20,7 @@ from calibrate.laws.remainder import ReadOut, RemainderLaw, mean_divergence
 from calibrate.laws.remainder_passes import measure_remainder, reader_of
 from calibrate.models.model import LoadedModel
 
-FOLLOWED = 256  # scored tokens whose residuals are followed, beside the contexts that are watched
+FOLLOWED = 128  # scored tokens whose residuals are followed, beside the contexts that are watched
 
 
 @dataclass(frozen=True, eq=False)

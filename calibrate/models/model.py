@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -24,6 +24,7 @@ from calibrate.models.capabilities import Capabilities
 from calibrate.models.rendering import Rendering, template_of
 
 DEFAULT_BATCH_TOKENS = 2048
+AS_BEFORE_AUTOCAST = "_original_forward"  # where accelerate keeps a model's own forward
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,21 +200,37 @@ def preserving_module_state(model: nn.Module, device: torch.device) -> Iterator[
 
     Restored are every module's train/eval flag and the random states of torch, its devices
     and NumPy. Compiled code is not used meanwhile, since it ignores hooks. Inference mode is left,
-    since tensors made in it can never have gradients.
+    since tensors made in it can never have gradients. Autocast is off, also accelerate's, so that
+    weights are measured in the precision they are kept in.
     """
     training = [module for module in model.modules() if module.training]
     numpy_state = np.random.get_state()
     devices = [device] if device.type == "cuda" else []
-    eager = torch.compiler.set_stance("force_eager")
-    outside = torch.inference_mode(False)
-    with outside, eager, torch.random.fork_rng(devices=devices), torch.no_grad():
+    autocast = [module for module in model.modules() if _is_autocast(module)]
+    forwards = [vars(module)["forward"] for module in autocast]
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(torch.no_grad())
+        for module in autocast:
+            module.forward = vars(module)[AS_BEFORE_AUTOCAST]
         model.eval()
         try:
             yield
         finally:
+            for module, forward in zip(autocast, forwards, strict=True):
+                module.forward = forward
             for module in training:
                 module.training = True
             np.random.set_state(numpy_state)
+
+
+def _is_autocast(module: nn.Module) -> bool:
+    """Whether accelerate put autocast around it; it keeps the pipelined ones' forward as well."""
+    both = {AS_BEFORE_AUTOCAST, "forward"} <= vars(module).keys()
+    return both and not hasattr(module, "pippy_stage")
 
 
 def blocks_of(model: Any) -> tuple[nn.ModuleList, int]:

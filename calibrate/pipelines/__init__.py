@@ -1,0 +1,1 @@
+"""Where models are made and shipped: calibrations beside a training run."""
