@@ -101,7 +101,10 @@ def main(
             for concept in concepts:
                 measure(name, concept, PACKS / "prompts.txt")
     draw(LawCurves.model_validate(read_records(PICTURES / "curves.json")))
-    (DOCS / "reproduction.md").write_text(page(kept()), encoding="utf-8")
+    found = kept_panels()
+    for panel in found:
+        draw_panel(panel)
+    (DOCS / "reproduction.md").write_text(page(kept(), found), encoding="utf-8")
 
 
 def kept() -> list[Block]:
@@ -132,7 +135,7 @@ def train_ufm() -> None:
 
 
 def measure_panel(concept: str, layer: int, wished: dict[str, Any]) -> None:
-    """Measure one block with all that is wished, unless an earlier run has, and draw it."""
+    """Measure one block with all that is wished, unless an earlier run has."""
     name = f"{concept}-{layer}"
     target = PICTURES / f"panel-{name}.json"
     if target.exists():
@@ -141,10 +144,6 @@ def measure_panel(concept: str, layer: int, wished: dict[str, Any]) -> None:
         curves = measure_laws(
             SHOWN[0], concept, layers=(layer,), prompts=prompts, judge="auto", **wished
         )
-    for drawing, content in law_pictures(curves).items():
-        panel, _, form = drawing.partition(".")
-        if form == "png" and panel in ("presence", "accuracy", "variants"):
-            (PICTURES / f"{panel}-{name}.png").write_bytes(content)
     write_records(target, drawn(curves))
     click.echo(name)
 
@@ -196,11 +195,21 @@ def draw(curves: LawCurves) -> None:
             (PICTURES / name).write_bytes(content)
 
 
-def page(found: list[Block]) -> str:
-    panels = [
+def kept_panels() -> list[Panel]:
+    return [
         Panel(path.stem.removeprefix("panel-"), LawCurves.model_validate(read_records(path)))
         for path in sorted(PICTURES.glob("panel-*.json"))
     ]
+
+
+def draw_panel(panel: Panel) -> None:
+    for drawing, content in law_pictures(panel.curves).items():
+        name, _, form = drawing.partition(".")
+        if form == "png" and name in ("presence", "accuracy", "variants"):
+            (PICTURES / f"{name}-{panel.name}.png").write_bytes(content)
+
+
+def page(found: list[Block], panels: list[Panel]) -> str:
     ufm = read_records(UFM)
     parts = [
         HEADER,

@@ -66,19 +66,20 @@ def _figure(
         for axes, (name, block) in zip(row, columns.items(), strict=True):
             draw(axes, curves, block)
             axes.set_title(f"{name}: {axes.get_title()}", fontsize=9)
-            _across(axes, block)
+            _across(axes, block, linear=draw is draw_presence)
     figure.suptitle(f"{title}: {curves.concept} on {curves.model.id}")
     return figure
 
 
-def _across(axes: Axes, block: BlockCurves) -> None:
+def _across(axes: Axes, block: BlockCurves, linear: bool) -> None:
     """The axis of strengths, and what is the same in every picture."""
-    unit = abs(block.strength_at_budget["positive"].value)
-    axes.set_xscale("symlog", linthresh=LINEAR_SHARE * unit, linscale=1.5)
+    if not linear:
+        unit = abs(block.strength_at_budget["positive"].value)
+        axes.set_xscale("symlog", linthresh=LINEAR_SHARE * unit, linscale=1.5)
+        _round_ticks(axes, unit)
     axes.axvline(0, color=MUTED, lw=0.6)
     for bound in block.strength_at_budget.values():
         axes.axvline(bound.value, color=BUDGET, lw=0.8, ls=":")
-    _round_ticks(axes, unit)
     axes.set_xlabel("strength α (dotted: α at the budget)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
