@@ -11,13 +11,20 @@ from calibrate.cli.console import say
 from calibrate.cli.option_groups import options
 from calibrate.cli.option_types import FILE, TEXT
 from calibrate.cli.shared import Command, working
+from calibrate.common.export_formats import FORMATS
 
-EXPORT_FORMATS = "gguf, peft, folded, easysteer, lm-eval, svec or snippet."
+*FIRST, LAST = FORMATS
 
 
 @click.command(name="export", cls=Command)
 @click.argument("directory", type=FILE, metavar="DIR")
-@click.option("--format", "format_name", required=True, metavar="NAME", help=EXPORT_FORMATS)
+@click.option(
+    "--format",
+    "format_name",
+    required=True,
+    metavar="NAME",
+    help=f"{', '.join(FIRST)} or {LAST}.",
+)
 @click.option("--to", required=True, type=FILE, metavar="PATH", help="File or directory.")
 @click.option("--model", type=TEXT, metavar="MODEL", help="Another place to load the model from.")
 @click.option("--no-check", is_flag=True, help="Do not load it back and compare.")

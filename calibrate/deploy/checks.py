@@ -28,7 +28,7 @@ from calibrate.search.long_run import unsteered_at_length
 from calibrate.texts.concept import read_lines
 from calibrate.texts.guard import guard_again
 from calibrate.texts.replies import corpus_texts
-from probes import Judge, Reader
+from probes import Probe, Reader
 from probes import load as load_probe
 
 # Largest gap between log-probabilities of the same computation, by precision: float32 on other
@@ -151,16 +151,15 @@ def check_presence(
 
     A judge that cannot be made again is named.
     """
-    measured, name = config.measured, config.concept.name
+    measured = config.measured
     judges = {"presence": (measured.judges[0], measured.presence.change)}
     if measured.audit is not None:
         judges["audit"] = measured.audit.judge, measured.audit.change
     readers: list[tuple[str, Reader]] = []
     for check, (judge, change) in judges.items():
+        probe = load_probe(folder / PROBE_FOLDER) if judge == "probe" else None
         try:
-            readers.append(
-                (check, Reader(_judge_again(judge, config, loaded, folder), name, judge))
-            )
+            readers.append((check, reader_again(judge, config, loaded, probe)))
         except InputError as missing:
             recorded = f"{judge} read a change of {change.value:+.3f}"
             yield Check(check, True, f"{recorded}, and is not asked again here: {missing}")
@@ -170,12 +169,18 @@ def check_presence(
             yield _check_change(check, reader, steered, plain, config)
 
 
-def _judge_again(name: str, config: SteeringConfig, loaded: LoadedModel, folder: Path) -> Judge:
-    """One of the calibration's judges; the probe as it was fitted, before any grades."""
-    if name == "probe":
-        return load_probe(folder / PROBE_FOLDER).as_fitted.on(loaded)
+def reader_again(
+    name: str, config: SteeringConfig, loaded: LoadedModel, probe: Probe | None
+) -> Reader:
+    """One of the calibration's judges; the probe as it was fitted, before any grades.
+
+    Raises: InputError if its name is not enough to make it.
+    """
     concept = config.concept
-    return judge_again(loaded, name, concept.name, concept.data_sha256, config.settings)
+    if name == "probe" and probe is not None:
+        return Reader(probe.as_fitted.on(loaded), concept.name, name)
+    judge = judge_again(loaded, name, concept.name, concept.data_sha256, config.settings)
+    return Reader(judge, concept.name, name)
 
 
 def _drawn_again(

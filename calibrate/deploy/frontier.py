@@ -19,11 +19,10 @@ from calibrate.artefact.frontier import Frontier
 from calibrate.common.cost import Ledger
 from calibrate.common.errors import ArtefactError, CalibrateWarning, InputError
 from calibrate.common.progress import SILENT, Progress
-from calibrate.common.settings import Settings
-from calibrate.deploy.checks import check_identity, check_reference
-from calibrate.judging.panel import Panel, judge_again
+from calibrate.deploy.checks import check_identity, check_reference, reader_again
+from calibrate.judging.panel import Panel
 from calibrate.models.model import LoadedModel, preserving_model_state
-from calibrate.search.budget import LADDER, spending_strength
+from calibrate.search.budget import LADDER, ascending, spending_strength
 from calibrate.search.frontier import Bench, Point, measure_frontier
 from calibrate.search.rivals import Rival, measure_rivals
 from calibrate.search.trials import PROPOSED_SHARE
@@ -31,7 +30,7 @@ from calibrate.search.verification import verify
 from calibrate.texts.concept import read_corpus
 from calibrate.texts.guard import guard_again
 from calibrate.texts.replies import build_corpora, sample_splits
-from probes import Probe, Reader
+from probes import Probe
 
 MENU = (0.5, 1.0, 2.0, 4.0)  # times the calibration's own budget
 
@@ -55,7 +54,9 @@ def measure(
     """
     if budgets is None:
         budgets = [share * config.budget.limit for share in MENU]
-    wanted = checked_budgets(budgets)
+    wanted = ascending(budgets)
+    if not wanted:
+        raise InputError("there must be at least one budget, got none")
     with preserving_model_state(loaded):
         ledger = Ledger(loaded.meter, progress)
         with ledger.stage("replies and judges"):
@@ -69,17 +70,6 @@ def measure(
         return build_frontier(
             config.provenance.fingerprint, bench, found, others, at, ledger.stages
         )
-
-
-def checked_budgets(budgets: Sequence[float]) -> list[float]:
-    """The budgets, each once, from small to large.
-
-    Raises: InputError if there are none, or one is out of range.
-    """
-    checked = sorted({Settings(ce_budget=budget).ce_budget for budget in budgets})
-    if not checked:
-        raise InputError("there must be at least one budget, got none")
-    return checked
 
 
 def open_bench(
@@ -132,20 +122,13 @@ def open_panel(config: SteeringConfig, probe: Probe | None, loaded: LoadedModel)
 
     Raises: InputError if the judge of the final replies cannot be made again.
     """
-    names, concept = config.measured.judges, config.concept
-
-    def again(name: str) -> Reader:
-        if name == "probe" and probe is not None:
-            return Reader(probe.as_fitted.on(loaded), concept.name, name)
-        judge = judge_again(loaded, name, concept.name, concept.data_sha256, config.settings)
-        return Reader(judge, concept.name, name)
-
-    final = again(names[0])
-    reader = final if probe is None else again("probe")
+    names = config.measured.judges
+    final = reader_again(names[0], config, loaded, probe)
+    reader = final if probe is None else reader_again("probe", config, loaded, probe)
     auditor = None
     if len(names) > 1:
         try:
-            auditor = again(names[1])
+            auditor = reader_again(names[1], config, loaded, probe)
         except InputError as missing:
             warnings.warn(
                 f"no second judge reads these replies: {missing}", CalibrateWarning, stacklevel=2
@@ -176,7 +159,7 @@ def pick(
     Returns: the config and the evidence, to be written (`artefact.saved.save`).
     Raises: Infeasible as a calibration's verification does; InputError as `measure` does.
     """
-    (budget,) = checked_budgets([ce_budget])
+    (budget,) = ascending([ce_budget])
     ledger = Ledger(loaded.meter, progress)
     with preserving_model_state(loaded):
         with ledger.stage("replies and judges"):

@@ -15,7 +15,7 @@ from calibrate.common.settings import Settings
 from calibrate.engine.unsteered import UnsteeredRun
 from calibrate.laws.pilot import Pilot
 from calibrate.models.model import LoadedModel
-from calibrate.search.budget import spending_strength
+from calibrate.search.budget import ascending, spending_strength
 from calibrate.search.effect import TooLittle
 from calibrate.search.trials import PROPOSED_SHARE
 from calibrate.search.verification import Verified
@@ -35,12 +35,12 @@ def checked_larger(budgets: Iterable[float], settings: Settings) -> tuple[float,
 
     Raises: InputError if one is out of range, or not above the first.
     """
-    checked = sorted({replace(settings, ce_budget=budget).ce_budget for budget in budgets})
+    checked = ascending(budgets)
     if checked and checked[0] <= settings.ce_budget:
         raise InputError(
             f"larger budgets must be above ce_budget {settings.ce_budget:g}, got {checked[0]:g}"
         )
-    return tuple(checked)
+    return checked
 
 
 def verify_affordable(

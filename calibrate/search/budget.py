@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -42,6 +42,14 @@ class VerifiedBudget:
     def delta_ce(self) -> RatioEstimate:
         """ΔCE of the strength that keeps to the budget."""
         return self.rises[self.strength]
+
+
+def ascending(budgets: Iterable[float]) -> tuple[float, ...]:
+    """Budgets, each once, from small to large.
+
+    Raises: InputError if one is out of range.
+    """
+    return tuple(sorted({Settings(ce_budget=budget).ce_budget for budget in budgets}))
 
 
 def spending_strength(

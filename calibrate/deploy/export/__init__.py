@@ -13,15 +13,14 @@ To add a format:
    (`common.marks.signature`) and let `wrote` recognise that; directories are marked by `target`.
 4. `serve` says how to use the export. `loaded_back` reads what was written as the consumer does;
    `with_shifts` and `unsteered` give the log-probabilities. Import the consumer's library inside.
-5. Add the module and class to FORMATS, and the name to EXPORT_FORMATS in cli/export.py; run
-   scripts/write_cli_docs.py. The tests over FORMATS then cover it.
+5. Add the module and class to FORMATS in common/export_formats.py; run scripts/write_cli_docs.py.
+   The tests over FORMATS then cover it.
 6. In tests/deploy, name a single-file format in SINGLE of test_never_destroys.py and in `target` of
    test_export.py, and test it there with the consumer itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 
@@ -29,6 +28,7 @@ import torch
 
 from calibrate.artefact.config import SteeringConfig
 from calibrate.common.errors import InputError, VerificationFailed, did_you_mean
+from calibrate.common.export_formats import FORMATS
 from calibrate.common.progress import SILENT, Progress
 from calibrate.deploy.checks import TOLERANCES
 from calibrate.deploy.export.exporter import Exported, Exporter
@@ -40,15 +40,6 @@ from calibrate.models.model import LoadedModel, preserving_model_state
 __all__ = ["FORMATS", "Exported", "check_request", "export"]
 
 # By name, the module and class that write it; imported, with their libraries, when asked for.
-FORMATS: Mapping[str, tuple[str, str]] = {
-    "gguf": ("control_vector", "ControlVector"),
-    "peft": ("adapter", "Adapter"),
-    "folded": ("folded", "Folded"),
-    "easysteer": ("easysteer", "EasySteer"),
-    "lm-eval": ("lm_eval", "LmEval"),
-    "svec": ("svec", "Svec"),
-    "snippet": ("snippet", "Snippet"),
-}
 
 
 def export(
