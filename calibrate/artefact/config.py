@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from calibrate.artefact.hub import local_directory
 from calibrate.artefact.law_sections import LawsSection
 from calibrate.artefact.measured_sections import MeasuredSection
 from calibrate.artefact.sections import (
@@ -187,7 +188,7 @@ def vector_file(vectors: Mapping[int, np.ndarray]) -> tuple[bytes, dict[int, str
 
 
 def load(directory: str | Path) -> SteeringConfig:
-    """Load the config in a directory.
+    """Load the config in a directory, or in a repository of the Hub (`calibrate.artefact.hub`).
 
     Raises: ArtefactError if it is missing, damaged, or of a version this release cannot read.
 
@@ -195,7 +196,7 @@ def load(directory: str | Path) -> SteeringConfig:
     >>> config.measured.presence.value > config.measured.presence.baseline
     True
     """
-    folder = Path(directory)
+    folder = local_directory(directory)
     try:
         text = (folder / CONFIG_FILE).read_text(encoding="utf-8")
         facts = json.loads(text)

@@ -11,6 +11,7 @@ from calibrate.artefact.config import load as load_config
 from calibrate.artefact.directory import wrote
 from calibrate.artefact.evidence import EVIDENCE_FILE, Evidence
 from calibrate.artefact.frontier import FRONTIER_FILE, Frontier
+from calibrate.artefact.hub import local_directory
 from calibrate.common.files import write_together
 from probes import Probe
 
@@ -50,7 +51,7 @@ def load(
 
     Raises: ArtefactError if anything is missing or damaged.
     """
-    folder, probe = Path(directory), None
+    folder, probe = local_directory(directory), None
     config = load_config(folder)
     if (folder / PROBE_FOLDER).is_dir():
         probe = probes.load(folder / PROBE_FOLDER)

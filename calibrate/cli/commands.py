@@ -21,6 +21,7 @@ from calibrate.cli.laws import laws
 from calibrate.cli.main_job import run_main_job, show
 from calibrate.cli.option_groups import options
 from calibrate.cli.options import MAIN_JOB
+from calibrate.cli.push import push
 from calibrate.cli.shared import Command
 from calibrate.cli.talk import chat, generate
 from calibrate.cli.verify import verify
@@ -48,13 +49,14 @@ def cli(ctx: click.Context, /, **given: Any) -> None:
     calibrate chat joy-smollm2                   talk to it
     calibrate grade joy-smollm2                  read replies blind: is it there to you?
     calibrate export joy-smollm2 --format gguf --to joy.gguf
+    calibrate push joy-smollm2 USER/NAME         to the Hub, with a model card
     """  # noqa: D301 - \b keeps click from joining the lines
     if ctx.invoked_subcommand is None:
         run_main_job(**given)
 
 
 COMMANDS = (
-    show, frontier, pick, verify, generate, chat, grade, export_config, laws, judge, concepts
+    show, frontier, pick, verify, generate, chat, grade, export_config, push, laws, judge, concepts
 )  # fmt: skip
 for command in COMMANDS:
     cli.add_command(command)

@@ -21,6 +21,7 @@ from typing import Any
 
 from calibrate.artefact.config import SteeringConfig, load
 from calibrate.artefact.evidence import Evidence
+from calibrate.artefact.hub import local_directory
 from calibrate.common.cost import Ledger
 from calibrate.common.errors import AlteredError
 from calibrate.common.progress import SILENT, Progress
@@ -84,8 +85,8 @@ def check_directory(
     >>> calibrate.check_directory("joy/", loaded, quick=True).passed
     True
     """
-    folder = Path(directory)
     try:
+        folder = local_directory(directory)
         config = load(folder)
     except AlteredError as error:
         return GateReport((Check("artefact", False, str(error)),))

@@ -1,0 +1,77 @@
+"""Calibrations on the Hugging Face Hub: brought here, and checked.
+
+Wherever a directory is asked for, USER/NAME or USER/NAME@REVISION may stand as well. Only files
+that a calibration writes are fetched, all of them JSON, safetensors, text or pictures: nothing is
+ever unpickled. Each must have the SHA-256 that the repository's own list gives it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from calibrate.common.errors import AlteredError, ArtefactError
+from calibrate.common.marks import sha256_of
+
+SUMS_FILE = "SHA256SUMS"  # as `sha256sum --check` reads it
+FETCHED = ("steering.*", "evidence.json", "frontier.json", "report.html", "probe/*", SUMS_FILE)
+REPOSITORY = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+
+
+def local_directory(name: str | Path) -> Path:
+    """The directory of that name, or that of the repository, fetched.
+
+    Raises: ArtefactError if it is neither; AlteredError for a file that is not as it was pushed.
+    """
+    path, found = Path(name), REPOSITORY.fullmatch(str(name))
+    if found is None or path.exists():
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        fetched = snapshot_download(
+            found["name"], revision=found["revision"], allow_patterns=list(FETCHED)
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ArtefactError(
+            f"{name} must be a directory that calibrate wrote, or a repository on the Hub that "
+            f"can be read: {str(error).strip().splitlines()[0]}"
+        ) from error
+    folder = Path(fetched)
+    require_sums(folder)
+    return folder
+
+
+def sums_of(folder: Path) -> bytes:
+    """The list of the files' digests."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = [
+        f"{sha256_of(path)}  {path.relative_to(folder).as_posix()}\n"
+        for path in files
+        if path.name != SUMS_FILE
+    ]
+    return "".join(lines).encode()
+
+
+def require_sums(folder: Path) -> None:
+    """Raise AlteredError unless every listed file that is here has its digest.
+
+    Raises: ArtefactError if there is no list.
+    """
+    try:
+        lines = (folder / SUMS_FILE).read_text(encoding="utf-8").splitlines()
+        entries = [line.split("  ", 1) for line in lines]
+        listed = {name: digest for digest, name in entries}
+    except (OSError, ValueError) as error:
+        raise ArtefactError(
+            f"the repository must hold a {SUMS_FILE}, as `calibrate push` writes it ({error})"
+        ) from error
+    for name, digest in listed.items():
+        path = folder / name
+        if path.is_file() and sha256_of(path) != digest:
+            raise AlteredError(f"{name} must have SHA-256 {digest}: it is not what was pushed")
+    for path in folder.rglob("*"):
+        inside = path.relative_to(folder).as_posix()
+        if path.is_file() and path.name != SUMS_FILE and inside not in listed:
+            raise AlteredError(f"{inside} is in the repository, but was not pushed with it")

@@ -1,0 +1,213 @@
+"""Put a calibration on the Hugging Face Hub, with a model card made from its evidence."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from huggingface_hub import HfApi, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from jinja2 import Environment, PackageLoader
+
+from calibrate.artefact.config import SteeringConfig
+from calibrate.artefact.hub import SUMS_FILE, sums_of
+from calibrate.artefact.report.frontier_pictures import frontier_pictures
+from calibrate.artefact.report.pictures import pictures
+from calibrate.artefact.saved import load
+from calibrate.common.errors import ArtefactError, InputError
+from calibrate.common.files import made
+from calibrate.common.marks import TOOL, names_us
+from calibrate.common.progress import SILENT, Progress
+from calibrate.deploy.export import FORMATS, export
+from calibrate.deploy.finished import Calibration
+from calibrate.deploy.verify import open_model
+
+CARD_FILE = "README.md"
+EXPORTS, PICTURES = "exports", "pictures"
+SUFFIXES = {"gguf": ".gguf", "lm-eval": ".pt"}  # of the exports' files
+TAGS = ("activation-steering", "steering-vector", "representation-engineering", TOOL)
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """Where a calibration was put: a repository's address, or a folder on a dry run."""
+
+    place: str
+    files: tuple[str, ...]
+
+
+def push(
+    directory: str | Path,
+    repository: str,
+    *,
+    formats: Sequence[str] = (),
+    private: bool = True,
+    dry_run: str | Path | None = None,
+    model: str | None = None,
+    progress: Progress = SILENT,
+) -> Pushed:
+    """Put a finished calibration, exports, pictures and a card into a repository of the Hub.
+
+    repository: USER/NAME; made if it is not there. formats: exports to put beside it, each checked
+        as `calibrate export` does. private: whether a new repository is. dry_run: a folder to
+        write instead. model: another place to load the model from, for exports.
+    Raises: InputError for a name or format that does not exist; ArtefactError if the directory
+        holds no calibration, or the repository a README.md of other origin, or it cannot be
+        written.
+    """
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown:
+        raise InputError(f"exports must be of {', '.join(FORMATS)}, got {', '.join(unknown)}")
+    if dry_run is not None:
+        target = Path(dry_run)
+        if target.exists():
+            raise ArtefactError(f"{target} must not exist yet, since files are written there")
+        with made(target):
+            _write(directory, repository, target, formats, model, progress)
+        return Pushed(str(target), _names(target))
+    api = HfApi()
+    try:
+        url = api.create_repo(repository, private=private, exist_ok=True)
+        _require_ours(api, repository)
+        with TemporaryDirectory() as work:
+            folder = Path(work)
+            _write(directory, repository, folder, formats, model, progress)
+            api.upload_folder(
+                repo_id=repository, folder_path=folder, commit_message=f"Pushed by {TOOL}"
+            )
+            return Pushed(str(url), _names(folder))
+    except (HfHubHTTPError, HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ArtefactError(
+            f"{repository} cannot be written ({reason}); log in with `hf auth login`, or write a "
+            "folder with --dry-run"
+        ) from error
+
+
+def _write(
+    directory: str | Path,
+    repository: str,
+    folder: Path,
+    formats: Sequence[str],
+    model: str | None,
+    progress: Progress,
+) -> None:
+    """Everything the repository is to hold."""
+    result = Calibration(*load(directory))
+    result.save(folder)
+    drawn = pictures(result.config, result.evidence)
+    if result.frontier is not None:
+        drawn |= {
+            name: content
+            for name, content in frontier_pictures(result.frontier).items()
+            if name.endswith(".png")
+        }
+    (folder / PICTURES).mkdir()
+    for name, content in drawn.items():
+        (folder / PICTURES / name).write_bytes(content)
+    served = _export(result, folder, formats, model, progress)
+    text = card(result, repository, served, sorted(drawn))
+    (folder / CARD_FILE).write_text(text, encoding="utf-8")
+    (folder / SUMS_FILE).write_bytes(sums_of(folder))
+
+
+def _export(
+    result: Calibration,
+    folder: Path,
+    formats: Sequence[str],
+    model: str | None,
+    progress: Progress,
+) -> dict[str, str]:
+    """Write the exports; where each is in the repository, by format."""
+    if not formats:
+        return {}
+    loaded = open_model(result.config, model, progress=progress)
+    (folder / EXPORTS).mkdir()
+    served = {}
+    for name in dict.fromkeys(formats):
+        with TemporaryDirectory() as work:
+            written = Path(work) / f"{result.config.concept.name}{SUFFIXES.get(name, '')}"
+            done = export(result.config, name, written, loaded)
+            target = folder / EXPORTS / f"{name}-{done.path.name}"
+            shutil.move(done.path, target)
+        served[name] = f"{EXPORTS}/{target.name}"
+    return served
+
+
+def card(
+    result: Calibration, repository: str, exports: dict[str, str], drawn: Sequence[str]
+) -> str:
+    """The model card of a calibration: metadata, evidence, use, limits and reproduction.
+
+    exports: where each is in the repository, by format. drawn: the pictures' names.
+    """
+    config = result.config
+    base = config.model.id if _is_on_hub(config.model.id) else None
+    data = ModelCardData(
+        base_model=base, library_name=TOOL, tags=list(TAGS), pipeline_tag="text-generation"
+    )
+    return _environment().get_template("card.md").render(
+        metadata=data.to_yaml(), config=config, evidence=result.evidence, repository=repository,
+        exports=exports, pictures=[f"{PICTURES}/{name}" for name in drawn],
+        command=command_of(config), tool=TOOL,
+    )  # fmt: skip
+
+
+def command_of(config: SteeringConfig) -> str:
+    """The command that gives the same config again, but for what only files can say."""
+    settings, defaults = config.settings, type(config.settings)()
+    words = ["calibrate", "--model", config.model.id, "--concept", config.concept.name]
+    if len(config.layers) > 1:
+        words += ["--layer", ",".join(map(str, config.layers))]
+    else:
+        words += ["--layer", str(config.layers[0])]
+    for name, option in OPTIONS.items():
+        value = getattr(settings, name)
+        if value != getattr(defaults, name):
+            words += [option] if value is True else [option, str(value)]
+    return " ".join(words)
+
+
+OPTIONS = {
+    "ce_budget": "--ce-budget", "goal": "--goal", "negatives": "--negatives",
+    "positions": "--positions", "pooling": "--pooling", "normalize": "--normalize",
+    "min_gain": "--min-gain", "trials": "--trials", "long_run": "--long-run", "seed": "--seed",
+    "confidence": "--confidence", "max_fluency_drop": "--max-fluency-drop",
+    "max_guard_drop": "--max-guard-drop",
+}  # fmt: skip
+
+
+def _is_on_hub(name: str) -> bool:
+    return name.count("/") == 1 and not Path(name).exists() and not name.startswith((".", "/"))
+
+
+def _require_ours(api: HfApi, repository: str) -> None:
+    """Raise ArtefactError if the repository has a card that we did not write."""
+    if not api.file_exists(repository, CARD_FILE):
+        return
+    with TemporaryDirectory() as work:
+        path = Path(api.hf_hub_download(repository, CARD_FILE, local_dir=work))
+        if not names_us(path):
+            raise ArtefactError(
+                f"{repository} must be new, or hold a calibration; it has a {CARD_FILE} of other "
+                "origin, which is not replaced"
+            )
+
+
+def _names(folder: Path) -> tuple[str, ...]:
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return tuple(sorted(path.relative_to(folder).as_posix() for path in found))
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("calibrate.pipelines", "templates"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )

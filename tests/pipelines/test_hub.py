@@ -1,0 +1,174 @@
+"""Push and fetch against the Hub's own client, on a server of this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+
+import hub_server
+import pytest
+import tiny
+import yaml
+from click.testing import CliRunner
+from huggingface_hub import ModelCard, constants
+
+import calibrate
+from calibrate.artefact.hub import SUMS_FILE, local_directory
+from calibrate.cli.commands import cli
+from calibrate.common.errors import AlteredError, ArtefactError, InputError
+from calibrate.pipelines.hub import command_of, push
+
+REPOSITORY = "me/bright"
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with hub_server.running() as running:
+        template = "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", running.url + template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", "hf_nobody")
+        yield running
+
+
+def test_what_is_pushed_is_what_is_loaded(hub, finished, monkeypatch, tmp_path):
+    pushed = push(finished.directory, REPOSITORY)
+    assert pushed.place == f"{hub.url}/{REPOSITORY}"
+    assert hub.private[REPOSITORY]
+    assert set(pushed.files) == set(hub.repositories[REPOSITORY])
+    monkeypatch.chdir(tmp_path)
+    assert calibrate.load(REPOSITORY) == finished.result.config
+    again = calibrate.Calibration.load(REPOSITORY)
+    assert again.evidence == finished.result.evidence
+    assert again.config.steering_vector.values.equal(finished.result.config.steering_vector.values)
+
+
+def test_the_gate_reads_the_hub(hub, finished, monkeypatch, tmp_path):
+    push(finished.directory, REPOSITORY)
+    monkeypatch.chdir(tmp_path)
+    loaded = calibrate.load_model(tiny.model("gpt2"), tiny.tokenizer())
+    assert calibrate.check_directory(REPOSITORY, loaded, quick=True).passed
+
+
+def test_a_file_that_was_changed_on_the_hub_is_refused(hub, finished, monkeypatch, tmp_path):
+    push(finished.directory, REPOSITORY)
+    monkeypatch.chdir(tmp_path)
+    files = hub.repositories[REPOSITORY]
+    files["evidence.json"] += b" "
+    with pytest.raises(AlteredError, match=r"evidence\.json must have SHA-256"):
+        calibrate.Calibration.load(REPOSITORY)
+    files["evidence.json"] = files["evidence.json"][:-1]
+    files["probe/extra.json"] = b"{}"
+    with pytest.raises(AlteredError, match=r"probe/extra\.json is in the repository"):
+        calibrate.load(REPOSITORY)
+
+
+def test_nothing_but_a_calibrations_files_is_fetched(hub, finished, monkeypatch, tmp_path):
+    push(finished.directory, REPOSITORY)
+    monkeypatch.chdir(tmp_path)
+    hub.repositories[REPOSITORY]["payload.pt"] = b"not for us"
+    folder = local_directory(REPOSITORY)
+    assert not (folder / "payload.pt").exists()
+    assert not (folder / "pictures").exists()
+
+
+def test_a_revision_can_be_named(hub, finished, monkeypatch, tmp_path):
+    push(finished.directory, REPOSITORY)
+    monkeypatch.chdir(tmp_path)
+    revision = hub_server.digest(hub.repositories[REPOSITORY])
+    assert calibrate.load(f"{REPOSITORY}@{revision}") == finished.result.config
+
+
+def test_a_folder_here_goes_before_a_repository(hub, finished, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished.directory, tmp_path / "me" / "bright")
+    assert calibrate.load(REPOSITORY) == finished.result.config
+    assert hub.repositories == {}
+
+
+def test_what_is_neither_here_nor_there_is_refused(hub, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArtefactError, match="or a repository on the Hub that can be read"):
+        calibrate.load("me/nothing")
+
+
+def test_a_card_of_other_origin_is_not_replaced(hub, finished):
+    hub.repositories[REPOSITORY] = {"README.md": b"# My own words\n"}
+    with pytest.raises(ArtefactError, match=r"README\.md of other origin"):
+        push(finished.directory, REPOSITORY)
+    assert hub.repositories[REPOSITORY] == {"README.md": b"# My own words\n"}
+    hub.repositories[REPOSITORY] = {}
+    push(finished.directory, REPOSITORY)
+    push(finished.directory, REPOSITORY)  # its own card is
+
+
+def test_a_dry_run_writes_a_folder_and_sends_nothing(hub, finished, tmp_path):
+    said = CliRunner().invoke(
+        cli, ["push", str(finished.directory), REPOSITORY, "--dry-run", str(tmp_path / "dry")]
+    )
+    assert said.exit_code == 0, said.output
+    assert hub.repositories == {}
+    folder = tmp_path / "dry"
+    assert calibrate.load(folder) == finished.result.config
+    for line in (folder / SUMS_FILE).read_text().splitlines():
+        expected, name = line.split("  ")
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == expected
+    with pytest.raises(ArtefactError, match="must not exist yet"):
+        push(finished.directory, REPOSITORY, dry_run=folder)
+
+
+def test_the_card_says_what_was_measured(finished, tmp_path):
+    push(finished.directory, REPOSITORY, dry_run=tmp_path / "dry")
+    config = finished.result.config
+    card = ModelCard.load(tmp_path / "dry" / "README.md")
+    facts = yaml.safe_load(card.data.to_yaml())
+    assert facts["pipeline_tag"] == "text-generation"
+    assert "steering-vector" in facts["tags"]
+    assert "base_model" not in facts  # a model in memory has no address
+    for value in (
+        f"{config.intervention.strength:.4g}",
+        f"{config.measured.presence.change.value:.3f}",
+        f"{config.measured.delta_ce.upper:.4f}",
+        config.vector.sha256,
+        config.provenance.fingerprint,
+    ):
+        assert value in card.text
+    pictures = [line for line in card.text.splitlines() if line.startswith("![")]
+    assert pictures
+    for line in pictures:
+        assert (tmp_path / "dry" / line.partition("](")[2].removesuffix(")")).is_file()
+    assert "{{" not in card.text
+    assert "{%" not in card.text
+
+
+def test_the_command_on_the_card_gives_the_same_settings(finished):
+    """Read by the command line itself, as far as options can say it."""
+    words = command_of(finished.result.config).split()[1:]
+    context = cli.make_context("calibrate", words, resilient_parsing=True)
+    assert context.params["ce_budget"] == (0.4,)
+    assert context.params["trials"] == finished.result.config.settings.trials
+    assert context.params["min_gain"] == 0.0
+    assert context.params["layer"] == str(finished.result.config.layers[0])
+
+
+@pytest.mark.slow
+def test_exports_are_put_beside_it(finished, tmp_path):
+    model = tmp_path / "model"
+    tiny.model("gpt2").save_pretrained(model)
+    tiny.tokenizer().save_pretrained(model)
+    pushed = push(
+        finished.directory, REPOSITORY, formats=("snippet", "svec"), dry_run=tmp_path / "dry",
+        model=str(model),
+    )  # fmt: skip
+    exported = {name.split("/")[1] for name in pushed.files if name.startswith("exports/")}
+    assert exported == {"snippet-bright", "svec-bright"}
+    card = (tmp_path / "dry" / "README.md").read_text()
+    assert "exports/svec-bright" in card
+
+
+def test_an_unknown_format_is_refused(finished, tmp_path):
+    with pytest.raises(InputError, match="exports must be of gguf"):
+        push(finished.directory, REPOSITORY, formats=("onnx",), dry_run=tmp_path / "dry")
+    assert not (tmp_path / "dry").exists()
