@@ -15,8 +15,6 @@ from jinja2 import Environment, PackageLoader
 
 from calibrate.artefact.config import SteeringConfig
 from calibrate.artefact.hub import SUMS_FILE, sums_of
-from calibrate.artefact.report.frontier_pictures import frontier_pictures
-from calibrate.artefact.report.pictures import pictures
 from calibrate.artefact.saved import load
 from calibrate.common.errors import ArtefactError, InputError
 from calibrate.common.files import made
@@ -27,7 +25,7 @@ from calibrate.deploy.finished import Calibration
 from calibrate.deploy.verify import open_model
 
 CARD_FILE = "README.md"
-EXPORTS, PICTURES = "exports", "pictures"
+EXPORTS = "exports"
 SUFFIXES = {"gguf": ".gguf", "lm-eval": ".pt"}  # of the exports' files
 TAGS = ("activation-steering", "steering-vector", "representation-engineering", TOOL)
 
@@ -99,18 +97,8 @@ def _write(
     """Everything the repository is to hold."""
     result = Calibration(*load(directory))
     result.save(folder)
-    drawn = pictures(result.config, result.evidence)
-    if result.frontier is not None:
-        drawn |= {
-            name: content
-            for name, content in frontier_pictures(result.frontier).items()
-            if name.endswith(".png")
-        }
-    (folder / PICTURES).mkdir()
-    for name, content in drawn.items():
-        (folder / PICTURES / name).write_bytes(content)
     served = _export(result, folder, formats, model, progress)
-    text = card(result, repository, served, sorted(drawn))
+    text = card(result, repository, served, sorted(path.name for path in folder.glob("*.png")))
     (folder / CARD_FILE).write_text(text, encoding="utf-8")
     (folder / SUMS_FILE).write_bytes(sums_of(folder))
 
@@ -139,11 +127,11 @@ def _export(
 
 
 def card(
-    result: Calibration, repository: str, exports: dict[str, str], drawn: Sequence[str]
+    result: Calibration, repository: str, exports: dict[str, str], pictures: Sequence[str]
 ) -> str:
     """The model card of a calibration: metadata, evidence, use, limits and reproduction.
 
-    exports: where each is in the repository, by format. drawn: the pictures' names.
+    exports: where each is in the repository, by format.
     """
     config = result.config
     base = config.model.id if _is_on_hub(config.model.id) else None
@@ -152,7 +140,7 @@ def card(
     )
     return _environment().get_template("card.md").render(
         metadata=data.to_yaml(), config=config, evidence=result.evidence, repository=repository,
-        exports=exports, pictures=[f"{PICTURES}/{name}" for name in drawn],
+        exports=exports, pictures=pictures,
         command=command_of(config), tool=TOOL,
     )  # fmt: skip
 
@@ -161,10 +149,9 @@ def command_of(config: SteeringConfig) -> str:
     """The command that gives the same config again, but for what only files can say."""
     settings, defaults = config.settings, type(config.settings)()
     words = ["calibrate", "--model", config.model.id, "--concept", config.concept.name]
-    if len(config.layers) > 1:
-        words += ["--layer", ",".join(map(str, config.layers))]
-    else:
-        words += ["--layer", str(config.layers[0])]
+    layer = config.provenance.settings.get("layer", defaults.layer)
+    if layer not in (None, defaults.layer):
+        words += ["--layer", ",".join(map(str, layer)) if isinstance(layer, list) else str(layer)]
     for name, option in OPTIONS.items():
         value = getattr(settings, name)
         if value != getattr(defaults, name):
