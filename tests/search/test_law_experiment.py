@@ -22,7 +22,6 @@ from calibrate.search.law_panels import PROMPTS, SIDE
 from calibrate.search.objective import FIRST_PART
 from calibrate.texts.concept import read_prompts
 from calibrate.texts.extraction import concept_vectors
-from calibrate.texts.guard import read_guard
 from calibrate.texts.replies import sample_unsteered
 
 pytestmark = pytest.mark.slow
@@ -42,8 +41,16 @@ def curves(arguments):
 
 
 @pytest.fixture(scope="module")
-def panels(arguments):
-    wished = {"judge": tiny.share_of_bright_words, "guard": "auto", "variants": True}
+def panels(arguments, tmp_path_factory):
+    few = tmp_path_factory.mktemp("guard") / "few.jsonl"
+    rows = zip(tiny.texts(tiny.PLAIN, 24), 2 * tiny.BRIGHT, 2 * tiny.DULL, strict=True)
+    few.write_text(
+        "\n".join(
+            json.dumps({"question": text, "choices": pair, "answer": index % 2})
+            for index, (text, *pair) in enumerate(rows)
+        )
+    )
+    wished = {"judge": tiny.share_of_bright_words, "guard": few, "variants": True}
     return measure_laws(tiny.model("gpt2"), layers=(1,), **arguments, **wished)
 
 
@@ -115,9 +122,14 @@ def test_every_law_has_a_verdict_and_the_points_behind_it(curves):
                     assert (said, was) == (predicted[at], measured[at])
 
 
-def test_the_remainder_foretells_cost_and_concept_between_its_passes(curves):
-    """At half of α_B, where no pass of the law was: nearer than 1 % and .02 of the log-odds."""
-    for block in curves.blocks:
+def test_the_remainder_foretells_cost_and_concept_between_its_passes(arguments, monkeypatch):
+    """At half of α_B, where no pass of the law was: nearer than 1 % and .02 of the log-odds.
+
+    With every token followed, so that no sampling stands between law and truth.
+    """
+    monkeypatch.setattr("calibrate.laws.foretold.FOLLOWED", 10_000)
+    found = measure_laws(tiny.model("gpt2"), layers=(0, 1), **arguments)
+    for block in found.blocks:
         half = block.strengths.index(0.5 * block.strength_at_budget["positive"].value)
         assert block.remainder_delta_ce[half] == pytest.approx(block.delta_ce[half], rel=1e-2)
         apart = logit(block.remainder_concept_mass[half]) - logit(block.concept_mass[half])
@@ -211,7 +223,7 @@ def test_presence_at_a_strength_is_what_the_judge_says_of_replies_there(panels, 
 def test_questions_are_put_at_strengths_of_both_signs(panels):
     panel = panels.blocks[0].accuracy
     zero = panel.strengths.index(0.0)
-    assert panel.n_questions == len(read_guard().items)
+    assert panel.n_questions == 24
     assert panel.drop_bound[zero] == 0.0
     assert len(set(panel.accuracy)) > 1
     for accuracy, bound in zip(panel.accuracy, panel.drop_bound, strict=True):
