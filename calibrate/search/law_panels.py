@@ -20,7 +20,7 @@ from calibrate.laws.panels import AccuracyCurve, PresenceCurve
 from calibrate.laws.presence import fit_both_ways
 from calibrate.models.model import LoadedModel
 from calibrate.models.tokens import Prompt
-from calibrate.texts.guard import Guard
+from calibrate.texts.guard import Guard, GuardItem
 from probes import Reader
 
 PROMPTS = 32  # of the verification, each replied to once at every strength
@@ -61,7 +61,10 @@ class ReadingBench:
         low, high = (falls[sign] or sign * np.inf for sign in (-1, 1))
         covered = heard & (strengths > low) & (strengths < high)
         points = zip(strengths[covered], predicted[covered], presence[covered], strict=True)
-        misfits = (presence - predicted)[covered] / np.maximum(error[covered], 1e-3)
+        least = np.where(
+            error > 0, error, 1 / np.maximum(spoken, 1)
+        )  # all alike shows no certainty
+        misfits = ((presence - predicted) / least)[covered]
         return PresenceCurve(
             judge=self.reader.name,
             n_replies=len(self.prompts),
@@ -129,9 +132,14 @@ def measure_accuracy(
     return AccuracyCurve(
         guard=guard.name,
         n_questions=len(guard.items),
-        chance=float(np.mean([1 / len(item.choices) for item in guard.items if item.choices[1:]])),
+        chance=float(np.mean([_chance(item) for item in guard.items])),
         strengths=strengths,
         accuracy=[each.accuracy.value for each in found],
         error=[each.accuracy.standard_error for each in found],
         drop_bound=[each.drop.upper(settings.confidence) for each in found],
     )
+
+
+def _chance(item: GuardItem) -> float:
+    """How likely guessing is right; a cloze cannot be guessed."""
+    return 1 / len(item.choices) if len(item.choices) > 1 else 0.0

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from calibrate.laws.formulas import CrossEntropyLaw, MassLaw, judge_mass, judge_rise
-from calibrate.laws.presence import PresenceLaw, fit_presence, judge_presence
+from calibrate.laws.presence import PresenceLaw, fit_both_ways, fit_presence, judge_presence
 from calibrate.laws.tokens import judge_shapes
 
 curvatures = st.floats(1e-3, 10)
@@ -157,6 +157,21 @@ def test_asymptotes_are_fitted_where_there_are_points_enough():
     assert fit.law.ceiling == pytest.approx(0.8, abs=0.03)
     few = fit_presence(strengths[:5], truth.predict(strengths[:5]), [500] * 5)
     assert (few.law.floor, few.law.ceiling) == (0.0, 1.0)
+
+
+def test_one_sigmoid_is_fitted_to_both_signs_between_the_falls_on_either_side():
+    """Far out on the right presence falls, far out on the left it rises: neither is the law's."""
+    truth = PresenceLaw(-0.5, 0.8, floor=0.05, ceiling=0.85)
+    strengths = np.linspace(-10, 10, 41)
+    measured = np.asarray(truth.predict(strengths)).copy()
+    measured[strengths > 7] = 0.1
+    measured[strengths < -8] = 0.6
+    law, falls = fit_both_ways(strengths, measured, [400] * 41)
+    assert law.predict(strengths[8:34]) == pytest.approx(truth.predict(strengths[8:34]), abs=0.01)
+    assert falls == {1: 7.5, -1: -8.5}
+    whole, none = fit_both_ways(strengths, truth.predict(strengths), [400] * 41)
+    assert none == {1: None, -1: None}
+    assert (whole.floor, whole.ceiling) == pytest.approx((0.05, 0.85), abs=0.01)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
