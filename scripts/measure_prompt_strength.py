@@ -46,6 +46,7 @@ TARGET = DOCS / "prompt-strength.json"
 CONCEPTS = ("joy", "depression", "evil", "optimistic")
 SETTINGS = Settings()
 SHARES = np.array([0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0])  # of the one strength: the grid
+CLEAR = 2.0  # standard errors by which a lead is clear
 FINE = 401  # strengths between them
 LOG_PRICES = (-12.0, 8.0)  # of λ, mass a nat, between which it is sought
 REPLIES = 4  # fresh ones to each prompt, under each rule
@@ -254,7 +255,24 @@ def page(found: dict[str, Any]) -> str:
         "model|concept|rule|sd/mean of α|mean ΔCE|worst prompt|a tenth spends over|presence|"
         "more than one strength"
     ).split("|")
-    return f"{HEADER}\n{table(heads, rows)}"
+    return f"{HEADER}\n{table(heads, rows)}\n{summary(found)}\n"
+
+
+def summary(found: dict[str, Any]) -> str:
+    """What the table says, over all cells."""
+    cells = [facts["rules"] for concepts in found.values() for facts in concepts.values()]
+    lines = []
+    for rule in ("cost", "mass"):
+        leads = [cell[rule]["lead"] for cell in cells]
+        clear = sum(lead > CLEAR * error for lead, error in leads)
+        worst = [cell[rule]["worst"] / cell["one"]["worst"] for cell in cells]
+        lines.append(
+            f"- **{RULES[rule].capitalize()}**: {np.mean([lead for lead, _ in leads]):+.3f} of "
+            f"presence in the mean, clearly more (by {CLEAR:g} standard errors) in {clear} of "
+            f"{len(cells)}; the worst prompt costs {np.mean(worst):.2f} times what it does with "
+            "one strength."
+        )
+    return "## What it shows\n\nBeside one strength for all:\n\n" + "\n".join(lines)
 
 
 HEADER = f"""# A strength for each prompt?
