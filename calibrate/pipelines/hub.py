@@ -10,19 +10,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from huggingface_hub import HfApi, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from jinja2 import Environment, PackageLoader
 
 from calibrate.artefact.config import SteeringConfig
-from calibrate.artefact.hub import SUMS_FILE, sums_of
+from calibrate.artefact.hub import REPOSITORY, SUMS_FILE, sums_of
 from calibrate.artefact.saved import load
-from calibrate.common.errors import ArtefactError, InputError
+from calibrate.common.errors import ArtefactError, CalibrateError, InputError
 from calibrate.common.files import made
 from calibrate.common.marks import TOOL, names_us
 from calibrate.common.progress import SILENT, Progress
 from calibrate.deploy.export import FORMATS, export
 from calibrate.deploy.finished import Calibration
 from calibrate.deploy.verify import open_model
+from calibrate.models.unreadable import first_line
 
 CARD_FILE = "README.md"
 EXPORTS = "exports"
@@ -57,6 +57,9 @@ def push(
         holds no calibration, or the repository a README.md of other origin, or it cannot be
         written.
     """
+    found = REPOSITORY.fullmatch(repository)
+    if found is None or found["revision"] is not None:
+        raise InputError(f"the repository must be USER/NAME, got {repository!r}")
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
         raise InputError(f"exports must be of {', '.join(FORMATS)}, got {', '.join(unknown)}")
@@ -67,23 +70,28 @@ def push(
         with made(target):
             _write(directory, repository, target, formats, model, progress)
         return Pushed(str(target), _names(target))
+    with TemporaryDirectory() as work:
+        folder = Path(work)
+        _write(directory, repository, folder, formats, model, progress)
+        return Pushed(_send(folder, repository, private), _names(folder))
+
+
+def _send(folder: Path, repository: str, private: bool) -> str:
+    """Upload a folder, and return the repository's address."""
     api = HfApi()
     try:
         url = api.create_repo(repository, private=private, exist_ok=True)
         _require_ours(api, repository)
-        with TemporaryDirectory() as work:
-            folder = Path(work)
-            _write(directory, repository, folder, formats, model, progress)
-            api.upload_folder(
-                repo_id=repository, folder_path=folder, commit_message=f"Pushed by {TOOL}"
-            )
-            return Pushed(str(url), _names(folder))
-    except (HfHubHTTPError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0]
+        message = f"Pushed by {TOOL}"
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
+    except CalibrateError:
+        raise
+    except Exception as error:  # the hub's own errors, and those of its HTTP library
         raise ArtefactError(
-            f"{repository} cannot be written ({reason}); log in with `hf auth login`, or write a "
-            "folder with --dry-run"
+            f"{repository} cannot be written ({first_line(error)}); log in with `hf auth login`, "
+            "or write a folder with --dry-run"
         ) from error
+    return str(url)
 
 
 def _write(

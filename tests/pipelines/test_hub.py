@@ -168,6 +168,19 @@ def test_exports_are_put_beside_it(finished, tmp_path):
     assert "exports/svec-bright" in card
 
 
+@pytest.mark.parametrize("name", ["bright", "me/bright/more", "me/bright@main", "my name/bright"])
+def test_what_names_no_repository_is_refused(name, finished, tmp_path):
+    with pytest.raises(InputError, match="must be USER/NAME"):
+        push(finished.directory, name, dry_run=tmp_path / "dry")
+
+
+def test_a_hub_that_does_not_answer_is_named(hub, finished):
+    hub.shutdown()
+    hub.server_close()
+    with pytest.raises(ArtefactError, match="me/bright cannot be written"):
+        push(finished.directory, REPOSITORY)
+
+
 def test_an_unknown_format_is_refused(finished, tmp_path):
     with pytest.raises(InputError, match="exports must be of gguf"):
         push(finished.directory, REPOSITORY, formats=("onnx",), dry_run=tmp_path / "dry")
