@@ -43,6 +43,7 @@ SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=16)
 PROMPTS = 80  # of the built-in ones; three tenths of them give the corpus
 SHOWN = ("smollm2", "joy")  # whose pictures are drawn, from curves.json beside them
 PLACES = {1: ("late",), 2: ("early", "late"), 3: ("early", "middle", "late")}
+NOT_YET = "–"  # what an earlier release had no law for
 NEAR = tuple(share for share in SHARES if share <= BEYOND)
 PANELS: dict[str, dict[int, dict[str, Any]]] = {  # by concept and block, of SHOWN's model
     "joy": {15: {"guard": "auto", "variants": True}, 5: {}, 25: {}},
@@ -263,8 +264,13 @@ def tallies(found: list[Block]) -> str:
         for place in PLACES[3]:
             blocks = [one for one in found if (one.model, one.place) == (model, place)]
             for reach in ("within", "beyond") if blocks else ():
-                held = [sum(one.holds(law, reach) for one in blocks) for law in LAW_NAMES]
-                counts = [f"{count} of {len(blocks)}" for count in held]
+                judged = [[one for one in blocks if law in one.misfits] for law in LAW_NAMES]
+                counts = [
+                    f"{sum(one.holds(law, reach) for one in those)} of {len(those)}"
+                    if those
+                    else NOT_YET
+                    for law, those in zip(LAW_NAMES, judged, strict=True)
+                ]
                 rows.append([model, place, reach, *counts])
     return (
         "## Where the laws hold\n\nConcepts for which each law holds, within the budget and up to "
@@ -311,7 +317,9 @@ def every_block(found: list[Block]) -> str:
     rows = []
     for one in found:
         unit = f"{one.units['negative']:.3g}, {one.units['positive']:.3g}"
-        misfits = [", ".join(verdicts(one, law)) for law in LAW_NAMES]
+        misfits = [
+            ", ".join(verdicts(one, law)) if law in one.misfits else NOT_YET for law in LAW_NAMES
+        ]
         rows.append([one.model, one.concept, str(one.layer), unit, *misfits])
     headings = ["model", "concept", "block", "α at budget, both signs", *LAW_NAMES.values()]
     return (

@@ -239,12 +239,13 @@ def _foretold(
     masses: np.ndarray,
 ) -> Foretold:
     """The law of the bounded remainder at a site; rises, masses: measured at the strengths."""
-    zero = len(SHARES)
-    one, farther = (zero + 1 + SHARES.index(share) for share in (1.0, FITTED_AT))
-    return foretell(
-        bench.loaded, bench.run, site, float(strengths[one]), contexts,
-        (float(rises[one]), float(rises[farther])), float(masses[zero]),
-    )  # fmt: skip
+    zero, unit = len(SHARES), float(strengths[len(SHARES) + 1 + SHARES.index(1.0)])
+    measured = {
+        share: float(rises[np.argmin(np.abs(strengths - share * unit))])
+        for share in (-1, 1, FITTED_AT)
+    }
+    mass = float(masses[zero])
+    return foretell(bench.loaded, bench.run, site, unit, contexts, measured, mass)
 
 
 def _watch(foretold: Foretold, strengths: np.ndarray, measured: np.ndarray) -> _Watched:
