@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from paper_models import MODELS
 
+PAPERS = {law: name for law, name in LAW_NAMES.items() if not law.endswith("_remainder")}
 SHOWN_TOKENS = 5  # of the likeliest ones, in the table
 
 
@@ -104,12 +105,12 @@ def ways(panels: Sequence[Panel]) -> str:
                     panel.curves.concept,
                     name,
                     f"{unit:.3g}",
-                    *(both_reaches(block, law) for law in LAW_NAMES),
+                    *(both_reaches(block, law) for law in PAPERS),
                     f"{block.far['positive'].shared} of {LISTED}",
                 ]
             )
         pictures.append(f"![{panel.name}](reproduction/variants-{panel.name}.png)")
-    heads = ["concept", "way to steer", "α_B", *LAW_NAMES.values(), "far tokens foretold"]
+    heads = ["concept", "way to steer", "α_B", *PAPERS.values(), "far tokens foretold"]
     return "\n\n".join([WAYS, table(heads, rows), *pictures]) if rows else ""
 
 
