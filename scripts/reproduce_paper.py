@@ -43,7 +43,7 @@ SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=16)
 PROMPTS = 80  # of the built-in ones; three tenths of them give the corpus
 SHOWN = ("smollm2", "joy")  # whose pictures are drawn, from curves.json beside them
 PLACES = {1: ("late",), 2: ("early", "late"), 3: ("early", "middle", "late")}
-NOT_YET = "–"  # what an earlier release had no law for
+NOT_YET = "–"  # a law was not held against this cell yet
 NEAR = tuple(share for share in SHARES if share <= BEYOND)
 PANELS: dict[str, dict[int, dict[str, Any]]] = {  # by concept and block, of SHOWN's model
     "joy": {15: {"guard": "auto", "variants": True}, 5: {}, 25: {}},
