@@ -216,6 +216,7 @@ def page(found: list[Block], panels: list[Panel]) -> str:
         HEADER,
         companion(),
         tallies(found),
+        by_remainder(found),
         PICTURED,
         *panel_sections(panels),
         far_tokens(found),
@@ -279,6 +280,26 @@ def tallies(found: list[Block]) -> str:
         f"{BEYOND:g} times the strength that spends it.\n\n"
         + table(["model", "block", "", *LAW_NAMES.values()], rows)
     )
+
+
+def by_remainder(found: list[Block]) -> str:
+    """The misfits of the paper's laws, and of the bounded remainder, where both were measured."""
+    blocks = [one for one in found if "concept_remainder" in one.misfits]
+    rows = []
+    for model in sorted({one.model for one in blocks}):
+        cells = [one for one in blocks if one.model == model]
+        for law in ("cross_entropy", "concept"):
+            shown = []
+            for by in (law, f"{law}_remainder"):
+                for reach in (0, 1):
+                    errors = [one.misfits[by][reach] for one in cells]
+                    shown.append(f"{np.median(errors):.3f}, {max(errors):.3f}")
+            rows.append([model, str(len(cells)), LAW_NAMES[law], *shown])
+    heads = [
+        "model", "cells", "misfit: median, worst", "paper's law, within", "beyond",
+        "remainder, within", "beyond",
+    ]  # fmt: skip
+    return "## The paper's laws and the bounded remainder\n\n" + table(heads, rows)
 
 
 def exponents(found: list[Block]) -> str:
