@@ -301,8 +301,8 @@ def by_remainder(found: list[Block]) -> str:
     ]  # fmt: skip
     return (
         "## The paper's laws and the bounded remainder\n\nThe remainder knows five passes, at "
-        "-α_B, 0 and α_B and next to 0, and what 2 α_B costs; the paper's laws what α_B of either sign "
-        "does. After a last block nothing turns the direction, so that the remainder is exact "
+        "-α_B, 0 and α_B and next to 0, and what 2 α_B costs; the paper's laws what α_B of either "
+        "sign does. After a last block nothing turns the direction, so that the remainder is exact "
         "there by construction: gpt2-1layer has no other.\n\n" + table(heads, rows)
     )
 
