@@ -85,7 +85,12 @@ def presence(panels: Sequence[Panel]) -> str:
         "concept|block|plain|most|least|asymptotes|turns back at|degenerate at|"
         "sigmoid off by, standard errors"
     ).split("|")
-    return "\n\n".join([PRESENCE, table(heads, rows), *pictures])
+    return in_order([PRESENCE, table(heads, rows), *pictures])
+
+
+def in_order(parts: Sequence[str]) -> str:
+    """Parts of a section, an empty line apart."""
+    return "\n\n".join(part.strip() for part in parts)
 
 
 def in_units(strength: float | None, unit: float) -> str:
@@ -111,7 +116,7 @@ def ways(panels: Sequence[Panel]) -> str:
             )
         pictures.append(f"![{panel.name}](reproduction/variants-{panel.name}.png)")
     heads = ["concept", "way to steer", "α_B", *PAPERS.values(), "far tokens foretold"]
-    return "\n\n".join([WAYS, table(heads, rows), *pictures]) if rows else ""
+    return in_order([WAYS, table(heads, rows), *pictures]) if rows else ""
 
 
 def both_reaches(block: BlockCurves, law: str) -> str:
@@ -130,11 +135,11 @@ def accuracy(panels: Sequence[Panel]) -> str:
             found.strengths, found.accuracy, found.drop_bound, strict=True
         ):
             rows.append(
-                [panel.curves.concept, f"{strength / unit:g}", f"{right:.3f}", f"{bound:.3f}"]
+                [panel.curves.concept, f"{strength / unit:.3g}", f"{right:.3f}", f"{bound:.3f}"]
             )
         pictures.append(f"![{panel.name}](reproduction/accuracy-{panel.name}.png)")
     heads = ["concept", "α/α_B", "answered rightly", "drop, 95 % bound"]
-    return "\n\n".join([ACCURACY, table(heads, rows), *pictures]) if rows else ""
+    return in_order([ACCURACY, table(heads, rows), *pictures]) if rows else ""
 
 
 def far_tokens(blocks: Sequence[FarBlock]) -> str:
@@ -229,15 +234,16 @@ FIGURES = (
      "ΔCE, [where the laws hold](#where-the-laws-hold)", "yes"),
     ("A.1", "v of length 1", "[other ways to steer](#other-ways-to-steer)", "yes: only α's unit"),
     ("A.2", "the last token alone is steered", "[other ways to steer](#other-ways-to-steer)",
-     "see there"),
-    ("A.3", "texts resampled", "error bars of the pictures of evil", "yes: moderate"),
+     "yes: the laws hold as far as at every token"),
+    ("A.3", "texts resampled", "error bars by `calibrate laws --resamples`", "not measured here"),
     ("A.4", "a 1-layer GPT, uppercase words", "gpt2-1layer in [every block](#every-block)",
-     "see there"),
+     "within the budget"),
     ("A.6", "MMLU falls with strength of either sign", "[questions](#questions-answered-rightly)",
-     "see there"),
+     "yes, from about twice the budget's strength on; hardly within it"),
     ("Table A.1", "eleven models", "[the eleven models](#the-eleven-models)",
      "their shapes, tiny; the real weights are a line each"),
-    ("Table A.2", "likeliest tokens at 200", "[the far end](#the-far-end-by-token)", "see there"),
+    ("Table A.2", "likeliest tokens at 200", "[the far end](#the-far-end-by-token)",
+     "late blocks; for earlier ones 200 is not far yet"),
 )  # fmt: skip
 
 PRESENCE = """## Presence in replies
@@ -247,7 +253,8 @@ to where text has degenerated: replies are 3 nats a token less likely to the pla
 their tokens lie in a loop, or most are empty. The law is a sigmoid between two asymptotes, fitted
 up to where presence turns back by more than two standard errors. The paper's judge says yes where
 any word of the concept stands; this one reads as readers do. Dotted and on the right, the law of
-the mass of the concept's tokens: it needs no reply, and rises where presence does.
+the mass of the concept's tokens, which needs no reply: it still rises where replies, which express
+the concept in many other tokens, have long levelled off.
 """
 
 WAYS = """## Other ways to steer
