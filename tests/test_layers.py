@@ -84,7 +84,7 @@ def test_every_wing_has_its_place_in_the_contract():
     entries = [path for path in (ROOT / "calibrate").iterdir() if path.suffix in ("", ".py")]
     names = {f"calibrate.{path.stem}" for path in entries if not path.stem.startswith("__")}
     assert names | {"probes"} == placed
-    assert len(names) < 12
+    assert len(names) <= 12
 
 
 def test_no_module_is_too_long_to_read_at_once():
