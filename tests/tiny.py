@@ -130,13 +130,17 @@ def from_config(config: PreTrainedConfig, spread: float = 0.2) -> PreTrainedMode
     config.initializer_range = spread
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        if isinstance(config, Gemma3Config):
-            made = Gemma3ForConditionalGeneration(config)
-        else:
-            made = AutoModelForCausalLM.from_config(config)
+        made = of_class(config)
     _represent_kinds(made, spread)
     made.generation_config.eos_token_id = 2
     return made.eval()
+
+
+def of_class(config: PreTrainedConfig) -> PreTrainedModel:
+    """A model of a config, in the class that transformers has for it."""
+    if isinstance(config, Gemma3Config):
+        return Gemma3ForConditionalGeneration(config)
+    return AutoModelForCausalLM.from_config(config)
 
 
 def _represent_kinds(made: PreTrainedModel, spread: float) -> None:

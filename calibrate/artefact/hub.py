@@ -1,8 +1,8 @@
 """Calibrations on the Hugging Face Hub: brought here, and checked.
 
-Wherever a directory is asked for, USER/NAME or USER/NAME@REVISION may stand as well. Only files
-that a calibration writes are fetched, all of them JSON, safetensors, text or pictures: nothing is
-ever unpickled. Each must have the SHA-256 that the repository's own list gives it.
+What loads a calibration or its config, and the gate, take USER/NAME or USER/NAME@REVISION as well.
+Only files that a calibration writes are fetched, all of them JSON, safetensors, text or pictures:
+nothing is ever unpickled. Each must have the SHA-256 that the repository's own list gives it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ def local_directory(name: str | Path) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    from calibrate.models.unreadable import first_line
+
     try:
         fetched = snapshot_download(
             found["name"], revision=found["revision"], allow_patterns=list(FETCHED)
@@ -36,7 +38,7 @@ def local_directory(name: str | Path) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ArtefactError(
             f"{name} must be a directory that calibrate wrote, or a repository on the Hub that "
-            f"can be read: {str(error).strip().splitlines()[0]}"
+            f"can be read: {first_line(error)}"
         ) from error
     folder = Path(fetched)
     require_sums(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -27,6 +26,10 @@ from calibrate.models.unreadable import first_line
 CARD_FILE = "README.md"
 EXPORTS = "exports"
 SUFFIXES = {"gguf": ".gguf", "lm-eval": ".pt"}  # of the exports' files
+OPTIONS = (  # settings that the command line has an option for, of the same name
+    "ce_budget", "goal", "negatives", "positions", "pooling", "normalize", "min_gain", "trials",
+    "long_run", "seed", "confidence", "max_fluency_drop", "max_guard_drop",
+)  # fmt: skip
 TAGS = ("activation-steering", "steering-vector", "representation-engineering", TOOL)
 
 
@@ -125,12 +128,9 @@ def _export(
     (folder / EXPORTS).mkdir()
     served = {}
     for name in dict.fromkeys(formats):
-        with TemporaryDirectory() as work:
-            written = Path(work) / f"{result.config.concept.name}{SUFFIXES.get(name, '')}"
-            done = export(result.config, name, written, loaded)
-            target = folder / EXPORTS / f"{name}-{done.path.name}"
-            shutil.move(done.path, target)
-        served[name] = f"{EXPORTS}/{target.name}"
+        file = f"{name}-{result.config.concept.name}{SUFFIXES.get(name, '')}"
+        export(result.config, name, folder / EXPORTS / file, loaded)
+        served[name] = f"{EXPORTS}/{file}"
     return served
 
 
@@ -160,20 +160,11 @@ def command_of(config: SteeringConfig) -> str:
     layer = config.provenance.settings.get("layer", defaults.layer)
     if layer not in (None, defaults.layer):
         words += ["--layer", ",".join(map(str, layer)) if isinstance(layer, list) else str(layer)]
-    for name, option in OPTIONS.items():
-        value = getattr(settings, name)
+    for name in OPTIONS:
+        option, value = f"--{name.replace('_', '-')}", getattr(settings, name)
         if value != getattr(defaults, name):
             words += [option] if value is True else [option, str(value)]
     return " ".join(words)
-
-
-OPTIONS = {
-    "ce_budget": "--ce-budget", "goal": "--goal", "negatives": "--negatives",
-    "positions": "--positions", "pooling": "--pooling", "normalize": "--normalize",
-    "min_gain": "--min-gain", "trials": "--trials", "long_run": "--long-run", "seed": "--seed",
-    "confidence": "--confidence", "max_fluency_drop": "--max-fluency-drop",
-    "max_guard_drop": "--max-guard-drop",
-}  # fmt: skip
 
 
 def _is_on_hub(name: str) -> bool:

@@ -71,7 +71,7 @@ class ReadingBench:
             strengths=strengths.tolist(),
             presence=presence.tolist(),
             error=error.tolist(),
-            fluency_drop=[self._drop(each) for each in read],
+            fluency_drop=[self._drop(self._fluency(each.completions)) for each in read],
             law=predicted.tolist(),
             floor=law.floor,
             ceiling=law.ceiling,
@@ -103,11 +103,10 @@ class ReadingBench:
         fluency = self._fluency(presence.completions)
         if fluency is None or presence.empty > MAX_EMPTY:
             return True
-        return fluency.longest_loop > DEGENERATE_LOOP or self._drop(presence) > DEGENERATE_DROP
+        return fluency.longest_loop > DEGENERATE_LOOP or self._drop(fluency) > DEGENERATE_DROP
 
-    def _drop(self, presence: Presence) -> float:
-        """How much less likely these replies are than plain ones, nats a token; 0 for silence."""
-        fluency = self._fluency(presence.completions)
+    def _drop(self, fluency: Fluency | None) -> float:
+        """How much less likely such replies are than plain ones, nats a token; 0 for silence."""
         if fluency is None or self._plain is None:
             return 0.0
         return fluency.drop_from(self._plain).value
