@@ -22,6 +22,7 @@ from calibrate.cli.main_job import run_main_job, show
 from calibrate.cli.option_groups import options
 from calibrate.cli.options import MAIN_JOB
 from calibrate.cli.push import push
+from calibrate.cli.serve import serve
 from calibrate.cli.shared import Command
 from calibrate.cli.talk import chat, generate
 from calibrate.cli.verify import verify
@@ -47,6 +48,7 @@ def cli(ctx: click.Context, /, **given: Any) -> None:
     calibrate judge joy-smollm2 --texts FILE     does its judge read as people do?
     calibrate generate joy-smollm2 --prompt "…"  unsteered and steered, side by side
     calibrate chat joy-smollm2                   talk to it
+    calibrate serve joy-smollm2                  over HTTP, with a page to try it on
     calibrate grade joy-smollm2                  read replies blind: is it there to you?
     calibrate export joy-smollm2 --format gguf --to joy.gguf
     calibrate push joy-smollm2 USER/NAME         to the Hub, with a model card
@@ -56,7 +58,8 @@ def cli(ctx: click.Context, /, **given: Any) -> None:
 
 
 COMMANDS = (
-    show, frontier, pick, verify, generate, chat, grade, export_config, push, laws, judge, concepts
+    show, frontier, pick, verify, generate, chat, serve, grade, export_config, push, laws, judge,
+    concepts,
 )  # fmt: skip
 for command in COMMANDS:
     cli.add_command(command)

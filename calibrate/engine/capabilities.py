@@ -10,9 +10,10 @@ a warning says so once.
     fast decoding       the loop of `engine.decoding`                or: transformers' generate
     decoding prefix     run the prompts' common prefix once          or: every prompt whole
     batched generation  several prompts in one `generate`            or: prompt by prompt
+    joining             replies join a batch under way               or: batches side by side
 
-The last is tried only where fast decoding fails. The reference for replies is `generate` on each
-prompt alone, since that is what is served.
+Batched generation is tried only where fast decoding fails, and joining only for a server. The
+reference for replies is `generate` on each prompt alone, since that is what is served.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from calibrate.common.cost import Meter
 from calibrate.common.errors import CalibrateWarning, ModelError
 from calibrate.common.record import Capability, CapabilityReport
 from calibrate.engine.decoding import by_generate, by_own_loop
+from calibrate.engine.running import by_joining
 from calibrate.engine.tries import Tries
 from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.models.steering import Steering
@@ -44,6 +46,7 @@ FALLBACKS = {  # each shortcut, and what is done without it
     "fast decoding": "replies are left to transformers' generate",
     "decoding prefix": "every prompt runs whole",
     "batched generation": "prompts are replied to one by one",
+    "joining": "replies that begin later run as batches of their own",
 }
 
 
@@ -102,6 +105,13 @@ class TriedCapabilities:
     def batched_generation(self) -> Capability:
         """Whether `generate` on several prompts at once matches each alone."""
         return self._tried("batched generation", lambda: self._tries.reply_gap(by_generate))
+
+    @cached_property
+    def joining(self) -> Capability:
+        """Whether replies may join a batch that is under way."""
+        if not self.fast_decoding.works:
+            return Capability(False, "fast decoding does not work", FALLBACKS["joining"])
+        return self._tried("joining", lambda: self._tries.reply_gap(by_joining))
 
     def check_replies(self, steerings: Sequence[Steering | None]) -> None:
         """Raise ModelError if `generate` cannot make replies steered like this."""

@@ -85,6 +85,22 @@ def by_own_loop(
             return batch.run(which, keys)
 
 
+def next_logits(
+    loaded: LoadedModel, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache
+) -> torch.Tensor:
+    """Logits after the last of some new positions, (rows, vocabulary).
+
+    mask: over what is in the cache too, (rows, positions).
+    """
+    loaded.meter.count(ids.numel())
+    options = loaded.using(cache)
+    if "position_ids" in loaded.forward_parameters:
+        positions = mask.cumsum(dim=1) - 1
+        options["position_ids"] = positions[:, -ids.shape[1] :].clamp(min=0)
+    logits: torch.Tensor = loaded.model(input_ids=ids, attention_mask=mask, **options).logits
+    return logits[:, -1]
+
+
 def end_ids(loaded: LoadedModel) -> frozenset[int]:
     """Tokens that end a reply."""
     configured = loaded.model.generation_config.eos_token_id
@@ -110,7 +126,7 @@ class _Decoding:
         prompts = [prompt for prompt, _ in starts]
         sharing = share and _within_window(loaded, prompts, loop.most)
         self._prefix = _shared_by(prompts) if sharing else ()
-        self._ids, self._mask = _padded(prompts, len(self._prefix), loaded.device)
+        self._ids, self._mask = padded(prompts, len(self._prefix), loaded.device)
         self._cache = self._prefilled([each for _, each in starts])
 
     def run(self, which: Sequence[int], keys: torch.Tensor) -> list[list[int]]:
@@ -155,15 +171,7 @@ class _Decoding:
         self._steering.select(rows)
 
     def _forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Logits after the last of some new positions, (rows, vocabulary)."""
-        self._loaded.meter.count(ids.numel())
-        options = self._loaded.using(self._cache)
-        if "position_ids" in self._loaded.forward_parameters:
-            positions = self._mask.cumsum(dim=1) - 1
-            options["position_ids"] = positions[:, -ids.shape[1] :].clamp(min=0)
-        out = self._loaded.model(input_ids=ids, attention_mask=self._mask, **options)
-        logits: torch.Tensor = out.logits[:, -1]
-        return logits
+        return next_logits(self._loaded, ids, self._mask, self._cache)
 
     def _prefilled(self, steerings: Sequence[Steering | None]) -> DynamicCache:
         """Keys and values of the shared prefix, run once per steering, repeated for its rows."""
@@ -195,7 +203,7 @@ def _within_window(loaded: LoadedModel, prompts: Sequence[Prompt], most: int) ->
     return window is None or max(len(prompt.ids) for prompt in prompts) + most <= window
 
 
-def _padded(
+def padded(
     prompts: Sequence[Prompt], shared: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and mask of shape (rows, positions), padded between the shared prefix and the rest."""
@@ -228,7 +236,7 @@ class _Chosen(LogitsProcessor):  # type: ignore[misc]
 
 def by_generate(loaded: LoadedModel, rows: Sequence[Row], loop: Loop) -> list[list[int]]:
     """Each row's new token ids by transformers' own loop, all rows whole and to the end."""
-    ids, mask = _padded([row.prompt for row in rows], 0, loaded.device)
+    ids, mask = padded([row.prompt for row in rows], 0, loaded.device)
     keys = torch.tensor([row.key for row in rows], dtype=torch.long)
     loaded.meter.count(ids.numel())
     with (

@@ -37,6 +37,11 @@ class Capabilities(Protocol):
         """Whether transformers' `generate` may reply to several prompts at once."""
         ...
 
+    @property
+    def joining(self) -> Capability:
+        """Whether replies may join a batch that is under way."""
+        ...
+
     def suffix_after(self, layer: int) -> Capability:
         """Whether the blocks after `layer` may run alone, on residuals that were kept."""
         ...
