@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,12 +13,14 @@ from calibrate.artefact import report
 from calibrate.artefact.assemble import build_config, build_evidence, build_laws
 from calibrate.artefact.directory import open_workspace, writing, wrote
 from calibrate.common.cost import Allowance, Ledger, Limits
-from calibrate.common.errors import Infeasible
+from calibrate.common.errors import CalibrateWarning, Infeasible, InputError
 from calibrate.common.files import write_together
 from calibrate.common.layout import REPORT_FILE
 from calibrate.common.progress import SILENT, Progress
 from calibrate.common.settings import Settings
+from calibrate.deploy.beside import opened_beside
 from calibrate.deploy.finished import Calibration
+from calibrate.deploy.start import Start, opened_start, start_from
 from calibrate.engine.loading import load_model
 from calibrate.engine.site import Site
 from calibrate.engine.unsteered import run_unsteered
@@ -30,7 +33,7 @@ from calibrate.models.cache import weights_hashed_once
 from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.search.affordable import checked_larger, verify_affordable
 from calibrate.search.explain import add_advice
-from calibrate.search.fingerprint import fingerprint_at, fingerprint_of
+from calibrate.search.fingerprint import fingerprint_at, fingerprint_from, fingerprint_of
 from calibrate.search.forecast import forecast, questions_ahead
 from calibrate.search.objective import FIRST_PART, SearchObjective, rung_sizes
 from calibrate.search.sites import choose_sites
@@ -54,6 +57,9 @@ def calibrate(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     reply_tokens: int | None = None,
     out: str | Path | None = None,
+    start: Start | None = None,
+    beside: Start | None = None,
+    mix: float = 0.5,
     prompts: str | Path | None = None,
     corpus: str | Path | None = None,
     judge: JudgeChoice = AUTO,
@@ -79,6 +85,13 @@ def calibrate(
     reply_tokens: most tokens of a reply in the search (default: as `sampling` has it).
     out: directory for the artefact; the same call then resumes an interrupted study, and
         returns a finished calibration at once.
+    start: an earlier calibration of the same concept, or its directory, whose model has changed
+        since, as in a training: its site, probe and share of α_B are taken over, all else is
+        measured, and the answer confirmed or corrected at a quarter of the time. Where it does not
+        hold any longer, everything is searched anew.
+    beside: an earlier calibration of the same model, or its directory, whose concept is to be
+        steered too: both share the budget and one strength, and the config holds the vectors of
+        both. mix: its share of the two, in units of the strengths that spend the budget alone.
     prompts: file of neutral prompts; corpus: file of texts to measure ΔCE on
         (default: the model's own unsteered replies).
     judge: who reads presence: "auto", a probe that learns from graded replies; "question",
@@ -109,6 +122,8 @@ def calibrate(
     >>> result.config.measured.delta_ce.upper <= options["ce_budget"]
     True
     """
+    if start is not None and beside is not None:
+        raise InputError("give either start or beside; a pair is calibrated from nothing")
     settings, limits = Settings(**options), Limits(max_tokens, max_minutes)
     larger = checked_larger(larger_budgets, settings)
     if reply_tokens is not None:
@@ -129,11 +144,29 @@ def calibrate(
     fingerprint = fingerprint_of(
         loaded, concept, prompt_texts, corpus_texts, judges, lesson, guarding, settings
     )
+    second = None if beside is None else opened_beside(beside, mix, loaded, settings)
+    if second is not None:
+        fingerprint = fingerprint_from(fingerprint, second.key)
+    earlier = None if start is None else opened_start(start, loaded, concept, settings)
+    if earlier is not None:
+        fingerprint = fingerprint_from(fingerprint, earlier.config.provenance.fingerprint)
     results = {budget: fingerprint_at(fingerprint, budget) for budget in larger}
     results[settings.ce_budget] = fingerprint
     directory, finished = open_workspace(out, *results.values())
     if directory is not None and finished:
         return Calibration.load(directory)
+
+    if earlier is not None:
+        with preserving_model_state(loaded), weights_hashed_once(loaded):
+            confirmed = _confirmed(
+                earlier, loaded, concept, prompt_texts, corpus_texts, guarding, settings,
+                fingerprint, progress,
+            )  # fmt: skip
+        if confirmed is not None:
+            with writing(directory, fingerprint):
+                if directory is not None:
+                    confirmed.save(directory)
+            return confirmed
 
     store = StudyStore(study or f"{concept.name} on {loaded.name}", fingerprint, directory, storage)
     check_storage(store)
@@ -176,6 +209,8 @@ def calibrate(
             parts = rung_sizes(len(corpora["search"].sequences), FIRST_PART)
             run = run_unsteered(loaded, corpora["search"], [site.first for site in sites], parts)
             tokens = concept_tokens(loaded, splits["vector"], replies)
+            if second is not None:
+                sites, weights = second.join(loaded, run.first, sites, settings)
             pilots = run_pilots(loaded, run, sites, tokens, settings)
 
         with ledger.stage("study"):
@@ -200,15 +235,36 @@ def calibrate(
                     verify_at, loaded, run, pilot, strength, settings, larger
                 )
 
-            verified = bought.verified
+                verified = bought.verified
+                if second is not None:
+                    joined = second.section(loaded, verified, weights[pilot.site.name], settings)
+
             laws = build_laws(pilots, studied, baseline, verified, bought.settings)
             result = results[bought.settings.ce_budget]
             config = build_config(loaded, concept, bought, laws, panel, ledger.stages, result)
-            evidence = build_evidence(ranks, pilots, studied, verified, splits, replies, guarding)
+            if second is not None:
+                config = config.model_copy(update={"beside": joined})
+            evidence = build_evidence(
+                ranks, pilots, studied.trials, verified, splits, replies, guarding
+            )
             calibration = Calibration(config, evidence, panel.probe)
             if directory is not None:
                 calibration.save(directory)
             return calibration
+
+
+def _confirmed(earlier: Calibration, *given: Any) -> Calibration | None:
+    """The earlier calibration confirmed or corrected; None, with a warning, if it does not hold."""
+    try:
+        return start_from(earlier, *given)
+    except Infeasible as changed:
+        warnings.warn(
+            "the earlier calibration does not hold any longer, so everything is searched anew: "
+            f"{changed}",
+            CalibrateWarning,
+            stacklevel=3,
+        )
+        return None
 
 
 @contextmanager

@@ -38,6 +38,7 @@ from calibrate.common.cost import Cost
 from calibrate.common.estimate import RatioEstimate
 from calibrate.common.record import BlockRank
 from calibrate.common.settings import Settings
+from calibrate.common.trial import Trial
 from calibrate.engine.site import Site
 from calibrate.judging.panel import Panel
 from calibrate.laws.formulas import GOOD_RISE, Goodness, judge_rise
@@ -108,21 +109,30 @@ def build_laws(
     baseline: unsteered presence on the search prompts.
     """
     pilot = pilots[studied.best.site]
+    presence = _presence_section(studied, baseline, verified, settings)
+    laws = carry_laws(pilot, presence, studied.trials)
+    return laws.model_copy(update={"relied_on": laws_hold(pilots)})
+
+
+def carry_laws(
+    pilot: Pilot, presence: PresenceLawSection, trials: Sequence[Trial] = ()
+) -> LawsSection:
+    """Return the laws of a pilot, beside a law of presence."""
     return LawsSection(
-        cross_entropy=_law_section(pilot, _rise_goodness(pilot, studied)),
+        cross_entropy=_law_section(pilot, _rise_goodness(pilot, trials)),
         concept=ConceptLawSection(
             **vars(pilot.mass_law), errors=pilot.mass_errors, goodness=pilot.mass_goodness
         ),
-        presence=_presence_section(studied, baseline, verified, settings),
+        presence=presence,
         tokens=TokenLawSection(saturation=pilot.tokens.saturation, mass_peak=pilot.mass_peak),
-        relied_on=laws_hold(pilots),
+        relied_on=laws_hold({pilot.site.name: pilot}),
     )
 
 
 def build_evidence(
     ranks: Sequence[BlockRank],
     pilots: Mapping[str, Pilot],
-    studied: StudyResult,
+    trials: Sequence[Trial],
     verified: Verified,
     splits: Mapping[str, Texts],
     replies: UnsteeredReplies,
@@ -132,7 +142,7 @@ def build_evidence(
     return Evidence(
         ranks=list(ranks),
         pilots=[_pilot_record(pilot) for pilot in pilots.values()],
-        trials=list(studied.trials),
+        trials=list(trials),
         tested=list(verified.budget.tested),
         completions=completion_records(verified),
         splits=SplitRecord(
@@ -220,7 +230,7 @@ def _law_section(pilot: Pilot, goodness: Goodness) -> CrossEntropyLawSection:
     return CrossEntropyLawSection(**vars(pilot.law), errors=pilot.errors, goodness=goodness)
 
 
-def _rise_goodness(pilot: Pilot, studied: StudyResult) -> Goodness:
+def _rise_goodness(pilot: Pilot, trials: Sequence[Trial]) -> Goodness:
     """Judge the law of ΔCE on the pilot's test points and the trials at its site.
 
     Trials whose standard error exceeds a fifth of the law's tolerance are left out.
@@ -228,7 +238,7 @@ def _rise_goodness(pilot: Pilot, studied: StudyResult) -> Goodness:
     points = list(pilot.rise_goodness.points)
     points += [
         (trial.strength, float(pilot.law.predict(trial.strength)), trial.delta_ce)
-        for trial in studied.trials
+        for trial in trials
         if trial.site == pilot.site.name
         and trial.delta_ce_error <= 0.2 * GOOD_RISE * abs(trial.delta_ce)
     ]

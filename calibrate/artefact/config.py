@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from calibrate.artefact.beside_section import BesideSection
 from calibrate.artefact.hub import local_directory
 from calibrate.artefact.law_sections import LawsSection
 from calibrate.artefact.measured_sections import MeasuredSection
@@ -76,6 +77,7 @@ class SteeringConfig(Section):
     cost: dict[str, CostSection]
     capabilities: CapabilityReport | None = None
     provenance: ProvenanceSection
+    beside: BesideSection | None = None
 
     _vector_file: bytes = PrivateAttr(default=b"")
 

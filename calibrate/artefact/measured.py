@@ -22,7 +22,7 @@ from calibrate.common.settings import Settings
 from calibrate.engine.generation import Completion
 from calibrate.judging.guard import Guarded
 from calibrate.search.long_run import LOOP_MARGIN, WINDOW, Along, LongRun
-from calibrate.search.verification import Verified
+from calibrate.search.verification import Controls, Verified
 from probes import Learned
 
 
@@ -42,14 +42,20 @@ def measured_section(
             n_tokens=int(rise.counts.sum()),
         ),
         presence=_presence_section(verified, learned, confidence),
-        controls=ControlsSection(
-            random_vector=verified.random_vector.with_interval(confidence),
-            prompt_only=verified.prompt_only.with_interval(confidence),
-        ),
+        controls=_controls_section(verified.controls, confidence),
         audit=_audit_section(verified, confidence),
         fluency=_fluency_section(verified, confidence),
         long_run=_long_run_section(verified.long_run, confidence),
         guard=guard_section(verified.guarded, confidence),
+    )
+
+
+def _controls_section(controls: Controls | None, confidence: float) -> ControlsSection | None:
+    if controls is None:
+        return None
+    return ControlsSection(
+        random_vector=controls.random_vector.with_interval(confidence),
+        prompt_only=controls.prompt_only.with_interval(confidence),
     )
 
 

@@ -249,15 +249,15 @@ class MeasuredSection(Section):
 
     judges: who read presence, and the auditor if there was one, by name. long_run: None where
     none was asked for, or the model's context has no room for one. guard: None where none was
-    asked for. readers: None until people
-    have graded replies (`calibrate grade`).
+    asked for. readers: None until people have graded replies (`calibrate grade`). A calibration
+    that began with an earlier one has neither controls, audit nor long run.
     """
 
     judges: list[str]
     delta_ce: DeltaCESection
     presence: PresenceSection
     audit: AuditSection | None
-    controls: ControlsSection
+    controls: ControlsSection | None = None
     fluency: FluencySection
     long_run: LongRunSection | None = None
     guard: GuardSection | None = None

@@ -133,11 +133,39 @@ class CostSection(Section):
     seconds: float
 
 
+class StartSection(Section):
+    """The earlier calibration that one began with (`calibrate.search.confirmation`).
+
+    fingerprint: its own. strength: what it shipped. strength_at_budget: its α_B. confirmed: whether
+    α_B, measured anew, may be as it was.
+    """
+
+    fingerprint: str
+    strength: float
+    strength_at_budget: Interval
+    confirmed: bool
+
+    @property
+    def says(self) -> str:
+        """What came of it, in words."""
+        before = self.strength_at_budget
+        verdict = "confirmed" if self.confirmed else "corrected"
+        return (
+            f"an earlier calibration, whose α_B of {before.value:.4g} ({before.low:.4g} to "
+            f"{before.high:.4g}) was {verdict}; controls, second judge and long replies were not "
+            "repeated"
+        )
+
+
 class ProvenanceSection(Section):
-    """How the config was made, so that it can be made again."""
+    """How the config was made, so that it can be made again.
+
+    start: the earlier calibration it began with; None for one from nothing.
+    """
 
     versions: dict[str, str]
     seed: int
     created: str
     fingerprint: str
     settings: dict[str, Any]
+    start: StartSection | None = None

@@ -20,8 +20,8 @@ MODEL = (
     "model device dtype batch_tokens blocks revision trust_remote_code chat_template_kwargs"
 ).split()
 CALIBRATION = (
-    "corpus prompts judge audit guard teacher storage study max_tokens max_minutes".split()
-)
+    "start beside mix corpus prompts judge audit guard teacher storage study max_tokens max_minutes"
+).split()
 
 
 def options(*names: str) -> Callable[[Command], Command]:

@@ -97,6 +97,22 @@ OPTIONS = dict(
             "FILE",
             "Texts to measure cross-entropy on.  [default: the model's own replies]",
         ),
+        _option(
+            "start",
+            FILE,
+            "DIR",
+            "An earlier calibration of the concept, to be confirmed or corrected on a model that "
+            "has changed since.",
+        ),
+        _option(
+            "beside",
+            FILE,
+            "DIR",
+            "A calibration of the same model whose concept is steered too, under one budget.",
+        ),
+        _option(
+            "mix", float, "SHARE", "Of --beside in the two, in units of their strengths alone.", 0.5
+        ),
         _option("prompts", FILE, "FILE", "Neutral prompts, one a line.  [default: built in]"),
         _setting("max_new_tokens", "reply-tokens"),
         _setting("long_run"),

@@ -90,8 +90,12 @@ def _facts(config: SteeringConfig, evidence: Evidence) -> Iterator[tuple[str, st
     yield from _clear(presence)
     yield "change", _change(presence)
     yield from _scale(presence)
-    yield "random vector", _control(measured.controls.random_vector, presence)
-    yield "asked in words", _control(measured.controls.prompt_only, presence)
+    if measured.controls is not None:
+        yield "random vector", _control(measured.controls.random_vector, presence)
+        yield "asked in words", _control(measured.controls.prompt_only, presence)
+    yield from _began(config)
+    if config.beside is not None:
+        yield "beside", config.beside.says
     yield from _audit(measured)
     yield from _readers(measured)
     yield from _unanswered(presence)
@@ -125,6 +129,12 @@ def _choice(config: SteeringConfig, evidence: Evidence) -> Iterator[tuple[str, s
     if others:
         ranked += f"; in the study it brought more presence than block {', '.join(others)}"
     yield f"block {shipped}", ranked
+
+
+def _began(config: SteeringConfig) -> Iterator[tuple[str, str]]:
+    start = config.provenance.start
+    if start is not None:
+        yield "began with", start.says
 
 
 def _clear(presence: PresenceSection) -> Iterator[tuple[str, str]]:

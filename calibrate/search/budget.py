@@ -112,15 +112,16 @@ def verify_budget(
     strength: float,
     budget: float,
     confidence: float,
+    rungs: Sequence[float] = LADDER,
 ) -> VerifiedBudget:
     """Return the largest verified share of `strength`.
 
-    measure_delta_ce: ΔCE of a strength on held-out text.
+    measure_delta_ce: ΔCE of a strength on held-out text. rungs: the shares, from small to large.
     Raises: Infeasible if not even the first strength keeps to the budget.
     """
     tested: list[TestedStrength] = []
     rises: dict[float, RatioEstimate] = {}
-    for rung in (share * strength for share in LADDER):
+    for rung in (share * strength for share in rungs):
         rises[rung] = rise = measure_delta_ce(rung)
         upper = rise.upper(confidence)
         tested.append(TestedStrength(rung, rise.value, upper, upper <= budget))

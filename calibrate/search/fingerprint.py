@@ -38,6 +38,11 @@ def fingerprint_of(
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def fingerprint_from(fingerprint: str, start: str) -> str:
+    """The fingerprint of a calibration that begins with an earlier one, given that one's."""
+    return hashlib.sha256(f"{fingerprint} from {start}".encode()).hexdigest()
+
+
 def fingerprint_at(fingerprint: str, budget: float) -> str:
     """The fingerprint of another budget of a calibration, nats per token."""
     return hashlib.sha256(f"{fingerprint} at {budget!r}".encode()).hexdigest()

@@ -9,7 +9,7 @@ made at most once, at the first strength that truly breaks the budget.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -21,7 +21,7 @@ from calibrate.common.settings import Settings
 from calibrate.engine.cross_entropy import SUFFIX_SHARE
 from calibrate.engine.generation import Request
 from calibrate.engine.site import Site
-from calibrate.engine.unsteered import Corpus, run_unsteered
+from calibrate.engine.unsteered import Corpus, UnsteeredRun, run_unsteered
 from calibrate.judging.fluency import Fluency, measure_fluency
 from calibrate.judging.guard import Guarded, measure_guard
 from calibrate.judging.panel import Panel
@@ -45,14 +45,24 @@ N_CONTROLS = 2  # replies under a random vector, and replies asked in words
 CONTROL_PROMPTS = 32  # replied to once under a random vector, and once when asked in words
 
 
+@dataclass(frozen=True)
+class Controls:
+    """Presence under a random vector of the same norm at the same strength, and when plainly asked.
+
+    The latter is that of the unsteered model.
+    """
+
+    random_vector: RatioEstimate
+    prompt_only: RatioEstimate
+
+
 @dataclass(frozen=True, eq=False)
 class Verified:
     """What was measured of the shipped strength, all of it on held-out data.
 
     change: of presence, prompt by prompt, after n_replies to each. detectable: the smallest change
         that would be seen with a probability of `effect.POWER`.
-    random_vector: presence under a random vector of the same norm at the same strength.
-    prompt_only: presence of the unsteered model asked in plain words.
+    controls: presence by other means, if it was measured.
     fluency_drop: how much less likely the steered replies are to the unsteered model.
     audit: what a second judge says, if there is one. long_run: replies as long as they are
         served, if there was room for them. guarded: how the guard's questions are answered.
@@ -65,8 +75,7 @@ class Verified:
     change: RatioEstimate
     n_replies: int
     detectable: float
-    random_vector: RatioEstimate
-    prompt_only: RatioEstimate
+    controls: Controls | None
     fluency: Fluency
     fluency_baseline: Fluency
     fluency_drop: RatioEstimate
@@ -119,15 +128,17 @@ def reply_until_decided(
     steering: Steering,
     replies: Replies,
     settings: Settings,
-    may_spend: Callable[[int], bool],
+    may_spend: Callable[[int], bool] = lambda _: True,
+    most: int = LOOKS[-1],
 ) -> Replies:
     """Double the replies to every prompt until they decide, or no more may be taken.
 
-    replies: those of the first look. may_spend: whether that many more replies may be taken.
+    replies: those of the first look. may_spend: whether that many more replies may be taken. most:
+        replies to a prompt.
     Raises: Infeasible if most of the steered ones are empty.
     """
     require_replies(replies.presence)
-    while decide(replies.change, settings) == "undecided" and replies.n_replies < LOOKS[-1]:
+    while decide(replies.change, settings) == "undecided" and replies.n_replies < most:
         n = replies.n_replies
         if not may_spend(2 * n * len(prompts)):
             break
@@ -158,40 +169,61 @@ def verify(
         by enough or this cannot be told, replies are empty or less fluent than allowed, more is
         forgotten than allowed, or the auditor sees the opposite.
     """
-    corpus = corpora["verify"]
-    run = run_unsteered(loaded, corpus, [site.first])
+    run = run_unsteered(loaded, corpora["verify"], [site.first])
     prompts = replies.prompts["verify"]
     budget, long_run = largest_strength(
         loaded, panel.reader, site, strength, run, prompts, settings
     )
-    final, random_vector, asked = _final_replies(
+    final, controls = _final_replies(
         loaded, panel.final, site, budget.strength, replies, settings, allowance
     )
+    verified = measure_harm(loaded, site, run, budget, final, replies, settings, guard)
+    auditor = panel.auditor
+    return replace(
+        verified,
+        controls=controls,
+        audit=audit(auditor, final.presence, final.baseline, settings) if auditor else None,
+        long_run=long_run,
+    )
+
+
+def measure_harm(
+    loaded: LoadedModel,
+    site: Site,
+    run: UnsteeredRun,
+    budget: VerifiedBudget,
+    final: Replies,
+    replies: UnsteeredReplies,
+    settings: Settings,
+    guard: Guard | None,
+) -> Verified:
+    """Hold what was verified to what was asked: an effect, fluent replies, nothing forgotten.
+
+    run: of the verification's corpus. Raises: Infeasible as `verify` does.
+    """
     require_effect(final.change, final.n_replies, settings)
     fluency = measure_fluency(loaded, final.presence.first_replies)
     fluency_baseline = measure_fluency(
-        loaded, replies.first_replies("verify"), run if corpus.self_sampled else None
+        loaded, replies.first_replies("verify"), run if run.corpus.self_sampled else None
     )
     drop = fluency.drop_from(fluency_baseline)
     require_fluency(drop, settings)
     guarded = None if guard is None else measure_guard(loaded, guard, site, budget.strength)
     require_guard(guarded, settings)
-    auditor = panel.auditor
     return Verified(
-        corpus_kind="own_replies" if corpus.self_sampled else "file",
+        corpus_kind="own_replies" if run.corpus.self_sampled else "file",
         budget=budget,
         presence=final.presence,
         baseline=final.baseline,
         change=final.change,
         n_replies=final.n_replies,
         detectable=detectable(final.change, settings),
-        random_vector=random_vector.estimate,
-        prompt_only=asked.estimate,
+        controls=None,
         fluency=fluency,
         fluency_baseline=fluency_baseline,
         fluency_drop=drop,
-        audit=audit(auditor, final.presence, final.baseline, settings) if auditor else None,
-        long_run=long_run,
+        audit=None,
+        long_run=None,
         guarded=guarded,
         reference=reference_of(loaded, site, budget.strength, replies),
     )
@@ -205,8 +237,8 @@ def _final_replies(
     replies: UnsteeredReplies,
     settings: Settings,
     allowance: Allowance | None,
-) -> tuple[Replies, Presence, Presence]:
-    """As many replies as it takes to decide, and those of both controls."""
+) -> tuple[Replies, Controls]:
+    """As many replies as it takes to decide, and presence in those of both controls."""
     prompts = replies.prompts["verify"]
     steering = site.steering(strength)
     controls = _control_requests(loaded, site, strength, prompts, reader.concept, settings)
@@ -227,7 +259,7 @@ def _final_replies(
         settings,
         lambda n: _affords(allowance, round(n * per_reply)),
     )
-    return final, random_vector, asked
+    return final, Controls(random_vector.estimate, asked.estimate)
 
 
 def expected_tokens(

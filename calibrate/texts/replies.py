@@ -47,7 +47,7 @@ class UnsteeredReplies:
     """Encoded prompts and the model's plain replies to them, by split.
 
     prompts: by split, "probe", "search" and "verify".
-    completions: by split, in the order of the prompts; VERIFY_COMPLETIONS each for "verify".
+    completions: by split, in the order of the prompts; per_verify_prompt each for "verify".
     """
 
     prompts: dict[str, tuple[Prompt, ...]]
@@ -64,6 +64,7 @@ def sample_unsteered(
     prompts: Sequence[str],
     settings: Settings,
     splits: Sequence[str] = ("probe", "search", "verify"),
+    per_verify_prompt: int = VERIFY_COMPLETIONS,
 ) -> UnsteeredReplies:
     """Sample the model's plain replies to every prompt of some splits.
 
@@ -71,7 +72,7 @@ def sample_unsteered(
         replies end before the model has finished thinking.
     """
     chosen = {split: texts for split, texts in split_prompts(prompts).items() if split in splits}
-    replies = sample_splits(loaded, chosen, settings)
+    replies = sample_splits(loaded, chosen, settings, per_verify_prompt)
     for split, texts in chosen.items():
         spoken = len(replies.first_replies(split))
         if spoken < len(texts) / 2:
@@ -84,14 +85,18 @@ def sample_unsteered(
 
 
 def sample_splits(
-    loaded: LoadedModel, prompts: Mapping[str, Sequence[str]], settings: Settings
+    loaded: LoadedModel,
+    prompts: Mapping[str, Sequence[str]],
+    settings: Settings,
+    per_verify_prompt: int = VERIFY_COMPLETIONS,
 ) -> UnsteeredReplies:
     """Sample the model's plain replies to the prompts of each split."""
     encoded = {
         split: tuple(encode_prompt(loaded, text) for text in texts)
         for split, texts in prompts.items()
     }
-    return UnsteeredReplies(encoded, _sampled_together(loaded, encoded, settings))
+    drawn = _sampled_together(loaded, encoded, settings, per_verify_prompt)
+    return UnsteeredReplies(encoded, drawn)
 
 
 def expected_tokens(counts: Mapping[str, int], reply: float) -> float:
@@ -120,13 +125,16 @@ def require_answers(completions: Sequence[Completion], settings: Settings) -> No
 
 
 def _sampled_together(
-    loaded: LoadedModel, prompts: Mapping[str, Sequence[Prompt]], settings: Settings
+    loaded: LoadedModel,
+    prompts: Mapping[str, Sequence[Prompt]],
+    settings: Settings,
+    per_verify_prompt: int,
 ) -> dict[str, tuple[Completion, ...]]:
     """Sample every split's replies in the same batches, since large batches are cheapest."""
     places = [(split, index) for split, texts in prompts.items() for index in range(len(texts))]
     request = Request(
         [prompts[split][index] for split, index in places],
-        [VERIFY_COMPLETIONS if split == "verify" else 1 for split, _ in places],
+        [per_verify_prompt if split == "verify" else 1 for split, _ in places],
     )
 
     def sampled() -> list[list[int]]:

@@ -126,6 +126,16 @@ def test_mixed_precision_is_measured_as_the_weights_are_kept(how, finished, tiny
     assert config.measured == finished.result.config.measured
 
 
+def test_each_calibration_may_begin_with_the_last(tiny_options, options, tmp_path):
+    losses, _ = trained(trainer(tmp_path / "alone"))
+    run = trainer(tmp_path / "beside")
+    found = callback(tiny_options, options, every=2, start="last").attach(run)
+    assert trained(run)[0] == losses
+    first, second = (one.result.config for one in found.history)
+    assert first.provenance.start is None
+    assert second.provenance.start.fingerprint == first.provenance.fingerprint
+
+
 class Reporter(TrainerCallback):
     """Stands for TensorBoard and its like: it keeps what it is told."""
 

@@ -1,0 +1,110 @@
+"""A second concept under one budget: `calibrate(beside=…)`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from calibrate.artefact.beside_section import BesideSection
+from calibrate.artefact.config import SteeringConfig
+from calibrate.common.errors import Infeasible, InputError
+from calibrate.common.settings import Settings
+from calibrate.deploy.checks import check_identity, check_reference, reader_again
+from calibrate.deploy.finished import Calibration
+from calibrate.deploy.start import Start
+from calibrate.engine.site import Site
+from calibrate.engine.unsteered import UnsteeredRun
+from calibrate.judging.presence import read
+from calibrate.models.model import LoadedModel
+from calibrate.search.joint import mixed_with
+from calibrate.search.verification import Verified
+
+
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """An earlier calibration of the same model, and its share of the budget's strengths."""
+
+    earlier: Calibration
+    mix: float
+
+    @property
+    def config(self) -> SteeringConfig:
+        """Its config."""
+        return self.earlier.config
+
+    @property
+    def key(self) -> str:
+        """What a fingerprint has to know of it."""
+        return f"{self.config.provenance.fingerprint} at {self.mix!r}"
+
+    def join(
+        self, loaded: LoadedModel, run: UnsteeredRun, sites: Sequence[Site], settings: Settings
+    ) -> tuple[list[Site], dict[str, float]]:
+        """Mix its vectors into the sites.
+
+        run: the first sequences of the search corpus.
+        Returns: the sites, and by their names its strength per unit of theirs.
+        """
+        at_budget, own = self.config.range.strength_at_budget.value, self.config.site
+        mixed = [
+            mixed_with(loaded, run, site, own, at_budget, self.mix, settings) for site in sites
+        ]
+        return [site for site, _ in mixed], {site.name: weight for site, weight in mixed}
+
+    def section(
+        self, loaded: LoadedModel, verified: Verified, weight: float, settings: Settings
+    ) -> BesideSection:
+        """What became of its concept in the final replies.
+
+        Raises: Infeasible if it does not move in the direction it was calibrated for.
+        """
+        config, confidence = self.config, settings.confidence
+        judge = config.measured.judges[0]
+        reader = reader_again(judge, config, loaded, self.earlier.probe)
+        after, before = (
+            read(reader, each.completions) for each in (verified.presence, verified.baseline)
+        )
+        change = after.change_from(before).with_interval(confidence)
+        towards = change.low if config.concept.goal == "increase" else -change.high
+        if towards <= 0:
+            raise Infeasible(
+                [
+                    f"{config.concept.name!r} does not measurably {config.concept.goal} beside it: "
+                    f"{change.value:+.3f} ({change.low:+.3f} to {change.high:+.3f})"
+                ],
+                [f"give it more with a --mix above {self.mix:g}", "allow more with --ce-budget"],
+            )
+        return BesideSection(
+            name=config.concept.name,
+            goal=config.concept.goal,
+            fingerprint=config.provenance.fingerprint,
+            weight=weight,
+            judge=judge,
+            presence=after.estimate.with_interval(confidence),
+            baseline=before.estimate.value,
+            change=change,
+        )
+
+
+def opened_beside(beside: Start, mix: float, loaded: LoadedModel, settings: Settings) -> Beside:
+    """The earlier calibration, if it holds for the model.
+
+    Raises: InputError for another model, other positions or a share out of range; ArtefactError if
+        it cannot be read.
+    """
+    if not 0 < mix < 1:
+        raise InputError(f"--mix must be between 0 and 1, got {mix:g}")
+    found = beside if isinstance(beside, Calibration) else Calibration.load(beside)
+    checks = [*check_identity(found.config, loaded)]
+    if all(check.passed for check in checks):
+        checks.append(check_reference(found.config, loaded))
+    for check in checks:
+        if not check.passed:
+            raise InputError(f"--beside must hold for this model: {check.found}")
+    positions = found.config.intervention.positions
+    if settings.position_choices != (positions,):
+        raise InputError(
+            f"two concepts steered together must steer the same positions, {positions}, got "
+            f"{settings.positions}; give --positions {positions}"
+        )
+    return Beside(found, mix)

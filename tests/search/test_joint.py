@@ -1,0 +1,202 @@
+"""Two concepts under one budget: what they cost together, and a calibration of both."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import calibrate
+from calibrate.common.errors import Infeasible, InputError
+from calibrate.common.settings import Settings
+from calibrate.deploy.beside import opened_beside
+from calibrate.engine.site import Site, SteeringVector
+from calibrate.engine.unsteered import Corpus, run_unsteered
+from calibrate.laws.formulas import CrossEntropyLaw
+from calibrate.laws.joint import JointLaw, correlation_of
+from calibrate.laws.log_odds import measure_log_odds
+from calibrate.search.joint import mixed, mixed_with
+
+strengths = st.floats(-3, 3)
+laws = st.builds(
+    CrossEntropyLaw,
+    slope=st.just(0.0),
+    curvature=st.floats(0.05, 5),
+    saturation=st.floats(-0.3, 1),
+    plateau=st.floats(2, 20),
+)
+
+
+@given(laws, laws, strengths, st.floats(-1, 1), st.floats(-1, 1))
+def test_one_vector_alone_costs_what_its_own_law_says(first, second, alpha, r, cosine):
+    joint = JointLaw(first, second, r, cosine)
+    assert joint.predict(alpha, 0.0) == pytest.approx(float(first.predict(alpha)), abs=1e-12)
+    assert joint.predict(0.0, alpha) == pytest.approx(float(second.predict(alpha)), abs=1e-12)
+
+
+@given(laws, strengths, strengths)
+def test_a_vector_beside_itself_is_steered_by_both_strengths(law, one, other):
+    joint = JointLaw(law, law, 1.0, 1.0)
+    assert joint.predict(one, other) == pytest.approx(float(law.predict(one + other)), abs=1e-9)
+
+
+@given(laws, laws, st.floats(0.1, 2), st.floats(0.1, 2), st.floats(-0.9, 0.9))
+def test_the_inverse_along_a_ray_spends_the_budget(first, second, one, other, r):
+    joint = JointLaw(first, second, r, r)
+    times = joint.invert(0.1, one, other)
+    if np.isfinite(times):
+        assert joint.predict(times * one, times * other) == pytest.approx(0.1, rel=1e-6)
+
+
+def test_a_budget_above_the_plateau_is_never_spent():
+    low = CrossEntropyLaw(0.0, 1.0, 0.0, 0.05)
+    assert JointLaw(low, low, 0.0, 0.0).invert(0.1, 1.0, 1.0) == float("inf")
+
+
+@pytest.fixture
+def parts(loaded, sequences):
+    """A run over own text, and two sites at different blocks."""
+    torch.manual_seed(4)
+    run = run_unsteered(loaded, Corpus(tuple(sequences), self_sampled=True), [0])
+    values = torch.randn(3, loaded.hidden_size)
+    one = Site((SteeringVector(values[0], 0, 5.0), SteeringVector(values[1], 1, 6.0)))
+    other = Site((SteeringVector(values[2], 1, 6.0),))
+    return run, one, other
+
+
+def test_the_cross_term_is_the_covariance_of_the_log_odds(loaded, sequences, parts):
+    run, one, other = parts
+    curvatures = [
+        measure_log_odds(loaded, run, site, ()).law(1).curvature
+        for site in (one, other, mixed(one, 1.0, other, 1.0))
+    ]
+    covariances, variances = [], []
+    for sequence in sequences:
+        ids = torch.tensor([sequence.ids])
+        rows = slice(sequence.start - 1, len(sequence.ids) - 1)
+
+        def logits(site, strength, ids=ids, rows=rows):
+            with site.apply(loaded.blocks, strength):
+                return loaded.model(input_ids=ids).logits[0, rows].double()
+
+        p = loaded.model(input_ids=ids).logits[0, rows].double().softmax(-1)
+        odds = [(logits(s, 0.01) - logits(s, -0.01)) / 0.02 for s in (one, other)]
+        means = [(p * m).sum(-1, keepdim=True) for m in odds]
+        centred = [m - mean for m, mean in zip(odds, means, strict=True)]
+        covariances += (p * centred[0] * centred[1]).sum(-1).tolist()
+        variances += (p * centred[0] ** 2).sum(-1).tolist()
+    assert curvatures[0] == pytest.approx(np.mean(variances), rel=1e-3)
+    expected = np.mean(covariances) / np.sqrt(curvatures[0] * curvatures[1])
+    assert correlation_of(*curvatures) == pytest.approx(expected, abs=2e-3)
+
+
+def test_mixing_adds_both_each_at_its_blocks(loaded, parts):
+    _, one, other = parts
+    ids = torch.tensor([[7, 12, 20, 9, 30]])
+    with mixed(one, 2.0, other, -0.5).apply(loaded.blocks, 1.5):
+        together = loaded.model(input_ids=ids).logits
+    with one.apply(loaded.blocks, 3.0), other.apply(loaded.blocks, -0.75):
+        nested = loaded.model(input_ids=ids).logits
+    assert torch.allclose(together, nested, atol=1e-5)
+    assert mixed(one, 1.0, other, 1.0).layers == (0, 1)
+
+
+def test_positions_must_be_the_same(parts):
+    _, one, other = parts
+    with pytest.raises(InputError, match="the same positions"):
+        mixed(one, 1.0, replace(other, positions="last"), 1.0)
+
+
+def test_the_mix_is_in_units_of_the_strengths_alone(loaded, parts):
+    run, one, other = parts
+    settings = Settings(ce_budget=0.05)
+    alone = measure_log_odds(loaded, run, one, ()).law(1).invert(0.05)
+    _, weight = mixed_with(loaded, run, one, other, 3.0, 0.25, settings)
+    assert weight == pytest.approx(3.0 / alone / 3)
+
+
+@pytest.fixture(scope="module")
+def options(tiny_options):
+    found = {name: value for name, value in tiny_options.items() if name != "concept"}
+    return {**found, "min_gain": 0.0}
+
+
+@pytest.fixture(scope="module")
+def pair(finished, tiny_options, options, tmp_path_factory):
+    """The same texts under another name, beside the finished calibration."""
+    concept = replace(tiny_options["concept"], name="shine")
+    folder = tmp_path_factory.mktemp("pair") / "pair"
+    with torch.no_grad():
+        result = calibrate.calibrate(
+            tiny.model("gpt2"), concept, beside=finished.directory, mix=0.4, out=folder, **options
+        )
+    return folder, result
+
+
+@pytest.mark.slow
+def test_both_are_in_the_vector_and_keep_to_one_budget(pair, finished):
+    _, result = pair
+    config, before = result.config, finished.result.config
+    assert config.measured.delta_ce.upper <= config.budget.limit
+    assert config.beside.name == "bright"
+    assert config.beside.fingerprint == before.provenance.fingerprint
+    theirs = {v.layer: v.values for v in before.site.vectors}
+    own = {v.layer: v.values for v in config.site.vectors}
+    layer = before.layers[0]
+    weight = config.beside.weight
+    rest = own[layer] - weight * theirs[layer]
+    cosine = torch.nn.functional.cosine_similarity(rest, theirs[layer], dim=0)
+    if config.layers == before.layers:  # the same texts at the same block give the same vector
+        assert float(cosine) == pytest.approx(1.0, abs=1e-3)
+    assert weight > 0
+    assert config.beside.change.low > 0
+
+
+@pytest.mark.slow
+def test_a_pair_is_shown_verified_and_found_again(pair, finished, tiny_options, options):
+    folder, result = pair
+    loaded = calibrate.load_model(tiny.model("gpt2"), tiny.tokenizer())
+    assert calibrate.check_directory(folder, loaded).passed
+    assert "presence of bright" in (folder / "report.html").read_text(encoding="utf-8")
+    concept = replace(tiny_options["concept"], name="shine")
+    again = calibrate.calibrate(
+        tiny.model("gpt2"), concept, beside=finished.result, mix=0.4, out=folder, **options
+    )
+    assert again.config.provenance.created == result.config.provenance.created
+
+
+@pytest.mark.slow
+def test_one_that_loses_its_own_concept_is_infeasible(finished, tiny_options, options):
+    turned = finished.result.config
+    concept = turned.concept.model_copy(update={"goal": "decrease"})
+    against = replace(finished.result, config=turned.model_copy(update={"concept": concept}))
+    shine = replace(tiny_options["concept"], name="shine")
+    with pytest.raises(Infeasible, match="does not measurably decrease beside it"):
+        calibrate.calibrate(tiny.model("gpt2"), shine, beside=against, **options)
+
+
+def test_what_cannot_be_beside_is_refused(finished, tiny_options, options):
+    loaded = calibrate.load_model(tiny.model("gpt2"), tiny.tokenizer())
+    settings = finished.result.config.settings
+
+    def refused(words, mix=0.5, model=loaded, **changes):
+        with pytest.raises(InputError, match=words):
+            opened_beside(finished.directory, mix, model, replace(settings, **changes))
+
+    for mix in (0.0, 1.0, -1.0, float("nan")):
+        refused("--mix must be between 0 and 1", mix)
+    refused("the same positions", positions="last")
+    refused("must hold for this model", model=tiny.loaded("llama"))
+    with pytest.raises(InputError, match="either start or beside"):
+        calibrate.calibrate(
+            tiny.model("gpt2"),
+            tiny_options["concept"],
+            start=finished.directory,
+            beside=finished.directory,
+            **options,
+        )

@@ -1,0 +1,174 @@
+"""A calibration that begins with an earlier one confirms it, corrects it, or starts anew."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+
+import calibrate
+from calibrate.common.errors import CalibrateWarning, Infeasible, InputError
+from calibrate.common.estimate import Interval
+from calibrate.deploy.start import opened_start
+from calibrate.engine.loading import load_model
+from calibrate.search.confirmation import Expected, require_same_reading
+from calibrate.texts.extraction import concept_vectors
+from probes import Reader
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def options(tiny_options):
+    return {name: value for name, value in tiny_options.items() if name != "concept"}
+
+
+def changed(by):
+    """The tiny model after a training that moved every weight of its last block a little."""
+    model = tiny.model("gpt2")
+    generator = torch.Generator().manual_seed(5)
+    for weight in model.transformer.h[-1].parameters():
+        weight.data += by * weight.data.std() * torch.randn(weight.shape, generator=generator)
+    return model
+
+
+@pytest.fixture(scope="module")
+def warm(finished, tiny_options, options, tmp_path_factory):
+    """A calibration of a slightly changed model that began with the finished one."""
+    folder = tmp_path_factory.mktemp("warm") / "warm"
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("error", "the earlier calibration")
+        result = calibrate.calibrate(
+            changed(0.02), tiny_options["concept"], start=finished.directory, out=folder, **options
+        )
+    return folder, result
+
+
+def test_what_holds_is_confirmed_and_costs_less(warm, finished):
+    _, result = warm
+    began, before = result.config.provenance.start, finished.result.config
+    assert began.confirmed
+    assert began.fingerprint == before.provenance.fingerprint
+    assert result.config.intervention.strength == before.intervention.strength
+    assert result.config.layers == before.layers
+    assert result.config.measured.delta_ce.upper <= before.budget.limit
+    spent, then = (
+        sum(stage.token_forwards for stage in config.cost.values())
+        for config in (result.config, before)
+    )
+    assert spent < then / 3
+    assert result.config.measured.controls is None
+    assert result.config.measured.long_run is None
+
+
+def test_its_vectors_are_the_changed_models(warm, finished, tiny_options):
+    _, result = warm
+    loaded = load_model(changed(0.02), tiny.tokenizer())
+    texts = tiny_options["concept"].split()["vector"]
+    vectors = concept_vectors(loaded, texts, result.config.settings)
+    layer = result.config.layers[0]
+    assert torch.allclose(result.config.steering_vector.values, vectors[layer].values, atol=1e-6)
+    before = finished.result.config.steering_vector.values
+    if layer == loaded.num_layers - 1:
+        assert not torch.allclose(vectors[layer].values, before, atol=1e-6)
+
+
+def test_it_is_shown_verified_and_found_again(warm, finished, tiny_options, options):
+    folder, result = warm
+    loaded = load_model(changed(0.02), tiny.tokenizer())
+    assert calibrate.check_directory(folder, loaded).passed
+    assert "was confirmed" in (folder / "report.html").read_text(encoding="utf-8")
+    again = calibrate.calibrate(
+        changed(0.02), tiny_options["concept"], start=finished.directory, out=folder, **options
+    )
+    assert again.config.provenance.created == result.config.provenance.created
+
+
+def test_it_can_be_begun_with_again(warm, tiny_options, options):
+    _, result = warm
+    third = calibrate.calibrate(
+        changed(0.03), tiny_options["concept"], start=result, **options
+    ).config
+    assert third.provenance.start.fingerprint == result.config.provenance.fingerprint
+
+
+def test_a_wrong_alpha_b_is_corrected_to_the_same_share(finished, tiny_options, options):
+    config = finished.result.config
+    half = config.model_copy(
+        update={
+            "intervention": config.intervention.model_copy(
+                update={"strength": config.intervention.strength / 2}
+            ),
+            "range": config.range.model_copy(
+                update={
+                    "strength_at_budget": config.range.strength_at_budget.scaled_to(
+                        config.range.strength_at_budget.value / 2
+                    )
+                }
+            ),
+        }
+    )
+    start = replace(finished.result, config=half)
+    found = calibrate.calibrate(
+        tiny.model("gpt2"), tiny_options["concept"], start=start, **options
+    ).config
+    assert not found.provenance.start.confirmed
+    share = config.intervention.strength / config.range.strength_at_budget.value
+    expected = share * found.range.strength_at_budget.value
+    assert found.intervention.strength in (
+        pytest.approx(expected), pytest.approx(0.9 * expected),
+    )  # fmt: skip
+    assert "was corrected" in found.provenance.start.says
+
+
+def test_what_no_longer_holds_is_searched_anew(finished, tiny_options, options):
+    random_answers = replace(
+        finished.result,
+        probe=replace(finished.result.probe, weights=-finished.result.probe.weights),
+    )
+    with pytest.warns(CalibrateWarning, match="so everything is searched anew: the earlier probe"):
+        found = calibrate.calibrate(
+            tiny.model("gpt2"), tiny_options["concept"], start=random_answers, **options
+        )
+    assert found.config.provenance.start is None
+    assert found.evidence.trials
+    assert found.config.intervention == finished.result.config.intervention
+
+
+def test_a_probe_that_reads_otherwise_is_refused(finished, tiny_options):
+    gpt = load_model(tiny.model("gpt2"), tiny.tokenizer())
+    texts = tiny_options["concept"].split()["held_out"]
+    probe = finished.result.probe
+    require_same_reading(Reader(probe.on(gpt), "bright", "probe"), texts)
+    turned = replace(probe, weights=-probe.weights)
+    with pytest.raises(Infeasible, match=r"at least 0\.7 is needed"):
+        require_same_reading(Reader(turned.on(gpt), "bright", "probe"), texts)
+
+
+def test_only_the_same_question_can_be_begun_with(finished, tiny_options):
+    loaded = load_model(tiny.model("gpt2"), tiny.tokenizer())
+    concept, settings = tiny_options["concept"], finished.result.config.settings
+
+    def refused(words, model=loaded, of=concept, **changes):
+        with pytest.raises(InputError, match=words):
+            opened_start(finished.directory, model, of, replace(settings, **changes))
+
+    refused("the goal must be as in", goal="decrease")
+    refused("the concept's texts must be as in", of=tiny.concept(40))
+    refused("leave --layer out", layer=0 if finished.result.config.layers != (0,) else 1)
+    refused("the number of blocks must be", model=tiny.loaded("gpt2-1-layer"))
+    refused(
+        "the chat template must be", model=load_model(tiny.model("gpt2"), tiny.tokenizer(chat=True))
+    )
+    assert opened_start(finished.directory, loaded, concept, settings).config.layers
+
+
+def test_the_same_share_of_alpha_b_is_kept():
+    expected = Expected(strength=0.8, at_budget=1.0)
+    assert expected.now(Interval(1.02, 0.97, 1.08)) == 0.8
+    assert expected.now(Interval(1.5, 1.4, 1.6)) == pytest.approx(1.2)
+    below = Expected(strength=-0.8, at_budget=-1.0)
+    assert below.now(Interval(-2.0, -2.2, -1.8)) == pytest.approx(-1.6)
