@@ -24,6 +24,7 @@ from calibrate.cli.options import MAIN_JOB
 from calibrate.cli.push import push
 from calibrate.cli.serve import serve
 from calibrate.cli.shared import Command
+from calibrate.cli.sweep import sweep
 from calibrate.cli.talk import chat, generate
 from calibrate.cli.verify import verify
 
@@ -52,6 +53,7 @@ def cli(ctx: click.Context, /, **given: Any) -> None:
     calibrate grade joy-smollm2                  read replies blind: is it there to you?
     calibrate export joy-smollm2 --format gguf --to joy.gguf
     calibrate push joy-smollm2 USER/NAME         to the Hub, with a model card
+    calibrate sweep --model A --model B --concept joy --concept evil --out DIR
     """  # noqa: D301 - \b keeps click from joining the lines
     if ctx.invoked_subcommand is None:
         run_main_job(**given)
@@ -59,7 +61,7 @@ def cli(ctx: click.Context, /, **given: Any) -> None:
 
 COMMANDS = (
     show, frontier, pick, verify, generate, chat, serve, grade, export_config, push, laws, judge,
-    concepts,
+    sweep, concepts,
 )  # fmt: skip
 for command in COMMANDS:
     cli.add_command(command)

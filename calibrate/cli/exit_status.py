@@ -17,7 +17,7 @@ EXIT_INTERRUPTED = 130
 def run_to_status(command: click.Command) -> int:
     """Run the command line; return its exit status, after printing why it is not 0."""
     try:
-        command.main(standalone_mode=False)
+        ended = command.main(standalone_mode=False)
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.ClickException as error:
@@ -31,7 +31,7 @@ def run_to_status(command: click.Command) -> int:
         if status is None:
             raise
         return _report(_message_of(error), status)
-    return 0
+    return ended if isinstance(ended, int) else 0
 
 
 def _status_of(error: Exception) -> int | None:

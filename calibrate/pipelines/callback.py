@@ -6,11 +6,10 @@ touches neither optimizer nor gradients, so that losses and weights are those of
 
 from __future__ import annotations
 
-import inspect
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,13 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from calibrate.calibration import calibrate
-from calibrate.common.errors import CalibrateWarning, Infeasible, InputError, did_you_mean
-from calibrate.common.settings import Settings
+from calibrate.common.errors import CalibrateWarning, Infeasible, InputError
 from calibrate.deploy.finished import Calibration
+from calibrate.pipelines.options import checked_options
 from calibrate.texts.concept import Concept, read_concept
 
 FOLDER = "steering"  # in the Trainer's output directory
-GIVEN = ("model", "concept", "tokenizer", "out", "progress")  # arguments that are not options here
+GIVEN = ("model", "concept", "out", "progress")  # arguments that are not options here
 LAST = "last"  # as start: each calibration begins with the one before it
 STRATEGIES = {"save": "save_strategy", "evaluate": "eval_strategy"}
 
@@ -75,7 +74,7 @@ class CalibrationCallback(TrainerCallback):  # type: ignore[misc]
             for texts that cannot be used.
         """
         self._concept, self._every = read_concept(concept), _checked_every(every)
-        self._out, self._options = out, _checked_options(options)
+        self._out, self._options = out, checked_options(options, "CalibrationCallback", GIVEN)
         self._log: Callable[[Metrics], None] | None = None
         self._found: list[CalibratedStep] = []
 
@@ -207,17 +206,6 @@ def _checked_every(every: str | int) -> str | int:
             f"every must be 'save', 'evaluate' or a number of steps above 0, got {every!r}"
         )
     return every
-
-
-def _checked_options(options: dict[str, Any]) -> dict[str, Any]:
-    names = {each.name for each in fields(Settings)}
-    own = {*inspect.signature(calibrate).parameters} - {*GIVEN, "options"} | {"tokenizer"}
-    for name in options:
-        if name not in names | own:
-            hint = did_you_mean(name, names | own)
-            raise InputError(f"CalibrationCallback has no option {name!r}{hint}")
-    Settings(**{name: value for name, value in options.items() if name in names})
-    return dict(options)
 
 
 def _is_sharded(args: TrainingArguments) -> bool:

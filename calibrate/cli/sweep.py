@@ -1,0 +1,129 @@
+"""calibrate sweep: many calibrations, and what they say together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from calibrate.cli.console import say
+from calibrate.cli.exit_status import EXIT_INFEASIBLE
+from calibrate.cli.option_types import FILE, TEXT
+from calibrate.cli.shared import Command
+
+if TYPE_CHECKING:
+    from calibrate.pipelines.sweep.cells import Cell
+    from calibrate.pipelines.sweep.ledger import Outcome
+    from calibrate.pipelines.sweep.run import Swept
+
+EXIT_FAILED = 1
+
+
+@click.command(cls=Command)
+@click.argument("plan", type=FILE, required=False, metavar="[PLAN.toml]")
+@click.option("--model", "models", type=TEXT, multiple=True, metavar="MODEL", help="Repeatable.")
+@click.option(
+    "--concept", "concepts", type=TEXT, multiple=True, metavar="CONCEPT", help="Repeatable."
+)
+@click.option(
+    "--ce-budget", "budgets", type=float, multiple=True, metavar="NATS", help="Repeatable."
+)
+@click.option(
+    "--layer", "layers", type=TEXT, multiple=True, metavar="AUTO|N|N-M|SEARCH", help="Repeatable."
+)
+@click.option(
+    "--set",
+    "options",
+    type=TEXT,
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any other option of calibrate, for all cells, such as min-gain=0.02. Repeatable.",
+)
+@click.option("--out", type=FILE, required=True, metavar="DIR", help="A directory for all cells.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Processes at once.  [default: one a core, as memory allows]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print an event a line as JSON.")
+def sweep(
+    plan: Path | None,
+    models: tuple[str, ...],
+    concepts: tuple[str, ...],
+    budgets: tuple[float, ...],
+    layers: tuple[str, ...],
+    options: tuple[str, ...],
+    out: Path,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """Calibrate every model for every concept, with every budget and at every choice of blocks.
+
+    PLAN.toml may hold tables [[sweep]] with models, concepts, ce-budgets, layers and options. A
+    model is loaded once for all its concepts. Cells that fail do not stop the others, and the same
+    command goes on where an earlier one ended. The exit status is 0 if every cell is done, 3 if
+    some are infeasible, and 1 if some failed.
+    """
+    from calibrate.pipelines.sweep.cells import cells_of, distinct, read_plan
+    from calibrate.pipelines.sweep.run import sweep as run_sweep
+
+    shared = dict(map(_assigned, options))
+    cells: tuple[Cell, ...] = () if plan is None else read_plan(plan)
+    if models or concepts or plan is None:
+        more = cells_of(models or ("smollm2",), concepts, budgets, layers, shared)
+        cells = distinct([*cells, *more])
+    elif shared or budgets or layers:
+        raise click.UsageError("what a plan's cells take stands in the plan")
+    swept = run_sweep(cells, out, workers=workers, heard=_Events(len(cells), as_json).show)
+    _print_result(swept, out, as_json)
+    if swept.count("failed"):
+        raise click.exceptions.Exit(EXIT_FAILED)
+    if swept.count("infeasible"):
+        raise click.exceptions.Exit(EXIT_INFEASIBLE)
+
+
+def _assigned(given: str) -> tuple[str, Any]:
+    """NAME=VALUE, the value as JSON has it, or else as text."""
+    name, equals, value = given.partition("=")
+    if not equals:
+        raise click.UsageError(f"--set takes NAME=VALUE, got {given}")
+    try:
+        return name.replace("-", "_"), json.loads(value)
+    except ValueError:
+        return name.replace("-", "_"), value
+
+
+class _Events:
+    """How the cells are doing: a line an event, for people or as JSON."""
+
+    def __init__(self, n_cells: int, as_json: bool) -> None:
+        self._left, self._as_json = n_cells, as_json
+
+    def show(self, cell: Cell, outcome: Outcome | None) -> None:
+        """Show that a cell begins, or what became of it."""
+        status = "begins" if outcome is None else outcome.status
+        ended = outcome is not None and outcome.status != "waiting"
+        self._left -= ended
+        if self._as_json:
+            facts: dict[str, Any] = {"cell": cell.name, "status": status, "left": self._left}
+            if outcome is not None:
+                facts |= {"seconds": outcome.seconds, "reasons": outcome.reasons}
+            say(json.dumps(facts, ensure_ascii=False))
+        elif outcome is None:
+            say(f"  {cell.name} begins", err=True)
+        else:
+            again = "its worker died; it is tried again" if status == "waiting" else status
+            why = f": {'; '.join(outcome.reasons)}" if outcome.reasons else ""
+            say(f"{'✓' if status == 'done' else '✗'} {cell.name} {again}{why}", err=True)
+
+
+def _print_result(swept: Swept, out: Path, as_json: bool) -> None:
+    counts = {name: swept.count(name) for name in ("done", "infeasible", "failed")}
+    if as_json:
+        say(json.dumps({"swept": counts, "report": str(out / "report.html")}))
+        return
+    said = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    say(f"{said}; the report is {out / 'report.html'}")

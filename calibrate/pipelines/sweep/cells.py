@@ -1,0 +1,124 @@
+"""What a sweep is asked for: models × concepts × budgets × blocks, one cell each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from calibrate.common.errors import InputError, did_you_mean
+from calibrate.pipelines.options import checked_options
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found]
+
+GIVEN = ("model", "concept", "out", "progress", "tokenizer", "storage", "study")
+LISTS = ("models", "concepts", "ce-budgets", "layers")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One calibration: of a model, for a concept, with some options, under a name of its own."""
+
+    name: str
+    model: str
+    concept: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Hash of everything that was asked."""
+        asked = [self.model, self.concept, sorted(self.options)]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+
+def cells_of(
+    models: Sequence[str],
+    concepts: Sequence[str],
+    budgets: Sequence[float] = (),
+    layers: Sequence[Any] = (),
+    options: Mapping[str, Any] | None = None,
+) -> tuple[Cell, ...]:
+    """Every combination, model by model.
+
+    budgets, layers: none for the options' own. options: of `calibrate.calibrate`, for all.
+    Raises: InputError for an option that does not exist, or a value out of range.
+
+    >>> from calibrate.pipelines.sweep.cells import cells_of
+    >>> [cell.name for cell in cells_of(["smollm2"], ["joy", "evil"], [0.05, 0.1])][:2]
+    ['joy-smollm2-ce_budget-0.05', 'joy-smollm2-ce_budget-0.1']
+    """
+    if not models or not concepts:
+        raise InputError("a sweep needs at least one model and one concept")
+    shared, found = dict(options or {}), []
+    varied = {
+        name: values for name, values in (("ce_budget", budgets), ("layer", layers)) if values
+    }
+    for model, concept, *chosen in product(models, concepts, *varied.values()):
+        own = dict(zip(varied, chosen, strict=True))
+        asked = checked_options({**shared, **own}, "a sweep", GIVEN)
+        several = [f"{name}-{value}" for name, value in own.items() if len(varied[name]) > 1]
+        name = "-".join([_stem(concept), _stem(model), *several])
+        found.append(Cell(_safe(name), model, concept, tuple(sorted(asked.items()))))
+    return distinct(found)
+
+
+def distinct(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """The cells, each once.
+
+    Raises: InputError if two of one name ask for different things.
+    """
+    by_name: dict[str, Cell] = {}
+    for cell in cells:
+        if by_name.setdefault(cell.name, cell) != cell:
+            raise InputError(
+                f"cells must have names of their own, and {cell.name!r} is two: of "
+                f"{by_name[cell.name].model} and of {cell.model}; rename a directory or a file"
+            )
+    return tuple(by_name.values())
+
+
+def read_plan(path: Path) -> tuple[Cell, ...]:
+    """Cells from a TOML file of tables [[sweep]], each with lists and options of its own.
+
+    Raises: InputError for what is no such file.
+    """
+    try:
+        facts = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path} must be a TOML file: {error}") from error
+    tables = facts.get("sweep")
+    if not isinstance(tables, list) or set(facts) != {"sweep"}:
+        raise InputError(
+            f"{path} must hold tables [[sweep]] with models and concepts, and nothing else"
+        )
+    return distinct([cell for table in tables for cell in _cells_in(path, table)])
+
+
+def _cells_in(path: Path, table: Mapping[str, Any]) -> tuple[Cell, ...]:
+    lists = {name: table.get(name, []) for name in LISTS}
+    for name, values in lists.items():
+        if not isinstance(values, list):
+            raise InputError(f"{path}: {name} must be a list, got {values!r}")
+    for name in table:
+        if f"{name}s" in LISTS:
+            raise InputError(f"{path}: there is no {name}{did_you_mean(name, LISTS)}")
+    rest = {name.replace("-", "_"): value for name, value in table.items() if name not in LISTS}
+    models, concepts, budgets, layers = lists.values()
+    return cells_of(models, concepts, budgets, layers, rest)
+
+
+def _stem(name: str) -> str:
+    return Path(name).name.removesuffix(".jsonl").removesuffix(".gguf") or "model"
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name)

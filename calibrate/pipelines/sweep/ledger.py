@@ -1,0 +1,102 @@
+"""What became of each cell: `sweep.json`, from which an interrupted sweep goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from calibrate.artefact.config import CONFIG_FILE
+from calibrate.common.errors import ArtefactError
+from calibrate.common.files import write_together
+from calibrate.common.marks import facts_in
+from calibrate.pipelines.sweep.cells import Cell
+
+SWEEP_FILE = "sweep.json"
+FORMAT = "steering-sweep"
+
+Status = Literal["waiting", "done", "infeasible", "failed"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a cell. reasons: why it has no config. tries: how often it was begun."""
+
+    cell: str
+    key: str
+    status: Status = "waiting"
+    reasons: tuple[str, ...] = ()
+    seconds: float = 0.0
+    tries: int = 0
+
+
+class SweepLedger:
+    """The outcomes of a sweep's cells, written whenever one changes."""
+
+    def __init__(self, directory: Path, cells: Sequence[Cell]) -> None:
+        """Take over what an earlier run of the same cells finished.
+
+        Raises: ArtefactError if the directory is not new, empty or a sweep's.
+        """
+        self._directory = directory
+        known = {one.cell: one for one in _kept(directory)}
+        self._outcomes: dict[str, Outcome] = {}
+        for cell in cells:
+            fresh = Outcome(cell.name, cell.key)
+            before = known.get(cell.name, fresh)
+            kept = before.key == cell.key and _stands(directory / cell.name, before)
+            self._outcomes[cell.name] = before if kept else fresh
+        directory.mkdir(parents=True, exist_ok=True)
+        self._write()
+
+    @property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """Of every cell, in the order of the cells."""
+        return tuple(self._outcomes.values())
+
+    def of(self, cell: Cell) -> Outcome:
+        """What became of a cell so far."""
+        return self._outcomes[cell.name]
+
+    def change(self, cell: Cell, **changes: Any) -> Outcome:
+        """Note what became of a cell."""
+        self._outcomes[cell.name] = replace(self._outcomes[cell.name], **changes)
+        self._write()
+        return self._outcomes[cell.name]
+
+    def _write(self) -> None:
+        kind = TypeAdapter(list[Outcome])
+        facts = {"format": FORMAT, "version": 1, "cells": kind.dump_python(list(self.outcomes))}
+        content = json.dumps(facts, indent=1, ensure_ascii=False).encode() + b"\n"
+        write_together(self._directory, {SWEEP_FILE: content}, last=SWEEP_FILE, ours=is_ledger)
+
+
+def is_ledger(path: Path) -> bool:
+    """Whether a file is a sweep's."""
+    return facts_in(path).get("format") == FORMAT
+
+
+def _kept(directory: Path) -> list[Outcome]:
+    path = directory / SWEEP_FILE
+    if not path.is_file():
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise ArtefactError(
+                f"--out must be new, empty or of an earlier sweep, and {directory} is not; choose "
+                "another --out"
+            )
+        return []
+    try:
+        return TypeAdapter(list[Outcome]).validate_python(facts_in(path).get("cells"))
+    except ValidationError as error:
+        raise ArtefactError(f"{path} must be a sweep's: {error.errors()[0]['msg']}") from error
+
+
+def _stands(folder: Path, outcome: Outcome) -> bool:
+    """Whether a cell need not be run again."""
+    if outcome.status == "done":
+        return (folder / CONFIG_FILE).is_file()
+    return outcome.status == "infeasible"

@@ -1,0 +1,66 @@
+"""A sweep, from cells to the report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from calibrate.common.errors import ArtefactError, InputError
+from calibrate.pipelines.sweep.cells import Cell
+from calibrate.pipelines.sweep.ledger import Outcome, SweepLedger
+from calibrate.pipelines.sweep.pool import Pool
+from calibrate.pipelines.sweep.report import Row, write_report
+
+LOCK = ".sweep.lock"
+Heard = Callable[[Cell, Outcome | None], None]
+
+
+@dataclass(frozen=True)
+class Swept:
+    """The outcomes of all cells, and the report's table."""
+
+    outcomes: tuple[Outcome, ...]
+    rows: tuple[Row, ...]
+
+    def count(self, status: str) -> int:
+        """How many cells ended like that."""
+        return sum(one.status == status for one in self.outcomes)
+
+
+def sweep(
+    cells: Sequence[Cell],
+    out: str | Path,
+    *,
+    workers: int | None = None,
+    heard: Heard = lambda _cell, _outcome: None,
+) -> Swept:
+    """Calibrate every cell into a directory of its own, and write what they say together.
+
+    The same call goes on with an interrupted sweep: cells that are done or infeasible are not
+    touched, and those that failed are tried again.
+
+    workers: processes at once; None for as many as there are cores, and memory allows. heard: told
+        when a cell begins, with None, and what became of it.
+    Raises: InputError, or ArtefactError if `out` is not a sweep's or another sweep runs there.
+    """
+    if not cells:
+        raise InputError("a sweep needs at least one cell")
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers must be 1 or more, got {workers}")
+    directory, cores = Path(out), os.cpu_count() or 1
+    ledger = SweepLedger(directory, cells)
+    try:
+        with FileLock(directory / LOCK, timeout=0):
+            left = [cell for cell in cells if ledger.of(cell).status not in ("done", "infeasible")]
+            for cell in left:
+                ledger.change(cell, status="waiting", reasons=(), tries=0)
+            most = min(workers or cores, max(len(left), 1))
+            Pool(directory, ledger, most, max(cores // most, 1), heard).run(left)
+            rows = write_report(directory, cells, ledger)
+    except Timeout as error:
+        raise ArtefactError(f"another sweep runs in {directory}; wait for it") from error
+    return Swept(ledger.outcomes, tuple(rows))

@@ -1,0 +1,291 @@
+"""Many calibrations: each as it is alone, whatever dies on the way."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+
+import psutil
+import pytest
+import tiny
+from filelock import FileLock
+from test_cli import run
+
+import calibrate
+from calibrate.common.errors import ArtefactError, InputError
+from calibrate.pipelines.sweep import pool as pools
+from calibrate.pipelines.sweep.cells import cells_of, read_plan
+from calibrate.pipelines.sweep.report import Row, foretold, transfer_error
+from calibrate.pipelines.sweep.run import LOCK, sweep
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Two models, two concepts and prompts, as files."""
+    folder = tmp_path_factory.mktemp("sweep")
+    for name in ("gpt2", "llama"):
+        tiny.model(name).save_pretrained(folder / name)
+        tiny.tokenizer().save_pretrained(folder / name)
+    texts = tiny.concept(60).texts
+    for name, swapped in (("bright", False), ("dull", True)):
+        rows = [
+            {"text": text.text, "label": label}
+            for label, group in (
+                ("negative" if swapped else "positive", texts.positives),
+                ("positive" if swapped else "negative", texts.negatives),
+            )
+            for text in group
+        ]
+        lines = "\n".join(json.dumps(row) for row in rows)
+        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    (folder / "prompts.txt").write_text("\n".join(tiny.prompts(100)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def options(places):
+    return {
+        "prompts": str(places / "prompts.txt"),
+        "layer": "search",
+        "ce_budget": 0.4,
+        "min_gain": 0.0,
+        "trials": 4,
+        "teacher": "none",
+        "audit": "none",
+        "guard": "none",
+        "reply_tokens": 12,
+    }
+
+
+@pytest.fixture(scope="module")
+def cells(places, options):
+    models = [str(places / name) for name in ("gpt2", "llama")]
+    concepts = [str(places / f"{name}.jsonl") for name in ("bright", "dull")]
+    return cells_of(models, concepts, options=options)
+
+
+@pytest.fixture(scope="module")
+def alone(cells, tmp_path_factory):
+    """What a serial loop of calibrations gives, by cell; None where infeasible."""
+    folder, found = tmp_path_factory.mktemp("alone"), {}
+    for cell in cells:
+        try:
+            result = calibrate.calibrate(
+                cell.model, cell.concept, out=folder / cell.name, **dict(cell.options)
+            )
+            found[cell.name] = result.config
+        except calibrate.Infeasible:
+            found[cell.name] = None
+    assert any(found.values())
+    return found
+
+
+def require_as_alone(folder, alone):
+    for name, config in alone.items():
+        if config is None:
+            assert not (folder / name / "steering.json").exists()
+            continue
+        found = calibrate.load(folder / name)
+        for part in ("intervention", "measured", "laws", "range", "reference", "vector"):
+            assert getattr(found, part) == getattr(config, part), (name, part)
+
+
+@pytest.mark.slow
+def test_every_cell_is_what_it_is_alone(cells, alone, tmp_path):
+    heard = []
+    swept = sweep(cells, tmp_path / "out", heard=lambda cell, one: heard.append((cell.name, one)))
+    assert {one.status for one in swept.outcomes} <= {"done", "infeasible"}
+    require_as_alone(tmp_path / "out", alone)
+    begun = [name for name, outcome in heard if outcome is None]
+    assert sorted(begun) == sorted(cell.name for cell in cells)
+    rows = list(csv.DictReader((tmp_path / "out" / "cells.csv").open(encoding="utf-8")))
+    assert [row["cell"] for row in rows] == [cell.name for cell in cells]
+    for row in rows:
+        config = alone[row["cell"]]
+        if config is not None:
+            assert float(row["strength"]) == config.intervention.strength
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert all(cell.name in page for cell in cells)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_one_try_and_no_result(cells, alone, tmp_path):
+    killed = []
+
+    def kill_first(cell, outcome):
+        if not killed and outcome is None:
+            killed.append(cell.name)
+            (worker,) = [
+                child
+                for child in psutil.Process().children()
+                if any("sweep.worker" in word for word in child.cmdline())
+            ]
+            worker.kill()
+
+    # As many threads a worker as here: another number changes the last digits of sums.
+    swept = sweep(cells, tmp_path / "out", heard=kill_first)
+    tries = {one.cell: one.tries for one in swept.outcomes}
+    assert tries.pop(killed[0]) == 2
+    assert set(tries.values()) == {1}
+    require_as_alone(tmp_path / "out", alone)
+
+
+@pytest.mark.slow
+def test_a_cell_that_kills_its_worker_is_named_and_the_rest_goes_on(cells, tmp_path, monkeypatch):
+    asked = pools.Pool._asked
+
+    def deadly(self, process, cell):
+        if cell.name == cells[0].name:
+            process.kill()
+        return asked(self, process, cell)
+
+    monkeypatch.setattr(pools.Pool, "_asked", deadly)
+    swept = sweep(cells[:2], tmp_path / "out", workers=1)
+    first, second = swept.outcomes
+    assert (first.status, first.tries) == ("failed", 2)
+    assert "its worker died 2 times" in first.reasons[0]
+    assert second.status in ("done", "infeasible")
+    assert not any("sweep.worker" in " ".join(c.cmdline()) for c in psutil.Process().children())
+
+
+@pytest.mark.slow
+def test_the_same_call_goes_on_and_touches_nothing_finished(cells, places, options, tmp_path):
+    out = tmp_path / "out"
+    missing = cells_of([cells[0].model], [str(tmp_path / "later.jsonl")], options=options)
+    asked = [cells[0], *missing]
+    swept = sweep(asked, out)
+    assert [one.status for one in swept.outcomes] == ["done", "failed"]
+    assert "concept must be a built-in name" in swept.outcomes[1].reasons[0]
+    before = (out / cells[0].name / "steering.json").stat().st_mtime_ns
+    shutil.copy(places / "bright.jsonl", tmp_path / "later.jsonl")
+    begun = []
+    swept = sweep(asked, out, heard=lambda cell, one: begun.append(cell.name))
+    assert [one.status for one in swept.outcomes] == ["done", "done"]
+    assert set(begun) == {missing[0].name}
+    assert (out / cells[0].name / "steering.json").stat().st_mtime_ns == before
+    changed = cells_of([cells[0].model], [cells[0].concept], options={**options, "trials": 3})
+    assert changed[0].name == cells[0].name
+    swept = sweep(changed, out)
+    assert swept.outcomes[0].status == "failed"
+    assert "other settings" in swept.outcomes[0].reasons[0]
+
+
+@pytest.mark.slow
+def test_the_command_says_what_became_of_each(places, options, tmp_path, capsys):
+    settings = [f"--set={name}={value}" for name, value in options.items() if name != "layer"]
+    command = [
+        "sweep", "--model", str(places / "gpt2"), "--concept", str(places / "bright.jsonl"),
+        "--layer", "search", *settings, "--out", str(tmp_path / "out"), "--json",
+    ]  # fmt: skip
+    status, out, _ = run(capsys, *command)
+    events = [json.loads(line) for line in out.splitlines()]
+    assert [event.get("status") for event in events] == ["begins", "done", None]
+    assert events[-1]["swept"] == {"done": 1, "infeasible": 0, "failed": 0}
+    assert status == 0
+    too_much = [word.replace("min_gain=0.0", "min_gain=0.9") for word in command]
+    too_much[too_much.index(str(tmp_path / "out"))] = str(tmp_path / "hard")
+    status, out, _ = run(capsys, *too_much)
+    assert status == 3
+    assert json.loads(out.splitlines()[1])["reasons"]
+    lost = [word.replace("bright.jsonl", "lost.jsonl") for word in command]
+    lost[lost.index(str(tmp_path / "out"))] = str(tmp_path / "lost")
+    status, _, _ = run(capsys, *lost)
+    assert status == 1
+
+
+def test_cells_have_names_of_their_own():
+    found = cells_of(["a/m", "b"], ["joy", "evil"], [0.05, 0.1], ["auto"], {"trials": 3})
+    assert len(found) == 8
+    assert found[0].name == "joy-m-ce_budget-0.05"
+    assert dict(found[0].options) == {"ce_budget": 0.05, "layer": "auto", "trials": 3}
+    assert len({cell.key for cell in found}) == 8
+    assert len(cells_of(["m", "m"], ["joy"])) == 1
+    with pytest.raises(InputError, match="names of their own"):
+        cells_of(["a/m", "b/m"], ["joy"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"models": [], "concepts": ["joy"]}, "at least one model"),
+        ({"models": ["m"], "concepts": []}, "at least one model and one concept"),
+        ({"models": ["m"], "concepts": ["joy"], "budgets": [-1.0]}, "the budget must be"),
+        ({"models": ["m"], "concepts": ["joy"], "layers": ["last"]}, "layer must be"),
+        ({"models": ["m"], "concepts": ["joy"], "options": {"trails": 3}}, "did you mean trials"),
+        ({"models": ["m"], "concepts": ["joy"], "options": {"out": "x"}}, "no option 'out'"),
+    ],
+)
+def test_what_no_cell_can_be_made_of_is_refused(asked, words):
+    with pytest.raises(InputError, match=words):
+        cells_of(**asked)
+
+
+def test_a_plan_is_read(tmp_path):
+    plan = tmp_path / "plan.toml"
+    plan.write_text(
+        '[[sweep]]\nmodels = ["m", "n"]\nconcepts = ["joy"]\nce-budgets = [0.05]\nmin-gain = 0.02\n'
+        '[[sweep]]\nmodels = ["m"]\nconcepts = ["evil"]\nlayers = [3, "auto"]\n'
+    )
+    found = read_plan(plan)
+    assert [cell.name for cell in found] == [
+        "joy-m", "joy-n", "evil-m-layer-3", "evil-m-layer-auto",
+    ]  # fmt: skip
+    assert dict(found[0].options) == {"ce_budget": 0.05, "min_gain": 0.02}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("models = [", "must be a TOML file"),
+        ('models = ["m"]', r"tables \[\[sweep\]\]"),
+        ('[[sweep]]\nmodels = "m"\nconcepts = ["joy"]', "models must be a list"),
+        ('[[sweep]]\nmodel = ["m"]\nconcepts = ["joy"]', "did you mean models"),
+        ('[[sweep]]\nmodels = ["m"]\nconcepts = ["joy"]\nfoo = 3', "no option 'foo'"),
+    ],
+)
+def test_a_plan_that_is_none_is_refused(text, words, tmp_path):
+    (tmp_path / "plan.toml").write_text(text)
+    with pytest.raises(InputError, match=words):
+        read_plan(tmp_path / "plan.toml")
+
+
+def test_a_directory_that_is_not_a_sweeps_is_left_alone(tmp_path):
+    asked = cells_of(["m"], ["joy"])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    with pytest.raises(ArtefactError, match="choose another --out"):
+        sweep(asked, tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ArtefactError, match="choose another --out"):
+        sweep(asked, tmp_path / "file")
+    with pytest.raises(InputError, match="--workers must be"):
+        sweep(asked, tmp_path / "new", workers=0)
+
+
+def test_two_sweeps_do_not_run_in_one_directory(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "sweep.json").write_text('{"format": "steering-sweep", "version": 1, "cells": []}')
+    with FileLock(out / LOCK), pytest.raises(ArtefactError, match="another sweep runs"):
+        sweep(cells_of(["m"], ["joy"]), out)
+
+
+def test_strengths_are_foretold_by_the_other_models():
+    rows = [
+        Row("a", "m", "joy", "done", budget=0.1, relative=0.04),
+        Row("b", "n", "joy", "done", budget=0.1, relative=0.01),
+        Row("c", "o", "joy", "done", budget=0.1, relative=0.02),
+        Row("d", "m", "evil", "done", budget=0.1, relative=-0.5),
+        Row("e", "n", "joy", "failed"),
+    ]
+    guesses = [row.foretold for row in foretold(rows)]
+    assert guesses[0] == pytest.approx(math.sqrt(0.01 * 0.02))
+    assert guesses[1] == pytest.approx(math.sqrt(0.04 * 0.02))
+    assert guesses[3:] == [None, None]
+    factors = [0.04 / guesses[0], guesses[1] / 0.01, guesses[2] / 0.02]
+    expected = sorted(max(f, 1 / f) for f in factors)[1] - 1
+    assert transfer_error(foretold(rows)) == pytest.approx(expected)
+    assert transfer_error(rows[:1]) is None
