@@ -160,7 +160,7 @@ def calibrate(
         with preserving_model_state(loaded), weights_hashed_once(loaded):
             confirmed = _confirmed(
                 earlier, loaded, concept, prompt_texts, corpus_texts, guarding, settings,
-                fingerprint, progress,
+                fingerprint, limits, progress,
             )  # fmt: skip
         if confirmed is not None:
             with writing(directory, fingerprint):

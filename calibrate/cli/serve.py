@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -67,13 +68,14 @@ def serve(
                 say(f"{', '.join(catalogue.names)}")
                 say(f"try them at {address}; OpenAI's clients at {address}/v1; Ctrl-C ends it")
 
-        serve_calibrations(
-            directories,
-            model=model,
-            host=host,
-            port=port,
-            most_running=batch,
-            most_waiting=queue,
-            progress=progress,
-            ready=ready,
-        )
+        with suppress(KeyboardInterrupt):  # the way to end it
+            serve_calibrations(
+                directories,
+                model=model,
+                host=host,
+                port=port,
+                most_running=batch,
+                most_waiting=queue,
+                progress=progress,
+                ready=ready,
+            )

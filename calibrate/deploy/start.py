@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from calibrate.artefact.assemble_start import started
-from calibrate.common.cost import Ledger
+from calibrate.common.cost import Allowance, Ledger, Limits
 from calibrate.common.errors import InputError
 from calibrate.common.progress import SILENT, Progress
 from calibrate.common.settings import Settings
@@ -33,6 +33,7 @@ from calibrate.texts.guard import Guard
 from calibrate.texts.replies import build_corpora, sample_splits
 
 Start = Calibration | str | Path
+NO_LIMITS = Limits()
 
 
 def opened_start(
@@ -78,16 +79,19 @@ def start_from(
     guard: Guard | None,
     settings: Settings,
     fingerprint: str,
+    limits: Limits = NO_LIMITS,
     progress: Progress = SILENT,
 ) -> Calibration:
     """Confirm an earlier calibration on a model that has changed, or correct it.
 
     prompts, corpus: as for a calibration from nothing. guard: questions, put only where settings
-        limit the drop. fingerprint: of this calibration.
+        limit the drop. fingerprint: of this calibration. limits: what may be spent; they decide
+        whether more replies are drawn where the first leave it open.
     Raises: Infeasible if its answer does not hold any longer; InputError if its judge cannot be
         made again.
     """
     ledger, splits = Ledger(loaded.meter, progress), concept.split()
+    allowance = Allowance(loaded.meter, limits, reserve=0)
     expected = Expected(
         start.config.intervention.strength, start.config.range.strength_at_budget.value
     )
@@ -115,7 +119,7 @@ def start_from(
     asked = guard if settings.max_guard_drop is not None else None
     with ledger.stage("verification"):
         verified = confirm(
-            loaded, reader, site, expected.now(found), corpora, replies, settings, asked
+            loaded, reader, site, expected.now(found), corpora, replies, settings, asked, allowance
         )
     config, evidence = started(
         start.config,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from calibrate.common.cost import Allowance
 from calibrate.common.errors import Infeasible
 from calibrate.common.estimate import Interval
 from calibrate.common.settings import Settings
@@ -88,10 +89,12 @@ def confirm(
     replies: UnsteeredReplies,
     settings: Settings,
     guard: Guard | None = None,
+    allowance: Allowance | None = None,
 ) -> Verified:
     """Verify a strength as a calibration does, without what needs no repeating.
 
-    replies: one to each verify prompt. guard: questions, only where a drop is limited.
+    replies: one to each verify prompt. guard: questions, only where a drop is limited. allowance:
+        what may be spent on more replies where the first do not decide.
     Raises: Infeasible if ΔCE may break the budget at RUNGS[0] of the strength, presence does not
         change by enough, or less is fluent or known than allowed.
     """
@@ -109,6 +112,11 @@ def confirm(
     (steered,) = measure_presence(loaded, reader, [first], settings.sampling, settings.seed)
     require_answers(steered.completions, settings)
     plain = read(reader, replies.completions["verify"])
+    longest = max(len(prompt.ids) for prompt in prompts) + 2 * settings.sampling.max_new_tokens
+
+    def may_spend(n: int) -> bool:
+        return allowance is None or allowance.left_for(n * longest)
+
     final = reply_until_decided(
         loaded,
         reader,
@@ -116,6 +124,7 @@ def confirm(
         steering,
         Replies(steered, plain, FEWER_LOOKS[0]),
         settings,
+        may_spend,
         most=FEWER_LOOKS[-1],
     )
     return measure_harm(loaded, site, run, budget, final, replies, settings, guard)

@@ -407,7 +407,7 @@ def test_a_kill_and_a_restart_lose_nothing(places):
         )  # fmt: skip
         assert connection.getresponse().status == 200
         process.send_signal(end)
-        process.wait()
+        assert process.wait() == (0 if end is signal.SIGINT else -signal.SIGKILL)
     assert digests(places) == before
 
 

@@ -20,7 +20,7 @@ from calibrate.pipelines.serving import answers
 from calibrate.pipelines.serving.answers import DONE, Envelope, Usage
 from calibrate.pipelines.serving.catalogue import Catalogue, Choice
 from calibrate.pipelines.serving.faults import error_facts
-from calibrate.pipelines.serving.listening import End, Listener, listen, unless_gone
+from calibrate.pipelines.serving.listening import End, Gone, Listener, listen, unless_gone
 from calibrate.pipelines.serving.metrics import Metrics
 from calibrate.pipelines.serving.protocol import ChatRequest, CompletionRequest
 from calibrate.pipelines.serving.scheduler import Scheduler
@@ -137,7 +137,7 @@ class Desk:
         try:
             waiting = asyncio.gather(*(one.until_end() for one in listeners))
             ends: list[End] = await unless_gone(request, waiting)
-        except BaseException:
+        except (Gone, asyncio.CancelledError):
             self._leave(listeners)
             raise
         self._metrics.seconds.observe(time.perf_counter() - started)
