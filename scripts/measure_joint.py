@@ -1,6 +1,6 @@
 """Steer two concepts at once, hold the joint law against it, and write docs/joint.md.
 
-    python scripts/measure_joint.py [--page]
+    python scripts/measure_joint.py [--page] [--calibrated JOY OPTIMISTIC PAIR]
 
 Each concept's law is fitted alone, on replies to the search prompts; a third derivative gives the
 cross term. Then both are steered together at five mixing ratios, at the strengths that should spend
@@ -11,6 +11,7 @@ seen. Fifteen minutes on one core.
 from __future__ import annotations
 
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import click
@@ -18,7 +19,7 @@ import numpy as np
 from markdown_tables import DOCS, table
 from records import page_option, read_records, write_records
 
-from calibrate import load_model
+from calibrate import SteeringConfig, load, load_model
 from calibrate.common.settings import Settings
 from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.unsteered import run_unsteered
@@ -32,18 +33,51 @@ from calibrate.texts.concept import read_concept, read_prompts
 from calibrate.texts.extraction import concept_vectors
 from calibrate.texts.replies import build_corpora, sample_unsteered
 
-TARGET = DOCS / "joint.json"
+TARGET, CALIBRATED = DOCS / "joint.json", DOCS / "joint-pair.json"
 CONCEPTS = ("joy", "depression", "humorous")
 SETTINGS = Settings()
 SHARES = (0.15, 0.35, 0.5, 0.65, 0.85)  # of the second concept, in units of α_B
 
 
 @click.command()
+@click.option(
+    "--calibrated",
+    nargs=3,
+    type=click.Path(path_type=Path),
+    help="Calibrations of two concepts, and of the first --beside the second; measure nothing.",
+)
 @page_option
-def main(only_page: bool) -> None:
-    if not only_page:
+def main(calibrated: tuple[Path, ...] | None, only_page: bool) -> None:
+    if calibrated:
+        write_records(CALIBRATED, shipped(*map(load, calibrated)))
+    elif not only_page:
         write_records(TARGET, measured())
-    (DOCS / "joint.md").write_text(page(read_records(TARGET)), encoding="utf-8")
+    text = page(read_records(TARGET), read_records(CALIBRATED))
+    (DOCS / "joint.md").write_text(text, encoding="utf-8")
+
+
+def shipped(first: SteeringConfig, second: SteeringConfig, both: SteeringConfig) -> list[dict]:
+    """What each calibration ships, the two concepts side by side."""
+    assert both.beside is not None
+    names = first.concept.name, second.concept.name
+    rows = [
+        ("alone", first, {names[0]: first.measured.presence.change}),
+        ("alone", second, {names[1]: second.measured.presence.change}),
+        (
+            "both",
+            both,
+            {names[0]: both.measured.presence.change, names[1]: both.beside.change},
+        ),
+    ]
+    return [
+        {
+            "how": " + ".join(changes) if how == "both" else f"{next(iter(changes))} alone",
+            "upper": config.measured.delta_ce.upper,
+            "budget": config.budget.limit,
+            "changes": {name: [c.value, c.low, c.high] for name, c in changes.items()},
+        }
+        for how, config, changes in rows
+    ]
 
 
 def measured() -> list[dict[str, Any]]:
@@ -98,7 +132,7 @@ def point(
     }
 
 
-def page(rows: list[dict[str, Any]]) -> str:
+def page(rows: list[dict[str, Any]], calibrated: list[dict[str, Any]]) -> str:
     """docs/joint.md."""
     lines = []
     off = {"search": [], "verify": [], "added": []}
@@ -125,7 +159,17 @@ def page(rows: list[dict[str, Any]]) -> str:
     ]  # fmt: skip
     worst = {name: f"{max(found):.1%}" for name, found in off.items()}
     middle = {name: f"{np.median(found):.1%}" for name, found in off.items()}
+    names = list(calibrated[-1]["changes"])
+    found = [
+        [
+            each["how"],
+            *(_change(each["changes"].get(name)) for name in names),
+            f"{each['upper']:.4f} of {each['budget']:g}",
+        ]
+        for each in calibrated
+    ]
     return PAGE.format(
+        pair=table(["steered", *(f"change of {name}" for name in names), "ΔCE at most"], found),
         table=table(headings, lines),
         worst=worst["search"],
         middle=middle["search"],
@@ -133,6 +177,10 @@ def page(rows: list[dict[str, Any]]) -> str:
         middle_held=middle["verify"],
         worst_added=worst["added"],
     )
+
+
+def _change(change: list[float] | None) -> str:
+    return "–" if change is None else f"{change[0]:+.3f} ({change[1]:+.3f} to {change[2]:+.3f})"
 
 
 PAGE = """# Two concepts under one budget
@@ -151,6 +199,11 @@ themselves differ. Adding up what each costs alone is off by up to {worst_added}
 
 `calibrate --concept joy --beside DIR` uses it: the calibration in DIR and the new concept share one
 budget, each has the share of its own α_B that `--mix` names, and both are steered by one strength.
+What full calibrations ship, half of each in the pair, on held-out prompts:
+
+{pair}
+The gain of both together is bought by one budget, and the vectors of both lie in one file, so that
+every export takes the pair.
 """
 
 if __name__ == "__main__":

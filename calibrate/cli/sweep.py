@@ -48,6 +48,14 @@ EXIT_FAILED = 1
     metavar="N",
     help="Processes at once.  [default: one a core, as memory allows]",
 )
+@click.option(
+    "--on",
+    type=TEXT,
+    default="local",
+    show_default=True,
+    metavar="LOCAL|RAY|RAY://HOST:PORT",
+    help="Processes of this machine, or a Ray cluster whose nodes share DIR.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print an event a line as JSON.")
 def sweep(
     plan: Path | None,
@@ -58,6 +66,7 @@ def sweep(
     options: tuple[str, ...],
     out: Path,
     workers: int | None,
+    on: str,
     as_json: bool,
 ) -> None:
     """Calibrate every model for every concept, with every budget and at every choice of blocks.
@@ -77,7 +86,8 @@ def sweep(
         cells = distinct([*cells, *more])
     elif shared or budgets or layers:
         raise click.UsageError("what a plan's cells take stands in the plan")
-    swept = run_sweep(cells, out, workers=workers, heard=_Events(len(cells), as_json).show)
+    heard = _Events(len(cells), as_json).show
+    swept = run_sweep(cells, out, workers=workers, on=on, heard=heard)
     _print_result(swept, out, as_json)
     if swept.count("failed"):
         raise click.exceptions.Exit(EXIT_FAILED)

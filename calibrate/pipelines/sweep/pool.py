@@ -21,6 +21,7 @@ import psutil
 
 from calibrate.pipelines.sweep.cells import Cell
 from calibrate.pipelines.sweep.ledger import Outcome, SweepLedger
+from calibrate.pipelines.sweep.worker import asked_of
 
 MOST_TRIES = 2  # of a cell whose worker dies
 COMMAND = (sys.executable, "-m", "calibrate.pipelines.sweep.worker")
@@ -153,12 +154,7 @@ class Pool:
         """What a worker says of a cell; None if it dies over it."""
         assert process.stdin is not None
         assert process.stdout is not None
-        asked = {
-            "model": cell.model,
-            "concept": cell.concept,
-            "options": cell.options,
-            "out": str(self._directory / cell.name),
-        }
+        asked = asked_of(cell, self._directory)
         try:
             process.stdin.write(json.dumps(asked) + "\n")
             process.stdin.flush()

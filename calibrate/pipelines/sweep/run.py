@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from calibrate.common.errors import ArtefactError, InputError
 from calibrate.pipelines.sweep.cells import Cell
 from calibrate.pipelines.sweep.ledger import Outcome, SweepLedger
+from calibrate.pipelines.sweep.on_ray import RayPool
 from calibrate.pipelines.sweep.pool import Pool
 from calibrate.pipelines.sweep.report import Row, write_report
 
@@ -36,6 +37,7 @@ def sweep(
     out: str | Path,
     *,
     workers: int | None = None,
+    on: str = "local",
     heard: Heard = lambda _cell, _outcome: None,
 ) -> Swept:
     """Calibrate every cell into a directory of its own, and write what they say together.
@@ -43,24 +45,39 @@ def sweep(
     The same call goes on with an interrupted sweep: cells that are done or infeasible are not
     touched, and those that failed are tried again.
 
-    workers: processes at once; None for as many as there are cores, and memory allows. heard: told
-        when a cell begins, with None, and what became of it.
+    workers: processes at once; None for as many as there are cores, and memory allows. on: "local"
+        for processes of this machine, or "ray" or ray://HOST:PORT for a cluster. heard: told when a
+        cell begins, with None, and what became of it.
     Raises: InputError, or ArtefactError if `out` is not a sweep's or another sweep runs there.
     """
     if not cells:
         raise InputError("a sweep needs at least one cell")
     if workers is not None and workers < 1:
         raise InputError(f"--workers must be 1 or more, got {workers}")
-    directory, cores = Path(out), os.cpu_count() or 1
+    if on not in ("local", "ray") and not on.startswith("ray://"):
+        raise InputError(f"--on must be local, ray or ray://HOST:PORT, got {on}")
+    if on != "local" and workers is not None:
+        raise InputError("--workers is for --on local; a cluster's cores decide there")
+    directory = Path(out)
     ledger = SweepLedger(directory, cells)
     try:
         with FileLock(directory / LOCK, timeout=0):
             left = [cell for cell in cells if ledger.of(cell).status not in ("done", "infeasible")]
             for cell in left:
                 ledger.change(cell, status="waiting", reasons=(), tries=0)
-            most = min(workers or cores, max(len(left), 1))
-            Pool(directory, ledger, most, max(cores // most, 1), heard).run(left)
+            if left:
+                _pool(directory, ledger, on, workers, len(left), heard).run(left)
             rows = write_report(directory, cells, ledger)
     except Timeout as error:
         raise ArtefactError(f"another sweep runs in {directory}; wait for it") from error
     return Swept(ledger.outcomes, tuple(rows))
+
+
+def _pool(
+    directory: Path, ledger: SweepLedger, on: str, workers: int | None, n_cells: int, heard: Heard
+) -> Pool | RayPool:
+    if on != "local":
+        return RayPool(directory, ledger, on, heard)
+    cores = os.cpu_count() or 1
+    most = min(workers or cores, n_cells)
+    return Pool(directory, ledger, most, max(cores // most, 1), heard)

@@ -11,8 +11,9 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import psutil
 
@@ -20,36 +21,57 @@ from calibrate.calibration import calibrate
 from calibrate.common.errors import CalibrateError, Infeasible
 from calibrate.engine.loading import load_model
 from calibrate.models.model import LoadedModel
+from calibrate.pipelines.sweep.cells import Cell
+
+Facts = dict[str, Any]
 
 
-def main() -> None:
-    """Work until there is nothing more to do."""
-    events = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    os.dup2(2, 1)  # what libraries print is no event
-    name, loaded = "", None
-    for line in sys.stdin:
-        asked = json.loads(line)
+def asked_of(cell: Cell, directory: Path) -> Facts:
+    """A cell as plain values, with the directory it goes to."""
+    return {
+        "model": cell.model,
+        "concept": cell.concept,
+        "options": cell.options,
+        "out": str(directory / cell.name),
+    }
+
+
+class Holder:
+    """Holds one model at a time, and calibrates it."""
+
+    def __init__(self) -> None:
+        self._name = ""
+        self._loaded: LoadedModel | None = None
+
+    def run(self, asked: Facts, loaded: Callable[[], None] = lambda: None) -> Facts:
+        """Run a cell, and return what became of it: status, reasons, seconds.
+
+        loaded: told once another model is loaded. Errors end the cell, and nothing else.
+        """
         started = time.perf_counter()
         try:
-            if asked["model"] != name or loaded is None:
-                loaded = None
-                gc.collect()
-                name, loaded = asked["model"], load_model(asked["model"])
-                _say(events, event="loaded", bytes=psutil.Process().memory_info().rss)
-            facts = _calibrated(loaded, asked)
+            model = self._holding(asked["model"], loaded)
+            options = {name: _as_given(value) for name, value in asked["options"]}
+            calibrate(model, asked["concept"], out=Path(asked["out"]), **options)
+            status, reasons = "done", []
+        except Infeasible as infeasible:
+            status, reasons = "infeasible", list(infeasible.reasons)
         except Exception as error:  # the sweep goes on with the next cell
             kind = "" if isinstance(error, CalibrateError) else f"{type(error).__name__}: "
-            facts = {"status": "failed", "reasons": [f"{kind}{error}"]}
-        _say(events, event="ended", seconds=time.perf_counter() - started, **facts)
+            status, reasons = "failed", [f"{kind}{error}"]
+        return {
+            "status": status,
+            "reasons": reasons,
+            "seconds": time.perf_counter() - started,
+        }
 
-
-def _calibrated(loaded: LoadedModel, asked: dict[str, Any]) -> dict[str, Any]:
-    try:
-        options = {name: _as_given(value) for name, value in asked["options"]}
-        calibrate(loaded, asked["concept"], out=Path(asked["out"]), **options)
-    except Infeasible as infeasible:
-        return {"status": "infeasible", "reasons": list(infeasible.reasons)}
-    return {"status": "done", "reasons": []}
+    def _holding(self, name: str, loaded: Callable[[], None]) -> LoadedModel:
+        if self._loaded is None or name != self._name:
+            self._loaded = None
+            gc.collect()
+            self._name, self._loaded = name, load_model(name)
+            loaded()
+        return self._loaded
 
 
 def _as_given(value: Any) -> Any:
@@ -57,8 +79,20 @@ def _as_given(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _say(events: TextIO, **facts: Any) -> None:
-    events.write(json.dumps(facts) + "\n")
+def main() -> None:
+    """Work until there is nothing more to do."""
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)  # what libraries print is no event
+
+    def say(**facts: Any) -> None:
+        events.write(json.dumps(facts) + "\n")
+
+    def loaded() -> None:
+        say(event="loaded", bytes=psutil.Process().memory_info().rss)
+
+    holder = Holder()
+    for line in sys.stdin:
+        say(event="ended", **holder.run(json.loads(line), loaded))
 
 
 if __name__ == "__main__":
