@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from calibrate.artefact.hub import local_directory
 from calibrate.artefact.law_sections import CrossEntropyLawSection
 from calibrate.common.errors import ArtefactError
 from calibrate.common.estimate import Interval
@@ -76,12 +77,12 @@ class Evidence(Section):
         return f"{self.model_dump_json(indent=1)}\n".encode()
 
     @classmethod
-    def load(cls, directory: Path) -> Evidence:
-        """Read `evidence.json` in a directory.
+    def load(cls, directory: str | Path) -> Evidence:
+        """Read `evidence.json` in a directory, or in a repository of the Hub.
 
         Raises: ArtefactError if it is missing or damaged.
         """
-        path = directory / EVIDENCE_FILE
+        path = local_directory(directory) / EVIDENCE_FILE
         try:
             return cls.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from pydantic import ValidationError
 
+from calibrate.artefact.hub import local_directory
 from calibrate.artefact.measured_sections import GuardSection
 from calibrate.common.errors import ArtefactError, InputError
 from calibrate.common.estimate import Interval
@@ -142,7 +143,7 @@ class Frontier(Section):
 
         Raises: ArtefactError if it is damaged.
         """
-        path = Path(directory) / FRONTIER_FILE
+        path = local_directory(directory) / FRONTIER_FILE
         if not path.exists():
             return None
         try:

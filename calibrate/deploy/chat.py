@@ -18,6 +18,7 @@ from transformers import GenerationConfig, TextStreamer
 
 from calibrate.artefact.config import SteeringConfig, load
 from calibrate.artefact.frontier import Frontier
+from calibrate.artefact.hub import local_directory
 from calibrate.common.errors import InputError
 from calibrate.common.progress import SILENT, Progress
 from calibrate.common.settings import Sampling, Settings, finite_strength
@@ -60,7 +61,7 @@ def open_steered(
     model: another place to load the (base) model from.
     Raises: ArtefactError if there is no config in it; ModelError if the model cannot be loaded.
     """
-    folder = Path(path)
+    folder = local_directory(path)
     config = load(folder)
     strength = config.intervention.strength
     if _is_folded(folder):

@@ -52,6 +52,23 @@ def test_the_gate_reads_the_hub(hub, finished, monkeypatch, tmp_path):
     assert calibrate.check_directory(REPOSITORY, loaded, quick=True).passed
 
 
+def test_what_is_shown_and_said_of_a_repository_is_that_of_its_directory(
+    hub, finished, monkeypatch, tmp_path
+):
+    push(finished.directory, REPOSITORY)
+    monkeypatch.chdir(tmp_path)
+    tiny.model("gpt2").save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    ask = ["--prompt", "the house", "--model", str(tmp_path / "model"), "--json"]
+    for command in (["show", "{}", "--json"], ["generate", "{}", *ask]):
+        here, there = (
+            CliRunner().invoke(cli, [word.format(place) for word in command])
+            for place in (finished.directory, REPOSITORY)
+        )
+        assert here.exit_code == there.exit_code == 0, there.output
+        assert here.stdout == there.stdout
+
+
 def test_a_file_that_was_changed_on_the_hub_is_refused(hub, finished, monkeypatch, tmp_path):
     push(finished.directory, REPOSITORY)
     monkeypatch.chdir(tmp_path)
