@@ -148,7 +148,7 @@ def page(found: dict[str, Any]) -> str:
             lines.append([str(one["step"]), name, *cells(one)])
     headings = [
         "step", "how", "α_B", "α shipped", "ΔCE at most", "change of presence", "token-forwards",
-        "seconds", "α_B",
+        "seconds", "the earlier α_B",
     ]  # fmt: skip
     loss = ", ".join(f"{one:.3f}" for one in found["without"]["losses"])
     shares = (

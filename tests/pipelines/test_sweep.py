@@ -164,6 +164,9 @@ def test_the_same_call_goes_on_and_touches_nothing_finished(cells, places, optio
     swept = sweep(asked, out, heard=lambda cell, one: begun.append(cell.name))
     assert [one.status for one in swept.outcomes] == ["done", "done"]
     assert set(begun) == {missing[0].name}
+    assert [one.status for one in sweep(asked[:1], out).outcomes] == ["done"]
+    kept = json.loads((out / "sweep.json").read_text(encoding="utf-8"))["cells"]
+    assert {one["cell"]: one["status"] for one in kept} == {cell.name: "done" for cell in asked}
     assert (out / cells[0].name / "steering.json").stat().st_mtime_ns == before
     changed = cells_of([cells[0].model], [cells[0].concept], options={**options, "trials": 3})
     assert changed[0].name == cells[0].name
@@ -215,6 +218,10 @@ def test_cells_have_names_of_their_own():
         ({"models": ["m"], "concepts": ["joy"], "layers": ["last"]}, "layer must be"),
         ({"models": ["m"], "concepts": ["joy"], "options": {"trails": 3}}, "did you mean trials"),
         ({"models": ["m"], "concepts": ["joy"], "options": {"out": "x"}}, "no option 'out'"),
+        (
+            {"models": ["m"], "concepts": ["joy"], "options": {"judge": len}},
+            "must be numbers, words",
+        ),
     ],
 )
 def test_what_no_cell_can_be_made_of_is_refused(asked, words):

@@ -65,10 +65,22 @@ def cells_of(
     for model, concept, *chosen in product(models, concepts, *varied.values()):
         own = dict(zip(varied, chosen, strict=True))
         asked = checked_options({**shared, **own}, "a sweep", GIVEN)
+        _require_plain(asked)
         several = [f"{name}-{value}" for name, value in own.items() if len(varied[name]) > 1]
         name = "-".join([_stem(concept), _stem(model), *several])
         found.append(Cell(_safe(name), model, concept, tuple(sorted(asked.items()))))
     return distinct(found)
+
+
+def _require_plain(options: Mapping[str, Any]) -> None:
+    """Raise InputError for values that cannot be handed to another process as they are."""
+    for name, value in options.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            raise InputError(
+                f"a sweep's options must be numbers, words or lists of them, got {name}={value!r}"
+            ) from None
 
 
 def distinct(cells: Sequence[Cell]) -> tuple[Cell, ...]:

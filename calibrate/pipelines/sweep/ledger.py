@@ -38,12 +38,14 @@ class SweepLedger:
     """The outcomes of a sweep's cells, written whenever one changes."""
 
     def __init__(self, directory: Path, cells: Sequence[Cell]) -> None:
-        """Take over what an earlier run of the same cells finished.
+        """Take over what an earlier run finished; what became of other cells is kept as well.
 
         Raises: ArtefactError if the directory is not new, empty or a sweep's.
         """
         self._directory = directory
         known = {one.cell: one for one in _kept(directory)}
+        asked = {cell.name for cell in cells}
+        self._others = [one for one in known.values() if one.cell not in asked]
         self._outcomes: dict[str, Outcome] = {}
         for cell in cells:
             fresh = Outcome(cell.name, cell.key)
@@ -70,7 +72,11 @@ class SweepLedger:
 
     def _write(self) -> None:
         kind = TypeAdapter(list[Outcome])
-        facts = {"format": FORMAT, "version": 1, "cells": kind.dump_python(list(self.outcomes))}
+        facts = {
+            "format": FORMAT,
+            "version": 1,
+            "cells": kind.dump_python([*self._others, *self.outcomes]),
+        }
         content = json.dumps(facts, indent=1, ensure_ascii=False).encode() + b"\n"
         write_together(self._directory, {SWEEP_FILE: content}, last=SWEEP_FILE, ours=is_ledger)
 
