@@ -87,8 +87,8 @@ def calibrate(
         returns a finished calibration at once.
     start: an earlier calibration of the same concept, or its directory, whose model has changed
         since, as in a training: its site, probe and share of α_B are taken over, all else is
-        measured, and the answer confirmed or corrected at a quarter of the time. Where it does not
-        hold any longer, everything is searched anew.
+        measured, and the answer confirmed or corrected in less than half the time. Where it does
+        not hold any longer, everything is searched anew.
     beside: an earlier calibration of the same model, or its directory, whose concept is to be
         steered too: both share the budget and one strength, and the config holds the vectors of
         both. mix: its share of the two, in units of the strengths that spend the budget alone.

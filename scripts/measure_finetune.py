@@ -202,11 +202,11 @@ Warm against cold, step by step: {shares}. The median is {median} of the seconds
 
 A warm calibration samples plain replies, extracts the vectors, and measures ΔCE's law and α_B anew
 at the earlier site; the earlier α is kept where the earlier α_B lies in the new interval
-(confirmed), and else the same share of the new α_B is taken (corrected). Then ΔCE's bound and the
-change of presence are verified on held-out prompts, as a cold calibration does, with one reply to a
-prompt at first. Not repeated are the search, the controls, the second judge, the long replies, and
-the guard's questions unless their drop is limited. The pilot needs no prior from the earlier laws:
-derivatives name a strength at which one pass settles α_B.
+(confirmed), and else the same share of the new α_B is taken (corrected). Then ΔCE's bound, loops in
+long replies and the change of presence are verified on held-out prompts, as a cold calibration
+does, with one reply to a prompt at first. Not repeated are the search, the controls, the second
+judge, and the guard's questions unless their drop is limited. The pilot needs no prior from the
+earlier laws: derivatives name a strength at which one pass settles α_B.
 
 Where the earlier answer did not hold, and everything was searched anew:
 

@@ -250,7 +250,7 @@ class MeasuredSection(Section):
     judges: who read presence, and the auditor if there was one, by name. long_run: None where
     none was asked for, or the model's context has no room for one. guard: None where none was
     asked for. readers: None until people have graded replies (`calibrate grade`). A calibration
-    that began with an earlier one has neither controls, audit nor long run.
+    that began with an earlier one has neither controls nor audit.
     """
 
     judges: list[str]

@@ -51,7 +51,7 @@ class CalibrationCallback(TrainerCallback):  # type: ignore[misc]
     directory. `history` holds what was found. Strength, cost, presence and how far α_B has drifted
     since the first go to the Trainer's log once it is attached, and so to TensorBoard, W&B or
     MLflow. What is infeasible is logged and warned of; the training goes on. With start="last" each
-    calibration begins with the one before it, which takes a quarter of the time.
+    calibration begins with the one before it, which takes less than half the time.
 
     >>> callback = calibrate.CalibrationCallback(concept, every=100, **options)
     >>> callback.history

@@ -87,9 +87,11 @@ def largest_strength(
     run: UnsteeredRun,
     prompts: Sequence[Prompt],
     settings: Settings,
+    rungs: Sequence[float] = LADDER,
 ) -> tuple[VerifiedBudget, LongRun | None]:
     """The largest share of `strength` within the budget, and without loops in long replies.
 
+    rungs: the shares, from small to large.
     Returns: it, and what long replies are like; None where no long run is asked for or fits.
     Raises: Infeasible as the two below do.
     """
@@ -98,6 +100,7 @@ def largest_strength(
         strength,
         settings.ce_budget,
         settings.confidence,
+        rungs,
     )
     steering = cache(site.steering)
     long_replies = answer_at_length(loaded, prompts, settings, steering(budget.strength))

@@ -1,15 +1,16 @@
 """An earlier answer, held against a model that has changed since, as in a training.
 
 What changes from checkpoint to checkpoint is measured anew: the vectors, the law of ΔCE with α_B,
-and on held-out prompts the bound of ΔCE and the change of presence. What rarely does is taken over:
+and on held-out prompts the bound of ΔCE, the change of presence, and loops in long replies, which a
+training can bring about while all else holds (docs/finetune.md). What rarely changes is taken over:
 the site, the share of α_B that shipped, the probe, as long as it still tells the concept's texts
-apart. Nothing is searched, and neither controls, a second judge nor long replies are repeated.
+apart. Nothing is searched, and neither controls nor a second judge are repeated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,14 +18,13 @@ from calibrate.common.cost import Allowance
 from calibrate.common.errors import Infeasible
 from calibrate.common.estimate import Interval
 from calibrate.common.settings import Settings
-from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.generation import Request
 from calibrate.engine.site import Site
 from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.judging.panel import MIN_AUC
 from calibrate.judging.presence import measure_presence, read
 from calibrate.models.model import LoadedModel
-from calibrate.search.budget import verify_budget
+from calibrate.search.budget import largest_strength
 from calibrate.search.effect import LOOKS
 from calibrate.search.verification import Replies, Verified, measure_harm, reply_until_decided
 from calibrate.texts.concept import Texts
@@ -95,17 +95,13 @@ def confirm(
 
     replies: one to each verify prompt. guard: questions, only where a drop is limited. allowance:
         what may be spent on more replies where the first do not decide.
-    Raises: Infeasible if ΔCE may break the budget at RUNGS[0] of the strength, presence does not
-        change by enough, or less is fluent or known than allowed.
+    Raises: Infeasible if ΔCE may break the budget at RUNGS[0] of the strength, long replies loop,
+        presence does not change by enough, or less is fluent or known than allowed.
     """
     prompts = replies.prompts["verify"]
     run = run_unsteered(loaded, corpora["verify"], [site.first])
-    budget = verify_budget(
-        lambda tried: delta_ce(loaded, run, site, tried),
-        strength,
-        settings.ce_budget,
-        settings.confidence,
-        RUNGS,
+    budget, long_run = largest_strength(
+        loaded, reader, site, strength, run, prompts, settings, RUNGS
     )
     steering = site.steering(budget.strength)
     first = Request(prompts, FEWER_LOOKS[0], steering)
@@ -127,4 +123,5 @@ def confirm(
         may_spend,
         most=FEWER_LOOKS[-1],
     )
-    return measure_harm(loaded, site, run, budget, final, replies, settings, guard)
+    verified = measure_harm(loaded, site, run, budget, final, replies, settings, guard)
+    return replace(verified, long_run=long_run)

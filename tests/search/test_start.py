@@ -59,9 +59,9 @@ def test_what_holds_is_confirmed_and_costs_less(warm, finished):
         sum(stage.token_forwards for stage in config.cost.values())
         for config in (result.config, before)
     )
-    assert spent < then / 3
+    assert spent < then / 2
     assert result.config.measured.controls is None
-    assert result.config.measured.long_run is None
+    assert (result.config.measured.long_run is None) == (before.measured.long_run is None)
 
 
 def test_its_vectors_are_the_changed_models(warm, finished, tiny_options):
