@@ -27,6 +27,7 @@ from calibrate.engine.generation import sample
 from calibrate.engine.running import Ongoing, RunningReplies
 from calibrate.models.model import preserving_model_state
 from calibrate.models.prompts import encode_prompt
+from calibrate.pipelines.serving import needed
 from calibrate.pipelines.serving.catalogue import open_catalogue
 
 pytestmark = pytest.mark.slow
@@ -213,7 +214,8 @@ def test_what_cannot_be_served_is_refused_with_the_reason(body, status, said, se
     ("body", "said"),
     [
         ({"prompt": []}, "from 1 to 64"),
-        ({"prompt": ""}, "at least one token"),
+        ({"prompt": ""}, "from 1 to 128 tokens, got 0"),
+        ({"prompt": [5] * 200, "max_tokens": 0, "echo": True}, "from 1 to 128 tokens, got 200"),
         ({"prompt": [10**6]}, "token ids must be from 0"),
         ({"prompt": [-1]}, "token ids must be from 0"),
         ({"prompt": ["a"] * 65}, "from 1 to 64"),
@@ -416,3 +418,11 @@ def test_a_port_that_is_taken_is_said(server, places):
 
     with pytest.raises(InputError, match="choose another --port"):
         serve([places / "bright"], port=server.port, model=str(places / "model"))
+
+
+def test_what_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr(needed, "find_spec", lambda name: None if name == "uvicorn" else object())
+    with pytest.raises(
+        InputError, match=r"needs uvicorn: pip install 'steering-calibrate\[serve\]'"
+    ):
+        needed.require_serving()

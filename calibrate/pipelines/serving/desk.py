@@ -121,8 +121,9 @@ class Desk:
             if not all(0 <= token < rows for token in given):
                 raise InputError(f"token ids must be from 0 to {rows - 1}")
             ids, text = tuple(given), self._loaded.tokenizer.decode(given)
-        if not ids:
-            raise InputError("a prompt must have at least one token, got none")
+        longest = self._loaded.context_length
+        if not 1 <= len(ids) <= longest:
+            raise InputError(f"a prompt must have from 1 to {longest} tokens, got {len(ids)}")
         return Prompt(text, ids)
 
     def _listen(
