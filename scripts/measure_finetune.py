@@ -1,10 +1,11 @@
 """Calibrate beside a LoRA fine-tune, cold and warm, and write docs/finetune.md.
 
-    python scripts/measure_finetune.py [--page]
+    python scripts/measure_finetune.py JOY [--page]
 
-SmolLM2 learns Python's own help topics, which come with Python, three times from the same seed:
-without a callback, with one that calibrates every checkpoint from nothing, and with one that begins
-each with the one before it. Each has a process and a cache of its own, so that none finds what
+JOY is a calibration of smollm2 for joy. SmolLM2 learns Python's own help topics, which come with
+Python, three times from the same seed: without a callback, with one that calibrates every
+checkpoint from nothing, and with one that begins with JOY, and each with the one before it, until
+one does not hold any longer. Each has a process and a cache of its own, so that none finds what
 another has measured. An hour on one core.
 """
 
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
@@ -27,7 +29,7 @@ from peft import LoraConfig, get_peft_model
 from records import page_option, read_records, write_records
 from transformers import Trainer, TrainingArguments, default_data_collator
 
-from calibrate import CalibratedStep, CalibrationCallback, load_model
+from calibrate import CalibratedStep, Calibration, CalibrationCallback, load_model
 from calibrate.common.errors import CalibrateWarning
 
 TARGET = DOCS / "finetune.json"
@@ -39,22 +41,25 @@ SEED = 0
 
 
 @click.command()
+@click.argument("joy", type=click.Path(path_type=Path), required=False)
 @click.option("--mode", type=click.Choice(MODES), help="One training; all by default.")
 @page_option
-def main(mode: str | None, only_page: bool) -> None:
-    if mode is not None:
-        write_records(TARGET, read_records(TARGET) | {mode: trained(mode)})
+def main(joy: Path | None, mode: str | None, only_page: bool) -> None:
+    if joy is None and not only_page:
+        raise click.UsageError("name a calibration of smollm2 for joy")
+    if joy is not None and mode is not None:
+        write_records(TARGET, read_records(TARGET) | {mode: trained(mode, joy)})
         return
     if not only_page:
         for each in MODES:
             with tempfile.TemporaryDirectory() as cache:
                 environment = {**os.environ, "XDG_CACHE_HOME": cache}
-                command = [sys.executable, __file__, "--mode", each]
+                command = [sys.executable, __file__, str(joy), "--mode", each]
                 subprocess.run(command, env=environment, check=True)
     (DOCS / "finetune.md").write_text(page(read_records(TARGET)), encoding="utf-8")
 
 
-def trained(mode: str) -> dict[str, Any]:
+def trained(mode: str, joy: Path) -> dict[str, Any]:
     """One training: its losses, a digest of its weights, and what was calibrated on the way."""
     loaded = load_model("smollm2")
     torch.manual_seed(SEED)
@@ -83,11 +88,15 @@ def trained(mode: str) -> dict[str, Any]:
         )
         history: tuple[CalibratedStep, ...] = ()
         if mode != "without":
-            start = "last" if mode == "warm" else None
-            callback = CalibrationCallback("joy", start=start).attach(trainer)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", CalibrateWarning)
-            trainer.train()
+            callback = FromJoy(joy) if mode == "warm" else CalibrationCallback("joy")
+            callback.attach(trainer)
+        note = None
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "the earlier calibration", CalibrateWarning)
+            try:
+                trainer.train()
+            except CalibrateWarning as changed:  # what follows would be a cold calibration again
+                note = f"step {trainer.state.global_step}: {changed}"
         if mode != "without":
             history = callback.history
     weights = hashlib.sha256()
@@ -95,13 +104,25 @@ def trained(mode: str) -> dict[str, Any]:
         if "lora" in name:
             weights.update(weight.numpy().tobytes())
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    notes = [str(one.message) for one in caught if "earlier calibration" in str(one.message)]
     return {
         "losses": losses,
         "weights": weights.hexdigest(),
-        "notes": notes,
+        "note": note,
         "steps": [facts(one) for one in history],
     }
+
+
+class FromJoy(CalibrationCallback):
+    """Begins with a calibration of the model before its training, then each with the last."""
+
+    def __init__(self, joy: Path) -> None:
+        super().__init__("joy", start="last")
+        self._found.append(CalibratedStep(0, 0.0, Calibration.load(joy)))
+
+    @property
+    def history(self) -> tuple[CalibratedStep, ...]:
+        """What was found during the training."""
+        return super().history[1:]
 
 
 def rows(tokenizer: Any) -> list[dict[str, list[int]]]:
@@ -133,19 +154,17 @@ def facts(found: CalibratedStep) -> dict[str, Any]:
 
 def page(found: dict[str, Any]) -> str:
     """docs/finetune.md."""
-    same = all(
-        (found[mode]["losses"], found[mode]["weights"])
-        == (found["without"]["losses"], found["without"]["weights"])
-        for mode in ("cold", "warm")
-    )
-    lines = []
-    ratios = []
-    for cold, warm in zip(found["cold"]["steps"], found["warm"]["steps"], strict=True):
-        began = warm.get("confirmed") is not None
-        if began and "tokens" in cold:
-            ratios.append((warm["seconds"] / cold["seconds"], warm["tokens"] / cold["tokens"]))
-        for name, one in (("cold", cold), ("warm" if began else "first of the warm run", warm)):
-            lines.append([str(one["step"]), name, *cells(one)])
+    without, cold, warm = (found[mode] for mode in MODES)
+    same = cold["weights"] == without["weights"] and cold["losses"] == without["losses"]
+    same = same and warm["losses"] == without["losses"][: len(warm["losses"])]
+    warm_steps = {one["step"]: one for one in warm["steps"]}
+    lines, ratios = [], []
+    for one in cold["steps"]:
+        lines.append([str(one["step"]), "cold", *cells(one)])
+        if (again := warm_steps.get(one["step"])) is not None:
+            lines.append([str(one["step"]), "warm", *cells(again)])
+            if "tokens" in one:
+                ratios.append((again["seconds"] / one["seconds"], again["tokens"] / one["tokens"]))
     headings = [
         "step", "how", "α_B", "α shipped", "ΔCE at most", "change of presence", "token-forwards",
         "seconds", "the earlier α_B",
@@ -167,7 +186,7 @@ def page(found: dict[str, Any]) -> str:
         table=table(headings, lines),
         shares=shares,
         median=median,
-        notes="\n".join(f"- {note}" for note in found["warm"]["notes"]) or "None was.",
+        note=warm["note"] or "It held at every step.",
     )
 
 
@@ -190,12 +209,12 @@ def cells(one: dict[str, Any]) -> list[str]:
 PAGE = """# Calibrating beside a training
 
 Written by `scripts/measure_finetune.py`. SmolLM2-135M-Instruct learns Python's help topics by LoRA,
-{steps} steps; `CalibrationCallback("joy")` calibrates every {every} steps, cold, and in a second
-training with `start="last"`, where each calibration begins with the one before it. One core,
-float32.
+{steps} steps; `CalibrationCallback("joy")` calibrates every {every} steps, cold, and in another
+training warm: the first begins with a calibration of the model as it was before, and each further
+one with the one before it. One core, float32.
 
-The loss falls: {loss}. Losses and adapter weights of all three trainings, the one without a
-callback, the cold and the warm, are {same} as they end.
+The loss falls: {loss}. Losses and adapter weights with and without calibrations are {same} as far
+as each training goes.
 
 {table}
 Warm against cold, step by step: {shares}. The median is {median} of the seconds.
@@ -208,9 +227,12 @@ does, with one reply to a prompt at first. Not repeated are the search, the cont
 judge, and the guard's questions unless their drop is limited. The pilot needs no prior from the
 earlier laws: derivatives name a strength at which one pass settles α_B.
 
-Where the earlier answer did not hold, and everything was searched anew:
+Where the earlier answer does not hold, everything is searched anew; the warm training ends there:
 
-{notes}
+> {note}
+
+The cold calibrations show why long replies must be read again: from the third on this training
+makes them loop.
 """
 
 if __name__ == "__main__":
