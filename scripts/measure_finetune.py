@@ -22,7 +22,6 @@ from pydoc_data.topics import topics
 from typing import Any
 
 import click
-import numpy as np
 import torch
 from markdown_tables import DOCS, table
 from peft import LoraConfig, get_peft_model
@@ -177,7 +176,6 @@ def page(found: dict[str, Any]) -> str:
         )
         or "none"
     )
-    median = f"{np.median([seconds for seconds, _ in ratios]):.0%}" if ratios else "–"
     return PAGE.format(
         steps=STEPS,
         every=EVERY,
@@ -185,7 +183,6 @@ def page(found: dict[str, Any]) -> str:
         same="the same, bit for bit," if same else "NOT the same",
         table=table(headings, lines),
         shares=shares,
-        median=median,
         note=warm["note"] or "It held at every step.",
     )
 
@@ -213,11 +210,11 @@ Written by `scripts/measure_finetune.py`. SmolLM2-135M-Instruct learns Python's 
 training warm: the first begins with a calibration of the model as it was before, and each further
 one with the one before it. One core, float32.
 
-The loss falls: {loss}. Losses and adapter weights with and without calibrations are {same} as far
-as each training goes.
+The loss falls: {loss}. Losses and adapter weights with and without calibrations
+are {same} as far as each training goes.
 
 {table}
-Warm against cold, step by step: {shares}. The median is {median} of the seconds.
+Warm against cold at the same step: {shares}.
 
 A warm calibration samples plain replies, extracts the vectors, and measures ΔCE's law and α_B anew
 at the earlier site; the earlier α is kept where the earlier α_B lies in the new interval
