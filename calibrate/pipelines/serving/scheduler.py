@@ -179,14 +179,11 @@ class Scheduler:
             self._replies.begin(joining)
             begun = set(map(id, joining))
             self._hear(lambda ticket: id(ticket.reply) in begun)
-        for ticket in self._running:
-            if ticket.reply.is_over(self._ends) and not ticket.cancelled:
-                ticket.ended(None)
-        self._running = [
-            ticket
-            for ticket in self._running
-            if not (ticket.cancelled or ticket.reply.is_over(self._ends))
-        ]
+        staying = [each for each in self._running if not each.cancelled]
+        over = [each for each in staying if each.reply.is_over(self._ends)]
+        self._running = [each for each in staying if each not in over]
+        for ticket in over:
+            ticket.ended(None)
 
     def _hear(self, chosen: Callable[[Ticket], bool]) -> None:
         for ticket in self._running:
@@ -202,14 +199,14 @@ class Scheduler:
                 return not (ticket.cancelled or self._stopping)
 
             reply_alone(self._loaded, ticket.reply, self._ends, receive)
-            ticket.ended(None)
             self._running.remove(ticket)
+            ticket.ended(None)
 
     def _fail(self, error: Exception) -> None:
         """What goes wrong ends the replies under way, and no others."""
-        for ticket in self._running:
+        ending, self._running = self._running, []
+        for ticket in ending:
             ticket.ended(error)
-        self._running = []
 
     def _abandon(self) -> None:
         """Tell whoever still waits that the server ends."""
