@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from calibrate.artefact.assemble import build_config, build_evidence, carry_laws
 from calibrate.artefact.config import SteeringConfig
 from calibrate.artefact.evidence import Evidence
@@ -14,7 +12,7 @@ from calibrate.artefact.sections import StartSection
 from calibrate.common.cost import Ledger
 from calibrate.judging.panel import Panel
 from calibrate.laws.pilot import Pilot
-from calibrate.laws.presence import PresenceLaw, judge_presence
+from calibrate.laws.presence import judge_presence
 from calibrate.models.model import LoadedModel
 from calibrate.search.affordable import Bought
 from calibrate.search.verification import Verified
@@ -58,7 +56,6 @@ def started(
 def _presence(law: PresenceLawSection, verified: Verified) -> PresenceLawSection:
     """The law as it was, judged by what is measured now."""
     strength, measured = verified.budget.strength, verified.presence.estimate
-    known = PresenceLaw(law.log_odds, law.gain, law.floor, law.ceiling)
-    predicted = float(np.asarray(known.predict(strength)))
+    predicted = float(law.law.predict(strength))
     goodness = judge_presence(strength, predicted, measured.value, measured.standard_error)
     return law.model_copy(update={"goodness": goodness})

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from calibrate.common.record import Section
 from calibrate.laws.formulas import CrossEntropyLaw, Goodness, MassLaw
+from calibrate.laws.presence import PresenceLaw
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class PresenceLawSection(Section):
     ceiling: float
     fall: float | None
     goodness: Goodness
+
+    @property
+    def law(self) -> PresenceLaw:
+        """The law itself."""
+        return PresenceLaw(self.log_odds, self.gain, self.floor, self.ceiling)
 
 
 class TokenLawSection(Section):

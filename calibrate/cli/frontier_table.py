@@ -14,7 +14,6 @@ from rich.text import Text
 from calibrate.artefact.config import SteeringConfig
 from calibrate.artefact.frontier import Frontier, PointSection, RivalSection
 from calibrate.cli.rich_tables import headed
-from calibrate.laws.presence import PresenceLaw
 
 EXAMPLE = 60  # characters of a reply
 FORETOLD = (0.5, 1.0, 2.0)  # times the budget
@@ -87,8 +86,7 @@ def foretold(config: SteeringConfig, directory: Path | None) -> RenderableType:
 
 def _by_the_laws(config: SteeringConfig) -> list[dict[str, float]]:
     """Budgets, and the strength and presence that the laws give them."""
-    rise, presence = config.laws.cross_entropy, config.laws.presence
-    law = PresenceLaw(presence.log_odds, presence.gain, presence.floor, presence.ceiling)
+    rise, law = config.laws.cross_entropy, config.laws.presence.law
     budgets = [share * config.budget.limit for share in FORETOLD]
     spending = [(budget, rise.invert(budget, config.settings.sign)) for budget in budgets]
     return [

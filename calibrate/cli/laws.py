@@ -9,7 +9,8 @@ import click
 
 from calibrate.cli.console import say_json
 from calibrate.cli.option_groups import LAWS, options
-from calibrate.cli.shared import Command, checked, named, stem, working
+from calibrate.cli.shared import Command, checked, named, working
+from calibrate.common.layout import stem
 
 
 @click.command(cls=Command)

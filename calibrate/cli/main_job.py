@@ -13,7 +13,8 @@ from calibrate.cli.console import say_json
 from calibrate.cli.exit_status import resumable
 from calibrate.cli.option_groups import CALIBRATION, split_off
 from calibrate.cli.option_types import FILE
-from calibrate.cli.shared import Command, checked, named, stem, working
+from calibrate.cli.shared import Command, checked, named, working
+from calibrate.common.layout import stem
 from calibrate.common.settings import Settings
 
 if TYPE_CHECKING:

@@ -77,8 +77,3 @@ def named(concept: str | None) -> str:
     if concept is None:
         raise click.UsageError("--concept is missing; `calibrate concepts` lists the built-in ones")
     return concept
-
-
-def stem(name: str) -> str:
-    """The part of a model's or concept's name that serves as a directory name."""
-    return Path(name).name.removesuffix(".jsonl").removesuffix(".gguf") or "model"

@@ -38,3 +38,8 @@ def is_journal(path: Path) -> bool:
     except (ValueError, KeyError, TypeError):
         return False
     return begun or any(FINGERPRINT in attribute for attribute in attributes)
+
+
+def stem(name: str) -> str:
+    """The part of a model's or concept's name that serves as a directory name."""
+    return Path(name).name.removesuffix(".jsonl").removesuffix(".gguf") or "model"

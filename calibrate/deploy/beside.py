@@ -9,7 +9,7 @@ from calibrate.artefact.beside_section import BesideSection
 from calibrate.artefact.config import SteeringConfig
 from calibrate.common.errors import Infeasible, InputError
 from calibrate.common.settings import Settings
-from calibrate.deploy.checks import check_identity, check_reference, reader_again
+from calibrate.deploy.checks import reader_again, why_not_same
 from calibrate.deploy.finished import Calibration
 from calibrate.deploy.start import Start
 from calibrate.engine.site import Site
@@ -95,12 +95,8 @@ def opened_beside(beside: Start, mix: float, loaded: LoadedModel, settings: Sett
     if not 0 < mix < 1:
         raise InputError(f"--mix must be between 0 and 1, got {mix:g}")
     found = beside if isinstance(beside, Calibration) else Calibration.load(beside)
-    checks = [*check_identity(found.config, loaded)]
-    if all(check.passed for check in checks):
-        checks.append(check_reference(found.config, loaded))
-    for check in checks:
-        if not check.passed:
-            raise InputError(f"--beside must hold for this model: {check.found}")
+    if (why_not := why_not_same(found.config, loaded)) is not None:
+        raise InputError(f"--beside must hold for this model: {why_not}")
     positions = found.config.intervention.positions
     if settings.position_choices != (positions,):
         raise InputError(

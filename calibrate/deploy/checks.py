@@ -71,6 +71,17 @@ REMEDIES = {
 }
 
 
+def why_not_same(config: SteeringConfig, loaded: LoadedModel) -> str | None:
+    """Why a config does not do what it says on a model, by identity and reference; None if it does.
+
+    To be called without gradients.
+    """
+    checks = [*check_identity(config, loaded)]
+    if all(check.passed for check in checks):
+        checks.append(check_reference(config, loaded))
+    return next((check.found for check in checks if not check.passed), None)
+
+
 def check_reference(config: SteeringConfig, loaded: LoadedModel) -> Check:
     """Compare the reference's log-probabilities; say which mistake explains a difference."""
     reference, tolerance = ReferenceInput(config, loaded), TOLERANCES[config.model.dtype]

@@ -19,7 +19,7 @@ from calibrate.artefact.frontier import Frontier
 from calibrate.common.cost import Ledger
 from calibrate.common.errors import ArtefactError, CalibrateWarning, InputError
 from calibrate.common.progress import SILENT, Progress
-from calibrate.deploy.checks import check_identity, check_reference, reader_again
+from calibrate.deploy.checks import reader_again, why_not_same
 from calibrate.judging.panel import Panel
 from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.search.budget import LADDER, ascending, spending_strength
@@ -84,7 +84,8 @@ def open_bench(
     Raises: InputError if it is another model, a judge cannot be made again, or its corpus is needed
         and not given.
     """
-    _require_same_model(config, loaded)
+    if (why_not := why_not_same(config, loaded)) is not None:
+        raise ArtefactError(why_not)
     from_file = config.measured.delta_ce.corpus == "file"
     if from_file and corpus is None:
         raise InputError(
@@ -105,16 +106,6 @@ def open_bench(
         config.settings,
         None if recorded is None else guard_again(recorded.name, recorded.sha256, evidence.guard),
     )
-
-
-def _require_same_model(config: SteeringConfig, loaded: LoadedModel) -> None:
-    """Raise ArtefactError for a model on which the config does not do what it says."""
-    for check in check_identity(config, loaded):
-        if not check.passed:
-            raise ArtefactError(check.found)
-    reference = check_reference(config, loaded)
-    if not reference.passed:
-        raise ArtefactError(reference.found)
 
 
 def open_panel(config: SteeringConfig, probe: Probe | None, loaded: LoadedModel) -> Panel:

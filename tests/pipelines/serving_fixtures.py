@@ -8,6 +8,8 @@ import time
 from contextlib import contextmanager
 from http.client import HTTPConnection
 
+import tiny
+
 from calibrate.pipelines.serving import server
 from calibrate.pipelines.serving.scheduler import Scheduler
 
@@ -86,3 +88,12 @@ def until(holds):
     """Wait for what another thread brings about."""
     while not holds():
         time.sleep(0.005)
+
+
+def saved(folder, finished, *names):
+    """The tiny model, and its calibration under some names."""
+    tiny.model("gpt2").save_pretrained(folder / "model")
+    tiny.tokenizer().save_pretrained(folder / "model")
+    for name in names:
+        finished.result.save(folder / name)
+    return folder

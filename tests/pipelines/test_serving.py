@@ -19,7 +19,7 @@ import openai
 import pytest
 import tiny
 import torch
-from serving_fixtures import serving, until
+from serving_fixtures import saved, serving, until
 
 from calibrate.common.errors import InputError, VerificationFailed
 from calibrate.common.settings import Sampling
@@ -39,12 +39,7 @@ STRENGTHS = [None, 0.0, 2.0, -1.0, 0.5]
 @pytest.fixture(scope="module")
 def places(finished, tmp_path_factory):
     """The model, and its calibration under two names."""
-    folder = tmp_path_factory.mktemp("served")
-    tiny.model("gpt2").save_pretrained(folder / "model")
-    tiny.tokenizer().save_pretrained(folder / "model")
-    for name in ("bright", "again"):
-        finished.result.save(folder / name)
-    return folder
+    return saved(tmp_path_factory.mktemp("served"), finished, "bright", "again")
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
-from serving_fixtures import serving
+from serving_fixtures import saved, serving
 
 from calibrate.models.model import preserving_model_state
 
@@ -16,11 +15,7 @@ CONTEXT, ENDINGS = "the house by the river", [" sun and rain", " table with a st
 
 @pytest.fixture(scope="module")
 def places(finished, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("harness")
-    tiny.model("gpt2").save_pretrained(folder / "model")
-    tiny.tokenizer().save_pretrained(folder / "model")
-    finished.result.save(folder / "bright")
-    return folder
+    return saved(tmp_path_factory.mktemp("harness"), finished, "bright")
 
 
 def test_likelihoods_and_replies_are_those_of_the_steered_model(places, monkeypatch):

@@ -6,8 +6,7 @@ import re
 import shutil
 
 import pytest
-import tiny
-from serving_fixtures import serving
+from serving_fixtures import saved, serving
 
 pytestmark = pytest.mark.slow
 
@@ -17,10 +16,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright
 
 @pytest.fixture(scope="module")
 def server(finished, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("page")
-    tiny.model("gpt2").save_pretrained(folder / "model")
-    tiny.tokenizer().save_pretrained(folder / "model")
-    finished.result.save(folder / "bright")
+    folder = saved(tmp_path_factory.mktemp("page"), finished, "bright")
     with (
         pytest.MonkeyPatch.context() as patch,
         serving(patch, [folder / "bright"], model=str(folder / "model")) as running,

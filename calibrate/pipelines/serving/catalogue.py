@@ -15,7 +15,7 @@ from calibrate.artefact.frontier import Frontier
 from calibrate.artefact.hub import REPOSITORY, local_directory
 from calibrate.common.errors import InputError, VerificationFailed, did_you_mean
 from calibrate.common.progress import SILENT, Progress
-from calibrate.deploy.checks import check_identity, check_reference
+from calibrate.deploy.checks import why_not_same
 from calibrate.deploy.verify import as_calibrated, open_model
 from calibrate.engine.site import Site
 from calibrate.laws.presence import PresenceLaw
@@ -82,8 +82,7 @@ class Served:
         """Through the frontier's points, if there are any; else that of the study."""
         if self.frontier is not None and self.frontier.points:
             return PresenceLaw(*self.frontier.law)
-        law = self.config.laws.presence
-        return PresenceLaw(law.log_odds, law.gain, law.floor, law.ceiling)
+        return self.config.laws.presence.law
 
     def _end(self) -> float:
         config = self.config
@@ -185,7 +184,8 @@ def open_catalogue(
         raise InputError(f"{loaded.name!r} is the model's own name; rename the directory")
     with preserving_model_state(loaded):
         for each in calibrations:
-            _require_steers(each, loaded)
+            if (why_not := why_not_same(each.config, loaded)) is not None:
+                raise VerificationFailed(f"{each.name} cannot be served: {why_not}")
     return Catalogue(loaded, calibrations)
 
 
@@ -194,12 +194,3 @@ def _opened(directory: str | Path) -> Served:
     is_local = Path(directory).exists() or REPOSITORY.fullmatch(str(directory)) is None
     name = Path(directory).resolve().name if is_local else str(directory)
     return Served(name, load(folder), Frontier.load(folder))
-
-
-def _require_steers(served: Served, loaded: LoadedModel) -> None:
-    checks = [*check_identity(served.config, loaded)]
-    if all(check.passed for check in checks):
-        checks.append(check_reference(served.config, loaded))
-    failed = [check.found for check in checks if not check.passed]
-    if failed:
-        raise VerificationFailed(f"{served.name} cannot be served: {'; '.join(failed)}")

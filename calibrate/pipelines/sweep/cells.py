@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from calibrate.common.errors import InputError, did_you_mean
+from calibrate.common.layout import stem
 from calibrate.pipelines.options import checked_options
 
 if sys.version_info >= (3, 11):
@@ -67,7 +68,7 @@ def cells_of(
         asked = checked_options({**shared, **own}, "a sweep", GIVEN)
         _require_plain(asked)
         several = [f"{name}-{value}" for name, value in own.items() if len(varied[name]) > 1]
-        name = "-".join([_stem(concept), _stem(model), *several])
+        name = "-".join([stem(concept), stem(model), *several])
         found.append(Cell(_safe(name), model, concept, tuple(sorted(asked.items()))))
     return distinct(found)
 
@@ -126,10 +127,6 @@ def _cells_in(path: Path, table: Mapping[str, Any]) -> tuple[Cell, ...]:
     rest = {name.replace("-", "_"): value for name, value in table.items() if name not in LISTS}
     models, concepts, budgets, layers = lists.values()
     return cells_of(models, concepts, budgets, layers, rest)
-
-
-def _stem(name: str) -> str:
-    return Path(name).name.removesuffix(".jsonl").removesuffix(".gguf") or "model"
 
 
 def _safe(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +32,9 @@ class Outcome:
     reasons: tuple[str, ...] = ()
     seconds: float = 0.0
     tries: int = 0
+
+
+Heard = Callable[[Cell, Outcome | None], None]  # told when a cell begins, with None, and ends
 
 
 class SweepLedger:

@@ -14,11 +14,10 @@ from typing import Any
 
 from calibrate.common.errors import InputError
 from calibrate.pipelines.sweep.cells import Cell
-from calibrate.pipelines.sweep.ledger import Outcome, SweepLedger
+from calibrate.pipelines.sweep.ledger import Heard, SweepLedger
 from calibrate.pipelines.sweep.worker import Facts, Holder, asked_of
 
 MOST_TRIES = 3  # of a cell whose actor dies; a node takes all of its actors with it
-Heard = Callable[[Cell, Outcome | None], None]
 
 
 class Actor(Holder):

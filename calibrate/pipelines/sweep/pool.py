@@ -13,21 +13,19 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from calibrate.pipelines.sweep.cells import Cell
-from calibrate.pipelines.sweep.ledger import Outcome, SweepLedger
+from calibrate.pipelines.sweep.ledger import Heard, SweepLedger
 from calibrate.pipelines.sweep.worker import asked_of
 
 MOST_TRIES = 2  # of a cell whose worker dies
 COMMAND = (sys.executable, "-m", "calibrate.pipelines.sweep.worker")
 SPARE = 1.2  # times a worker's memory that must be free for another
-
-Heard = Callable[[Cell, Outcome | None], None]
 
 
 class Pool:

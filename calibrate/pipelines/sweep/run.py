@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +11,12 @@ from filelock import FileLock, Timeout
 
 from calibrate.common.errors import ArtefactError, InputError
 from calibrate.pipelines.sweep.cells import Cell
-from calibrate.pipelines.sweep.ledger import Outcome, SweepLedger
+from calibrate.pipelines.sweep.ledger import Heard, Outcome, SweepLedger
 from calibrate.pipelines.sweep.on_ray import RayPool
 from calibrate.pipelines.sweep.pool import Pool
 from calibrate.pipelines.sweep.report import Row, write_report
 
 LOCK = ".sweep.lock"
-Heard = Callable[[Cell, Outcome | None], None]
 
 
 @dataclass(frozen=True)
