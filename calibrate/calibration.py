@@ -11,7 +11,7 @@ from typing import Any
 
 from calibrate.artefact import report
 from calibrate.artefact.assemble import build_config, build_evidence, build_laws
-from calibrate.artefact.directory import open_workspace, writing, wrote
+from calibrate.artefact.directory import KEPT_FILES, open_workspace, writing, wrote
 from calibrate.common.cost import Allowance, Ledger, Limits
 from calibrate.common.errors import CalibrateWarning, Infeasible, InputError
 from calibrate.common.files import write_together
@@ -152,7 +152,8 @@ def calibrate(
         fingerprint = fingerprint_from(fingerprint, earlier.config.provenance.fingerprint)
     results = {budget: fingerprint_at(fingerprint, budget) for budget in larger}
     results[settings.ce_budget] = fingerprint
-    directory, finished = open_workspace(out, *results.values())
+    own_out = loaded.ranks.directory(out, KEPT_FILES)
+    directory, finished = open_workspace(own_out, *results.values())
     if directory is not None and finished:
         return Calibration.load(directory)
 
@@ -169,7 +170,7 @@ def calibrate(
             return confirmed
 
     store = StudyStore(study or f"{concept.name} on {loaded.name}", fingerprint, directory, storage)
-    check_storage(store)
+    check_storage(store, loaded.ranks)
     loaded = with_first_date(loaded, store)
     splits = concept.split()
     ahead = forecast(
@@ -179,7 +180,9 @@ def calibrate(
     if questions := questions_ahead(judges, concept, prompt_texts, settings):
         progress.to_ask(questions)
     ledger = Ledger(loaded.meter, progress, ahead.tokens)
-    allowance = Allowance(loaded.meter, limits, reserve=ahead.tokens["verification"])
+    allowance = Allowance(
+        loaded.meter, limits, reserve=ahead.tokens["verification"], clock=loaded.ranks.clock
+    )
 
     with (
         preserving_model_state(loaded),

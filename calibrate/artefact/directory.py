@@ -40,6 +40,9 @@ ARTEFACT_FILES = (
 )  # fmt: skip
 FRONTIER_FILES = (FRONTIER_FILE, "frontier.png", "frontier.svg")  # of `calibrate frontier`
 
+# All that a later run of the same command reads again.
+KEPT_FILES = (JOURNAL_FILE, *ARTEFACT_FILES, *FRONTIER_FILES, GRADES_FILE)
+
 
 def wrote(path: Path) -> bool:
     """Whether a file in an output directory shows by its contents that we wrote it."""

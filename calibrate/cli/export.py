@@ -28,7 +28,7 @@ from calibrate.common.export_formats import FORMATS
 @click.option("--to", required=True, type=FILE, metavar="PATH", help="File or directory.")
 @click.option("--model", type=TEXT, metavar="MODEL", help="Another place to load the model from.")
 @click.option("--no-check", is_flag=True, help="Do not load it back and compare.")
-@options("device", "revision", "trust-remote-code")
+@options("device", "device-map", "revision", "trust-remote-code")
 def export_config(
     directory: Path,
     format_name: str,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 )
 @click.option("--no-rivals", is_flag=True, help="Leave out asking in words and best of n.")
 @click.option("--model", type=TEXT, metavar="MODEL", help="Another place to load the model from.")
-@options("corpus", "device", "batch-tokens", "revision", "trust-remote-code", "json")
+@options("corpus", "device", "device-map", "batch-tokens", "revision", "trust-remote-code", "json")
 def frontier(
     directory: Path,
     wanted: tuple[float, ...] | None,
@@ -68,7 +68,16 @@ def frontier(
 @click.argument("directory", type=FILE, metavar="DIR")
 @click.option("--out", required=True, type=FILE, metavar="DIR2", help="Where the config goes.")
 @click.option("--model", type=TEXT, metavar="MODEL", help="Another place to load the model from.")
-@options("one-budget", "corpus", "device", "batch-tokens", "revision", "trust-remote-code", "json")
+@options(
+    "one-budget",
+    "corpus",
+    "device",
+    "device-map",
+    "batch-tokens",
+    "revision",
+    "trust-remote-code",
+    "json",
+)
 def pick(
     directory: Path,
     out: Path,

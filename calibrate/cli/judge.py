@@ -35,7 +35,7 @@ from calibrate.cli.shared import Command, as_json_text, working
     metavar="MODEL",
     help="What probe and question read with.  [default: the probe's, or smollm2]",
 )
-@options("device", "dtype", "batch-tokens", "revision", "trust-remote-code", "json")
+@options("device", "device-map", "dtype", "batch-tokens", "revision", "trust-remote-code", "json")
 def judge(
     judge: str,
     texts: Path,

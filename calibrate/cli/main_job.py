@@ -13,7 +13,7 @@ from calibrate.cli.console import say_json
 from calibrate.cli.exit_status import resumable
 from calibrate.cli.option_groups import CALIBRATION, split_off
 from calibrate.cli.option_types import FILE
-from calibrate.cli.shared import Command, checked, named, working
+from calibrate.cli.shared import Command, checked, named, only_first_speaks, working
 from calibrate.common.layout import stem
 from calibrate.common.settings import Settings
 
@@ -38,6 +38,7 @@ def run_main_job(
     as_json: bool,
     quiet: bool,
     ce_budget: tuple[float, ...],
+    tensor_parallel: bool,
     **rest: Any,
 ) -> None:
     """Run the main job and print its result."""
@@ -45,6 +46,7 @@ def run_main_job(
     from calibrate.texts.concept import read_concept
     from calibrate.texts.guard import choose_guard
 
+    only_first_speaks(tensor_parallel)
     concept = named(concept)
     asked, rest = split_off(rest, CALIBRATION)
     judge, teacher = asked["judge"], asked["teacher"]
@@ -62,7 +64,7 @@ def run_main_job(
     directory = out or Path(f"{stem(concept)}-{stem(loading['model'])}")
     check_judges(judge, asked["audit"], Settings(**settings))
     with working(quiet) as progress:
-        loaded = load_model(**loading, progress=progress)
+        loaded = load_model(**loading, tensor_parallel=tensor_parallel, progress=progress)
         with resumable(directory):
             result = calibrate(
                 loaded,
@@ -76,7 +78,8 @@ def run_main_job(
             )
         if len(ce_budget) > 1:
             result = _with_frontier(result, ce_budget, loaded, asked["corpus"], progress)
-            result.save(directory)
+            if loaded.ranks.first:
+                result.save(directory)
     print_result(result.config, result.evidence, directory, as_json, quiet, result.frontier)
 
 

@@ -12,12 +12,13 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 LAWS = (
     "model concept out one-budget positives negatives positions pooling normalize corpus prompts "
     "reply-tokens chat-template-kwargs teacher judge-question judge-url seed confidence device "
-    "dtype batch-tokens blocks revision trust-remote-code json quiet"
+    "device-map dtype batch-tokens blocks revision trust-remote-code json quiet"
 ).split()
 
 # Parameters of `load_model`, and those of `calibrate` that the main job hands on as they are.
 MODEL = (
-    "model device dtype batch_tokens blocks revision trust_remote_code chat_template_kwargs"
+    "model device device_map dtype batch_tokens blocks revision trust_remote_code "
+    "chat_template_kwargs"
 ).split()
 CALIBRATION = (
     "start beside mix corpus prompts judge audit guard teacher storage study max_tokens max_minutes"

@@ -171,7 +171,18 @@ OPTIONS = dict(
             "Database or grpc://HOST:PORT that workers share.  [default: a journal in DIR]",
         ),
         _option("study", TEXT, "NAME", "Name of the study in the storage."),
-        _option("device", TEXT, "auto|cpu|cuda|mps|balanced", default="auto"),
+        _option("device", TEXT, "auto|cpu|cuda|mps", default="auto"),
+        _option(
+            "device-map",
+            TEXT,
+            "auto|balanced|balanced_low_0|sequential",
+            "Spread the model over several devices.",
+        ),
+        _flag(
+            "tensor-parallel",
+            "Share the model between the processes that torchrun starts: "
+            "torchrun --nproc-per-node N --no-python calibrate ….",
+        ),
         _option("dtype", TEXT, "auto|float32|bfloat16|float16", default="auto"),
         _option("batch-tokens", int, "N", "Positions in one forward pass.", 2048),
         _option("blocks", TEXT, "PATH", "Dotted path of the decoder blocks."),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from calibrate.cli.console import Readable
+from calibrate.cli.console import Readable, silence
 from calibrate.cli.option_groups import MODEL, split_off
 from calibrate.common.settings import Sampling, Settings, settings_of
 
@@ -22,6 +24,13 @@ NEGATIVE_KINDS = settings_of(Settings)["negatives"].choices
 
 class Command(Readable, click.Command):
     """A command whose help prints on any console."""
+
+
+def only_first_speaks(tensor_parallel: bool) -> None:
+    """Silence this process if it is one of several that share a model, and not the first."""
+    if tensor_parallel and os.environ.get("RANK", "0") != "0":
+        silence(sys.stdout)
+        silence(sys.stderr)
 
 
 @contextmanager

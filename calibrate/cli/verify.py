@@ -10,7 +10,7 @@ import click
 from calibrate.cli.console import say_json
 from calibrate.cli.option_groups import options
 from calibrate.cli.option_types import FILE, TEXT
-from calibrate.cli.shared import Command, as_json_text, working
+from calibrate.cli.shared import Command, as_json_text, only_first_speaks, working
 
 
 @click.command(cls=Command)
@@ -35,7 +35,16 @@ from calibrate.cli.shared import Command, as_json_text, working
     metavar="FILE",
     help="The model for llama.cpp.  [default: the file the model came from]",
 )
-@options("device", "dtype", "batch-tokens", "revision", "trust-remote-code", "json")
+@options(
+    "device",
+    "device-map",
+    "tensor-parallel",
+    "dtype",
+    "batch-tokens",
+    "revision",
+    "trust-remote-code",
+    "json",
+)
 def verify(
     directory: Path,
     model: str | None,
@@ -59,6 +68,7 @@ def verify(
     from calibrate.deploy.verify import check_directory, open_model
     from calibrate.texts.concept import read_lines
 
+    only_first_speaks(loading["tensor_parallel"])
     if dtype != "auto":
         loading["dtype"] = dtype
     if against is not None:

@@ -63,12 +63,18 @@ class Limits:
 class Allowance:
     """What is left of a calibration's limits, counted from now.
 
-    reserve: token-forwards set aside for the stages that always run.
+    reserve: token-forwards set aside for the stages that always run. clock: seconds.
     """
 
-    def __init__(self, meter: Meter, limits: Limits, reserve: int) -> None:
-        self._meter, self._limits, self._reserve = meter, limits, reserve
-        self._first, self._started = meter.tokens, time.perf_counter()
+    def __init__(
+        self,
+        meter: Meter,
+        limits: Limits,
+        reserve: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._meter, self._limits, self._reserve, self._clock = meter, limits, reserve, clock
+        self._first, self._started = meter.tokens, clock()
 
     def left_for(self, tokens: int, reserve: int | None = None) -> bool:
         """Whether `tokens` more token-forwards leave the reserve untouched.
@@ -76,7 +82,7 @@ class Allowance:
         reserve: what is still set aside; None for all of it.
         Minutes are estimated from the speed so far.
         """
-        spent, seconds = self._meter.tokens - self._first, time.perf_counter() - self._started
+        spent, seconds = self._meter.tokens - self._first, self._clock() - self._started
         ahead = tokens + (self._reserve if reserve is None else reserve)
         return self._limits.allow(spent + ahead, seconds * (1 + ahead / max(spent, 1)))
 

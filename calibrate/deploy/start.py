@@ -91,7 +91,7 @@ def start_from(
         made again.
     """
     ledger, splits = Ledger(loaded.meter, progress), concept.split()
-    allowance = Allowance(loaded.meter, limits, reserve=0)
+    allowance = Allowance(loaded.meter, limits, reserve=0, clock=loaded.ranks.clock)
     expected = Expected(
         start.config.intervention.strength, start.config.range.strength_at_budget.value
     )

@@ -57,7 +57,7 @@ def decode(loaded: LoadedModel, rows: Sequence[Row], sampling: Sampling) -> list
     """Return each row's new token ids, up to and including its end token."""
 
     def choose(scores: torch.Tensor, keys: torch.Tensor, step: int) -> torch.Tensor:
-        return draw(scores, sampling, keys, step)
+        return loaded.ranks.told_tokens(draw(scores, sampling, keys, step))
 
     loop, can = Loop(choose, end_ids(loaded), sampling.max_new_tokens), loaded.capabilities
     if can.fast_decoding.works:

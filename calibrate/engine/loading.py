@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from calibrate.common.errors import CalibrateError, ModelError, did_you_mean
 from calibrate.common.progress import SILENT, Progress
@@ -25,14 +25,15 @@ from calibrate.models.embedded import embedded_directory
 from calibrate.models.given import given_model, given_tokenizer, require_next_token_model
 from calibrate.models.model import DEFAULT_BATCH_TOKENS, LoadedModel, preserving_model_state
 from calibrate.models.parts import proved
+from calibrate.models.placement import Placement, place, require_divisible, warn_if_offloaded
 from calibrate.models.quiet import load_report, quiet_transformers
+from calibrate.models.ranks import Ranks
 from calibrate.models.rendering import settle
 from calibrate.models.unreadable import first_line, unmergeable, why_no_tokenizer, why_unloadable
 from calibrate.models.wheels import EMBEDDED
 
 HUB_TIMEOUT = 10  # seconds
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-BALANCED = "balanced"  # accelerate's name for as many blocks on each GPU as on the others
 
 
 def load_model(
@@ -40,6 +41,8 @@ def load_model(
     tokenizer: Any = None,
     *,
     device: str = "auto",
+    device_map: str | Mapping[str, Any] | None = None,
+    tensor_parallel: bool = False,
     dtype: str = "auto",
     blocks: str | None = None,
     revision: str | None = None,
@@ -54,8 +57,11 @@ def load_model(
     model: an embedded model's name, a hub id, a local directory, a `.gguf` file, or a
         transformers model (then `tokenizer` is needed and device and dtype stay as they are).
     tokenizer: one that is in memory, a processor that has one, or the name of a model that has.
-    device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps", or "balanced", which
-        spreads the blocks over all GPUs, for a model larger than one of them.
+    device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" or "mps".
+    device_map: how to spread a model over several devices: "auto", "balanced", "balanced_low_0",
+        "sequential", or accelerate's own map of parts to devices.
+    tensor_parallel: whether the processes that torchrun started share the model, each holding a
+        part of every block; then all of them make the same calls, and the first one writes.
     dtype: "auto" (float32 on a CPU, the checkpoint's own elsewhere), "float32", "bfloat16",
         "float16".
     blocks: dotted path of the decoder blocks, for an architecture not found by itself.
@@ -76,7 +82,7 @@ def load_model(
         parts = _from_memory(model, tokenizer, blocks, batch_tokens, progress)
         return _settled(parts, chat_template_kwargs, template_date)
     _check_choice("dtype", str(dtype).removeprefix("torch."), DTYPES)
-    where = None if device == BALANCED else _resolve_device(str(device))
+    where = place(str(device), device_map, tensor_parallel)
     source, name, known_revision = _resolve_source(str(model), progress)
     options = {"trust_remote_code": trust_remote_code, "revision": revision}
     with torch.inference_mode(False):  # what is loaded in it could never have gradients
@@ -131,6 +137,7 @@ def _with_parts(
         revision=revision,
         examine=TriedCapabilities,
         batch_tokens=tokens,
+        ranks=Ranks.of(model),
     )
     with preserving_model_state(loaded):
         return proved(loaded)
@@ -166,18 +173,19 @@ def _require_on_hub(name: str) -> None:
 
 
 def _from_pretrained(
-    name: str, source: str, device: torch.device | None, dtype: str, options: dict[str, Any]
+    name: str, source: str, where: Placement, dtype: str, options: dict[str, Any]
 ) -> PreTrainedModel:
-    """Load onto one device, or, if that is None, spread over all there are."""
-    on_cpu = not torch.cuda.is_available() if device is None else device.type == "cpu"
-    resolved: Any = dtype if dtype != "auto" else ("float32" if on_cpu else "auto")
-    spread = {"device_map": BALANCED} if device is None else {}
+    resolved: Any = dtype if dtype != "auto" else ("float32" if where.on_cpu else "auto")
     base = _adapted_base(source)
     with _loading(name, source):
-        model = _whole(name, base or source, {"dtype": resolved, **spread, **options})
+        if where.shared:
+            config = AutoConfig.from_pretrained(base or source, **options)
+            require_divisible(config.get_text_config())
+        model = _whole(name, base or source, {"dtype": resolved, **where.arguments, **options})
         if base is not None:
             require_whole(name, model, model.load_adapter(source).to_dict())
-        return (model if device is None else model.to(device)).eval()
+    warn_if_offloaded(model, name)
+    return (model if where.device is None else model.to(where.device)).eval()
 
 
 def _whole(name: str, source: str, options: dict[str, Any]) -> PreTrainedModel:
@@ -248,22 +256,6 @@ def _folder_of(source: str) -> Path | None:
         return Path(source)
     config = try_to_load_from_cache(source, "config.json")
     return Path(config).parent if isinstance(config, str) else None
-
-
-def _resolve_device(device: str) -> torch.device:
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-        torch.empty(1, device=resolved).cpu()  # also rules out meta, which holds no numbers
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ModelError(
-            f"device must be auto, cpu, cuda, mps or {BALANCED}, and present, got {device!r} "
-            f"({first_line(error)})"
-        ) from error
-    return resolved
 
 
 def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:

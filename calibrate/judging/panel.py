@@ -33,6 +33,7 @@ from calibrate.judging.graded_replies import (
     teacher_scale,
     written_scale,
 )
+from calibrate.judging.read_once import read_once
 from calibrate.judging.teaching import JudgeInputs, replies_request, taught_texts
 from calibrate.models.cache import CacheFormat, load_or_compute
 from calibrate.models.embedded import is_at_hand
@@ -133,7 +134,7 @@ def _teacher(
     if lesson.teacher is None:
         return None
     judge = _asked(lesson.teacher, lambda: loaded, settings, progress)
-    return Reader(judge, concept, lesson.teacher)
+    return Reader(read_once(judge, lesson.teacher, loaded), concept, lesson.teacher)
 
 
 def _asked(
@@ -235,7 +236,8 @@ def _reader(
     judge = judge_without_texts(choice, lambda: loaded, settings, progress)
     if judge is None:
         judge = judge_from_texts(str(choice), material.concept, material.splits["probe"])
-    return Reader(judge, material.concept, judge_name(choice))
+    name = judge_name(choice)
+    return Reader(read_once(judge, name, loaded), material.concept, name)
 
 
 def judge_without_texts(

@@ -4,7 +4,7 @@ These are unsteered replies, for other concepts on the same model, and steering 
 for other budgets or blocks. Each is a folder, named by a hash of all it depends on: the weights
 themselves, the tokenizer, and the request. The least recently used are removed when all together
 exceed MAX_BYTES. Nothing is kept for models given in memory, whose hooks would not show in their
-weights, nor for those whose weights accelerate offloads.
+weights, nor for those whose weights accelerate offloads or several processes share.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def load_or_compute(
 def is_settled(loaded: LoadedModel) -> bool:
     """Whether a model's weights determine its results, so that these can be stored."""
     offloaded = any(values.is_meta for values in loaded.model.parameters())
-    return loaded.by_name and not offloaded
+    return loaded.by_name and loaded.ranks.alone and not offloaded
 
 
 def model_digest(loaded: LoadedModel) -> str:

@@ -6,6 +6,8 @@ import copy
 from typing import Any
 
 import torch
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrate.common.errors import ModelError, NumericalError
@@ -27,6 +29,7 @@ def given_model(model: Any) -> Any:
     Raises: ModelError if it is not a decoder-only language model whose weights are at hand.
     """
     inner = unwrapped(model)
+    _require_whole_or_sharded_in_place(model)
     if not is_in_memory(inner):
         raise ModelError(
             "model must be a name, a path or a transformers model with a language model's head, "
@@ -44,6 +47,26 @@ def given_model(model: Any) -> Any:
         )
     _require_weights(inner, kind)
     return inner
+
+
+def _require_whole_or_sharded_in_place(model: Any) -> None:
+    """Refuse shards that only the wrapper's own forward pass brings together.
+
+    FSDP 2 (`fully_shard`) and tensor parallelism leave every module callable, as ours need to be.
+    """
+    if not isinstance(model, nn.Module):
+        return
+    saved = "calibrate the saved checkpoint, with --tensor-parallel if it does not fit one device"
+    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+        raise ModelError(
+            "the blocks of a model must be callable one by one, and FullyShardedDataParallel "
+            f"shards their weights as one; shard it with fully_shard instead (FSDP 2), or {saved}"
+        )
+    if any(hasattr(weight, "ds_id") for weight in model.parameters()):
+        raise ModelError(
+            "the weights of a model must be at hand, and DeepSpeed's ZeRO-3 keeps each only while "
+            f"it is used; train with ZeRO-1 or 2, or {saved}"
+        )
 
 
 def _require_weights(model: Any, kind: str) -> None:

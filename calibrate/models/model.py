@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from calibrate.common.cost import Meter
@@ -21,6 +22,7 @@ from calibrate.common.errors import ModelError
 from calibrate.common.record import ModelIdentity
 from calibrate.models.architecture import base_of, context_length, find_blocks, unwrapped
 from calibrate.models.capabilities import Capabilities
+from calibrate.models.ranks import Ranks, sharding
 from calibrate.models.rendering import Rendering, template_of
 
 DEFAULT_BATCH_TOKENS = 2048
@@ -40,6 +42,7 @@ class LoadedModel:
     by_name: whether it was loaded here by name, so that its weights determine it.
     batch_tokens: how many positions one forward pass may hold.
     meter: counts the tokens pushed through.
+    ranks: the processes that hold it together.
 
     >>> loaded = calibrate.load_model(model, tokenizer)
     >>> loaded.num_layers, loaded.hidden_size
@@ -59,6 +62,7 @@ class LoadedModel:
     by_name: bool = False
     batch_tokens: int = DEFAULT_BATCH_TOKENS
     meter: Meter = field(default_factory=Meter)
+    ranks: Ranks = field(default_factory=Ranks)
 
     @property
     def num_layers(self) -> int:
@@ -148,21 +152,27 @@ class LoadedModel:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Turn what the unembedding reads, (..., hidden), into float32 logits (..., vocabulary)."""
+        if self._sharding is not None:
+            self._sharding.unshard()
         raw: torch.Tensor = self.unembedding(hidden).float()
         return LogitRule(self.logit_scale, self.softcap).of(raw)
+
+    @cached_property
+    def _sharding(self) -> FSDPModule | None:
+        return sharding(self.model, self.unembedding)
 
     @property
     def readout(self) -> torch.Tensor | None:
         """The matrix (vocabulary, hidden) with logits = logit_scale · matrix · hidden + constant.
 
         None where logits are not linear in the hidden state, or the matrix is not at hand in
-        float32.
+        float32, whole.
         """
         head = self.unembedding
         if type(head) is not nn.Linear or self.softcap is not None:
             return None
         at_hand = head.weight.dtype == torch.float32 and head.weight.device.type != "meta"
-        return head.weight.detach() if at_hand else None
+        return head.weight.detach() if at_hand and self.ranks.alone else None
 
     def empty_cache(self) -> DynamicCache:
         """Room for the keys and values of every block."""
@@ -224,6 +234,9 @@ def preserving_module_state(model: nn.Module, device: torch.device) -> Iterator[
                 module.forward = forward
             for module in training:
                 module.training = True
+            for module in model.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
             np.random.set_state(numpy_state)
 
 

@@ -47,6 +47,11 @@ def why_unloadable(name: str, folder: Path | None, error: Exception) -> str:
     quantised = _quantisation(folder)
     if quantised is not None:
         return f"{name} is quantised by {quantised}, which cannot be used here: {message}"
+    if "tp_plan" in message:
+        return (
+            f"--tensor-parallel needs a plan of how to share {name}, and transformers has none for "
+            "its architecture; give --device-map auto"
+        )
     if isinstance(error, ImportError):
         return f"{name} needs a package that is not there: {message}"
     if "Unrecognized configuration class" in message:

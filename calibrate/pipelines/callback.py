@@ -19,6 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from calibrate.calibration import calibrate
 from calibrate.common.errors import CalibrateWarning, Infeasible, InputError
 from calibrate.deploy.finished import Calibration
+from calibrate.models.ranks import Ranks
 from calibrate.pipelines.options import checked_options
 from calibrate.texts.concept import Concept, read_concept
 
@@ -111,10 +112,11 @@ class CalibrationCallback(TrainerCallback):  # type: ignore[misc]
                 f"every={self._every!r} never comes, since {strategy} is 'no'; set it, or give "
                 "every=N steps"
             )
-        if _is_sharded(args):
+        if _is_never_whole(args):
             raise InputError(
-                "one process must hold the whole model, but FSDP or DeepSpeed ZeRO-3 shards it; "
-                "calibrate the saved checkpoints instead: calibrate --model DIR"
+                "the weights must be whole in one process, or sharded by FSDP 2, but FSDP 1 or "
+                "DeepSpeed's ZeRO-3 shards them; take FSDP 2, or calibrate the saved checkpoints: "
+                "calibrate --model DIR"
             )
 
     def on_save(
@@ -145,8 +147,8 @@ class CalibrationCallback(TrainerCallback):  # type: ignore[misc]
         control: TrainerControl,
         given: dict[str, Any],
     ) -> None:
-        """Calibrate on the first process, while the others wait."""
-        if state.is_world_process_zero:
+        """Calibrate on the first process, while the others wait; on all that share the model."""
+        if state.is_world_process_zero or not Ranks.of(given["model"]).alone:
             found = self._step(args, state.global_step, given)
             self._found.append(found)
             self._report(state, control, self._metrics(found))
@@ -208,9 +210,10 @@ def _checked_every(every: str | int) -> str | int:
     return every
 
 
-def _is_sharded(args: TrainingArguments) -> bool:
-    deepspeed = getattr(args, "hf_deepspeed_config", None)
-    return bool(args.fsdp) or (deepspeed is not None and deepspeed.is_zero3())
+def _is_never_whole(args: TrainingArguments) -> bool:
+    deepspeed, fsdp = getattr(args, "hf_deepspeed_config", None), args.fsdp_config or {}
+    first = bool(args.fsdp) and str(fsdp.get("version", 2)) == "1"
+    return first or (deepspeed is not None and deepspeed.is_zero3())
 
 
 def _value(strategy: Any) -> str:

@@ -81,7 +81,7 @@ def forecast(
     Raises: InputError if not even one block fits the limits, or a text or a prompt does not fit
         the model's context.
     """
-    speed = _tokens_per_second(loaded, prompts)
+    speed = loaded.ranks.told(_tokens_per_second(loaded, prompts))
     for blocks in range(most_blocks(settings, loaded.num_layers), 0, -1):
         tokens = _tokens(loaded, concept, prompts, settings, has_corpus, lesson, guard, blocks)
         total = sum(tokens.values())

@@ -19,9 +19,10 @@ from optuna.trial import FrozenTrial
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from calibrate.common.errors import ArtefactError
+from calibrate.common.errors import ArtefactError, InputError
 from calibrate.common.files import require_ours
 from calibrate.common.layout import JOURNAL_FILE, is_journal
+from calibrate.models.ranks import Ranks
 
 HEARTBEAT = 30  # seconds between heartbeats in a database; twice as long without one means dead
 OPENINGS = 3  # attempts at opening a database
@@ -45,9 +46,17 @@ class StudyStore:
     heartbeat: int = HEARTBEAT
 
 
-def check_storage(store: StudyStore) -> None:
-    """Raise ArtefactError at once where a database or a proxy that was named cannot be opened."""
+def check_storage(store: StudyStore, ranks: Ranks) -> None:
+    """Refuse a database or a proxy that was named and cannot be opened, or not be used.
+
+    Raises: ArtefactError, or InputError where several processes hold the model.
+    """
     if store.url is not None:
+        if not ranks.alone:
+            raise InputError(
+                "--storage shares a study between workers that each hold a model, and here "
+                f"{ranks.size} processes hold one; leave it out"
+            )
         open_storage(store)
 
 

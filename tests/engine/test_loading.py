@@ -607,13 +607,13 @@ REFUSED = [
     ),
     Refused(
         "a device there is not",
-        "device must be auto, cpu, cuda, mps or balanced, and present, got 'cuda:7' (…)",
+        "device must be auto, cpu, cuda or mps, and present, got 'cuda:7' (…); …",
         lambda folder: load_model(saved(folder), device="cuda:7"),
         ModelError,
     ),
     Refused(
         "the meta device",
-        "device must be auto, cpu, cuda, mps or balanced, and present, got 'meta' (…)",
+        "device must be auto, cpu, cuda or mps, and present, got 'meta' (…); …",
         lambda folder: load_model(saved(folder), device="meta"),
         ModelError,
     ),

@@ -146,5 +146,5 @@ def test_a_model_may_be_spread_over_all_devices(tmp_path):
     whole = tiny.loaded("llama")
     whole.model.save_pretrained(tmp_path)
     whole.tokenizer.save_pretrained(tmp_path)
-    spread = load_model(str(tmp_path), device="balanced")
+    spread = load_model(str(tmp_path), device_map="balanced")
     assert (spread.identity.architecture, spread.dtype) == ("LlamaForCausalLM", torch.float32)

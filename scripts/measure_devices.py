@@ -1,0 +1,190 @@
+"""Calibrate models that one process holds, and the same spread, and write docs/devices.md.
+
+    python scripts/measure_devices.py [--page] [--real]
+
+Six tiny architectures: alone, shared by two processes (tensor parallelism), sharded over two (FSDP
+2), and with blocks on disk. With --real, smollm2 alone and shared by three processes. Three minutes
+on two cores, and ten with --real.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+from markdown_tables import DOCS, table
+from records import page_option, read_records, write_records
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+TARGET, REAL = DOCS / "devices.json", DOCS / "devices-real.json"
+WORKER = ROOT / "tests" / "models" / "several_processes.py"
+ARCHITECTURES = ("llama", "mistral", "qwen3", "gemma2", "gemma3", "gpt-neox")
+WAYS = {"one": 1, "tensor": 2, "fsdp": 2, "offload": 1}  # and their processes
+NAMES = {
+    "tensor": "tensor parallelism, 2 processes",
+    "fsdp": "FSDP 2, 2 processes",
+    "offload": "two of three blocks on disk",
+}
+SHARING = 3  # processes that share smollm2, whose heads two cannot
+CALIBRATE = Path(sys.executable).with_name("calibrate")
+FEWER = "--model smollm2 --concept joy --trials 3 --reply-tokens 16 --audit none --guard none"
+
+
+@click.command()
+@click.option("--real", is_flag=True, help="Calibrate smollm2, and not the tiny models.")
+@page_option
+def main(real: bool, only_page: bool) -> None:
+    if real:
+        write_records(REAL, [calibrated(1), calibrated(SHARING)])
+    elif not only_page:
+        write_records(TARGET, measured())
+    text = page(read_records(TARGET), read_records(REAL))
+    (DOCS / "devices.md").write_text(text, encoding="utf-8")
+
+
+def measured() -> list[dict[str, Any]]:
+    """What each architecture gives, each way."""
+    import tiny
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for architecture in ARCHITECTURES:
+            tiny.model(architecture).save_pretrained(folder / architecture)
+            tiny.tokenizer().save_pretrained(folder / architecture)
+        (folder / "prompts.txt").write_text("\n".join(tiny.prompts(100)))
+        for way, processes in WAYS.items():
+            command = started(processes, str(WORKER))
+            subprocess.run([*command, str(folder), way, *ARCHITECTURES], check=True)
+            click.echo(way)
+        told = {
+            (way, one): json.loads((folder / f"{way}-{one}-0.json").read_text())
+            for way in WAYS
+            for one in ARCHITECTURES
+        }
+        return [
+            {"way": way, "architecture": one, **facts, **gaps(facts, told["one", one])}
+            for (way, one), facts in told.items()
+            if way != "one"
+        ]
+
+
+def gaps(facts: dict[str, float], alone: dict[str, float]) -> dict[str, float]:
+    """How far a spread model is off one that a process holds alone."""
+    return {
+        "at_budget_gap": abs(facts["at_budget"] / alone["at_budget"] - 1),
+        "strength_gap": abs(facts["strength"] / alone["strength"] - 1),
+        "delta_ce_gap": abs(facts["delta_ce"] - alone["delta_ce"]),
+    }
+
+
+def started(processes: int, *command: str) -> list[str]:
+    """A command line that starts so many processes of a Python script."""
+    if processes == 1:
+        return [sys.executable, *command]
+    meeting = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    run = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    return [*run, *meeting, *command]
+
+
+def calibrated(processes: int) -> dict[str, Any]:
+    """What the command line finds on smollm2."""
+    with tempfile.TemporaryDirectory() as folder:
+        asked = [str(CALIBRATE), *FEWER.split(), "--json", "--out", f"{folder}/out"]
+        if processes > 1:
+            asked = started(processes, "--no-python", *asked, "--tensor-parallel")
+        done = subprocess.run(asked, check=True, stdout=subprocess.PIPE, text=True)
+    config = json.loads(done.stdout)
+    return {
+        "processes": processes,
+        "at_budget": config["range"]["strength_at_budget"]["value"],
+        "strength": config["intervention"]["strength"],
+        "delta_ce": config["measured"]["delta_ce"]["value"],
+        "presence": config["measured"]["presence"]["value"],
+        "seconds": sum(stage["seconds"] for stage in config["cost"].values()),
+    }
+
+
+def page(rows: list[dict[str, Any]], real: list[dict[str, Any]]) -> str:
+    found = [
+        [
+            NAMES[row["way"]],
+            row["architecture"],
+            f"{row['at_budget']:.5f}",
+            f"{row['at_budget_gap']:.1e}",
+            f"{row['strength_gap']:.1e}",
+            f"{row['delta_ce_gap']:.1e}",
+        ]
+        for row in rows
+    ]
+    shared = [
+        [
+            f"{row['processes']}",
+            f"{row['at_budget']:.5f}",
+            f"{row['strength']:.5f}",
+            f"{row['delta_ce']:.5f}",
+            f"{row['presence']:.4f}",
+            f"{row['seconds']:.0f} s",
+        ]
+        for row in real
+    ]
+    return PAGE.format(
+        tiny=table(
+            ["how it is held", "architecture", "α_B", "α_B off by", "α off by", "ΔCE off by, nat"],
+            found,
+        ),
+        real=table(["processes", "α_B", "α", "ΔCE", "presence", "seconds"], shared),
+        fewer=FEWER,
+    )
+
+
+PAGE = """# One model on many devices
+
+Written by `scripts/measure_devices.py`.
+
+A model that one device cannot hold is calibrated as any other:
+
+```bash
+calibrate --model M --concept joy --device-map auto
+torchrun --nproc-per-node 4 --no-python calibrate --model M --concept joy --tensor-parallel
+torchrun --nproc-per-node 4 --no-python calibrate verify DIR --tensor-parallel
+```
+
+With `--tensor-parallel` each process holds a part of every block, by the plan that transformers has
+for the architecture, and all of them run the same calibration in step. The first one writes, prints
+and asks judges; what it draws, and its clock, it tells the others. An interrupted calibration goes
+on with the same command, from the first one's journal. A study of several *workers*
+(`--storage`) is something else, and refused beside it. The processes must be alike, in hardware and
+in versions.
+
+In a training, a model that `fully_shard` has sharded (FSDP 2) is calibrated where it is, by all
+processes together, also by the `CalibrationCallback`; ZeRO-1 and 2 leave models whole. FSDP 1 and
+ZeRO-3 are refused: they bring weights together in their own forward pass only, and calibrations run
+blocks and the unembedding on their own.
+
+`--device-map` deals blocks to the devices from one process. Weights that do not fit and wait in
+memory or on disk (`auto` decides that) give the same result, and there is a warning: every pass
+brings them anew. The forecast of time is made from a pass of the model as it is, so that it counts
+this in.
+
+## What it gives
+
+Calibrated once by one process that holds all of a tiny model, and once spread; differences are
+relative, except those of ΔCE. All come from sums in another order, in float32. In half precision
+replies differ sooner or later, as they do between two kinds of GPU.
+
+{tiny}
+A real model, smollm2, alone and shared by processes, on two cores that were busy with something
+else, so that the seconds say little (`calibrate {fewer}`):
+
+{real}"""
+
+
+if __name__ == "__main__":
+    main()
