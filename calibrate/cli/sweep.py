@@ -41,7 +41,13 @@ EXIT_FAILED = 1
     metavar="NAME=VALUE",
     help="Any other option of calibrate, for all cells, such as min-gain=0.02. Repeatable.",
 )
-@click.option("--out", type=FILE, required=True, metavar="DIR", help="A directory for all cells.")
+@click.option(
+    "--out",
+    type=TEXT,
+    required=True,
+    metavar="DIR|ADDRESS",
+    help="Where all cells go: a directory, or a store such as s3://BUCKET/PATH.",
+)
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
@@ -64,7 +70,7 @@ def sweep(
     budgets: tuple[float, ...],
     layers: tuple[str, ...],
     options: tuple[str, ...],
-    out: Path,
+    out: str,
     workers: int | None,
     on: str,
     as_json: bool,
@@ -88,7 +94,7 @@ def sweep(
         raise click.UsageError("what a plan's cells take stands in the plan")
     heard = _Events(len(cells), as_json).show
     swept = run_sweep(cells, out, workers=workers, on=on, heard=heard)
-    _print_result(swept, out, as_json)
+    _print_result(swept, as_json)
     if swept.count("failed"):
         raise click.exceptions.Exit(EXIT_FAILED)
     if swept.count("infeasible"):
@@ -130,10 +136,10 @@ class _Events:
             say(f"{'✓' if status == 'done' else '✗'} {cell.name} {again}{why}", err=True)
 
 
-def _print_result(swept: Swept, out: Path, as_json: bool) -> None:
+def _print_result(swept: Swept, as_json: bool) -> None:
     counts = {name: swept.count(name) for name in ("done", "infeasible", "failed")}
     if as_json:
-        say(json.dumps({"swept": counts, "report": str(out / "report.html")}))
+        say(json.dumps({"swept": counts, "report": swept.report}))
         return
     said = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    say(f"{said}; the report is {out / 'report.html'}")
+    say(f"{said}; the report is {swept.report}")

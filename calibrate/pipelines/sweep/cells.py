@@ -99,6 +99,16 @@ def distinct(cells: Sequence[Cell]) -> tuple[Cell, ...]:
     return tuple(by_name.values())
 
 
+def next_cell(left: Sequence[Cell], held: str, holding: Mapping[str, int]) -> int:
+    """The place of the cell that a worker takes next: of the model it holds, if any is left.
+
+    Else of a model that fewest others hold, so that each is loaded by few.
+    held: the worker's model. holding: how many workers hold each.
+    """
+    mine = [place for place, cell in enumerate(left) if cell.model == held]
+    return mine[0] if mine else min(range(len(left)), key=lambda i: holding.get(left[i].model, 0))
+
+
 def read_plan(path: Path) -> tuple[Cell, ...]:
     """Cells from a TOML file of tables [[sweep]], each with lists and options of its own.
 

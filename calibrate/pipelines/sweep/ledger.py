@@ -15,6 +15,7 @@ from calibrate.common.errors import ArtefactError
 from calibrate.common.files import write_together
 from calibrate.common.marks import facts_in
 from calibrate.pipelines.sweep.cells import Cell
+from calibrate.pipelines.sweep.store import Store
 
 SWEEP_FILE = "sweep.json"
 FORMAT = "steering-sweep"
@@ -40,22 +41,22 @@ Heard = Callable[[Cell, Outcome | None], None]  # told when a cell begins, with 
 class SweepLedger:
     """The outcomes of a sweep's cells, written whenever one changes."""
 
-    def __init__(self, directory: Path, cells: Sequence[Cell]) -> None:
+    def __init__(self, store: Store, cells: Sequence[Cell]) -> None:
         """Take over what an earlier run finished; what became of other cells is kept as well.
 
-        Raises: ArtefactError if the directory is not new, empty or a sweep's.
+        Raises: ArtefactError if the place is not new, empty or a sweep's.
         """
-        self._directory = directory
-        known = {one.cell: one for one in _kept(directory)}
+        self._store, self._begun = store, False
+        known = {one.cell: one for one in _kept(store)}
         asked = {cell.name for cell in cells}
         self._others = [one for one in known.values() if one.cell not in asked]
         self._outcomes: dict[str, Outcome] = {}
         for cell in cells:
             fresh = Outcome(cell.name, cell.key)
             before = known.get(cell.name, fresh)
-            kept = before.key == cell.key and _stands(directory / cell.name, before)
+            kept = before.key == cell.key and _stands(store, before)
             self._outcomes[cell.name] = before if kept else fresh
-        directory.mkdir(parents=True, exist_ok=True)
+        store.directory.mkdir(parents=True, exist_ok=True)
         self._write()
 
     @property
@@ -67,6 +68,10 @@ class SweepLedger:
         """What became of a cell so far."""
         return self._outcomes[cell.name]
 
+    def has_ended(self, cell: Cell) -> bool:
+        """Whether a cell need not be run again."""
+        return self.of(cell).status in ("done", "infeasible")
+
     def change(self, cell: Cell, **changes: Any) -> Outcome:
         """Note what became of a cell."""
         self._outcomes[cell.name] = replace(self._outcomes[cell.name], **changes)
@@ -74,14 +79,30 @@ class SweepLedger:
         return self._outcomes[cell.name]
 
     def _write(self) -> None:
+        self._require_ours()
         kind = TypeAdapter(list[Outcome])
         facts = {
             "format": FORMAT,
             "version": 1,
+            "run": self._store.run,
             "cells": kind.dump_python([*self._others, *self.outcomes]),
         }
         content = json.dumps(facts, indent=1, ensure_ascii=False).encode() + b"\n"
-        write_together(self._directory, {SWEEP_FILE: content}, last=SWEEP_FILE, ours=is_ledger)
+        directory = self._store.directory
+        write_together(directory, {SWEEP_FILE: content}, last=SWEEP_FILE, ours=is_ledger)
+        self._store.put([SWEEP_FILE])
+        self._begun = True
+
+    def _require_ours(self) -> None:
+        """Raise ArtefactError if another run has written since: at an address nothing locks."""
+        if not (self._begun and self._store.remote):
+            return
+        self._store.fetch(SWEEP_FILE)
+        if facts_in(self._store.directory / SWEEP_FILE).get("run") != self._store.run:
+            raise ArtefactError(
+                f"another sweep has taken over {self._store.link(SWEEP_FILE)}; leave the rest to "
+                "it, or choose another --out"
+            )
 
 
 def is_ledger(path: Path) -> bool:
@@ -89,13 +110,14 @@ def is_ledger(path: Path) -> bool:
     return facts_in(path).get("format") == FORMAT
 
 
-def _kept(directory: Path) -> list[Outcome]:
-    path = directory / SWEEP_FILE
+def _kept(store: Store) -> list[Outcome]:
+    store.fetch(SWEEP_FILE)
+    path = store.directory / SWEEP_FILE
     if not path.is_file():
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        if not store.is_free():
             raise ArtefactError(
-                f"--out must be new, empty or of an earlier sweep, and {directory} is not; choose "
-                "another --out"
+                f"--out must be new, empty or of an earlier sweep, and {store.place} is not; "
+                "choose another --out"
             )
         return []
     try:
@@ -104,8 +126,8 @@ def _kept(directory: Path) -> list[Outcome]:
         raise ArtefactError(f"{path} must be a sweep's: {error.errors()[0]['msg']}") from error
 
 
-def _stands(folder: Path, outcome: Outcome) -> bool:
+def _stands(store: Store, outcome: Outcome) -> bool:
     """Whether a cell need not be run again."""
     if outcome.status == "done":
-        return (folder / CONFIG_FILE).is_file()
+        return store.has(f"{outcome.cell}/{CONFIG_FILE}")
     return outcome.status == "infeasible"

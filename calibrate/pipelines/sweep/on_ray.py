@@ -1,44 +1,54 @@
 """A sweep on a Ray cluster. Ray queues, places, restarts and retries; none of that is done here.
 
-An actor holds a model and works through its cells, so neighbours among the cells share one. There
-are as many actors as the cluster has cores, or cells. One whose node dies starts anew on another,
-when there is room, and the call it died in is made again. The sweep's directory must be one that
-all nodes share.
+An actor holds a model and works through cells of it, and then of another. There are as many actors
+as the cluster has cores, or cells; each asks for the memory that the largest model takes, so that
+Ray starts no more than fit. One whose node dies starts anew on another, when there is room, and the
+call it died in is made again.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from calibrate.common.errors import InputError
-from calibrate.pipelines.sweep.cells import Cell
+from calibrate.models.size import memory_of
+from calibrate.pipelines.sweep.cells import Cell, next_cell
 from calibrate.pipelines.sweep.ledger import Heard, SweepLedger
+from calibrate.pipelines.sweep.store import Store
 from calibrate.pipelines.sweep.worker import Facts, Holder, asked_of
 
 MOST_TRIES = 3  # of a cell whose actor dies; a node takes all of its actors with it
 
 
+class Tries:
+    """Counts how often each cell was begun; it is kept beside the sweep, where no node dies."""
+
+    def __init__(self) -> None:
+        self._begun: Counter[str] = Counter()
+
+    def begin(self, cell: str) -> int:
+        """Count a try, and return which it is."""
+        self._begun[cell] += 1
+        return self._begun[cell]
+
+
 class Actor(Holder):
     """Holds a model on a node. Ray calls it again when it died over a cell, but not for ever."""
 
+    def __init__(self, tries: Any) -> None:
+        super().__init__()
+        self._tries = tries
+
     def run(self, asked: Facts, loaded: Callable[[], None] = lambda: None) -> Facts:
         """Run a cell as `Holder` does, unless that has killed too many actors."""
-        tries = _tries(Path(asked["out"]))
-        with tries.open("ab") as counted:
-            counted.write(b".")
-        if tries.stat().st_size > MOST_TRIES:
+        import ray
+
+        if ray.get(self._tries.begin.remote(asked["out"])) > MOST_TRIES:
             reason = f"its worker died {MOST_TRIES} times"
             return {"status": "failed", "reasons": [reason], "seconds": 0.0}
-        facts = super().run(asked, loaded)
-        tries.unlink()
-        return facts
-
-
-def _tries(out: Path) -> Path:
-    """Where the tries of a cell are counted, a byte each: on a disk that outlives its node."""
-    return out.parent / "logs" / f"{out.name}.tries"
+        return super().run(asked, loaded)
 
 
 class RayPool:
@@ -48,7 +58,7 @@ class RayPool:
     heard: told when a cell is handed to Ray, with None, and when it ends.
     """
 
-    def __init__(self, directory: Path, ledger: SweepLedger, address: str, heard: Heard) -> None:
+    def __init__(self, store: Store, ledger: SweepLedger, address: str, heard: Heard) -> None:
         """Connect to the cluster.
 
         Raises: InputError if there is no Ray, or no cluster at the address.
@@ -57,7 +67,7 @@ class RayPool:
             import ray
         except ImportError as error:
             raise InputError("--on ray needs Ray: pip install 'steering-calibrate[ray]'") from error
-        self._ray, self._directory, self._ledger, self._heard = ray, directory, ledger, heard
+        self._ray, self._store, self._ledger, self._heard = ray, store, ledger, heard
         if not ray.is_initialized():
             where = None if address == "ray" else address
             try:
@@ -67,28 +77,38 @@ class RayPool:
 
     def run(self, cells: Sequence[Cell]) -> None:
         """Run every cell, and return when all have ended."""
-        actors = self._actors(len(cells))
-        (self._directory / "logs").mkdir(exist_ok=True)
-        waiting: dict[Any, tuple[Cell, int]] = {}
-        share = -(-len(cells) // len(actors))
-        ordered = sorted(cells, key=lambda cell: cell.model)
-        for place, cell in enumerate(ordered):
-            asked = asked_of(cell, self._directory.resolve())
-            _tries(Path(asked["out"])).unlink(missing_ok=True)
-            waiting[actors[place // share].run.remote(asked)] = cell, place // share
+        left, waiting = list(cells), {}
+        held: dict[Any, str] = {}
+
+        def hand_on(actor: Any) -> None:
+            if not left:
+                self._ray.kill(actor)  # frees its core for one that waits to start anew
+                held.pop(actor, None)
+                return
+            cell = left.pop(next_cell(left, held.get(actor, ""), Counter(held.values())))
+            held[actor] = cell.model
+            waiting[actor.run.remote(asked_of(cell, self._store))] = cell, actor
             self._ledger.change(cell, tries=1)
             self._heard(cell, None)
+
+        for actor in self._actors(cells):
+            hand_on(actor)
         while waiting:
             (ready,), _ = self._ray.wait(list(waiting), num_returns=1)
-            cell, place = waiting.pop(ready)
+            cell, actor = waiting.pop(ready)
             self._heard(cell, self._ledger.change(cell, **self._result(ready)))
-            if all(held != place for _, held in waiting.values()):
-                self._ray.kill(actors[place])  # frees its core for one that waits to start anew
+            hand_on(actor)
 
-    def _actors(self, n_cells: int) -> list[Any]:
-        cores = int(self._ray.cluster_resources().get("CPU", 1))
-        kind = self._ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(Actor)
-        return [kind.remote() for _ in range(max(1, min(cores, n_cells)))]
+    def _actors(self, cells: Sequence[Cell]) -> list[Any]:
+        needs = resources({cell.model for cell in cells}, self._ray.cluster_resources())
+        n_cores = int(self._ray.cluster_resources().get("CPU", 1))
+        here = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            self._ray.get_runtime_context().get_node_id(), soft=True
+        )
+        # Held here as well: Ray ends an actor that nobody alive refers to.
+        self._tries = self._ray.remote(num_cpus=0, scheduling_strategy=here)(Tries).remote()
+        kind = self._ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1, **needs)(Actor)
+        return [kind.remote(self._tries) for _ in range(max(1, min(n_cores, len(cells))))]
 
     def _result(self, ready: Any) -> dict[str, Any]:
         try:
@@ -96,3 +116,21 @@ class RayPool:
         except self._ray.exceptions.RayError as error:
             return {"status": "failed", "reasons": (f"{type(error).__name__}: {error}",)}
         return {**facts, "reasons": tuple(facts["reasons"])}
+
+
+def resources(models: set[str], cluster: dict[str, float]) -> dict[str, float]:
+    """What an actor asks Ray for that will hold any of these models.
+
+    cluster: all that the cluster has. Memory is asked for as far as the cluster counts it; where
+    there are GPUs each actor has one to itself.
+    Raises: InputError if the largest model needs more memory than there is.
+    """
+    needed = max((memory_of(model) or 0 for model in models), default=0)
+    most = cluster.get("memory", 0.0)
+    if needed > most > 0:
+        raise InputError(
+            f"the largest model takes about {needed / 2**30:.1f} GiB, and the cluster counts "
+            f"{most / 2**30:.1f} GiB of memory; add a node, or start Ray with more --memory"
+        )
+    asked: dict[str, float] = {"memory": needed} if needed and most else {}
+    return {**asked, "num_gpus": 1} if cluster.get("GPU") else asked

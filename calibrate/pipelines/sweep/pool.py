@@ -13,14 +13,16 @@ import os
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import psutil
 
-from calibrate.pipelines.sweep.cells import Cell
+from calibrate.common.errors import CalibrateError
+from calibrate.pipelines.sweep.cells import Cell, next_cell
 from calibrate.pipelines.sweep.ledger import Heard, SweepLedger
+from calibrate.pipelines.sweep.store import Store
 from calibrate.pipelines.sweep.worker import asked_of
 
 MOST_TRIES = 2  # of a cell whose worker dies
@@ -36,16 +38,18 @@ class Pool:
     """
 
     def __init__(
-        self, directory: Path, ledger: SweepLedger, most: int, threads: int, heard: Heard
+        self, store: Store, ledger: SweepLedger, most: int, threads: int, heard: Heard
     ) -> None:
-        self._directory, self._ledger = directory, ledger
+        self._store, self._ledger = store, ledger
         self._most, self._threads, self._heard = most, threads, heard
         self._left: list[Cell] = []
         self._changed = threading.Condition()
         self._processes: dict[int, subprocess.Popen[str]] = {}
         self._workers: list[threading.Thread] = []
         self._alive: set[int] = set()
+        self._held: dict[int, str] = {}
         self._largest, self._stopping = 0, False
+        self._broken: CalibrateError | None = None
 
     def run(self, cells: Sequence[Cell]) -> None:
         """Run every cell, and return when all have ended."""
@@ -55,11 +59,15 @@ class Pool:
                 while True:
                     if self._may_add():
                         self._add()
+                    if self._broken is not None:
+                        raise self._broken
                     if not self._alive and not self._left:
                         return
                     self._changed.wait()
         finally:
             self._stop()
+            logs = sorted(path.name for path in (self._store.directory / "logs").glob("*.log"))
+            self._store.put(f"logs/{name}" for name in logs)
 
     def _may_add(self) -> bool:
         """Whether there are cores, cells and memory for one worker more."""
@@ -79,12 +87,12 @@ class Pool:
     def _work(self, number: int) -> None:
         """One worker's thread: hands it cells until none are left, or it dies."""
         process = self._started(number)
-        held = ""
         try:
-            while (cell := self._take(held)) is not None:
-                held = cell.model
+            while (cell := self._take(number)) is not None:
                 if not self._through(process, cell):
                     break
+        except CalibrateError as error:  # the ledger cannot be kept
+            self._broken = error
         finally:
             if process.stdin is not None:
                 process.stdin.close()
@@ -92,10 +100,11 @@ class Pool:
             with self._changed:
                 self._processes.pop(number, None)
                 self._alive.discard(number)
+                self._held.pop(number, None)
                 self._changed.notify_all()
 
     def _started(self, number: int) -> subprocess.Popen[str]:
-        log = self._directory / "logs" / f"worker-{number}.log"
+        log = self._store.directory / "logs" / f"worker-{number}.log"
         log.parent.mkdir(exist_ok=True)
         threads = str(self._threads)
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
@@ -113,13 +122,15 @@ class Pool:
             self._processes[number] = process
         return process
 
-    def _take(self, held: str) -> Cell | None:
-        """The next cell, of the model that is held if there is one."""
+    def _take(self, number: int) -> Cell | None:
+        """A worker's next cell."""
         with self._changed:
             if self._stopping or not self._left:
                 return None
-            place = next((i for i, cell in enumerate(self._left) if cell.model == held), 0)
-            return self._left.pop(place)
+            others = Counter(self._held.values())
+            cell = self._left.pop(next_cell(self._left, self._held.get(number, ""), others))
+            self._held[number] = cell.model
+            return cell
 
     def _through(self, process: subprocess.Popen[str], cell: Cell) -> bool:
         """Run one cell; whether its worker lives on."""
@@ -152,7 +163,7 @@ class Pool:
         """What a worker says of a cell; None if it dies over it."""
         assert process.stdin is not None
         assert process.stdout is not None
-        asked = asked_of(cell, self._directory)
+        asked = asked_of(cell, self._store)
         try:
             process.stdin.write(json.dumps(asked) + "\n")
             process.stdin.flush()

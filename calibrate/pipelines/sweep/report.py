@@ -26,6 +26,7 @@ from calibrate.common.files import write_together
 from calibrate.common.marks import TOOL, facts_in, names_us
 from calibrate.pipelines.sweep.cells import Cell
 from calibrate.pipelines.sweep.ledger import SweepLedger
+from calibrate.pipelines.sweep.store import Store
 
 TABLE_FILE, FACTS_FILE, PAGE_FILE, PICTURE_FILE = (
     "cells.csv", "cells.json", "report.html", "laws.png"
@@ -62,11 +63,12 @@ class Row:
     seconds: float = 0.0
 
 
-def write_report(directory: Path, cells: Sequence[Cell], ledger: SweepLedger) -> list[Row]:
-    """Write table, pictures and page into the sweep's directory, and return the table."""
-    configs = {
-        cell.name: load(directory / cell.name) for cell in cells if ledger.of(cell).status == "done"
-    }
+def write_report(store: Store, cells: Sequence[Cell], ledger: SweepLedger) -> list[Row]:
+    """Write table, pictures and page to the sweep's place, and return the table."""
+    done = [cell.name for cell in cells if ledger.of(cell).status == "done"]
+    for name in done:
+        store.fetch_config(name)
+    configs = {name: load(store.directory / name) for name in done}
     rows = foretold([_row(cell, ledger, configs.get(cell.name)) for cell in cells])
     facts = [asdict(row) for row in rows]
     picture = _picture(cells, configs)
@@ -77,7 +79,8 @@ def write_report(directory: Path, cells: Sequence[Cell], ledger: SweepLedger) ->
         **({PICTURE_FILE: picture} if picture else {}),
         PAGE_FILE: _page(rows, picture).encode(),
     }
-    write_together(directory, files, last=PAGE_FILE, ours=_wrote)
+    write_together(store.directory, files, last=PAGE_FILE, ours=_wrote)
+    store.put(files)
     return rows
 
 

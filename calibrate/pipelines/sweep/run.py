@@ -14,17 +14,19 @@ from calibrate.pipelines.sweep.cells import Cell
 from calibrate.pipelines.sweep.ledger import Heard, Outcome, SweepLedger
 from calibrate.pipelines.sweep.on_ray import RayPool
 from calibrate.pipelines.sweep.pool import Pool
-from calibrate.pipelines.sweep.report import Row, write_report
+from calibrate.pipelines.sweep.report import PAGE_FILE, Row, write_report
+from calibrate.pipelines.sweep.store import Store
 
 LOCK = ".sweep.lock"
 
 
 @dataclass(frozen=True)
 class Swept:
-    """The outcomes of all cells, and the report's table."""
+    """The outcomes of all cells, and the report: its table, and where its page is."""
 
     outcomes: tuple[Outcome, ...]
     rows: tuple[Row, ...]
+    report: str
 
     def count(self, status: str) -> int:
         """How many cells ended like that."""
@@ -40,6 +42,8 @@ def sweep(
     heard: Heard = lambda _cell, _outcome: None,
 ) -> Swept:
     """Calibrate every cell into a directory of its own, and write what they say together.
+
+    out: a directory, or an address of a store, as fsspec has them: s3://BUCKET/PATH.
 
     The same call goes on with an interrupted sweep: cells that are done or infeasible are not
     touched, and those that failed are tried again.
@@ -57,26 +61,26 @@ def sweep(
         raise InputError(f"--on must be local, ray or ray://HOST:PORT, got {on}")
     if on != "local" and workers is not None:
         raise InputError("--workers is for --on local; a cluster's cores decide there")
-    directory = Path(out)
-    ledger = SweepLedger(directory, cells)
-    try:
-        with FileLock(directory / LOCK, timeout=0):
-            left = [cell for cell in cells if ledger.of(cell).status not in ("done", "infeasible")]
-            for cell in left:
-                ledger.change(cell, status="waiting", reasons=(), tries=0)
-            if left:
-                _pool(directory, ledger, on, workers, len(left), heard).run(left)
-            rows = write_report(directory, cells, ledger)
-    except Timeout as error:
-        raise ArtefactError(f"another sweep runs in {directory}; wait for it") from error
-    return Swept(ledger.outcomes, tuple(rows))
+    with Store(out) as store:
+        ledger = SweepLedger(store, cells)
+        try:
+            with FileLock(store.directory / LOCK, timeout=0):
+                left = [cell for cell in cells if not ledger.has_ended(cell)]
+                for cell in left:
+                    ledger.change(cell, status="waiting", reasons=(), tries=0)
+                if left:
+                    _pool(store, ledger, on, workers, len(left), heard).run(left)
+                rows = write_report(store, cells, ledger)
+        except Timeout as error:
+            raise ArtefactError(f"another sweep runs in {out}; wait for it") from error
+        return Swept(ledger.outcomes, tuple(rows), store.link(PAGE_FILE))
 
 
 def _pool(
-    directory: Path, ledger: SweepLedger, on: str, workers: int | None, n_cells: int, heard: Heard
+    store: Store, ledger: SweepLedger, on: str, workers: int | None, n_cells: int, heard: Heard
 ) -> Pool | RayPool:
     if on != "local":
-        return RayPool(directory, ledger, on, heard)
+        return RayPool(store, ledger, on, heard)
     cores = os.cpu_count() or 1
     most = min(workers or cores, n_cells)
-    return Pool(directory, ledger, most, max(cores // most, 1), heard)
+    return Pool(store, ledger, most, max(cores // most, 1), heard)

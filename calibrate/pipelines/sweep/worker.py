@@ -12,7 +12,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -22,17 +21,18 @@ from calibrate.common.errors import CalibrateError, Infeasible
 from calibrate.engine.loading import load_model
 from calibrate.models.model import LoadedModel
 from calibrate.pipelines.sweep.cells import Cell
+from calibrate.pipelines.sweep.store import Store, working_at
 
 Facts = dict[str, Any]
 
 
-def asked_of(cell: Cell, directory: Path) -> Facts:
-    """A cell as plain values, with the directory it goes to."""
+def asked_of(cell: Cell, store: Store) -> Facts:
+    """A cell as plain values, with the place it goes to."""
     return {
         "model": cell.model,
         "concept": cell.concept,
         "options": cell.options,
-        "out": str(directory / cell.name),
+        "out": store.place_of(cell.name),
     }
 
 
@@ -52,7 +52,8 @@ class Holder:
         try:
             model = self._holding(asked["model"], loaded)
             options = {name: _as_given(value) for name, value in asked["options"]}
-            calibrate(model, asked["concept"], out=Path(asked["out"]), **options)
+            with working_at(asked["out"]) as out:
+                calibrate(model, asked["concept"], out=out, **options)
             status, reasons = "done", []
         except Infeasible as infeasible:
             status, reasons = "infeasible", list(infeasible.reasons)
