@@ -2,10 +2,10 @@
 
     python scripts/measure_sweep.py [--page] [--keep DIR]
 
-One after the other, each with `calibrate` in a process of its own; as a sweep on this machine, a
-worker of which is killed half-way; and on a Ray cluster of two nodes, one of which is. With fewer
-prompts and trials than by default, since it is the same that is calibrated three times. An hour on
-two cores; it needs the extra `ray`.
+As a sweep on this machine, a worker of which is killed half-way; one after the other, each with
+`calibrate` in a process of its own; and on a Ray cluster of two nodes, one of which is killed. With
+fewer prompts and trials than by default, since it is the same that is calibrated three times. Forty
+minutes on two cores; it needs the extra `ray`.
 """
 
 from __future__ import annotations
@@ -71,12 +71,13 @@ def measured(folder: Path) -> dict[str, Any]:
     lines = (PACKS / "prompts.txt").read_text(encoding="utf-8").splitlines()
     prompts.write_text("\n".join(lines[:PROMPTS]), encoding="utf-8")
     cells = cells_of(MODELS, built_in_concepts(), options={**OPTIONS, "prompts": str(prompts)})
+    os.environ["STEERING_CALIBRATE_CACHE"] = str(own_cache(folder / "cache"))
     runs = []
     for way, run in WAYS.items():
-        place = folder / way.replace(" ", "-")
-        os.environ["STEERING_CALIBRATE_CACHE"] = str(own_cache(folder / f"cache-{CACHES[way]}"))
-        runs.append({"way": way, **timed(run, cells, place), **against(cells, place, folder)})
+        runs.append({"way": way, **timed(run, cells, folder / way)})
         click.echo(json.dumps(runs[-1]))
+    for one in runs:
+        one |= against(cells, folder / one["way"], folder / ALONE_WAY)
     return {"runs": runs, "memory": {model: memory_of(model) for model in MODELS}}
 
 
@@ -192,9 +193,9 @@ def swept(
     }
 
 
-def against(cells: tuple[Cell, ...], place: Path, folder: Path) -> dict[str, int]:
+def against(cells: tuple[Cell, ...], place: Path, alone: Path) -> dict[str, int]:
     """How many cells ended with a config, and how many configs are those of the serial loop."""
-    alone, done, equal = folder / "one-by-one", 0, 0
+    done, equal = 0, 0
     for cell in cells:
         mine, its = place / cell.name / "steering.json", alone / cell.name / "steering.json"
         done += mine.is_file()
@@ -206,57 +207,66 @@ def against(cells: tuple[Cell, ...], place: Path, folder: Path) -> dict[str, int
     return {"cells": len(cells), "done": done, "equal": equal}
 
 
-WAYS = {"one by one": one_by_one, "sweep": on_cores, "Ray": on_ray}
-CACHES = {"one by one": "alone", "sweep": "sweep", "Ray": "sweep"}
+ALONE_WAY = "alone"
+WAYS = {"sweep": on_cores, ALONE_WAY: one_by_one, "ray": on_ray}
+SAID = {  # how each is run, what died on the way, what was in the cache
+    "sweep": ("`calibrate sweep`, two workers of one core", "a worker", "nothing"),
+    ALONE_WAY: ("a loop of `calibrate`, one core", "nothing", "vectors, probes, replies"),
+    "ray": ("`--on ray`, two nodes of one core", "a node", "vectors, probes, replies"),
+}
 
 
 def page(facts: dict[str, Any]) -> str:
-    alone = facts["runs"][0]["seconds"]
     rows = [
         [
-            {
-                "one by one": "one by one, one core",
-                "sweep": "sweep, two cores",
-                "Ray": "Ray, two nodes of a core",
-            }[run["way"]],
+            *SAID[run["way"]],
             f"{run['done']} of {run['cells']}",
-            "–" if run["way"] == "one by one" else f"{run['equal']} of {run['cells']}",
-            ["nothing", "a worker", "a node"][list(WAYS).index(run["way"])],
+            f"{run['equal']} of {run['cells']}",
             f"{run['seconds'] / 60:.1f} min",
-            f"{alone / run['seconds']:.2f}",
             f"{run['busy'] / run['cells']:.1f} s",
             f"{run['memory']:.2f} GiB",
         ]
         for run in facts["runs"]
     ]
     headings = [
-        "how", "cells with a config", "as one by one", "killed half-way", "time", "times as fast",
-        "a cell", "most memory",
+        "how", "killed half-way", "found in the cache", "cells with a config", "as in the loop",
+        "time", "a cell", "most memory",
     ]  # fmt: skip
+    by_way = {run["way"]: run for run in facts["runs"]}
+    loop, ray_run = by_way[ALONE_WAY], by_way["ray"]
     memory = table(
         ["model", "asked of Ray, an actor"],
         [[model, f"{size / 2**30:.2f} GiB"] for model, size in facts["memory"].items()],
     )
     options = " ".join(f"{name}={value}" for name, value in OPTIONS.items())
-    return PAGE.format(runs=table(headings, rows), memory=memory, prompts=PROMPTS, options=options)
+    return PAGE.format(
+        runs=table(headings, rows),
+        memory=memory,
+        prompts=PROMPTS,
+        options=options,
+        faster=loop["seconds"] / ray_run["seconds"],
+        idle=(2 * ray_run["seconds"] - ray_run["busy"]) / ray_run["cells"],
+    )
 
 
 PAGE = """# Many calibrations together
 
 Written by `scripts/measure_sweep.py`: two models × eight concepts, on two cores, with {prompts}
-prompts and {options}, so that it can be repeated three times in an hour.
+prompts and {options}, so that it can be repeated three times in less than an hour.
 
 {runs}
-A config is *as one by one* if its vectors, strength, laws, measurements, range and reference are
+A config is *as in the loop* if its vectors, strength, laws, measurements, range and reference are
 equal to the last digit to those of a loop of `calibrate`, each in a process of its own; a cell
-without one, if the loop has none either. Every process computes with one thread: another number
-of threads adds sums up in another order, and changes last digits. The loop has one core, the others
-two. Each way begins without earlier results, but for Ray's, which finds vectors and probes of the
-sweep before it in the cache, so that its times say nothing.
+without one, if the loop has none either. Every process computes with one thread, since another
+number of threads adds sums up in another order, and changes last digits. *A cell* is what a cell
+takes of its process, loading and waiting for memory included. The first way begins without earlier
+results; the others find its vectors, probes and unsteered replies in the cache, as a loop on one
+machine would.
 
-What a sweep saves beside the second core: a model is loaded once, and its unsteered replies are
-sampled once for all concepts. *a cell* is what a cell takes of its process, loading and waiting for
-memory included.
+With the same in the cache, two nodes of a cluster are {faster:.2f} times as fast as a loop on one
+core, although one of them died. A cell of theirs takes {idle:.1f} s of the cores beside its own
+seconds: starting Ray and the actors, the calibration that was lost, and the end, when one node has
+nothing left to do.
 
 {memory}
 An actor asks Ray for this much memory, so that no more of them start than fit; it is made of the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,6 @@ from calibrate.cli.shared import Command
 
 if TYPE_CHECKING:
     from calibrate.pipelines.sweep.cells import Cell
-    from calibrate.pipelines.sweep.ledger import Outcome
     from calibrate.pipelines.sweep.run import Swept
 
 EXIT_FAILED = 1
@@ -60,7 +60,7 @@ EXIT_FAILED = 1
     default="local",
     show_default=True,
     metavar="LOCAL|RAY|RAY://HOST:PORT",
-    help="Processes of this machine, or a Ray cluster whose nodes share DIR.",
+    help="Processes of this machine, or a Ray cluster whose nodes share DIR or reach ADDRESS.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print an event a line as JSON.")
 def sweep(
@@ -82,6 +82,8 @@ def sweep(
     command goes on where an earlier one ended. The exit status is 0 if every cell is done, 3 if
     some are infeasible, and 1 if some failed.
     """
+    from calibrate.cli.progress_bars import PatientConsole
+    from calibrate.cli.sweep_table import SweepLines, SweepTable
     from calibrate.pipelines.sweep.cells import cells_of, distinct, read_plan
     from calibrate.pipelines.sweep.run import sweep as run_sweep
 
@@ -92,8 +94,12 @@ def sweep(
         cells = distinct([*cells, *more])
     elif shared or budgets or layers:
         raise click.UsageError("what a plan's cells take stands in the plan")
-    heard = _Events(len(cells), as_json).show
-    swept = run_sweep(cells, out, workers=workers, on=on, heard=heard)
+    with ExitStack() as stack:
+        if as_json:
+            heard = SweepLines().heard
+        else:
+            heard = stack.enter_context(SweepTable(PatientConsole(stderr=True))).heard
+        swept = run_sweep(cells, out, workers=workers, on=on, heard=heard)
     _print_result(swept, as_json)
     if swept.count("failed"):
         raise click.exceptions.Exit(EXIT_FAILED)
@@ -110,30 +116,6 @@ def _assigned(given: str) -> tuple[str, Any]:
         return name.replace("-", "_"), json.loads(value)
     except ValueError:
         return name.replace("-", "_"), value
-
-
-class _Events:
-    """How the cells are doing: a line an event, for people or as JSON."""
-
-    def __init__(self, n_cells: int, as_json: bool) -> None:
-        self._left, self._as_json = n_cells, as_json
-
-    def show(self, cell: Cell, outcome: Outcome | None) -> None:
-        """Show that a cell begins, or what became of it."""
-        status = "begins" if outcome is None else outcome.status
-        ended = outcome is not None and outcome.status != "waiting"
-        self._left -= ended
-        if self._as_json:
-            facts: dict[str, Any] = {"cell": cell.name, "status": status, "left": self._left}
-            if outcome is not None:
-                facts |= {"seconds": outcome.seconds, "reasons": outcome.reasons}
-            say(json.dumps(facts, ensure_ascii=False))
-        elif outcome is None:
-            say(f"  {cell.name} begins", err=True)
-        else:
-            again = "its worker died; it is tried again" if status == "waiting" else status
-            why = f": {'; '.join(outcome.reasons)}" if outcome.reasons else ""
-            say(f"{'✓' if status == 'done' else '✗'} {cell.name} {again}{why}", err=True)
 
 
 def _print_result(swept: Swept, as_json: bool) -> None:

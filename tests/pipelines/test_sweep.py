@@ -184,14 +184,14 @@ def test_the_command_says_what_became_of_each(places, options, tmp_path, capsys)
     ]  # fmt: skip
     status, out, _ = run(capsys, *command)
     events = [json.loads(line) for line in out.splitlines()]
-    assert [event.get("status") for event in events] == ["begins", "done", None]
+    assert [event.get("status") for event in events] == ["waiting", "begins", "done", None]
     assert events[-1]["swept"] == {"done": 1, "infeasible": 0, "failed": 0}
     assert status == 0
     too_much = [word.replace("min_gain=0.0", "min_gain=0.9") for word in command]
     too_much[too_much.index(str(tmp_path / "out"))] = str(tmp_path / "hard")
     status, out, _ = run(capsys, *too_much)
     assert status == 3
-    assert json.loads(out.splitlines()[1])["reasons"]
+    assert json.loads(out.splitlines()[2])["reasons"]
     lost = [word.replace("bright.jsonl", "lost.jsonl") for word in command]
     lost[lost.index(str(tmp_path / "out"))] = str(tmp_path / "lost")
     status, _, _ = run(capsys, *lost)

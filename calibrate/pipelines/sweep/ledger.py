@@ -35,7 +35,7 @@ class Outcome:
     tries: int = 0
 
 
-Heard = Callable[[Cell, Outcome | None], None]  # told when a cell begins, with None, and ends
+Heard = Callable[[Cell, Outcome | None], None]  # told of a cell
 
 
 class SweepLedger:

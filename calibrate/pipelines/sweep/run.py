@@ -49,8 +49,8 @@ def sweep(
     touched, and those that failed are tried again.
 
     workers: processes at once; None for as many as there are cores, and memory allows. on: "local"
-        for processes of this machine, or "ray" or ray://HOST:PORT for a cluster. heard: told when a
-        cell begins, with None, and what became of it.
+        for processes of this machine, or "ray" or ray://HOST:PORT for a cluster. heard: told of
+        each cell that waits, when it begins, with None, and what became of it.
     Raises: InputError, or ArtefactError if `out` is not a sweep's or another sweep runs there.
     """
     if not cells:
@@ -67,7 +67,7 @@ def sweep(
             with FileLock(store.directory / LOCK, timeout=0):
                 left = [cell for cell in cells if not ledger.has_ended(cell)]
                 for cell in left:
-                    ledger.change(cell, status="waiting", reasons=(), tries=0)
+                    heard(cell, ledger.change(cell, status="waiting", reasons=(), tries=0))
                 if left:
                     _pool(store, ledger, on, workers, len(left), heard).run(left)
                 rows = write_report(store, cells, ledger)

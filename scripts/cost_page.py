@@ -1,0 +1,194 @@
+"""The page of `cost_model.py`: what was counted and timed, and the same calls on larger models."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cost_work import Calls, Device, Shape, Work, seconds_of
+from markdown_tables import table
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from paper_models import MODELS as PAPERS
+
+FORGOTTEN = 0.05  # of a run: stages below it are not held against the clock
+WIDTHS = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 16384)  # of the rates of a GPU
+
+
+def gpus(weights: int) -> int:
+    """How many H100s hold these weights in half precision, and a quarter more: a power of two."""
+    needed = 1.25 * 2 * weights / 80e9
+    return 1 if needed <= 1 else 2 ** int(np.ceil(np.log2(needed)))
+
+
+def h100(count: int) -> Device:
+    """So many H100s that share a model, by published rates; their shares of a product are even.
+
+    A product does 60 % of the peak in bfloat16, and 80 % of the memory's bandwidth where that
+    bounds it. A block takes 150 µs of eager kernels, and two all-reduces of 20 µs where shared.
+    """
+    peak, memory = 0.6 * 989e12 * count, 0.8 * 3.35e12 * count
+    rates = {width: min(peak, width * memory) for width in WIDTHS}
+    call = 150e-6 + (40e-6 if count > 1 else 0.0)
+    return Device(f"{count} × H100", rates, call, memory / count, 2)
+
+
+LARGER = (  # published configs
+    Shape("1 B (Llama 3.2)", 16, 2048, 8192, 32, 8, 64, 128_256),
+    Shape("8 B (Llama 3.1)", 32, 4096, 14_336, 32, 8, 128, 128_256),
+    Shape("70 B (Llama 3.1)", 80, 8192, 28_672, 64, 8, 128, 128_256),
+    Shape("405 B (Llama 3.1)", 126, 16_384, 53_248, 128, 8, 128, 128_256),
+)
+LARGER_BATCHES = 8  # times as many positions in a pass: --batch-tokens 16384
+NODES = 8  # GPUs of the cluster in the last table
+ONCE = ("unsteered replies", "steering vectors", "judges")  # for all budgets of a cell
+
+
+def read(facts: dict[str, Any]) -> tuple[Device, Shape, dict[str, Work]]:
+    """What was kept of one model."""
+    device = facts["device"]
+    rates = {int(width): rate for width, rate in device["rates"].items()}
+    work = {
+        stage: Work(
+            one["seconds"], one["token_forwards"],
+            Calls(**one["texts"]), Calls(**one["steps"]), Calls(**one["logits"]),
+        )
+        for stage, one in facts["stages"].items()
+    }  # fmt: skip
+    return Device(**{**device, "rates": rates}), Shape(**facts["shape"]), work
+
+
+def page(kept: dict[str, Any]) -> str:
+    held, worst = [], 0.0
+    for name, facts in kept.items():
+        device, shape, work = read(facts)
+        whole = sum(one.seconds for one in work.values())
+        for stage, one in work.items():
+            if one.seconds < FORGOTTEN * whole:
+                continue
+            foretold = seconds_of(one, shape, device)
+            worst = max(worst, abs(foretold / one.seconds - 1))
+            flops = 2 * (shape.block * (one.texts.tokens + one.steps.tokens)
+                         + shape.hidden * shape.vocabulary * one.logits.tokens)  # fmt: skip
+            read_bytes = device.size * (
+                shape.block * (one.texts.calls + one.steps.calls)
+                + shape.hidden * shape.vocabulary * one.logits.calls
+            )
+            held.append([
+                name, stage, f"{one.token_forwards:,}", f"{flops / 1e12:.2f}",
+                f"{read_bytes / 1e9:.0f}", f"{one.seconds:.1f} s", f"{foretold:.1f} s",
+                f"{foretold / one.seconds - 1:+.0%}",
+            ])  # fmt: skip
+    return PAGE.format(
+        held=table(
+            ["model", "stage", "token-forwards", "10¹² FLOP", "GB of weights read", "measured",
+             "foretold", "off by"], held),
+        worst=worst,
+        rates=rates_table(kept),
+        larger=larger_table(kept),
+        cluster=cluster_table(kept),
+    )  # fmt: skip
+
+
+def rates_table(kept: dict[str, Any]) -> str:
+    device, _, _ = read(next(iter(kept.values())))
+    rows = [[f"{width}", f"{rate / 1e9:.0f}"] for width, rate in sorted(device.rates.items())]
+    return table(["rows of a product", "10⁹ FLOP/s"], rows)
+
+
+def larger_table(kept: dict[str, Any]) -> str:
+    """Seconds of each stage on larger models, with the calls that smollm2's calibration made."""
+    _, small, work = read(kept["smollm2"])
+    rows = []
+    for shape in LARGER:
+        device, blocks = h100(gpus(shape.weights)), shape.layers / small.layers
+        for batches in (1, LARGER_BATCHES):
+            each = {
+                stage: seconds_of(fewer_calls(one, batches), shape, device, blocks)
+                for stage, one in work.items()
+                if one.texts.calls + one.steps.calls
+            }
+            whole = sum(each.values())
+            largest = max(each, key=lambda stage: each[stage])
+            rows.append([
+                shape.name, device.name, f"{2048 * batches}", f"{whole:.0f} s",
+                f"{whole * gpus(shape.weights) / 60:.1f}", f"{largest} {each[largest] / whole:.0%}",
+            ])  # fmt: skip
+    heads = ["model", "on", "--batch-tokens", "a calibration", "GPU minutes", "most of it"]
+    return table(heads, rows)
+
+
+def fewer_calls(work: Work, times: int) -> Work:
+    """The same work in larger batches; the steps of a reply stay, in fewer batches of replies."""
+
+    def fewer(kind: Calls) -> Calls:
+        return Calls(max(kind.calls // times, min(kind.calls, 1)), kind.tokens)
+
+    return Work(
+        work.seconds, work.token_forwards, fewer(work.texts), fewer(work.steps), fewer(work.logits)
+    )
+
+
+def cluster_table(kept: dict[str, Any]) -> str:
+    """The paper's eleven models × eight concepts × three budgets on a cluster."""
+    _, small, work = read(kept["smollm2"])
+    hours, replies = 0.0, 0.0
+    for one in PAPERS:
+        shape = Shape(
+            one.name, one.layers, one.width, one.ffn, one.heads, one.heads // one.group, one.head,
+            one.vocabulary,
+        )  # fmt: skip
+        blocks = one.layers / small.layers
+        each = {
+            stage: seconds_of(each, shape, h100(1), blocks)
+            for stage, each in work.items()
+            if each.texts.calls + each.steps.calls
+        }
+        again = sum(seconds for stage, seconds in each.items() if stage not in ONCE)
+        shared = each.get("unsteered replies", 0.0)
+        hours += (8 * (sum(each.values()) - shared + 2 * again) + shared) / 3600
+        replies += 7 * shared / 3600
+    return table(
+        ["models × concepts × budgets", "GPU hours", f"hours on {NODES} H100s",
+         "saved by sampling unsteered replies once a model"],
+        [[f"{len(PAPERS)} × 8 × 3", f"{hours:.1f}", f"{hours / NODES:.1f}", f"{replies:.1f} h"]],
+    )  # fmt: skip
+
+
+PAGE = """# What a calibration costs
+
+Written by `scripts/cost_model.py`.
+
+## Foretold, and held against the clock
+
+Calls of blocks and of the unembedding are counted in a calibration, with default options. Seconds
+follow from the model's config and three rates of the device, none of them measured on the model:
+FLOP/s of a product with so many rows, bytes/s of passes over an array, and what a block takes whose
+weights are nearly nothing. What is not a product is counted as so many passes over hidden size,
+inner size and vocabulary.
+
+{held}
+Stages that take more than 5 % of the run; the worst is off by {worst:.0%}. What a stage does beside
+the model, as fitting probes, reading sentences with the encoder and resampling, is not foretold.
+
+{rates}
+## Larger models
+
+The calls that smollm2's calibration made, put to larger models: more blocks, and larger ones. H100s
+by published rates: 60 % of the bfloat16 peak of 989 TFLOP/s, 80 % of 3.35 TB/s, 150 µs of kernels a
+block, 40 µs of all-reduces where GPUs share it. Nothing here was run on a GPU.
+
+{larger}
+Decoding replies token by token is bound by kernels and by reading weights, not by arithmetic:
+larger batches are what helps, so give `--batch-tokens 16384` on a GPU. A batch that does not fit is
+halved.
+
+## The paper's models
+
+Each on one H100; a model's unsteered replies are sampled once for all its concepts, vectors and
+probes once for all budgets.
+
+{cluster}"""
