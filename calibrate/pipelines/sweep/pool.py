@@ -57,10 +57,10 @@ class Pool:
         try:
             with self._changed:
                 while True:
-                    if self._may_add():
-                        self._add()
                     if self._broken is not None:
                         raise self._broken
+                    if self._may_add():
+                        self._add()
                     if not self._alive and not self._left:
                         return
                     self._changed.wait()
