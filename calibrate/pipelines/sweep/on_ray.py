@@ -9,7 +9,7 @@ call it died in is made again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from calibrate.common.errors import InputError
@@ -17,38 +17,23 @@ from calibrate.models.size import memory_of
 from calibrate.pipelines.sweep.cells import Cell, next_cell
 from calibrate.pipelines.sweep.ledger import Heard, SweepLedger
 from calibrate.pipelines.sweep.store import Store
+from calibrate.pipelines.sweep.tries import Tries
 from calibrate.pipelines.sweep.worker import Facts, Holder, asked_of
 
 MOST_TRIES = 3  # of a cell whose actor dies; a node takes all of its actors with it
 
 
-class Tries:
-    """Counts how often each cell was begun; it is kept beside the sweep, where no node dies."""
-
-    def __init__(self) -> None:
-        self._begun: Counter[str] = Counter()
-
-    def begin(self, cell: str) -> int:
-        """Count a try, and return which it is."""
-        self._begun[cell] += 1
-        return self._begun[cell]
-
-
 class Actor(Holder):
     """Holds a model on a node. Ray calls it again when it died over a cell, but not for ever."""
 
-    def __init__(self, tries: Any) -> None:
-        super().__init__()
-        self._tries = tries
-
-    def run(self, asked: Facts, loaded: Callable[[], None] = lambda: None) -> Facts:
-        """Run a cell as `Holder` does, unless that has killed too many actors."""
+    def calibrate(self, asked: Facts, tries: Any) -> Facts:
+        """Run a cell, unless that has killed too many actors; tries: the actor that counts."""
         import ray
 
-        if ray.get(self._tries.begin.remote(asked["out"])) > MOST_TRIES:
+        if ray.get(tries.begin.remote(asked["out"])) > MOST_TRIES:
             reason = f"its worker died {MOST_TRIES} times"
             return {"status": "failed", "reasons": [reason], "seconds": 0.0}
-        return super().run(asked, loaded)
+        return self.run(asked)
 
 
 class RayPool:
@@ -87,7 +72,8 @@ class RayPool:
                 return
             cell = left.pop(next_cell(left, held.get(actor, ""), Counter(held.values())))
             held[actor] = cell.model
-            waiting[actor.run.remote(asked_of(cell, self._store))] = cell, actor
+            called = actor.calibrate.remote(asked_of(cell, self._store), self._tries)
+            waiting[called] = cell, actor
             self._ledger.change(cell, tries=1)
             self._heard(cell, None)
 
@@ -108,7 +94,7 @@ class RayPool:
         # Held here as well: Ray ends an actor that nobody alive refers to.
         self._tries = self._ray.remote(num_cpus=0, scheduling_strategy=here)(Tries).remote()
         kind = self._ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1, **needs)(Actor)
-        return [kind.remote(self._tries) for _ in range(max(1, min(n_cores, len(cells))))]
+        return [kind.remote() for _ in range(max(1, min(n_cores, len(cells))))]
 
     def _result(self, ready: Any) -> dict[str, Any]:
         try:
