@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from cost_page import page
 from cost_work import Device, Shape, Work
+from kept import forget
 from markdown_tables import DOCS
 from records import page_option, read_records, write_records
 
@@ -48,6 +49,7 @@ def main(models: tuple[str, ...], only_page: bool) -> None:
 
 def measured(name: str) -> None:
     """Count and time a model's calibration, and keep it beside what is known of others."""
+    forget()  # the cache, so that every stage is seen
     device, loaded = this_device(), load_model(name)
     shape, work = shape_of(loaded), counted(loaded)
     facts = {

@@ -1,6 +1,6 @@
 """Calibrate two models for eight concepts, one by one and as a sweep, and write docs/sweep.md.
 
-    python scripts/measure_sweep.py [--page] [--keep DIR]
+    python scripts/measure_sweep.py [--page] [--keep DIR [--way ray]]
 
 As a sweep on this machine, a worker of which is killed half-way; one after the other, each with
 `calibrate` in a process of its own; and on a Ray cluster of two nodes, one of which is killed. With
@@ -56,26 +56,28 @@ PARTS = ("intervention", "measured", "laws", "range", "reference", "vector")
 
 @click.command()
 @click.option("--keep", type=click.Path(path_type=Path), help="Where to keep all that is written.")
+@click.option("--way", "ways", multiple=True, help="Repeat these alone, in what --keep kept.")
 @page_option
-def main(keep: Path | None, only_page: bool) -> None:
+def main(keep: Path | None, ways: tuple[str, ...], only_page: bool) -> None:
     if not only_page:
         os.environ |= {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
         with tempfile.TemporaryDirectory() as folder:
-            write_records(TARGET, measured(keep or Path(folder)))
+            write_records(TARGET, measured(keep or Path(folder), ways or tuple(WAYS)))
     (DOCS / "sweep.md").write_text(page(read_records(TARGET)), encoding="utf-8")
 
 
-def measured(folder: Path) -> dict[str, Any]:
+def measured(folder: Path, ways: tuple[str, ...]) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     prompts = folder / "prompts.txt"
     lines = (PACKS / "prompts.txt").read_text(encoding="utf-8").splitlines()
     prompts.write_text("\n".join(lines[:PROMPTS]), encoding="utf-8")
     cells = cells_of(MODELS, built_in_concepts(), options={**OPTIONS, "prompts": str(prompts)})
     os.environ["STEERING_CALIBRATE_CACHE"] = str(own_cache(folder / "cache"))
-    runs = []
-    for way, run in WAYS.items():
-        runs.append({"way": way, **timed(run, cells, folder / way)})
-        click.echo(json.dumps(runs[-1]))
+    found = {one["way"]: one for one in read_records(TARGET).get("runs", [])}
+    for way in ways:
+        found[way] = {"way": way, **timed(WAYS[way], cells, folder / way)}
+        click.echo(json.dumps(found[way]))
+    runs = [found[way] for way in WAYS]
     for one in runs:
         one |= against(cells, folder / one["way"], folder / ALONE_WAY)
     return {"runs": runs, "memory": {model: memory_of(model) for model in MODELS}}

@@ -91,8 +91,9 @@ class RayPool:
         here = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             self._ray.get_runtime_context().get_node_id(), soft=True
         )
-        # Held here as well: Ray ends an actor that nobody alive refers to.
-        self._tries = self._ray.remote(num_cpus=0, scheduling_strategy=here)(Tries).remote()
+        # Where its node dies all the same, it counts anew. Held here: Ray ends what nobody holds.
+        counting = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+        self._tries = self._ray.remote(scheduling_strategy=here, **counting)(Tries).remote()
         kind = self._ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1, **needs)(Actor)
         return [kind.remote() for _ in range(max(1, min(n_cores, len(cells))))]
 
