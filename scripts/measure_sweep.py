@@ -254,12 +254,14 @@ def page(facts: dict[str, Any]) -> str:
 PAGE = """# Many calibrations together
 
 Written by `scripts/measure_sweep.py`: two models × eight concepts, on two cores, with {prompts}
-prompts and {options}, so that it can be repeated three times in less than an hour.
+prompts and fewer of the rest, so that it can be repeated three times in less than an hour
+(`{options}`).
 
 {runs}
 A config is *as in the loop* if its vectors, strength, laws, measurements, range and reference are
 equal to the last digit to those of a loop of `calibrate`, each in a process of its own; a cell
-without one, if the loop has none either. Every process computes with one thread, since another
+without one, if the loop has none either: with so few prompts most changes of presence cannot be
+told from none, and two probes cannot tell their concept. Every process computes with one thread, since another
 number of threads adds sums up in another order, and changes last digits. *A cell* is what a cell
 takes of its process, loading and waiting for memory included. The first way begins without earlier
 results; the others find its vectors, probes and unsteered replies in the cache, as a loop on one
