@@ -42,6 +42,7 @@ INNER, OUTER = 1024, 4096  # of the matrix
 @page_option
 def main(models: tuple[str, ...], only_page: bool) -> None:
     if not only_page:
+        write_records(TARGET, {**read_records(TARGET), "device": asdict(this_device())})
         for name in models:
             measured(name)
     (DOCS / "cost.md").write_text(page(read_records(TARGET)), encoding="utf-8")
@@ -50,14 +51,12 @@ def main(models: tuple[str, ...], only_page: bool) -> None:
 def measured(name: str) -> None:
     """Count and time a model's calibration, and keep it beside what is known of others."""
     forget()  # the cache, so that every stage is seen
-    device, loaded = this_device(), load_model(name)
+    loaded = load_model(name)
     shape, work = shape_of(loaded), counted(loaded)
-    facts = {
-        "device": asdict(device),
-        "shape": asdict(shape),
-        "stages": {stage: asdict(one) for stage, one in work.items()},
-    }
-    write_records(TARGET, {**read_records(TARGET), name: facts})
+    stages = {stage: asdict(one) for stage, one in work.items()}
+    kept = read_records(TARGET)
+    models = {**kept.get("models", {}), name: {"shape": asdict(shape), "stages": stages}}
+    write_records(TARGET, {**kept, "models": models})
 
 
 def shape_of(loaded: LoadedModel) -> Shape:

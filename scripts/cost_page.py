@@ -47,10 +47,14 @@ NODES = 8  # GPUs of the cluster in the last table
 ONCE = ("unsteered replies", "steering vectors", "judges")  # for all budgets of a cell
 
 
-def read(facts: dict[str, Any]) -> tuple[Device, Shape, dict[str, Work]]:
+def device_of(kept: dict[str, Any]) -> Device:
+    """The device that the models ran on."""
+    rates = {int(width): rate for width, rate in kept["device"]["rates"].items()}
+    return Device(**{**kept["device"], "rates": rates})
+
+
+def read(facts: dict[str, Any]) -> tuple[Shape, dict[str, Work]]:
     """What was kept of one model."""
-    device = facts["device"]
-    rates = {int(width): rate for width, rate in device["rates"].items()}
     work = {
         stage: Work(
             one["seconds"], one["token_forwards"],
@@ -58,13 +62,13 @@ def read(facts: dict[str, Any]) -> tuple[Device, Shape, dict[str, Work]]:
         )
         for stage, one in facts["stages"].items()
     }  # fmt: skip
-    return Device(**{**device, "rates": rates}), Shape(**facts["shape"]), work
+    return Shape(**facts["shape"]), work
 
 
 def page(kept: dict[str, Any]) -> str:
-    held, worst = [], 0.0
-    for name, facts in kept.items():
-        device, shape, work = read(facts)
+    held, worst, device = [], 0.0, device_of(kept)
+    for name, facts in kept["models"].items():
+        shape, work = read(facts)
         whole = sum(one.seconds for one in work.values())
         for stage, one in work.items():
             if one.seconds < FORGOTTEN * whole:
@@ -94,14 +98,14 @@ def page(kept: dict[str, Any]) -> str:
 
 
 def rates_table(kept: dict[str, Any]) -> str:
-    device, _, _ = read(next(iter(kept.values())))
+    device = device_of(kept)
     rows = [[f"{width}", f"{rate / 1e9:.0f}"] for width, rate in sorted(device.rates.items())]
     return table(["rows of a product", "10⁹ FLOP/s"], rows)
 
 
 def larger_table(kept: dict[str, Any]) -> str:
     """Seconds of each stage on larger models, with the calls that smollm2's calibration made."""
-    _, small, work = read(kept["smollm2"])
+    small, work = read(kept["models"]["smollm2"])
     rows = []
     for shape in LARGER:
         device, blocks = h100(gpus(shape.weights)), shape.layers / small.layers
@@ -134,7 +138,7 @@ def fewer_calls(work: Work, times: int) -> Work:
 
 def cluster_table(kept: dict[str, Any]) -> str:
     """The paper's eleven models × eight concepts × three budgets on a cluster."""
-    _, small, work = read(kept["smollm2"])
+    small, work = read(kept["models"]["smollm2"])
     hours, replies = 0.0, 0.0
     for one in PAPERS:
         shape = Shape(
@@ -173,6 +177,8 @@ inner size and vocabulary.
 {held}
 Stages that take more than 5 % of the run; the worst is off by {worst:.0%}. What a stage does beside
 the model, as fitting probes, reading sentences with the encoder and resampling, is not foretold.
+The other core of this machine was busy meanwhile, with tests and with the other model, so that the
+clock is not that of an idle machine.
 
 {rates}
 ## Larger models
@@ -184,11 +190,12 @@ block, 40 µs of all-reduces where GPUs share it. Nothing here was run on a GPU.
 {larger}
 Decoding replies token by token is bound by kernels and by reading weights, not by arithmetic:
 larger batches are what helps, so give `--batch-tokens 16384` on a GPU. A batch that does not fit is
-halved.
+halved. The drawing of tokens and Python's own time are not counted, and small models wait for these
+most.
 
 ## The paper's models
 
-Each on one H100; a model's unsteered replies are sampled once for all its concepts, vectors and
+Each on one H100, but for the one-layer GPT that its authors trained; a model's unsteered replies are sampled once for all its concepts, vectors and
 probes once for all budgets.
 
 {cluster}"""

@@ -261,10 +261,10 @@ prompts and fewer of the rest, so that it can be repeated three times in less th
 A config is *as in the loop* if its vectors, strength, laws, measurements, range and reference are
 equal to the last digit to those of a loop of `calibrate`, each in a process of its own; a cell
 without one, if the loop has none either: with so few prompts most changes of presence cannot be
-told from none, and two probes cannot tell their concept. Every process computes with one thread, since another
-number of threads adds sums up in another order, and changes last digits. *A cell* is what a cell
-takes of its process, loading and waiting for memory included. The first way begins without earlier
-results; the others find its vectors, probes and unsteered replies in the cache, as a loop on one
+told from none, and two probes cannot tell their concept. Every process computes with one thread,
+since another number of threads adds sums up in another order, and changes last digits. *A cell* is
+what a cell takes of its process, loading and waiting for memory included. The first way begins
+without earlier results; the others find its vectors, probes and unsteered replies in the cache, as a loop on one
 machine would.
 
 With the same in the cache, two nodes of a cluster are {faster:.2f} times as fast as a loop on one
