@@ -195,7 +195,7 @@ most.
 
 ## The paper's models
 
-Each on one H100, but for the one-layer GPT that its authors trained; a model's unsteered replies are sampled once for all its concepts, vectors and
-probes once for all budgets.
+Each on one H100, but for the one-layer GPT that its authors trained. A model's unsteered replies
+are sampled once for all its concepts, vectors and probes once for all budgets.
 
 {cluster}"""

@@ -264,8 +264,8 @@ without one, if the loop has none either: with so few prompts most changes of pr
 told from none, and two probes cannot tell their concept. Every process computes with one thread,
 since another number of threads adds sums up in another order, and changes last digits. *A cell* is
 what a cell takes of its process, loading and waiting for memory included. The first way begins
-without earlier results; the others find its vectors, probes and unsteered replies in the cache, as a loop on one
-machine would.
+without earlier results; the others find its vectors, probes and unsteered replies in the cache, as
+a loop on one machine would.
 
 With the same in the cache, two nodes of a cluster are {faster:.2f} times as fast as a loop on one
 core, although one of them died. A cell of theirs takes {idle:.1f} s of the cores beside its own
