@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,12 +93,12 @@ def sweep(
         cells = distinct([*cells, *more])
     elif shared or budgets or layers:
         raise click.UsageError("what a plan's cells take stands in the plan")
-    with ExitStack() as stack:
-        if as_json:
-            heard = SweepLines().heard
-        else:
-            heard = stack.enter_context(SweepTable(PatientConsole(stderr=True))).heard
-        swept = run_sweep(cells, out, workers=workers, on=on, heard=heard)
+    if as_json:
+        swept = run_sweep(cells, out, workers=workers, on=on, heard=SweepLines().heard)
+    else:
+        table = SweepTable(PatientConsole(stderr=True))
+        with table.live():
+            swept = run_sweep(cells, out, workers=workers, on=on, heard=table.heard)
     _print_result(swept, as_json)
     if swept.count("failed"):
         raise click.exceptions.Exit(EXIT_FAILED)

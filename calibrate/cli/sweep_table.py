@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from types import TracebackType
+from contextlib import AbstractContextManager, nullcontext
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -20,7 +20,7 @@ LOOKS = {"done": "[green]✓[/]", "infeasible": "[yellow]✗[/]", "failed": "[re
 
 
 class SweepTable:
-    """Shows the cells of a sweep; a context manager, so that the table goes when it ends.
+    """Shows the cells of a sweep.
 
     Where the console is no terminal, each event leaves one plain line.
     """
@@ -30,23 +30,14 @@ class SweepTable:
         self._waiting: list[str] = []
         self._running: dict[str, float] = {}
         self._took: list[float] = []
-        self._live = Live(
-            console=console, get_renderable=self.table, refresh_per_second=2, transient=True
+
+    def live(self) -> AbstractContextManager[object]:
+        """Keep the table on the terminal inside a `with`."""
+        if not self._console.is_terminal:
+            return nullcontext()
+        return Live(
+            console=self._console, get_renderable=self.table, refresh_per_second=2, transient=True
         )
-
-    def __enter__(self) -> SweepTable:
-        if self._console.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._console.is_terminal:
-            self._live.stop()
 
     def heard(self, cell: Cell, outcome: Outcome | None) -> None:
         """Note that a cell waits, that it begins, or what became of it."""

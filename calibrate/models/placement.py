@@ -60,7 +60,7 @@ def place(
     if tensor_parallel:
         return Placement(None, _shared_by_processes(), shared=True)
     if device_map is None:
-        return Placement(resolve_device(device))
+        return Placement(_resolve_device(device))
     if isinstance(device_map, str) and device_map not in MAPS:
         raise InputError(f"--device-map must be one of {', '.join(MAPS)}, got {device_map!r}")
     chosen = device_map if isinstance(device_map, str) else dict(device_map)
@@ -103,7 +103,7 @@ def _shared_by_processes() -> dict[str, Any]:
     return {"tp_plan": "auto"}
 
 
-def resolve_device(device: str) -> torch.device:
+def _resolve_device(device: str) -> torch.device:
     """The device of that name.
 
     Raises: ModelError if there is none.

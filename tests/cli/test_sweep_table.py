@@ -29,7 +29,8 @@ def test_the_table_shows_what_runs_what_waits_and_how_long_it_will_take(monkeypa
     now = [0.0]
     monkeypatch.setattr(sweep_table.time, "monotonic", lambda: now[0])
     console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
-    with SweepTable(console) as shown:
+    shown = SweepTable(console)
+    with shown.live():
         for cell in CELLS:
             shown.heard(cell, ended(cell, "waiting"))
         shown.heard(CELLS[0], None)
@@ -49,7 +50,8 @@ def test_the_table_shows_what_runs_what_waits_and_how_long_it_will_take(monkeypa
 
 def test_without_a_terminal_each_event_is_a_line():
     console = Console(file=io.StringIO(), width=80)
-    with SweepTable(console) as shown:
+    shown = SweepTable(console)
+    with shown.live():
         shown.heard(CELLS[0], ended(CELLS[0], "waiting"))
         shown.heard(CELLS[0], None)
         shown.heard(CELLS[0], ended(CELLS[0], "waiting", tries=1))
