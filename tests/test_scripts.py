@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-OPTIONAL = ("vaderSentiment", "xllamacpp", "peft", "lm_eval")
+OPTIONAL = ("vaderSentiment", "xllamacpp", "peft", "lm_eval", "ray")
 IMPORT_ALL = f"""
 import importlib, sys
 sys.path.insert(0, sys.argv[1])
