@@ -72,10 +72,10 @@ class BatchSteering:
                 row.shifts.get(layer) if row and row.positions == positions else None
                 for row in self._rows
             ]
-            nothing = torch.zeros(like.shape[-1])
-            rows = [nothing if shift is None else shift for shift in chosen]
+            nothing = like.new_zeros(like.shape[-1])
+            rows = [nothing if shift is None else shift.to(like) for shift in chosen]
             steered = any(shift is not None for shift in chosen)
-            self._shifts[place] = torch.stack(rows)[:, None].to(like) if steered else None
+            self._shifts[place] = torch.stack(rows)[:, None] if steered else None
         return self._shifts[place]
 
 

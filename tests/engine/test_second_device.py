@@ -1,0 +1,54 @@
+"""What a model does on a device that is not the CPU is what it does on the CPU."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import tiny
+from second_device import DEVICE, moved, second_device
+
+import calibrate
+from calibrate.common.errors import CalibrateWarning
+from calibrate.common.settings import Sampling
+from calibrate.engine.loading import load_model
+
+OPTIONS = {
+    "layer": 1, "ce_budget": 0.4, "min_gain": 0.0, "trials": 2, "teacher": "none", "audit": "none",
+    "sampling": Sampling(temperature=1.0, top_p=1.0, max_new_tokens=12),
+}  # fmt: skip
+
+
+@pytest.fixture
+def elsewhere():
+    with second_device() as device:
+        yield device
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma2", "gemma3", "gpt-neox", "gpt2"])
+def test_every_shortcut_is_taken_there(architecture, elsewhere):
+    model = moved(tiny.model(architecture))
+    report = load_model(model, tiny.tokenizer()).capabilities.report()
+    here = load_model(tiny.model(architecture), tiny.tokenizer()).capabilities.report()
+    assert report == here
+
+
+def test_a_calibration_there_finds_what_one_here_finds(elsewhere, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(tiny.prompts(100)))
+    found = []
+    for model in (tiny.model("llama"), moved(tiny.model("llama"))):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "goes without", CalibrateWarning)
+            result = calibrate.calibrate(
+                model, tiny.concept(60), tokenizer=tiny.tokenizer(), prompts=prompts,
+                out=tmp_path / str(len(found)), **OPTIONS,
+            )  # fmt: skip
+        found.append(result.config)
+    here, there = found
+    assert moved(tiny.model("llama")).device == DEVICE
+    assert there.range.strength_at_budget.value == pytest.approx(
+        here.range.strength_at_budget.value, rel=1e-5
+    )
+    assert there.intervention.strength == pytest.approx(here.intervention.strength, rel=1e-5)
+    assert there.measured.presence.value == pytest.approx(here.measured.presence.value, abs=1e-4)
