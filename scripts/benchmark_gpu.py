@@ -62,7 +62,7 @@ def main(
         before = loaded.meter.tokens
         pilot = run_pilot(loaded, run, site, (), settings)
         ours, spent = clock(device) - started, loaded.meter.tokens - before + tokens
-        whole = replace(run, batches=tuple(one.without_residuals() for one in run.batches))
+        whole = replace(run, batches=tuple(replace(one, residuals={}) for one in run.batches))
         started = clock(device)
         delta_ce(loaded, whole, site, pilot.strength_at_budget.value)
         full = clock(device) - started
@@ -89,8 +89,9 @@ def main(
 HEADER = """# What a strength costs on a large model
 
 Written by `scripts/benchmark_gpu.py`: {layers} blocks of width {hidden}, random weights, {dtype},
-{tokens:,} corpus tokens, {device}. The pilot took {passes} strengths and ran at {share:.0%} of the
-{rate:.3g} TFLOPS that a large matrix product reaches here. Full passes are extrapolated from one.
+{tokens:,} corpus tokens, {device}. Strengths that the pilot took: {passes}. It ran at {share:.0%}
+of the {rate:.3g} TFLOPS that a large matrix product reaches here. Full passes are extrapolated from
+one.
 
 """
 
