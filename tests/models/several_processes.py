@@ -2,8 +2,9 @@
 
     [torchrun …] several_processes.py FOLDER WAY ARCHITECTURE…
 
-WAY is one, tensor (parallel), fsdp (2), offload (some blocks on disk), interrupted (tensor
-parallel, begun twice) or callback (fsdp, by the Trainer's callback). What was found is told in
+WAY is one, tensor (parallel), fsdp (2), offload (some blocks on disk), gpu, gpu-half (bfloat16),
+gpu-offload (some blocks in memory), gpu-fsdp, interrupted (tensor parallel, begun twice) or
+callback (fsdp, by the Trainer's callback). What was found is told in
 FOLDER/WAY-ARCHITECTURE-RANK.json.
 """
 
@@ -48,40 +49,49 @@ class Interrupting(Progress):
             raise KeyboardInterrupt
 
 
-def sharded(architecture: str) -> PreTrainedModel:
+def sharded(architecture: str, device: str = "cpu") -> PreTrainedModel:
     """A tiny model in the shards of FSDP 2."""
     if not distributed.is_initialized():
-        distributed.init_process_group("gloo")
-    mesh = distributed.device_mesh.init_device_mesh("cpu", (distributed.get_world_size(),))
-    model = tiny.model(architecture)
+        alone = (
+            {}
+            if "RANK" in os.environ
+            else {"store": distributed.HashStore(), "rank": 0, "world_size": 1}
+        )
+        distributed.init_process_group("nccl" if device == "cuda" else "gloo", **alone)
+    mesh = distributed.device_mesh.init_device_mesh(device, (distributed.get_world_size(),))
+    model = tiny.model(architecture).to(device)
     for block in find_blocks(model):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     return model
 
 
-def mostly_on_disk(model: nn.Module, path: str = "") -> dict[str, str]:
-    """All parts of a model but its blocks, and the first of these, in memory; the rest on disk."""
+def spread(model: nn.Module, here: str, there: str, path: str = "") -> dict[str, str]:
+    """All parts of a model but its blocks, and the first of these, here; the rest there."""
     places: dict[str, str] = {}
     for name, part in model.named_children():
         if isinstance(part, nn.ModuleList):
-            places |= {f"{path}{name}.{n}": "disk" if n else "cpu" for n in range(len(part))}
+            places |= {f"{path}{name}.{n}": there if n else here for n in range(len(part))}
         elif any(isinstance(each, nn.ModuleList) for each in part.modules()):
-            places |= mostly_on_disk(part, f"{path}{name}.")
+            places |= spread(part, here, there, f"{path}{name}.")
         else:
-            places[f"{path}{name}"] = "cpu"
+            places[f"{path}{name}"] = here
     return places
 
 
 def model_of(way: str, place: Path) -> Any:
     """The model as `calibrate` takes it."""
-    if way == "fsdp":
-        return sharded(place.name)
+    if way.endswith("fsdp"):
+        return sharded(place.name, "cuda" if way.startswith("gpu") else "cpu")
     if way in ("tensor", "interrupted"):
         return calibrate.load_model(place, tensor_parallel=True)
-    if way == "offload":
-        return calibrate.load_model(place, device_map=mostly_on_disk(tiny.model(place.name)))
-    return calibrate.load_model(place)
+    if way.endswith("offload"):
+        here, there = ("cuda:0", "cpu") if way.startswith("gpu") else ("cpu", "disk")
+        places = spread(tiny.model(place.name), here, there)
+        return calibrate.load_model(place, device_map=places, dtype="float32")
+    device = "cuda" if way.startswith("gpu") else "cpu"
+    dtype = "bfloat16" if way.endswith("half") else "float32"
+    return calibrate.load_model(place, device=device, dtype=dtype)
 
 
 def calibrated(way: str, place: Path, out: Path) -> dict[str, Any]:
@@ -91,7 +101,7 @@ def calibrated(way: str, place: Path, out: Path) -> dict[str, Any]:
 
     def run(progress: Progress = SILENT) -> Any:
         return calibrate.calibrate(
-            model, tiny.concept(60), tokenizer=tiny.tokenizer() if way == "fsdp" else None,
+            model, tiny.concept(60), tokenizer=tiny.tokenizer() if way.endswith("fsdp") else None,
             prompts=prompts, out=out, progress=progress, **OPTIONS,
         )  # fmt: skip
 

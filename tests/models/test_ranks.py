@@ -39,7 +39,7 @@ def run(folder, way, *architectures, processes=1):
         started += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", *meeting]
     done = subprocess.run(
         [*started, str(SCRIPT), str(folder), way, *architectures],
-        capture_output=True, text=True, timeout=600, check=False, env=one_thread(),
+        capture_output=True, text=True, timeout=600, check=False, env=environment(way),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return {
@@ -51,9 +51,10 @@ def run(folder, way, *architectures, processes=1):
     }
 
 
-def one_thread():
-    """The environment, with as many threads for one process as torchrun gives each of several."""
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+def environment(way):
+    """What a way runs in: one thread, as torchrun gives each process, and a GPU where it asks."""
+    hidden = {} if way.startswith("gpu") else {"CUDA_VISIBLE_DEVICES": ""}
+    return {**os.environ, **hidden, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,13 @@ def test_blocks_on_disk_give_what_those_in_memory_give(folder, alone):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+@pytest.mark.parametrize("way", ["gpu", "gpu-offload", "gpu-fsdp"])
+def test_on_a_gpu_models_give_what_they_give_on_the_cpu(folder, alone, way):
+    require_as_alone(run(folder, way, "llama", "gemma3"), alone)
+
+
+@pytest.mark.slow
 def test_an_interrupted_study_goes_on_in_every_process(folder, alone):
     temporary = Path(tempfile.gettempdir())
     before = set(temporary.glob("calibrate-rank-*"))
@@ -141,7 +149,7 @@ def test_of_processes_at_the_command_line_one_speaks_and_writes(folder, tmp_path
     calibrated = ["--no-python", str(Path(sys.executable).with_name("calibrate"))]
     done = subprocess.run(
         [*command, *calibrated, *map(str, asked)],
-        capture_output=True, text=True, timeout=300, check=False, env=one_thread(),
+        capture_output=True, text=True, timeout=300, check=False, env=environment("tensor"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     printed = json.loads(done.stdout)  # one JSON, not two
