@@ -38,16 +38,18 @@ MATRIX = 8192  # width of the matrices whose product shows the machine's rate
 @click.command()
 @click.option("--layers", default=36, show_default=True)
 @click.option("--hidden", default=4096, show_default=True)
+@click.option("--vocabulary", default=151_936, show_default=True)
 @click.option("--tokens", default=262_144, show_default=True)
 @click.option("--batch-tokens", default=16_384, show_default=True)
 @click.option("--matrix", default=MATRIX, show_default=True)
 @click.option("--device", default="cuda", show_default=True)
 @click.option("--dtype", default="bfloat16", show_default=True)
 def main(
-    layers: int, hidden: int, tokens: int, batch_tokens: int, matrix: int, device: str, dtype: str
-) -> None:
+    layers: int, hidden: int, vocabulary: int, tokens: int, batch_tokens: int, matrix: int,
+    device: str, dtype: str,
+) -> None:  # fmt: skip
     kind = getattr(torch, dtype)
-    loaded = random_model(layers, hidden, batch_tokens, device, kind)
+    loaded = random_model(layers, hidden, vocabulary, batch_tokens, device, kind)
     layer, settings = layers // 2, Settings(ce_budget=BUDGET)
     ids = torch.randint(loaded.vocabulary_size, (tokens // LENGTH, LENGTH)).tolist()
     corpus = Corpus(tuple(TokenSequence(tuple(row), PROMPT) for row in ids), self_sampled=True)
@@ -97,12 +99,12 @@ one.
 
 
 def random_model(
-    layers: int, hidden: int, batch_tokens: int, device: str, dtype: torch.dtype
+    layers: int, hidden: int, vocabulary: int, batch_tokens: int, device: str, dtype: torch.dtype
 ) -> LoadedModel:
     config = Qwen3Config(
         hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=layers,
         num_attention_heads=hidden // 128, num_key_value_heads=max(hidden // 512, 1), head_dim=128,
-        vocab_size=151_936, tie_word_embeddings=False,
+        vocab_size=vocabulary, tie_word_embeddings=False,
     )  # fmt: skip
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)

@@ -14,6 +14,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from paper_models import MODELS as PAPERS
 
+CORE = "one core"  # the CPU that the smallest models ran on
+SMALL = "smollm2, cpu, 2048"  # the run whose calls are put to larger models
+DRAWING = 12  # passes over a distribution that drawing a token from it takes
 FORGOTTEN = 0.05  # of a run: stages below it are not held against the clock
 WIDTHS = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 16384)  # of the rates of a GPU
 
@@ -33,7 +36,8 @@ def h100(count: int) -> Device:
     peak, memory = 0.6 * 989e12 * count, 0.8 * 3.35e12 * count
     rates = {width: min(peak, width * memory) for width in WIDTHS}
     call = 150e-6 + (40e-6 if count > 1 else 0.0)
-    return Device(f"{count} × H100", rates, call, memory / count, 2)
+    draw = DRAWING * 4 * count / memory
+    return Device(f"{count} × H100", rates, call, memory / count, 2, draw, queued=True)
 
 
 LARGER = (  # published configs
@@ -47,10 +51,10 @@ NODES = 8  # GPUs of the cluster in the last table
 ONCE = ("unsteered replies", "steering vectors", "judges")  # for all budgets of a cell
 
 
-def device_of(kept: dict[str, Any]) -> Device:
-    """The device that the models ran on."""
-    rates = {int(width): rate for width, rate in kept["device"]["rates"].items()}
-    return Device(**{**kept["device"], "rates": rates})
+def device_of(facts: dict[str, Any]) -> Device:
+    """The device that a run was on."""
+    rates = {int(n): rate for n, rate in facts["device"]["rates"].items()}
+    return Device(**{**facts["device"], "rates": rates})
 
 
 def read(facts: dict[str, Any]) -> tuple[Shape, dict[str, Work]]:
@@ -66,15 +70,15 @@ def read(facts: dict[str, Any]) -> tuple[Shape, dict[str, Work]]:
 
 
 def page(kept: dict[str, Any]) -> str:
-    held, worst, device = [], 0.0, device_of(kept)
-    for name, facts in kept["models"].items():
-        shape, work = read(facts)
+    held, worst = [], dict.fromkeys(kept, 0.0)
+    for run, facts in kept.items():
+        (shape, work), device = read(facts), device_of(facts)
         whole = sum(one.seconds for one in work.values())
         for stage, one in work.items():
             if one.seconds < FORGOTTEN * whole:
                 continue
             foretold = seconds_of(one, shape, device)
-            worst = max(worst, abs(foretold / one.seconds - 1))
+            worst[run] = max(worst[run], abs(foretold / one.seconds - 1))
             flops = 2 * (shape.block * (one.texts.tokens + one.steps.tokens)
                          + shape.hidden * shape.vocabulary * one.logits.tokens)  # fmt: skip
             read_bytes = device.size * (
@@ -82,15 +86,16 @@ def page(kept: dict[str, Any]) -> str:
                 + shape.hidden * shape.vocabulary * one.logits.calls
             )
             held.append([
-                name, stage, f"{one.token_forwards:,}", f"{flops / 1e12:.2f}",
+                shape.name, device.name, f"{facts['batch_tokens']}", stage,
+                f"{one.token_forwards:,}", f"{flops / 1e12:.2f}",
                 f"{read_bytes / 1e9:.0f}", f"{one.seconds:.1f} s", f"{foretold:.1f} s",
                 f"{foretold / one.seconds - 1:+.0%}",
             ])  # fmt: skip
     return PAGE.format(
         held=table(
-            ["model", "stage", "token-forwards", "10¹² FLOP", "GB of weights read", "measured",
-             "foretold", "off by"], held),
-        worst=worst,
+            ["model", "on", "--batch-tokens", "stage", "token-forwards", "10¹² FLOP",
+             "GB of weights read", "measured", "foretold", "off by"], held),
+        worst="; ".join(f"{name} {off:.0%}" for name, off in worst.items() if off),
         rates=rates_table(kept),
         larger=larger_table(kept),
         cluster=cluster_table(kept),
@@ -98,20 +103,31 @@ def page(kept: dict[str, Any]) -> str:
 
 
 def rates_table(kept: dict[str, Any]) -> str:
-    device = device_of(kept)
-    rows = [[f"{width}", f"{rate / 1e9:.0f}"] for width, rate in sorted(device.rates.items())]
-    return table(["rows of a product", "10⁹ FLOP/s"], rows)
+    devices = [device_of(facts) for facts in kept.values()]
+    rows = [
+        [
+            f"10⁹ FLOP/s with {n} rows",
+            *(f"{each.rates.get(n, np.nan) / 1e9:,.0f}" for each in devices),
+        ]
+        for n in sorted({n for each in devices for n in each.rates})
+    ]
+    rows += [
+        ["a block of hardly any weights, µs", *(f"{each.call * 1e6:.0f}" for each in devices)],
+        ["passes over an array, GB/s", *(f"{each.bandwidth / 1e9:,.0f}" for each in devices)],
+        ["drawing of a token, ns a number", *(f"{each.draw * 1e9:.1f}" for each in devices)],
+    ]
+    return table(["rate", *kept], rows)
 
 
 def larger_table(kept: dict[str, Any]) -> str:
     """Seconds of each stage on larger models, with the calls that smollm2's calibration made."""
-    small, work = read(kept["models"]["smollm2"])
+    small, work = read(kept[SMALL])
     rows = []
     for shape in LARGER:
-        device, blocks = h100(gpus(shape.weights)), shape.layers / small.layers
+        device = h100(gpus(shape.weights))
         for batches in (1, LARGER_BATCHES):
             each = {
-                stage: seconds_of(fewer_calls(one, batches), shape, device, blocks)
+                stage: seconds_of(fewer_calls(one, batches), shape, device, small)
                 for stage, one in work.items()
                 if one.texts.calls + one.steps.calls
             }
@@ -138,16 +154,15 @@ def fewer_calls(work: Work, times: int) -> Work:
 
 def cluster_table(kept: dict[str, Any]) -> str:
     """The paper's eleven models × eight concepts × three budgets on a cluster."""
-    small, work = read(kept["models"]["smollm2"])
+    small, work = read(kept[SMALL])
     hours, replies = 0.0, 0.0
     for one in PAPERS:
         shape = Shape(
             one.name, one.layers, one.width, one.ffn, one.heads, one.heads // one.group, one.head,
             one.vocabulary,
         )  # fmt: skip
-        blocks = one.layers / small.layers
         each = {
-            stage: seconds_of(each, shape, h100(1), blocks)
+            stage: seconds_of(each, shape, h100(1), small)
             for stage, each in work.items()
             if each.texts.calls + each.steps.calls
         }
@@ -169,16 +184,15 @@ Written by `scripts/cost_model.py`.
 ## Foretold, and held against the clock
 
 Calls of blocks and of the unembedding are counted in a calibration, with default options. Seconds
-follow from the model's config and three rates of the device, none of them measured on the model:
-FLOP/s of a product with so many rows, bytes/s of passes over an array, and what a block takes whose
-weights are nearly nothing. What is not a product is counted as so many passes over hidden size,
-inner size and vocabulary.
+follow from the model's config and four rates of the device, none of them measured on the model:
+FLOP/s of a product with so many rows, bytes/s of passes over an array, seconds of drawing a token
+from random logits, and of a block of the model's kind whose weights are nearly nothing. What else
+is not a product is counted as so many passes over norms, hidden size, inner size and vocabulary.
 
 {held}
-Stages that take more than 5 % of the run; the worst is off by {worst:.0%}. What a stage does beside
-the model, as fitting probes, reading sentences with the encoder and resampling, is not foretold.
-The other core of this machine was busy meanwhile, with tests and with the other model, so that the
-clock is not that of an idle machine.
+Stages that take more than 5 % of the run; the worst of each run: {worst}. What a stage does
+beside the model, as fitting probes, reading sentences with the encoder and resampling, is not
+foretold.
 
 {rates}
 ## Larger models

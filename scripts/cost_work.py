@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 SWEPT = 7  # times that a pass reads or writes each number of a distribution, over the vocabulary
-# And in a block, for each token: norms, rotary angles and sums over the hidden size; SwiGLU.
-SWEPT_HIDDEN, SWEPT_INNER = 24, 5
+# And in a block, for each token: every norm; rotary angles and sums over the hidden size; SwiGLU.
+SWEPT_NORM, SWEPT_HIDDEN, SWEPT_INNER = 8, 8, 5
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What counts of a model's config. Numbers of weights a block follow from it."""
+    """What counts of a model's config. Numbers of weights a block follow from it.
+
+    normed: numbers that a block's norms read for a token, in hidden sizes.
+    """
 
     name: str
     layers: int
@@ -23,6 +26,7 @@ class Shape:
     shared_heads: int
     head_size: int
     vocabulary: int
+    normed: float = 2.0
 
     @property
     def block(self) -> int:
@@ -64,6 +68,8 @@ class Device:
 
     rates: FLOP/s of a product with so many rows, by that number. call: seconds that a block takes
     whatever it is given. bandwidth: bytes/s of passes over a large array. size: bytes of a weight.
+    draw: seconds for each number of the logits that a token is drawn from. queued: whether it
+    computes while Python prepares what comes next, as a GPU does.
     """
 
     name: str
@@ -71,6 +77,8 @@ class Device:
     call: float
     bandwidth: float
     size: int
+    draw: float
+    queued: bool = False
 
     def rate(self, rows: float) -> float:
         widths = sorted(self.rates)
@@ -78,19 +86,26 @@ class Device:
         return float(np.exp(np.interp(np.log(max(rows, 1)), np.log(widths), logs)))
 
 
-def seconds_of(work: Work, shape: Shape, device: Device, blocks: float = 1.0) -> float:
+def seconds_of(work: Work, shape: Shape, device: Device, counted: Shape | None = None) -> float:
     """What a stage takes, by its calls.
 
-    blocks: of this model for each of the one whose calls were counted.
+    counted: the model whose calls were counted, if not this one: it may have fewer blocks.
     """
+    counted = counted or shape
+    floats = (SWEPT_NORM * shape.normed + SWEPT_HIDDEN) * shape.hidden + SWEPT_INNER * shape.inner
     total = 0.0
-    swept = 4 * (SWEPT_HIDDEN * shape.hidden + SWEPT_INNER * shape.inner) / device.bandwidth
     for kind in (work.texts, work.steps):
         if kind.calls:
-            each = 2 * shape.block / device.rate(kind.tokens / kind.calls) + swept
-            total += blocks * (each * kind.tokens + kind.calls * device.call)
+            each = 2 * shape.block / device.rate(kind.tokens / kind.calls)
+            busy = (each + 4 * floats / device.bandwidth) * kind.tokens
+            called = kind.calls * device.call
+            spent = max(busy, called) if device.queued else busy + called
+            total += spent * shape.layers / counted.layers
+    drawn = work.steps.tokens / counted.layers
     if work.logits.calls:
-        rows = work.logits.tokens / work.logits.calls
-        total += 2 * shape.hidden * shape.vocabulary * work.logits.tokens / device.rate(rows)
-        total += SWEPT * 4 * shape.vocabulary * work.logits.tokens / device.bandwidth
+        rate = device.rate(work.logits.tokens / work.logits.calls)
+        swept = SWEPT * 4 * (work.logits.tokens - drawn) / device.bandwidth
+        total += shape.vocabulary * (
+            2 * shape.hidden * work.logits.tokens / rate + swept + device.draw * drawn
+        )
     return total

@@ -208,10 +208,10 @@ A real model, smollm2, alone and shared by processes, on two cores that were bus
 else, so that the seconds say little (`calibrate {fewer}`):
 
 {real}
-On one NVIDIA H200 the pilot took what [benchmark-gpu.md](benchmark-gpu.md) says, and decoding is
-tried there against `generate` as on every model; a whole calibration on a GPU has not been timed,
-nor held against the CPU's: `scripts/measure_devices.py --gpu`, with and without `--real`, does that.
-Tests run calibrations on a stand-in for a GPU, which refuses to mix two devices as a GPU does.
+On one NVIDIA H200 the pilot took what [benchmark-gpu.md](benchmark-gpu.md) says. A whole
+calibration on a GPU has not been timed, nor held against the CPU's: `scripts/measure_devices.py
+--gpu`, with and without `--real`, does that. Tests run calibrations on a stand-in for a GPU, which
+refuses to mix two devices as a GPU does.
 """
 
 

@@ -11,4 +11,5 @@ mypy
 lint-imports
 # A worker a core, each with one thread; tests of one file share their fixtures, and so a worker.
 export OMP_NUM_THREADS=1
-exec pytest --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder "$@"
+exec pytest --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder \
+    --durations 30 --durations-min 5 "$@"

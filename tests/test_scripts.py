@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 OPTIONAL = ("vaderSentiment", "xllamacpp", "peft", "lm_eval", "ray")
@@ -35,3 +36,16 @@ def test_every_script_can_be_imported():
     )
     assert names
     assert found.returncode == 0, found.stderr
+
+
+@pytest.mark.skipif(not SCRIPTS.is_dir(), reason="an installed package has no scripts")
+def test_the_benchmark_of_gpus_runs_on_what_is_there(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import benchmark_gpu
+
+    monkeypatch.setattr(benchmark_gpu, "DOCS", tmp_path)
+    small = "--layers 2 --hidden 128 --vocabulary 512 --tokens 4096 --matrix 64"
+    asked = [*small.split(), "--device", "cpu", "--dtype", "float32"]
+    done = CliRunner().invoke(benchmark_gpu.main, asked, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "grid of 129" in (tmp_path / "benchmark-gpu.md").read_text()

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import tiny
-from second_device import DEVICE, moved, second_device
+from second_device import moved, second_device
 
 import calibrate
 from calibrate.common.errors import CalibrateWarning
@@ -15,8 +15,20 @@ from calibrate.engine.loading import load_model
 
 OPTIONS = {
     "layer": 1, "ce_budget": 0.4, "min_gain": 0.0, "trials": 2, "teacher": "none", "audit": "none",
+    "guard": "none", "long_run": 0,
     "sampling": Sampling(temperature=1.0, top_p=1.0, max_new_tokens=12),
 }  # fmt: skip
+
+
+def found(model, folder):
+    """The config of a light calibration that loses no shortcut."""
+    prompts = folder / "prompts.txt"
+    prompts.write_text("\n".join(tiny.prompts(100)))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".* goes without", CalibrateWarning)
+        return calibrate.calibrate(
+            model, tiny.concept(60), tokenizer=tiny.tokenizer(), prompts=prompts, **OPTIONS
+        ).config
 
 
 @pytest.fixture
@@ -33,20 +45,12 @@ def test_every_shortcut_is_taken_there(architecture, elsewhere):
     assert report == here
 
 
-def test_a_calibration_there_finds_what_one_here_finds(elsewhere, tmp_path):
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("\n".join(tiny.prompts(100)))
-    found = []
-    for model in (tiny.model("llama"), moved(tiny.model("llama"))):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", "goes without", CalibrateWarning)
-            result = calibrate.calibrate(
-                model, tiny.concept(60), tokenizer=tiny.tokenizer(), prompts=prompts,
-                out=tmp_path / str(len(found)), **OPTIONS,
-            )  # fmt: skip
-        found.append(result.config)
-    here, there = found
-    assert moved(tiny.model("llama")).device == DEVICE
+def test_a_calibration_there_finds_what_one_here_finds(tmp_path):
+    here = found(tiny.model("llama"), tmp_path)
+    with second_device() as device:
+        model = moved(tiny.model("llama"))
+        assert model.device == device
+        there = found(model, tmp_path)
     assert there.range.strength_at_budget.value == pytest.approx(
         here.range.strength_at_budget.value, rel=1e-5
     )
