@@ -47,14 +47,19 @@ def check_asked(names: Sequence[str], settings: Settings) -> None:
     if settings.judge_question is not None:
         check_question(settings.judge_question)
     for name in names:
-        kind, _, model = name.partition(":")
+        kind, colon, model = name.partition(":")
         if kind == "openai":
-            if not model:
+            if not model.strip():
                 raise InputError(
                     "a judge openai must name a model of the server, as in openai:gpt-4o, "
                     f"got {name!r}"
                 )
             check_address(settings.judge_url)
+        elif kind == "question" and colon and not model.strip():
+            raise InputError(
+                f"a judge question: must name a model, as in question:{TEACHER}, got {name!r}; "
+                "the steered model itself is asked by question alone"
+            )
         elif kind == "question" and model.endswith(".gguf"):
             _require_file(model)
 

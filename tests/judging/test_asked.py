@@ -429,6 +429,15 @@ REFUSED = [
         "a judge openai must name a model of the server, as in openai:gpt-4o, got 'openai'",
         named("openai", judge_url="http://localhost/v1"),
     ),
+    *(
+        Refused(
+            f"a judge {name!r} with an empty name",
+            "a judge question: must name a model, as in question:qwen2.5-1.5b, got "
+            f"{name!r}; the steered model itself is asked by question alone",
+            named(name),
+        )
+        for name in ("question:", "question: ")
+    ),
     Refused(
         "a judge openai without an address",
         "a judge openai:MODEL needs its server's address, and got none; give --judge-url, such as "
