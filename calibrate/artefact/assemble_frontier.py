@@ -15,6 +15,7 @@ from calibrate.laws.limit import best_of_cost
 from calibrate.laws.presence import PresenceFit, fit_presence
 from calibrate.search import frontier as search
 from calibrate.search.advice import advice
+from calibrate.search.harm import forgets, is_silenced, reads_worse
 from calibrate.search.long_run import LOOP_MARGIN
 from calibrate.search.rivals import Rival
 
@@ -111,14 +112,12 @@ def refusal(point: search.Point, settings: Settings) -> str | None:
         return f"no clear change of {settings.min_gain:g}"
     if point.loops is not None and point.loops[1].value > LOOP_MARGIN:
         return f"long replies loop {point.loops[1].value:+.0%}"
-    most = settings.max_fluency_drop
-    if most is not None and point.fluency_drop.upper(settings.confidence) > most:
-        return f"fluency may drop by more than {most:g} nat"
-    allowed = settings.max_guard_drop
-    if allowed is not None and point.guarded is not None:
-        upper = point.guarded.drop.upper(settings.confidence)
-        if upper > allowed:
-            return f"the guard's accuracy may drop by {upper:.0%}"
+    if is_silenced(point.presence):
+        return f"{point.presence.n_empty} of {len(point.presence.completions)} replies are empty"
+    if reads_worse(point.fluency_drop, settings):
+        return f"fluency may drop by more than {settings.max_fluency_drop:g} nat"
+    if forgets(point.guarded, settings):
+        return f"the guard's accuracy may drop by more than {settings.max_guard_drop:.0%}"
     return None
 
 

@@ -28,12 +28,13 @@ from calibrate.engine.unsteered import Corpus, UnsteeredRun, run_unsteered
 from calibrate.judging.fluency import Fluency, measure_fluency
 from calibrate.judging.guard import Guarded, measure_guard
 from calibrate.judging.panel import Panel
-from calibrate.judging.presence import MAX_EMPTY, Presence, measure_presence, read
+from calibrate.judging.presence import Presence, measure_presence, read
 from calibrate.laws.formulas import CrossEntropyLaw
 from calibrate.laws.presence import FALL
 from calibrate.models.model import LoadedModel
 from calibrate.search.budget import spending_strength, verify_budget
 from calibrate.search.effect import LOOKS
+from calibrate.search.harm import is_silenced
 from calibrate.search.long_run import answer_at_length
 from calibrate.search.trials import PROPOSED_SHARE
 from calibrate.texts.guard import Guard
@@ -248,7 +249,7 @@ def _measured(bench: Bench, law: CrossEntropyLaw, budget: float) -> tuple[Point,
 def _end(points: Sequence[Point], settings: Settings) -> str | None:
     """Why nothing after the last of these points is worth measuring; None where it may be."""
     last = points[-1]
-    if last.presence.empty > MAX_EMPTY:
+    if is_silenced(last.presence):
         return f"{last.presence.empty:.0%} of the replies are empty"
     if last.loops is not None and last.loops[0].value > BROKEN:
         return f"{last.loops[0].value:.0%} of the tokens of long replies lie in loops"

@@ -9,9 +9,28 @@ from calibrate.judging.guard import Guarded
 from calibrate.judging.presence import MAX_EMPTY, Presence
 
 
+def is_silenced(presence: Presence) -> bool:
+    """Whether most steered replies are empty."""
+    return presence.empty > MAX_EMPTY
+
+
+def reads_worse(drop: RatioEstimate, settings: Settings) -> bool:
+    """Whether the drop of fluency may be larger than allowed."""
+    most = settings.max_fluency_drop
+    return most is not None and drop.upper(settings.confidence) > most
+
+
+def forgets(guarded: Guarded | None, settings: Settings) -> bool:
+    """Whether the guard's accuracy may drop by more than allowed."""
+    most = settings.max_guard_drop
+    return (
+        guarded is not None and most is not None and guarded.drop.upper(settings.confidence) > most
+    )
+
+
 def require_replies(presence: Presence) -> None:
-    """Raise Infeasible if steering silences the model: most of its replies are empty."""
-    if presence.empty > MAX_EMPTY:
+    """Raise Infeasible if steering silences the model."""
+    if is_silenced(presence):
         raise Infeasible(
             [
                 f"{presence.n_empty} of {len(presence.completions)} steered replies are empty; "
@@ -23,12 +42,13 @@ def require_replies(presence: Presence) -> None:
 
 def require_fluency(drop: RatioEstimate, settings: Settings) -> None:
     """Raise Infeasible if the drop of fluency may be larger than allowed."""
-    most, upper = settings.max_fluency_drop, drop.upper(settings.confidence)
-    if most is not None and upper > most:
+    if reads_worse(drop, settings):
+        upper = drop.upper(settings.confidence)
         raise Infeasible(
             [
                 f"steered replies may be {upper:.3g} nat per token less likely to the unsteered "
-                f"model ({settings.confidence:.0%} bound), above --max-fluency-drop {most:g}"
+                f"model ({settings.confidence:.0%} bound), above --max-fluency-drop "
+                f"{settings.max_fluency_drop:g}"
             ],
             ["allow more with --max-fluency-drop", "allow less with --ce-budget"],
         )
@@ -36,16 +56,14 @@ def require_fluency(drop: RatioEstimate, settings: Settings) -> None:
 
 def require_guard(guarded: Guarded | None, settings: Settings) -> None:
     """Raise Infeasible if the guard's accuracy may drop by more than allowed."""
-    most = settings.max_guard_drop
-    if guarded is None or most is None:
-        return
-    upper = guarded.drop.upper(settings.confidence)
-    if upper > most:
+    if guarded is not None and forgets(guarded, settings):
+        upper = guarded.drop.upper(settings.confidence)
         raise Infeasible(
             [
                 f"the share of {guarded.name} questions that are answered rightly may drop by "
                 f"{upper:.3g} ({settings.confidence:.0%} bound; {guarded.baseline.value:.3f} to "
-                f"{guarded.accuracy.value:.3f}), above --max-guard-drop {most:g}"
+                f"{guarded.accuracy.value:.3f}), above --max-guard-drop "
+                f"{settings.max_guard_drop:g}"
             ],
             ["allow more with --max-guard-drop", "allow less with --ce-budget"],
         )

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny
 
+from calibrate.artefact.assemble_frontier import refusal
 from calibrate.artefact.directory import FRONTIER_FILES, open_workspace, wrote
 from calibrate.artefact.frontier import Frontier
 from calibrate.common.errors import ArtefactError, Infeasible, InputError
@@ -146,6 +147,25 @@ def test_it_ends_where_replies_break_or_presence_turns_back():
     assert "turned back" in _end([more, seen(0.3)], Settings(goal="decrease"))
     assert "loops" in _end([seen(0.1, loops=0.7)], Settings())
     assert "empty" in _end([seen(0.1, empty=0.7)], Settings())
+
+
+def test_a_point_ships_only_without_what_a_calibration_refuses():
+    def drop(size):
+        return RatioEstimate(np.full(16, size), np.ones(16))
+
+    def why_not(settings, fluency=0.0, guard=None, **facts):
+        point = seen(0.2, loops=0.0, **facts)
+        point.fluency_drop = drop(fluency)
+        point.guarded = None if guard is None else SimpleNamespace(drop=drop(guard))
+        point.presence.n_empty, point.presence.completions = 12, range(16)
+        return refusal(point, settings)
+
+    strict = Settings(max_fluency_drop=0.1, max_guard_drop=0.05)
+    assert why_not(strict, fluency=0.05, guard=0.01) is None
+    assert why_not(Settings(), fluency=9.0, guard=0.5) is None
+    assert why_not(strict, fluency=0.2) == "fluency may drop by more than 0.1 nat"
+    assert why_not(strict, guard=0.2) == "the guard's accuracy may drop by more than 5%"
+    assert why_not(Settings(), empty=0.75) == "12 of 16 replies are empty"
 
 
 def test_what_a_step_is_worth_falls_as_the_law_levels_off():
