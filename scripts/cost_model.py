@@ -42,7 +42,8 @@ OPTIONS: dict[str, Any] = {"concept": "joy", "min_gain": 0.0}
 RANDOM = "llama-8b"
 # Rows of the products that are timed.
 WIDTHS = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 16_384)
-SIZES = {"cpu": (1024, 4096, 2048), "cuda": (8192, 8192, 16_384)}  # of the matrix; most rows
+MOST = {"cpu": 2048, "cuda": 16_384}  # rows
+STREAMED = {"cpu": 64 << 20, "cuda": 512 << 20}  # bytes of matrices in turn: no cache holds them
 DRAWN = 8  # tokens that are drawn at a time
 SMALL_BLOCKS = {
     "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 1, "num_key_value_heads": 1,
@@ -53,7 +54,7 @@ ROWS = {"cpu": 64, "cuda": 1024}  # of the array that passes go over
 
 @click.command()
 @click.option("--model", "models", multiple=True, default=MODELS, show_default=True)
-@click.option("--device", type=click.Choice(tuple(SIZES)), default="cpu", show_default=True)
+@click.option("--device", type=click.Choice(tuple(MOST)), default="cpu", show_default=True)
 @click.option("--dtype", default="float32", show_default=True)
 @click.option("--batch-tokens", default=DEFAULT_BATCH_TOKENS, show_default=True)
 @page_option
@@ -151,6 +152,7 @@ class Stages(Progress):
         started, tokens = self._open.pop()
         self.work[stage].seconds += time.perf_counter() - started
         self.work[stage].token_forwards += self._meter.tokens - tokens
+        click.echo(f"{stage}: {self.work[stage].seconds:.1f} s")
 
 
 def counted(loaded: LoadedModel) -> dict[str, Work]:
@@ -180,16 +182,18 @@ def counting(loaded: LoadedModel, stages: Stages) -> Iterator[None]:
 
 
 def device_of(loaded: LoadedModel) -> Device:
-    """The rates of the device that a model is on, by products of its own."""
-    device, dtype = loaded.device.type, loaded.dtype
-    inner, outer, most = SIZES[device]
-    matrix = torch.randn(outer, inner, device=device, dtype=dtype)
+    """The rates of the device that a model is on, by products of matrices of the model's size."""
+    device, dtype, shape = loaded.device.type, loaded.dtype, shape_of(loaded, loaded.name)
+    size = dtype.itemsize * shape.hidden * shape.inner
+    matrices = torch.randn(
+        STREAMED[device] // size + 1, shape.inner, shape.hidden, device=device, dtype=dtype
+    )
     rates = {}
     for width in WIDTHS:
-        if width <= most:
-            rows = torch.randn(width, inner, device=device, dtype=dtype)
-            seconds = timed(lambda rows=rows: torch.nn.functional.linear(rows, matrix), device)
-            rates[width] = 2 * width * inner * outer / seconds
+        if width <= MOST[device]:
+            rows = torch.randn(width, shape.hidden, device=device, dtype=dtype)
+            seconds = timed(lambda rows=rows: [rows @ one.T for one in matrices], device)
+            rates[width] = 2 * width * matrices.numel() / seconds
     array = torch.randn(ROWS[device], 50_000, device=device)
     bandwidth = 2 * array.nbytes / timed(lambda: array.exp(), device)
     logits, keys = 4 * torch.randn(DRAWN, 100_000, device=device), torch.arange(DRAWN)

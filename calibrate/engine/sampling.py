@@ -27,25 +27,37 @@ def draw(scores: torch.Tensor, sampling: Sampling, keys: torch.Tensor, step: int
     """
     tempered = scores.float() / sampling.temperature
     total = tempered.logsumexp(dim=-1, keepdim=True)
+    counters = keys[:, None] + step * STEP_STRIDE
+    if sampling.top_p < 1:
+        return _from_nucleus(tempered, total, sampling.top_p, counters).to(scores.device)
+    noise = _gumbel(counters, torch.arange(tempered.shape[-1]))
+    return ((tempered - total).cpu() + noise).argmax(dim=-1).to(scores.device)
+
+
+def _from_nucleus(
+    tempered: torch.Tensor, total: torch.Tensor, top_p: float, counters: torch.Tensor
+) -> torch.Tensor:
+    """Draw from the likeliest tokens only, int64 tensor (rows,) on the CPU.
+
+    total: log-sum-exp of each row of the tempered logits, (rows, 1). counters: of each row's noise.
+    """
     vocabulary = tempered.shape[-1]
-    smaller = [guess for guess in NUCLEUS_GUESSES if guess < vocabulary and sampling.top_p < 1]
-    chosen = torch.empty(len(scores), dtype=torch.long)
-    left = torch.arange(len(scores))
-    for guess in (*smaller, vocabulary):
-        here = slice(None) if len(left) == len(scores) else left.to(scores.device)
+    chosen = torch.empty(len(tempered), dtype=torch.long)
+    left = torch.arange(len(tempered))
+    for guess in (*(each for each in NUCLEUS_GUESSES if each < vocabulary), vocabulary):
+        here = slice(None) if len(left) == len(tempered) else left.to(tempered.device)
         top = tempered[here].topk(guess, dim=-1)
-        log_probs = top.values - total[here]
+        # The rest is done on the CPU: the same on every device, and a GPU is waited for twice.
+        log_probs, ids = (top.values - total[here]).cpu(), top.indices.cpu()
         before = _mass_before(log_probs)
-        fits = (before[:, -1] >= sampling.top_p).cpu() | (guess == vocabulary)
-        # Float64 noise is made on the CPU, so that it is the same on every device.
-        log_probs, ids = log_probs.double().cpu(), top.indices.cpu()
-        noisy = log_probs + _gumbel(keys[left, None] + step * STEP_STRIDE, ids)
-        best = noisy.masked_fill((before >= sampling.top_p).cpu(), -torch.inf).argmax(dim=-1)
+        fits = (before[:, -1] >= top_p) | (guess == vocabulary)
+        noisy = log_probs + _gumbel(counters[left], ids)
+        best = noisy.masked_fill(before >= top_p, -torch.inf).argmax(dim=-1)
         chosen[left[fits]] = ids.gather(1, best[:, None])[fits, 0]
         left = left[~fits]
         if not len(left):
             break
-    return chosen.to(scores.device)
+    return chosen
 
 
 def _mass_before(log_probs: torch.Tensor) -> torch.Tensor:
@@ -61,9 +73,9 @@ ROUND_1, ROUND_2 = -4658895280553007687, -7723592293110705685
 STEP_STRIDE = 1 << 32  # more than any vocabulary, so that steps never share a counter
 
 
-def _gumbel(keys: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Standard Gumbel noise, float64, a pure function of key and token id."""
-    z = (keys + ids + 1) * GOLDEN
+def _gumbel(counters: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Standard Gumbel noise, float64, a pure function of a row's counter and a token's id."""
+    z = (counters + ids + 1) * GOLDEN
     z = (z ^ _shifted(z, 30)) * ROUND_1
     z = (z ^ _shifted(z, 27)) * ROUND_2
     z = z ^ _shifted(z, 31)

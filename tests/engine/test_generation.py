@@ -51,6 +51,13 @@ def test_draws_follow_the_tempered_nucleus(sampling, guesses, monkeypatch):
     assert chisquare(counts[expected > 0], expected[expected > 0]).pvalue > 1e-3
 
 
+def test_a_nucleus_of_all_tokens_changes_no_draw():
+    scores = 3 * torch.randn(64, 3000, generator=torch.Generator().manual_seed(4))
+    keys = torch.arange(64) * 7919
+    whole, nearly = (draw(scores, Sampling(1.0, top_p), keys, step=2) for top_p in (1.0, 1 - 1e-9))
+    assert whole.tolist() == nearly.tolist()
+
+
 def test_how_many_tokens_are_looked_at_changes_no_draw(monkeypatch):
     """Rows sharp and flat stand side by side: some fit the first guess, some none."""
     generator = torch.Generator().manual_seed(0)
