@@ -17,21 +17,19 @@ from typing import Any
 
 import click
 import numpy as np
+from default_band import judges_at
 from markdown_tables import DOCS, table
 from records import page_option, read_records, write_records
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from calibrate import load_model
-from calibrate.common.errors import Infeasible
 from calibrate.common.settings import Settings
 from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.generation import Completion, Request, sample_all
 from calibrate.engine.site import Site, SteeringVector
 from calibrate.engine.unsteered import UnsteeredRun, run_unsteered
-from calibrate.judging.choice import Lesson
-from calibrate.judging.panel import Panel, make_judges
+from calibrate.judging.panel import Panel
 from calibrate.judging.presence import read
-from calibrate.judging.teaching import JudgeInputs
 from calibrate.laws.pilot import run_pilot
 from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.search.sites import BAND, steered_band
@@ -111,7 +109,7 @@ def measure(
     order = ["band", "unsteered", *(name for name in sites if name != "band")]
     if all(name in kept(loaded, concept) for name in order):
         return
-    panel = judges(loaded, concept, replies, sites)
+    panel = judges_at(loaded, concept, replies, sites["band"], SETTINGS)
     for name in order:
         cells = kept(loaded, concept)
         if name in cells:
@@ -132,18 +130,6 @@ def measure(
 
 def kept(loaded: LoadedModel, concept: str) -> dict[str, Any]:
     return read_records(TARGET).get(loaded.name, {}).get(concept, {})
-
-
-def judges(
-    loaded: LoadedModel, concept: str, replies: UnsteeredReplies, sites: dict[str, Site]
-) -> Panel | None:
-    """The judges of a calibration; None where the probe cannot tell the concept."""
-    splits = read_concept(concept).split()
-    inputs = JudgeInputs(concept, splits, replies, Site(sites["band"].vectors[:1]))
-    try:
-        return make_judges(loaded, inputs, "auto", "embedding", Lesson("graded"), SETTINGS)
-    except Infeasible:
-        return None
 
 
 def cell(

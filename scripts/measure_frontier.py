@@ -17,6 +17,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from default_band import band_of, judges_at
 from kept import forget
 from markdown_tables import DOCS, table
 from records import page_option, read_records, write_records
@@ -31,19 +32,13 @@ from calibrate.common.settings import Settings
 from calibrate.deploy.frontier import nearest_strength
 from calibrate.engine.cross_entropy import states_by_sequence
 from calibrate.engine.generation import Completion
-from calibrate.engine.site import Site
 from calibrate.engine.unsteered import run_unsteered
-from calibrate.judging.choice import Lesson
-from calibrate.judging.panel import Panel, make_judges
-from calibrate.judging.teaching import JudgeInputs
 from calibrate.laws.pilot import run_pilot
 from calibrate.laws.presence import fit_presence
 from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.search.frontier import Bench, Point, measure_frontier, stage_of
 from calibrate.search.rivals import measure_rivals
-from calibrate.search.sites import steered_band
-from calibrate.texts.concept import built_in_concepts, read_concept, read_prompts
-from calibrate.texts.extraction import concept_vectors
+from calibrate.texts.concept import built_in_concepts, read_prompts
 from calibrate.texts.guard import read_guard
 from calibrate.texts.replies import build_corpora, sample_unsteered
 
@@ -95,10 +90,8 @@ def measured(loaded: LoadedModel, concept: str) -> dict[str, Any] | None:
     with preserving_model_state(loaded):
         replies = sample_unsteered(loaded, read_prompts(), SETTINGS)
         corpora = build_corpora(loaded, replies, None)
-        splits = read_concept(concept).split()
-        vectors = concept_vectors(loaded, splits["vector"], SETTINGS)
-        site = Site(tuple(vectors[layer] for layer in steered_band(loaded.num_layers)))
-        panel = judges(loaded, JudgeInputs(concept, splits, replies, Site(site.vectors[:1])))
+        site = band_of(loaded, concept, SETTINGS)
+        panel = judges_at(loaded, concept, replies, site, SETTINGS)
         if panel is None:
             return None
         bench = Bench(loaded, site, panel, replies, corpora, SETTINGS, read_guard())
@@ -164,13 +157,6 @@ def refusal_of_pick(result: Calibration, loaded: LoadedModel) -> str | None:
     except Infeasible as infeasible:
         return str(infeasible)
     return None
-
-
-def judges(loaded: LoadedModel, material: JudgeInputs) -> Panel | None:
-    try:
-        return make_judges(loaded, material, "auto", "embedding", Lesson("graded"), SETTINGS)
-    except Infeasible:
-        return None
 
 
 def page(found: dict[str, Frontier], facts: dict[str, Any]) -> str:

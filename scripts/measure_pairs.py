@@ -16,8 +16,9 @@ from typing import Any
 import click
 import matplotlib.pyplot as plt
 import numpy as np
+from default_band import judges_at
 from markdown_tables import DOCS, table
-from measure_bands import JUDGES, SETTINGS, cell, change, judges
+from measure_bands import JUDGES, SETTINGS, cell, change
 from records import page_option, read_records, write_records
 
 from calibrate import load_model
@@ -69,7 +70,7 @@ def measure(
         site = site_from(loaded, concept, n) if n else None
         if panel is None:
             start = site_from(loaded, concept, PAIRS[-1])
-            panel = judges(loaded, name, replies, {"band": start})
+            panel = judges_at(loaded, name, replies, start, SETTINGS)
         facts, scores = cell(loaded, panel, replies, runs, site)
         for judge, values in scores.items():
             error = np.std(values, ddof=1) / np.sqrt(len(values))

@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 import numpy as np
+from default_band import band_of, judges_at
 from markdown_tables import DOCS, table
 from records import page_option, read_records, write_records
 from scipy.interpolate import PchipInterpolator
@@ -27,18 +28,13 @@ from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.generation import Completion, Request, sample_all
 from calibrate.engine.site import Site
 from calibrate.engine.unsteered import Corpus, UnsteeredRun, run_unsteered
-from calibrate.judging.choice import Lesson
-from calibrate.judging.panel import make_judges
 from calibrate.judging.presence import Presence, read
-from calibrate.judging.teaching import JudgeInputs
 from calibrate.laws.pilot import run_pilot
 from calibrate.laws.remainder_passes import measure_remainder, reader_of
 from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.search.budget import spending_strength
-from calibrate.search.sites import steered_band
 from calibrate.texts.concept import read_concept, read_prompts
 from calibrate.texts.concept_tokens import concept_tokens
-from calibrate.texts.extraction import concept_vectors
 from calibrate.texts.replies import UnsteeredReplies, build_corpora, sample_unsteered
 from probes import Reader
 
@@ -116,18 +112,17 @@ def main(models: tuple[str, ...], concepts: tuple[str, ...], only_page: bool) ->
 def measured(loaded: LoadedModel, concept: str) -> dict[str, Any]:
     """Every rule's strengths, costs and presence."""
     replies = sample_unsteered(loaded, read_prompts(), SETTINGS)
-    splits = read_concept(concept).split()
-    vectors = concept_vectors(loaded, splits["vector"], SETTINGS)
-    site = Site(tuple(vectors[layer] for layer in steered_band(loaded.num_layers)))
-    inputs = JudgeInputs(concept, splits, replies, Site(site.vectors[:1]))
-    panel = make_judges(loaded, inputs, "auto", None, Lesson("graded"), SETTINGS)
+    site = band_of(loaded, concept, SETTINGS)
+    panel = judges_at(loaded, concept, replies, site, SETTINGS, second=None)
+    assert panel is not None, f"no probe can tell {concept}"
     scene = staged(loaded, site, replies)
     run = run_unsteered(loaded, build_corpora(loaded, replies, None)["search"], [site.first])
     law = run_pilot(loaded, run, site, (), SETTINGS).law
     one, _ = spending_strength(loaded, run, site, law, SETTINGS.ce_budget, sign=1)
     grid = one * SHARES
     costs = np.stack([scene.costs(scene.first, np.full(len(scene.first), at)) for at in grid])
-    tokens = concept_tokens(loaded, splits["vector"], replies)
+    texts = read_concept(concept).split()["vector"]
+    tokens = concept_tokens(loaded, texts, replies)
     masses = masses_by_law(scene, tokens, one, grid)
     wanted = {
         "one": np.full(len(scene.first), one),
