@@ -57,7 +57,7 @@ def prompts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def joy(smollm2, prompts, tmp_path_factory):
     directory = tmp_path_factory.mktemp("joy") / "joy"
-    options = {**LIGHT, "audit": "auto", "guard": "auto"}
+    options = {**LIGHT, "audit": "auto", "guard": "auto", "long_run": 64}
     return calibrate.calibrate(smollm2, "joy", out=directory, prompts=prompts, **options), directory
 
 

@@ -140,9 +140,13 @@ class SharedStudy:
                 policy.ended(trial)
 
         with quiet_optuna():
+            # Two workers may be handed one trial. The second to finish it hears of that from its
+            # storage, or from Optuna as a ValueError, which can mean other things.
             try:
                 self.study.optimize(objective, n_trials=1, catch=(_Surplus,), callbacks=[ended])
-            except ValueError:  # two workers were handed the trial, and the other was first
+            except optuna.exceptions.UpdateFinishedTrialError:
+                return bool(started)
+            except ValueError:
                 if not started or self.study.trials[started[0]].state not in FINISHED:
                     raise
         return bool(started)

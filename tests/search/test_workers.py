@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -26,6 +27,7 @@ from calibrate.artefact.config import CONFIG_FILE, VECTOR_FILE
 from calibrate.artefact.directory import open_workspace
 from calibrate.artefact.evidence import EVIDENCE_FILE
 from calibrate.common.layout import WORKERS_FOLDER, WRITING_LOCK
+from calibrate.search.workers import Proposal, SharedStudy
 
 pytestmark = pytest.mark.slow
 
@@ -319,4 +321,30 @@ def test_workers_share_a_grpc_proxy(crew_of, tmp_path, proxy):
     crew = crew_of(tmp_path / "crew", url=proxy, together=2)
     answers = [crew.answer(worker) for worker in (crew.hire(), crew.hire())]
     assert answers[0]["best"] == answers[1]["best"]
-    measured_once(crew)
+    # On a busy machine the proxy hands one trial to both, who measure it; it counts once.
+    counted_once(optuna.load_study(study_name="joy", storage=f"sqlite:///{tmp_path}/s.db"))
+
+
+def test_the_second_to_finish_a_trial_goes_on(monkeypatch):
+    study = optuna.create_study(direction="maximize")
+    finish = study._storage.set_trial_state_values
+
+    def second(trial_id, state, values=None):
+        """The other worker finished it a moment before."""
+        done = finish(trial_id, state, values)
+        if state.is_finished():
+            raise optuna.exceptions.UpdateFinishedTrialError
+        return done
+
+    policy = SimpleNamespace(
+        most=1,
+        propose=lambda counting: Proposal("block 3", {"share": 0.5}),
+        sampler=lambda n_finished: optuna.samplers.RandomSampler(seed=0),
+        measure=lambda trial: trial.suggest_float("share", 0.0, 1.0),
+        enough=lambda finished: False,
+        ended=lambda trial: None,
+    )
+    monkeypatch.setattr(study._storage, "set_trial_state_values", second)
+    shared = SharedStudy(study, "the second", None)
+    shared.take_part(policy)
+    assert [trial.value for trial in shared.finished] == [0.5]
