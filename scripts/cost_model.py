@@ -22,7 +22,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from cost_page import CORE, page
+from cost_page import CORE, WIDTHS, page
 from cost_work import Device, Shape, Work
 from kept import forget
 from markdown_tables import DOCS
@@ -40,8 +40,6 @@ TARGET = DOCS / "cost.json"
 MODELS = ("smollm2", "gemma3-270m")
 OPTIONS: dict[str, Any] = {"concept": "joy", "min_gain": 0.0}
 RANDOM = "llama-8b"
-# Rows of the products that are timed.
-WIDTHS = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 16_384)
 MOST = {"cpu": 2048, "cuda": 16_384}  # rows
 STREAMED = {"cpu": 64 << 20, "cuda": 512 << 20}  # bytes of matrices in turn: no cache holds them
 DRAWN = 8  # tokens that are drawn at a time

@@ -18,7 +18,7 @@ CORE = "one core"  # the CPU that the smallest models ran on
 SMALL = "smollm2, cpu, 2048"  # the run whose calls are put to larger models
 DRAWING = 12  # passes over a distribution that drawing a token from it takes
 FORGOTTEN = 0.05  # of a run: stages below it are not held against the clock
-WIDTHS = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 16384)  # of the rates of a GPU
+WIDTHS = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 16384)  # rows of products
 
 
 def gpus(weights: int) -> int:

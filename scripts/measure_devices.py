@@ -4,7 +4,7 @@
 
 Six tiny architectures: alone, shared by two processes (tensor parallelism), sharded over two (FSDP
 2), and with blocks on disk. With --real, smollm2 alone and shared by three processes. With --gpu,
-the tiny architectures on the CPU and, in three ways, on the GPU; with both, smollm2 there. Three
+the tiny architectures on the CPU and, in four ways, on the GPU; with both, smollm2 there. Three
 minutes on two cores, and ten with --real; one on a GPU.
 """
 

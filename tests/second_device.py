@@ -12,7 +12,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
 from torch._lazy import ts_backend
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
@@ -110,8 +109,3 @@ def second_device() -> Iterator[torch.device]:
             yield DEVICE
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(before)
-
-
-def moved(model: nn.Module) -> nn.Module:
-    """A model whose weights are on the second device."""
-    return model.to(DEVICE)

@@ -72,10 +72,13 @@ class BatchSteering:
                 row.shifts.get(layer) if row and row.positions == positions else None
                 for row in self._rows
             ]
-            nothing = like.new_zeros(like.shape[-1])
-            rows = [nothing if shift is None else shift.to(like) for shift in chosen]
-            steered = any(shift is not None for shift in chosen)
-            self._shifts[place] = torch.stack(rows)[:, None] if steered else None
+            shifts = [shift for shift in chosen if shift is not None]
+            if shifts:
+                nothing = torch.zeros_like(shifts[0])
+                rows = [nothing if shift is None else shift for shift in chosen]
+                self._shifts[place] = torch.stack(rows)[:, None].to(like)
+            else:
+                self._shifts[place] = None
         return self._shifts[place]
 
 

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import tiny
-from second_device import moved, second_device
+from second_device import second_device
 
 import calibrate
 from calibrate.common.errors import CalibrateWarning
@@ -39,7 +39,7 @@ def elsewhere():
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma2", "gemma3", "gpt-neox", "gpt2"])
 def test_every_shortcut_is_taken_there(architecture, elsewhere):
-    model = moved(tiny.model(architecture))
+    model = tiny.model(architecture).to(elsewhere)
     report = load_model(model, tiny.tokenizer()).capabilities.report()
     here = load_model(tiny.model(architecture), tiny.tokenizer()).capabilities.report()
     assert report == here
@@ -48,7 +48,7 @@ def test_every_shortcut_is_taken_there(architecture, elsewhere):
 def test_a_calibration_there_finds_what_one_here_finds(tmp_path):
     here = found(tiny.model("llama"), tmp_path)
     with second_device() as device:
-        model = moved(tiny.model("llama"))
+        model = tiny.model("llama").to(device)
         assert model.device == device
         there = found(model, tmp_path)
     assert there.range.strength_at_budget.value == pytest.approx(
