@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from paper_models import MODELS as PAPERS
 
 CORE = "one core"  # the CPU that the smallest models ran on
-SMALL = "smollm2, cpu, 2048"  # the run whose calls are put to larger models
+SMALL = {2048: "smollm2, cpu, 2048", 16_384: "smollm2, cuda, 16384"}  # runs, by --batch-tokens
+ON_GPU = "llama-8b, cuda, 16384"  # the run that shows how long a GPU waits for a block's kernels
 DRAWING = 12  # passes over a distribution that drawing a token from it takes
 FORGOTTEN = 0.05  # of a run: stages below it are not held against the clock
 WIDTHS = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 16384)  # rows of products
@@ -27,15 +28,16 @@ def gpus(weights: int) -> int:
     return 1 if needed <= 1 else 2 ** int(np.ceil(np.log2(needed)))
 
 
-def h100(count: int) -> Device:
+def h100(count: int, kept: dict[str, Any]) -> Device:
     """So many H100s that share a model, by published rates; their shares of a product are even.
 
     A product does 60 % of the peak in bfloat16, and 80 % of the memory's bandwidth where that
-    bounds it. A block takes 150 µs of eager kernels, and two all-reduces of 20 µs where shared.
+    bounds it. To queue a block's kernels takes what it took beside an H200, and two all-reduces of
+    20 µs where shared.
     """
     peak, memory = 0.6 * 989e12 * count, 0.8 * 3.35e12 * count
     rates = {width: min(peak, width * memory) for width in WIDTHS}
-    call = 150e-6 + (40e-6 if count > 1 else 0.0)
+    call = device_of(kept[ON_GPU]).call + (40e-6 if count > 1 else 0.0)
     draw = DRAWING * 4 * count / memory
     return Device(f"{count} × H100", rates, call, memory / count, 2, draw, queued=True)
 
@@ -47,7 +49,6 @@ LARGER = (  # published configs
     Shape("70 B (Llama 3.1)", 80, 8192, 28_672, 64, 8, 128, 128_256),
     Shape("405 B (Llama 3.1)", 126, 16_384, 53_248, 128, 8, 128, 128_256),
 )
-LARGER_BATCHES = 8  # times as many positions in a pass: --batch-tokens 16384
 NODES = 8  # GPUs of the cluster in the last table
 ONCE = ("unsteered replies", "steering vectors", "judges")  # for all budgets of a cell
 
@@ -97,10 +98,22 @@ def page(kept: dict[str, Any]) -> str:
             ["model", "on", "--batch-tokens", "stage", "token-forwards", "10¹² FLOP",
              "GB of weights read", "measured", "foretold", "off by"], held),
         worst="; ".join(f"{name} {off:.0%}" for name, off in worst.items() if off),
+        wholes=wholes_table(kept),
         rates=rates_table(kept),
         larger=larger_table(kept),
         cluster=cluster_table(kept),
     )  # fmt: skip
+
+
+def wholes_table(kept: dict[str, Any]) -> str:
+    """Seconds of each whole calibration, loading left out."""
+    rows = []
+    for facts in kept.values():
+        shape, work = read(facts)
+        whole = sum(one.seconds for one in work.values())
+        on = device_of(facts).name
+        rows.append([shape.name, on, f"{facts['batch_tokens']}", f"{whole:.0f} s"])
+    return table(["model", "on", "--batch-tokens", "a calibration"], rows)
 
 
 def rates_table(kept: dict[str, Any]) -> str:
@@ -108,7 +121,7 @@ def rates_table(kept: dict[str, Any]) -> str:
     rows = [
         [
             f"10⁹ FLOP/s with {n} rows",
-            *(f"{each.rates.get(n, np.nan) / 1e9:,.0f}" for each in devices),
+            *(f"{each.rates[n] / 1e9:,.0f}" if n in each.rates else "" for each in devices),
         ]
         for n in sorted({n for each in devices for n in each.rates})
     ]
@@ -122,40 +135,29 @@ def rates_table(kept: dict[str, Any]) -> str:
 
 def larger_table(kept: dict[str, Any]) -> str:
     """Seconds of each stage on larger models, with the calls that smollm2's calibration made."""
-    small, work = read(kept[SMALL])
     rows = []
     for shape in LARGER:
-        device = h100(gpus(shape.weights))
-        for batches in (1, LARGER_BATCHES):
+        device = h100(gpus(shape.weights), kept)
+        for batch_tokens, run in SMALL.items():
+            small, work = read(kept[run])
             each = {
-                stage: seconds_of(fewer_calls(one, batches), shape, device, small)
+                stage: seconds_of(one, shape, device, small)
                 for stage, one in work.items()
                 if one.texts.calls + one.steps.calls
             }
             whole = sum(each.values())
             largest = max(each, key=lambda stage: each[stage])
             rows.append([
-                shape.name, device.name, f"{2048 * batches}", f"{whole:.0f} s",
+                shape.name, device.name, f"{batch_tokens}", f"{whole:.0f} s",
                 f"{whole * gpus(shape.weights) / 60:.1f}", f"{largest} {each[largest] / whole:.0%}",
             ])  # fmt: skip
     heads = ["model", "on", "--batch-tokens", "a calibration", "GPU minutes", "most of it"]
     return table(heads, rows)
 
 
-def fewer_calls(work: Work, times: int) -> Work:
-    """The same work in larger batches; the steps of a reply stay, in fewer batches of replies."""
-
-    def fewer(kind: Calls) -> Calls:
-        return Calls(max(kind.calls // times, min(kind.calls, 1)), kind.tokens)
-
-    return Work(
-        work.seconds, work.token_forwards, fewer(work.texts), fewer(work.steps), fewer(work.logits)
-    )
-
-
 def cluster_table(kept: dict[str, Any]) -> str:
     """The paper's eleven models × eight concepts × three budgets on a cluster."""
-    small, work = read(kept[SMALL])
+    small, work = read(kept[SMALL[2048]])
     hours, replies = 0.0, 0.0
     for one in PAPERS:
         shape = Shape(
@@ -163,7 +165,7 @@ def cluster_table(kept: dict[str, Any]) -> str:
             one.vocabulary,
         )  # fmt: skip
         each = {
-            stage: seconds_of(each, shape, h100(1), small)
+            stage: seconds_of(each, shape, h100(1, kept), small)
             for stage, each in work.items()
             if each.texts.calls + each.steps.calls
         }
@@ -193,23 +195,27 @@ is not a product is counted as so many passes over norms, hidden size, inner siz
 {held}
 Stages that take more than 5 % of the run; the worst of each run: {worst}. What a stage does
 beside the model, as fitting probes, reading sentences with the encoder and resampling, is not
-foretold. Each model had one core; the other was busy with another measurement. gemma3-270m's
-calibration ends as infeasible, since its long replies loop, and has all stages.
+foretold: on a GPU that is most of the judges' time. On the CPU each model had one core, and the
+other was busy with another measurement; the GPU's machine had four. gemma3-270m's calibration ends
+as infeasible, since its long replies loop, and has all stages; so does that of llama-8b, whose
+weights are random.
 
+{wholes}
 {rates}
 ## Larger models
 
-The calls that smollm2's calibration made, put to larger models: more blocks, and larger ones. H100s
-by published rates: 60 % of the bfloat16 peak of 989 TFLOP/s, 80 % of 3.35 TB/s, 150 µs of kernels a
-block, 40 µs of all-reduces where GPUs share it.
+The calls that smollm2's calibrations made, put to larger models: more blocks, and larger ones.
+H100s by published rates: 60 % of the bfloat16 peak of 989 TFLOP/s, 80 % of 3.35 TB/s, 40 µs of
+all-reduces where GPUs share it. A block's kernels wait for Python as long as llama-8b's did here.
 
 {larger}
-Decoding replies token by token is bound by kernels and by reading weights, not by arithmetic:
-larger batches are what helps, so give `--batch-tokens 16384` on a GPU. A batch that does not fit is
-halved. A GPU's waiting for Python and for the CPU, which draws the tokens, is not counted. Small
-models wait for these most, and for them these seconds are far too few: on an H200 a calibration of
-smollm2 in bfloat16 had not ended after 66 seconds, the start of Python included, when the loan of
-the machine did. No other calibration was run on a GPU.
+Decoding replies token by token is bound by Python, which queues kernels, and by reading weights,
+not by arithmetic; batches of 16,384 tokens in place of 2,048 spare nothing. A batch that does not
+fit is halved.
+
+Calibrations run without cuDNN's attention, which plans anew for every width that it has not met, so
+for every token of a reply: with it, smollm2's spent 47 of its first 102 seconds there, in a profile
+that it did not end in; without, 4 of 61, to its end.
 
 ## The paper's models
 

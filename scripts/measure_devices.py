@@ -5,7 +5,7 @@
 Six tiny architectures: alone, shared by two processes (tensor parallelism), sharded over two (FSDP
 2), and with blocks on disk. With --real, smollm2 alone and shared by three processes. With --gpu,
 the tiny architectures on the CPU and, in four ways, on the GPU; with both, smollm2 there. Three
-minutes on two cores, and ten with --real; one on a GPU.
+minutes on two cores, and ten with --real; four on a GPU, and two with --real.
 """
 
 from __future__ import annotations
@@ -205,13 +205,14 @@ replies differ sooner or later, as they do between two kinds of GPU.
 
 {tiny}
 A real model, smollm2, alone and shared by processes, on two cores that were busy with something
-else, so that the seconds say little (`calibrate {fewer}`):
+else, and on a GPU (`calibrate {fewer}`). Replies are drawn by the CPU's arithmetic wherever the
+model is, so that in float32 a GPU finds what a CPU finds; in bfloat16 replies differ:
 
 {real}
-On one NVIDIA H200 the pilot took what [benchmark-gpu.md](benchmark-gpu.md) says. A whole
-calibration on a GPU has not been timed, nor held against the CPU's: `scripts/measure_devices.py
---gpu`, with and without `--real`, does that. Tests run calibrations on a stand-in for a GPU, which
-refuses to mix two devices as a GPU does.
+What default options take on a GPU is in [cost.md](cost.md), the pilot of 8 billion weights in
+[benchmark-gpu.md](benchmark-gpu.md). The tiny architectures' figures from a GPU are missing: the
+loan of the machine ended before `--gpu` without `--real` did. Tests run calibrations on a stand-in
+for a GPU, which refuses to mix two devices as a GPU does.
 """
 
 

@@ -92,7 +92,7 @@ class LoadedModel:
         dtype: torch.dtype = self.model.dtype
         return dtype
 
-    @property
+    @cached_property
     def context_length(self) -> int:
         """Longest sequence the model takes, in tokens."""
         return context_length(self.model.config.get_text_config())
@@ -211,14 +211,18 @@ def preserving_module_state(model: nn.Module, device: torch.device) -> Iterator[
     Restored are every module's train/eval flag and the random states of torch, its devices
     and NumPy. Compiled code is not used meanwhile, since it ignores hooks. Inference mode is left,
     since tensors made in it can never have gradients. Autocast is off, also accelerate's, so that
-    weights are measured in the precision they are kept in.
+    weights are measured in the precision they are kept in. cuDNN's attention is off, since it plans
+    anew for every width that it has not met, which is every token of a reply.
     """
     training = [module for module in model.modules() if module.training]
     numpy_state = np.random.get_state()
     devices = [device] if device.type == "cuda" else []
     autocast = [module for module in model.modules() if _is_autocast(module)]
     forwards = [vars(module)["forward"] for module in autocast]
+    cudnn_attention = torch.backends.cuda.cudnn_sdp_enabled()
     with ExitStack() as stack:
+        stack.callback(torch.backends.cuda.enable_cudnn_sdp, cudnn_attention)
+        torch.backends.cuda.enable_cudnn_sdp(False)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         if torch.amp.is_autocast_available(device.type):

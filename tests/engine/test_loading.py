@@ -33,6 +33,7 @@ from transformers import (
 import calibrate
 from calibrate.common.errors import CalibrateWarning, ModelError, NumericalError
 from calibrate.engine.loading import load_model
+from calibrate.models.prompts import encode_text
 
 UP = "model.layers.1.mlp.up_proj.weight"
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -778,6 +779,23 @@ def test_a_call_under_inference_mode_gives_what_it_gives_outside(finished, tiny_
         assert torch.is_inference_mode_enabled()
     assert found.intervention == finished.result.config.intervention
     assert found.measured == finished.result.config.measured
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_passes_run_without_cudnns_attention_which_is_as_it_was_afterwards(chosen):
+    loaded, seen = from_memory(tiny.model()), []
+    attention = torch.backends.cuda
+    before = attention.cudnn_sdp_enabled()
+    loaded.model.register_forward_pre_hook(lambda *_: seen.append(attention.cudnn_sdp_enabled()))
+    attention.enable_cudnn_sdp(chosen)
+    try:
+        texts = [[encode_text(loaded, text)] for text in tiny.prompts(2)]
+        calibrate.extract_vectors(loaded, *texts)
+        assert attention.cudnn_sdp_enabled() == chosen
+    finally:
+        attention.enable_cudnn_sdp(before)
+    assert seen
+    assert not any(seen)
 
 
 def test_hooks_and_training_mode_of_a_model_in_memory_are_kept():
