@@ -1,12 +1,13 @@
 """Name the strength that spends a budget in four ways, and write docs/benchmark.md.
 
-    python scripts/benchmark.py [--concept joy --layer 10] [--page]
+    python scripts/benchmark.py [--cell "joy 8-26"] [--page]
 
-On the same model, block, corpus and budget, one after the other in one process: (a) a grid of 129
-strengths; (b) regula falsi in log-log; (c) Optuna's TPE; (d) this project's pilot. The first three
-run the whole model for every strength, as a tool does that knows nothing of blocks; such passes are
-alike, so that a few are timed, and what the others would find is measured in cheaper ways. Five
-minutes a cell; what was measured is kept, and not measured again.
+On the same model, site, corpus and budget, one after the other in one process: (a) a grid of 129
+strengths; (b) regula falsi in log-log; (b′) the same with passes that run only the blocks after the
+first steered one; (c) Optuna's TPE; (d) this project's pilot. Grid, TPE and (b) run the whole model
+for every strength, as a tool does that knows nothing of blocks; such passes are alike, so that a
+few are timed, and what the others would find is measured in cheaper ways. Five minutes a cell; what
+was measured is kept, and not measured again.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from scipy.interpolate import PchipInterpolator
 from scipy.optimize import brentq
 
 from calibrate import load_model
+from calibrate.common.blocks import check_blocks
 from calibrate.common.settings import Sampling, Settings
 from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.generation import sample
@@ -46,8 +48,7 @@ from calibrate.texts.extraction import concept_vectors
 
 TARGET = DOCS / "benchmark.json"
 MODEL = "smollm2"
-CONCEPTS = ("joy", "evil", "impolite")
-LAYERS = (10, 15, 20)
+CELLS = ("joy 8-26", "evil 8-26", "impolite 8-26", "joy 15", "evil 20")  # concept and blocks
 SIZES = (16, 32, 64, 128)  # sequences, for the growth of the cost
 N_SEQUENCES = 64
 SAMPLING = Sampling(max_new_tokens=24)
@@ -63,12 +64,10 @@ SEEDS = 5  # of TPE, of which the middle one counts
 WAYS = {
     "grid": "(a) grid of 129, full passes",
     "falsi": "(b) regula falsi in log-log, full passes",
+    "suffix": "(b′) regula falsi, suffix-only passes",
     "tpe": "(c) Optuna TPE, full passes",
     "ours": "(d) this project",
 }
-SUFFIX = "(b′) as (b), suffix-only passes: computed"
-ROWS = {"grid": WAYS["grid"], "falsi": WAYS["falsi"], "suffix": SUFFIX, **WAYS}
-BLOCKS = 30  # of MODEL
 
 
 @dataclass(frozen=True)
@@ -116,12 +115,11 @@ class Task:
 
 
 @click.command()
-@click.option("--concept", "concepts", multiple=True, default=CONCEPTS, show_default=True)
-@click.option("--layer", "layers", multiple=True, type=int, default=LAYERS, show_default=True)
+@click.option("--cell", "cells", multiple=True, default=CELLS, show_default=True)
 @page_option
-def main(concepts: tuple[str, ...], layers: tuple[int, ...], only_page: bool) -> None:
+def main(cells: tuple[str, ...], only_page: bool) -> None:
     if not only_page:
-        measure_all(concepts, layers)
+        measure_all(cells)
     found = read_records(TARGET)
     (DOCS / "benchmark").mkdir(exist_ok=True)
     draw_ways(found, DOCS / "benchmark" / "ways.png")
@@ -129,32 +127,32 @@ def main(concepts: tuple[str, ...], layers: tuple[int, ...], only_page: bool) ->
     (DOCS / "benchmark.md").write_text(page(found), encoding="utf-8")
 
 
-def measure_all(concepts: tuple[str, ...], layers: tuple[int, ...]) -> None:
+def measure_all(cells: tuple[str, ...]) -> None:
     """Measure what is not kept yet."""
     found: dict[str, Any] = read_records(TARGET)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     loaded = load_model(MODEL)
     with preserving_model_state(loaded):
         sequences = replies(loaded, max(SIZES))
-        run_unsteered(loaded, Corpus(sequences, self_sampled=True), [LAYERS[0]])  # warms up
-        for concept in concepts:
-            texts = read_concept(concept).split()["vector"]
-            vectors = concept_vectors(loaded, texts, SETTINGS)
-            tokens = concept_token_ids(
-                loaded, [text.text for text in texts.positives],
-                [text.text for text in texts.negatives], [],
-            )  # fmt: skip
-            for layer in layers:
-                key = f"{concept} {layer}"
-                if key not in found:
-                    task = Task(loaded, sequences[:N_SEQUENCES], Site((vectors[layer],)), tokens)
-                    found[key] = measure(task)
-                    write_records(TARGET, found)
-                    click.echo(key)
-            if "growth" not in found:
-                task = Task(loaded, sequences, Site((vectors[layers[0]],)), tokens)
-                found["growth"] = growth(task)
+        run_unsteered(loaded, Corpus(sequences, self_sampled=True), [0])  # warms up
+        for cell in cells:
+            if cell not in found:
+                found[cell] = measure(task_of(loaded, sequences[:N_SEQUENCES], cell))
+                write_records(TARGET, found)
+                click.echo(cell)
+        if "growth" not in found:
+            found["growth"] = growth(task_of(loaded, sequences, cells[0]))
     write_records(TARGET, found)
+
+
+def task_of(loaded: LoadedModel, sequences: tuple[TokenSequence, ...], cell: str) -> Task:
+    concept, blocks = cell.split(" ", 1)
+    texts = read_concept(concept).split()["vector"]
+    vectors = concept_vectors(loaded, texts, SETTINGS)
+    target, other = ([text.text for text in side] for side in (texts.positives, texts.negatives))
+    layers = np.atleast_1d(check_blocks("--cell must end in blocks, such as 8-26", blocks))
+    site = Site(tuple(vectors[layer] for layer in layers))
+    return Task(loaded, sequences, site, concept_token_ids(loaded, target, other, []))
 
 
 def replies(loaded: LoadedModel, n: int) -> tuple[TokenSequence, ...]:
@@ -182,6 +180,7 @@ def measure(task: Task) -> dict[str, Any]:
         "falsi": falsi(rise_at, task.unit, as_near),
         "tpe": tried[SEEDS // 2],
     }
+    suffix, suffix_cost = spent(task, partial(suffix_falsi, task, as_near))
     unsteered, each = full_passes(task)
     ways = {
         name: Found(
@@ -190,7 +189,11 @@ def measure(task: Task) -> dict[str, Any]:
         )
         for name, (strength, n) in found.items()
     }  # fmt: skip
-    ways["ours"] = Found(named, passes, cost.tokens, cost.seconds, cost.memory)
+    for name, (strength, n), took in (
+        ("suffix", suffix, suffix_cost),
+        ("ours", (named, passes), cost),
+    ):
+        ways[name] = Found(strength, n, took.tokens, took.seconds, took.memory)
     return {
         "truth": truth,
         "corpus_tokens": sum(len(one.ids) for one in task.sequences),
@@ -213,7 +216,7 @@ def spent(task: Task, work: Callable[[], Result]) -> tuple[Result, Spent]:
 def full_passes(task: Task) -> tuple[Spent, Spent]:
     """What an unsteered and a steered pass take that run every block for every token."""
     kept, unsteered = spent(task, lambda: task.run(lend_prefix=False))
-    batches = tuple(one.without_residuals() for one in kept.batches)
+    batches = tuple(replace(one, residuals={}) for one in kept.batches)
     whole, strength = replace(kept, batches=batches), REACH[0] * task.unit
     timed = [spent(task, lambda: task.rise(whole, strength))[1] for _ in range(TIMED)]
     return unsteered, sorted(timed, key=lambda one: one.seconds)[TIMED // 2]
@@ -222,6 +225,12 @@ def full_passes(task: Task) -> tuple[Spent, Spent]:
 def ours(task: Task) -> tuple[float, int]:
     pilot = run_pilot(task.loaded, task.run(), task.site, task.concept_tokens, SETTINGS)
     return pilot.strength_at_budget.value, len(pilot.points)
+
+
+def suffix_falsi(task: Task, tolerance: float) -> tuple[float, int]:
+    """Regula falsi with passes from the first steered block on, the unsteered pass included."""
+    rise_at = partial(task.rise, task.run(lend_prefix=False))
+    return falsi(rise_at, task.unit, tolerance)
 
 
 def falsi(rise_at: Callable[[float], float], unit: float, tolerance: float) -> tuple[float, int]:
@@ -322,38 +331,22 @@ def memory(kind: str) -> int:
 
 
 def page(found: dict[str, Any]) -> str:
-    cells = {key: with_suffix(key, one) for key, one in found.items() if key != "growth"}
+    cells = {key: one for key, one in found.items() if key != "growth"}
     return "\n".join([HEADER, ways_table(cells), cell_table(cells), growth_table(found["growth"])])
-
-
-def with_suffix(key: str, one: dict[str, Any]) -> dict[str, Any]:
-    """A cell, and what regula falsi takes if its passes run only the blocks after the steered one.
-
-    ΔCE is the same in both kinds of pass, and so are the strengths. A full pass takes what two ways
-    differ by, over the number of passes they differ by.
-    """
-    grid, falsi = one["ways"]["grid"], one["ways"]["falsi"]
-    full = (grid["tokens"] - falsi["tokens"]) / (grid["passes"] - falsi["passes"])
-    spared = falsi["passes"] * full * (int(key.split()[-1]) + 1) / BLOCKS
-    computed = {"tokens": round(falsi["tokens"] - spared), "seconds": np.nan, "memory": np.nan}
-    return {**one, "ways": {**one["ways"], "suffix": {**falsi, **computed}}}
-
-
-def shown(value: float, form: str, unit: str = "") -> str:
-    return "–" if np.isnan(value) else format(value, form) + unit
 
 
 HEADER = f"""# What a strength costs
 
 Written by `scripts/benchmark.py`; every point is in [benchmark.json](benchmark.json). Model:
 {MODEL}; corpus: own replies of {SAMPLING.max_new_tokens} tokens to {N_SEQUENCES} prompts; budget
-{SETTINGS.ce_budget:g} nat per token. Four ways to the strength that spends it, in one process.
+{SETTINGS.ce_budget:g} nat per token. Five ways to the strength that spends it, in one process.
 The truth is found by bisection. Regula falsi begins in the middle of {REACH[0]:g} to
 {REACH[1]:g} of the residual norm, doubles or halves the strength until the budget lies in between,
 and stops as near to it as this project came; TPE looks between the same ends, and stops once ΔCE is
 within {TOLERANCE:.0%} of the budget, which is half of that in α, or after {MAX_STRENGTHS} trials;
-of {SEEDS} seeds the middle one counts. Their passes all cost the same: {TIMED} are timed, and the
-median is multiplied by their number.
+of {SEEDS} seeds the middle one counts. Full passes all cost the same: {TIMED} are timed, and the
+median is multiplied by their number. (b′) and (d) are timed as they run. A site is a block, or a
+band of blocks steered with one strength.
 """
 
 
@@ -367,39 +360,38 @@ def errors(cells: list[dict[str, Any]], name: str) -> list[float]:
 
 def ways_table(found: dict[str, Any]) -> str:
     rows, cells = [], list(found.values())
-    for name, title in ROWS.items():
+    for name, title in WAYS.items():
         ones = [one["ways"][name] for one in cells]
         full = [one["ways"][name]["tokens"] / one["corpus_tokens"] for one in cells]
         off = errors(cells, name)
         rows.append(
             [title, f"{np.median(off):.2%}", f"{max(off):.2%}",
              f"{np.median([one['passes'] for one in ones]):g}", f"{np.median(full):.1f}",
-             f"{ratio(cells, name, 'tokens'):.1f}", shown(ratio(cells, name, "seconds"), ".1f"),
-             shown(np.median([one["memory"] for one in ones]) / 2**20, ".0f", " MiB")]
+             f"{ratio(cells, name, 'tokens'):.1f}", f"{ratio(cells, name, 'seconds'):.1f}",
+             f"{np.median([one['memory'] for one in ones]) / 2**20:.0f} MiB"]
         )  # fmt: skip
     headings = [
         "way", "median error of α", "worst", "strengths", "full passes of the corpus",
         "token-forwards, times ours", "seconds, times ours", "memory above the model",
     ]  # fmt: skip
     return (
-        f"## Four ways\n\nMedians over {len(cells)} cells (concept × block); ratios are taken "
+        f"## Five ways\n\nMedians over {len(cells)} cells (concept × site); ratios are taken "
         "within a cell. Full passes include the unsteered one, padding, and, for this project, the "
         "derivatives and the pass that tests the law. What (d) saves over (b) has three parts: "
-        "passes that run only the blocks after the steered one, a chat template that runs once for "
-        "all replies, and fewer strengths, thanks to the law. (b′) has only the first, and is "
-        "computed from what (b) took: a pass after block ℓ of n costs 1 - (ℓ + 1) / n of a full "
-        "one.\n\n" + table(headings, rows) + "\n![The four ways](benchmark/ways.png)\n"
+        "passes that run only the blocks after the first steered one, a chat template that runs "
+        "once for all replies, and fewer strengths, thanks to the law. (b′) has only the first."
+        "\n\n" + table(headings, rows) + "\n![The five ways](benchmark/ways.png)\n"
     )
 
 
 def cell_table(found: dict[str, Any]) -> str:
     rows = []
     for key, one in found.items():
-        for name, title in ROWS.items():
+        for name, title in WAYS.items():
             way = one["ways"][name]
             rows.append(
                 [key, title, f"{way['strength']:.4g}", f"{one['truth']:.4g}",
-                 f"{way['passes']}", f"{way['tokens']:,}", shown(way["seconds"], ".1f")]
+                 f"{way['passes']}", f"{way['tokens']:,}", f"{way['seconds']:.1f}"]
             )  # fmt: skip
     headings = ["cell", "way", "α", "truth", "strengths", "token-forwards", "seconds"]
     return "## Every cell\n\n" + table(headings, rows)

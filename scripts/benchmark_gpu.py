@@ -68,8 +68,8 @@ def main(
         started = clock(device)
         delta_ce(loaded, whole, site, pilot.strength_at_budget.value)
         full = clock(device) - started
-    work = 2 * sum(block.numel() for block in loaded.blocks.parameters()) * spent
-    work += 2 * loaded.unembedding.weight.numel() * tokens * (2 + len(pilot.points))
+    work = 2 * sum(weight.numel() for weight in loaded.blocks.parameters()) * spent
+    work += 2 * loaded.vocabulary_size * loaded.hidden_size * tokens * (2 + len(pilot.points))
     rows = [
         ["this project", f"{ours:.1f}", f"{spent / ours:,.0f}", "1.0"],
         *(

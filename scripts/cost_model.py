@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import click
@@ -130,7 +131,7 @@ def normed(loaded: LoadedModel) -> float:
         for name, part in loaded.blocks[0].named_modules()
         if "norm" in name and getattr(part, "weight", None) is not None
     ]
-    return sum(norms) / loaded.hidden_size
+    return float(sum(norms)) / loaded.hidden_size
 
 
 class Stages(Progress):
@@ -174,7 +175,8 @@ def counting(loaded: LoadedModel, stages: Stages) -> Iterator[None]:
 
     with ExitStack() as stack:
         for each in loaded.blocks:
-            stack.callback(each.mlp.register_forward_pre_hook(block).remove)
+            feed_forward: Any = each.mlp
+            stack.callback(feed_forward.register_forward_pre_hook(block).remove)
         stack.callback(loaded.unembedding.register_forward_pre_hook(logits).remove)
         yield
 
@@ -190,7 +192,7 @@ def device_of(loaded: LoadedModel) -> Device:
     for width in WIDTHS:
         if width <= MOST[device]:
             rows = torch.randn(width, shape.hidden, device=device, dtype=dtype)
-            seconds = timed(lambda rows=rows: [rows @ one.T for one in matrices], device)
+            seconds = timed(partial(products, rows, matrices), device)
             rates[width] = 2 * width * matrices.numel() / seconds
     array = torch.randn(ROWS[device], 50_000, device=device)
     bandwidth = 2 * array.nbytes / timed(lambda: array.exp(), device)
@@ -200,6 +202,11 @@ def device_of(loaded: LoadedModel) -> Device:
     name = f"{torch.cuda.get_device_name()}, {dtype}".replace("torch.", "") if queued else CORE
     call = call_seconds(loaded)
     return Device(name, rates, call, bandwidth, dtype.itemsize, drawing, queued)
+
+
+def products(rows: torch.Tensor, matrices: torch.Tensor) -> None:
+    for one in matrices:
+        rows @ one.T
 
 
 def mean_of(seen: list[Device]) -> Device:

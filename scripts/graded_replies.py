@@ -15,6 +15,7 @@ import random
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -75,7 +76,7 @@ def replies(part: str | None = None, concept: str | None = None) -> list[Reply]:
     ]
 
 
-def lines(name: str) -> list[dict]:
+def lines(name: str) -> list[dict[str, Any]]:
     """Rows of a file in the folder, none where it is absent."""
     path = FOLDER / name
     if not path.exists():

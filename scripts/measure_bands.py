@@ -10,7 +10,7 @@ single blocks come first for all concepts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -129,7 +129,8 @@ def measure(
 
 
 def kept(loaded: LoadedModel, concept: str) -> dict[str, Any]:
-    return read_records(TARGET).get(loaded.name, {}).get(concept, {})
+    found: dict[str, Any] = read_records(TARGET).get(loaded.name, {}).get(concept, {})
+    return found
 
 
 def cell(
@@ -160,7 +161,7 @@ def cell(
     return facts, {**scores, "vader": by_prompt(drawn, compound)}
 
 
-def by_prompt(drawn: Sequence[Completion], scores: Sequence[float]) -> list[float]:
+def by_prompt(drawn: Sequence[Completion], scores: Iterable[float]) -> list[float]:
     """Mean score of each prompt's replies, in the order of the prompts, at four digits."""
     places: dict[int, list[float]] = {}
     for one, score in zip(drawn, scores, strict=True):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import click
 import numpy as np
@@ -59,8 +60,8 @@ def main(concepts: tuple[str, ...], layer: str, only_page: bool) -> None:
     (DOCS / "concepts.md").write_text(page(), encoding="utf-8")
 
 
-def measured(loaded: LoadedModel, concept: str, layer: str) -> dict:
-    found: dict = {}
+def measured(loaded: LoadedModel, concept: str, layer: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     try:
         with TemporaryDirectory() as out:
             result = calibrate(loaded, concept, out=Path(out) / "result", layer=layer)
@@ -101,7 +102,7 @@ def at_budget(loaded: LoadedModel, concept: str) -> Steering:
         return site.steering(run_pilot(loaded, run, site, (), SETTINGS).strength_at_budget.value)
 
 
-def fresh(loaded: LoadedModel, steering: Steering) -> list[dict]:
+def fresh(loaded: LoadedModel, steering: Steering) -> list[dict[str, Any]]:
     """Plain and steered replies to the same prompts, with the same noise."""
     texts = prompts_by_part()["test"][-FRESH:]
     with preserving_model_state(loaded):
@@ -127,7 +128,7 @@ def page() -> str:
     )
 
 
-def row(concept: str, found: dict) -> list[str]:
+def row(concept: str, found: dict[str, Any]) -> list[str]:
     if found["verdict"] == "refused":
         cells = ["**refused**", *["-"] * 6]
     else:
@@ -145,7 +146,7 @@ def row(concept: str, found: dict) -> list[str]:
     return [concept, *cells, *read(found)]
 
 
-def read(found: dict) -> list[str]:
+def read(found: dict[str, Any]) -> list[str]:
     """What readers say of the fresh replies."""
     if "grades" not in found:
         return ["-", "-"]
@@ -159,13 +160,13 @@ def read(found: dict) -> list[str]:
     ]
 
 
-def results() -> list[tuple[str, dict]]:
+def results() -> list[tuple[str, dict[str, Any]]]:
     """What was measured, by concept."""
     paths = [(concept, FOLDER / f"{concept}.json") for concept in built_in_concepts()]
     return [(concept, read_records(path)) for concept, path in paths if path.exists()]
 
 
-def others() -> list[tuple[str, dict]]:
+def others() -> list[tuple[str, dict[str, Any]]]:
     """What was measured with another --layer, by concept and option."""
     paths = sorted(FOLDER.glob("*-*.json"))
     return [(path.stem.replace("-", " --layer "), read_records(path)) for path in paths]

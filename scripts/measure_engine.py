@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -25,7 +26,7 @@ from calibrate.engine.decoding import Loop, Row, by_generate, by_own_loop, end_i
 from calibrate.engine.generation import sample
 from calibrate.engine.sampling import draw, noise_key
 from calibrate.engine.site import Site
-from calibrate.engine.unsteered import Corpus, run_unsteered
+from calibrate.engine.unsteered import Corpus, UnsteeredRun, run_unsteered
 from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.models.prompts import encode_prompt
 from calibrate.texts.concept import read_concept, read_prompts
@@ -101,12 +102,11 @@ def scoring(loaded: LoadedModel, site: Site) -> dict[str, Any]:
         "without a shared prefix": run_unsteered(loaded, corpus, [LAYER], lend_prefix=False),
         "all blocks of all tokens": run_unsteered(loaded, corpus, [0], lend_prefix=False),
     }
-    rises, seconds = in_turn(
-        {
-            name: lambda run=run: delta_ce(loaded, run, site, STRENGTH).value
-            for name, run in runs.items()
-        }
-    )
+
+    def rise(run: UnsteeredRun) -> float:
+        return delta_ce(loaded, run, site, STRENGTH).value
+
+    rises, seconds = in_turn({name: partial(rise, run) for name, run in runs.items()})
     return {name: [seconds[name], rises[name]] for name in runs}
 
 

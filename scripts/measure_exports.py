@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,10 +136,7 @@ def in_llama_cpp(result: Calibration, loaded: LoadedModel, vector: Path) -> dict
             "llama.cpp", lambda ids: logits(None, ids), lambda ids: logits(directions, ids)
         )
         rise = rise_in(stack, sequences)
-        texts = [
-            replies(result, loaded, lambda ids, after, how=how: logits(how, ids, after))
-            for how in (directions, None)
-        ]
+        texts = [replies(result, loaded, partial(logits, how)) for how in (directions, None)]
     return measured(result, loaded, rise, texts)
 
 

@@ -66,13 +66,17 @@ def lengths(path: Path) -> list[int]:
     functions = [
         node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
-    return [node.end_lineno - node.lineno + 1 - doc_lines(node) for node in functions]
+    return [lines_of(node) - doc_lines(node) for node in functions]
 
 
 def doc_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     first = node.body[0]
     documented = ast.get_docstring(node) is not None
-    return first.end_lineno - first.lineno + 1 if documented else 0
+    return lines_of(first) if documented else 0
+
+
+def lines_of(node: ast.stmt) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno + 1
 
 
 def compared(earlier: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from records import page_option, read_records, write_records
 from calibrate import SteeringConfig, load, load_model
 from calibrate.common.settings import Settings
 from calibrate.engine.cross_entropy import delta_ce
-from calibrate.engine.unsteered import run_unsteered
+from calibrate.engine.unsteered import UnsteeredRun, run_unsteered
 from calibrate.laws.joint import JointLaw
 from calibrate.laws.pilot import Pilot, run_pilot
 from calibrate.models.model import preserving_model_state
@@ -56,7 +56,9 @@ def main(calibrated: tuple[Path, ...] | None, only_page: bool) -> None:
     (DOCS / "joint.md").write_text(text, encoding="utf-8")
 
 
-def shipped(first: SteeringConfig, second: SteeringConfig, both: SteeringConfig) -> list[dict]:
+def shipped(
+    first: SteeringConfig, second: SteeringConfig, both: SteeringConfig
+) -> list[dict[str, Any]]:
     """What each calibration ships, the two concepts side by side."""
     assert both.beside is not None
     names = first.concept.name, second.concept.name
@@ -111,7 +113,12 @@ def measured() -> list[dict[str, Any]]:
 
 
 def point(
-    loaded: Any, runs: dict, first: Pilot, second: Pilot, law: JointLaw, share: float
+    loaded: Any,
+    runs: dict[str, UnsteeredRun],
+    first: Pilot,
+    second: Pilot,
+    law: JointLaw,
+    share: float,
 ) -> dict[str, Any]:
     """One mixing ratio, at the strengths that should spend the budget."""
     a = (1 - share) * first.strength_at_budget.value
@@ -135,7 +142,7 @@ def point(
 def page(rows: list[dict[str, Any]], calibrated: list[dict[str, Any]]) -> str:
     """docs/joint.md."""
     lines = []
-    off = {"search": [], "verify": [], "added": []}
+    off: dict[str, list[float]] = {"search": [], "verify": [], "added": []}
     for row in rows:
         predicted, (held, error) = row["predicted"], row["verify"]
         off["search"].append(abs(predicted / row["search"] - 1))

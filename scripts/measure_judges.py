@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from textwrap import fill
+from typing import Any
 
 import click
 import numpy as np
@@ -88,7 +89,7 @@ def keep(scores: dict[str, Scores]) -> None:
     Who read most comes first, so that nulls gather at the end, where they are left out.
     """
     judges = sorted(scores, key=lambda judge: -len(scores[judge]))
-    groups: dict[str, list[list]] = {}
+    groups: dict[str, list[list[Any]]] = {}
     for one in sorted({reply for judge in judges for reply in scores[judge]}):
         group, number = one.rsplit("-", 1)
         said = [scores[judge].get(one) for judge in judges]
@@ -333,7 +334,8 @@ def yes(rows: Sequence[Reply]) -> np.ndarray:
 
 
 def first_two(rows: Sequence[Reply]) -> tuple[np.ndarray, np.ndarray]:
-    return tuple(np.array([one.readings[reading] for one in rows]) for reading in (0, 1))
+    first, second = (np.array([one.readings[reading] for one in rows]) for reading in (0, 1))
+    return first, second
 
 
 def readers_table(test: Sequence[Reply]) -> str:
@@ -353,7 +355,8 @@ def limit(rows: Sequence[Reply], least: int) -> float | None:
     """AUC of one reading against the other's yes, both ways, on average."""
     first, second = first_two(rows)
     both = [auc(first, second >= least), auc(second, first >= least)]
-    return None if None in both else float(np.mean(both))
+    found = [one for one in both if one is not None]
+    return float(np.mean(found)) if len(found) == len(both) else None
 
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> float | None:
@@ -364,7 +367,7 @@ def auc_table(test: Sequence[Reply], scores: dict[str, Scores], least: int) -> s
     body, columns = [], []
     for concept in built_in_concepts():
         rows = of(test, concept)
-        truth = np.array([one.grade >= least for one in rows])
+        truth = np.array([(one.grade or 0) >= least for one in rows])
         found = [limit(rows, least)]
         for judge in scores.values():
             there = [row for row, one in enumerate(rows) if one.id in judge]

@@ -110,6 +110,7 @@ def measure(loaded: LoadedModel, concept: str) -> Measured:
         "budget alone": within[-1].strength,
         "shipped": result.config.intervention.strength,
     }
+    assert result.probe is not None
     with preserving_model_state(loaded):
         long_run = minutes_of(loaded, result, chosen["shipped"])
         print(concept, chosen, minutes, long_run, flush=True)
@@ -137,9 +138,11 @@ def minutes_of(loaded: LoadedModel, result: Calibration, strength: float) -> flo
     texts = result.evidence.splits.prompts["verify"]
     prompts = [encode_prompt(loaded, text) for text in texts]
     steering = result.config.site.steering(strength)
+    assert result.probe is not None
     reader = Reader(result.probe.on(loaded), result.config.concept.name, "probe")
     started = time.perf_counter()
     long_replies = answer_at_length(loaded, prompts, Settings(), steering)
+    assert long_replies is not None
     long_replies.read(reader, long_replies.steered(steering))
     return (time.perf_counter() - started) / 60
 

@@ -153,6 +153,7 @@ def shipped(result: Calibration) -> dict[str, Any]:
     presence, controls = config.measured.presence, config.measured.controls
     audit, probe = config.measured.audit, result.probe
     assert probe is not None  # the judge of every job
+    assert controls is not None
     return {
         "where": config.where,
         "delta_ce": [*estimate(config.measured.delta_ce), config.measured.delta_ce.upper],

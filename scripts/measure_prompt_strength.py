@@ -174,7 +174,8 @@ def masses_by_law(scene: Scene, tokens: Sequence[int], unit: float, grid: np.nda
         law = measure_remainder(scene.loaded, run, scene.site, unit, np.unique(rows).tolist())
         log_p = [law.log_probabilities(float(at), read_out)[:, list(tokens)] for at in grid]
         columns.append([np.exp(each).sum(axis=1).mean() for each in log_p])
-    return np.array(columns).T
+    masses: np.ndarray = np.array(columns).T
+    return masses
 
 
 def same_cost(grid: np.ndarray, costs: np.ndarray) -> Strengths:
@@ -208,7 +209,8 @@ def same_worth(grid: np.ndarray, costs: np.ndarray, masses: np.ndarray) -> Stren
         return float(cost[best(log_price), rows].mean()) - SETTINGS.ce_budget
 
     price = brentq(excess, *LOG_PRICES, xtol=1e-3)
-    return fine[best(float(price))]
+    strengths: Strengths = fine[best(float(price))]
+    return strengths
 
 
 def replied(scene: Scene, strengths: Strengths, reader: Reader) -> Presence:

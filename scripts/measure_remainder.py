@@ -137,7 +137,8 @@ def peaks(
     )
 
     def likely(log_p: np.ndarray) -> np.ndarray:
-        return np.exp(np.take_along_axis(log_p, ids, axis=1))
+        found: np.ndarray = np.exp(np.take_along_axis(log_p, ids, axis=1))
+        return found
 
     coarse = law.unit * np.array([*(-share for share in reversed(CURVE)), 0.0, *CURVE])
     fine = np.union1d(coarse, law.unit * np.linspace(-CURVE[-1], CURVE[-1], FINE))

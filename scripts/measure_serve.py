@@ -62,7 +62,7 @@ def measured(directory: Path) -> dict[str, Any]:
     """Every way timed in turn, so that what else the machine does meets all of them."""
     config = load(directory)
     loaded = open_model(config)
-    prompts = read_prompts(None)[: max(CLIENTS)]
+    prompts = list(read_prompts(None)[: max(CLIENTS)])
     strengths = [
         config.intervention.strength * SHARES[k % len(SHARES)] for k in range(len(prompts))
     ]
@@ -112,11 +112,13 @@ def draw(address: str) -> None:
         browser.close()
 
 
-def row(n: int, rounds: list[tuple[dict, dict, dict]], peak: float) -> dict[str, Any]:
+def row(
+    n: int, rounds: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]], peak: float
+) -> dict[str, Any]:
     """Medians over the rounds."""
     served_, alone, batch = zip(*rounds, strict=True)
 
-    def rate(found: tuple[dict, ...]) -> float:
+    def rate(found: tuple[dict[str, Any], ...]) -> float:
         return float(np.median([each["tokens"] / each["seconds"] for each in found]))
 
     return {
@@ -132,7 +134,7 @@ def row(n: int, rounds: list[tuple[dict, dict, dict]], peak: float) -> dict[str,
     }
 
 
-def started(directory: Path) -> tuple[subprocess.Popen, str]:
+def started(directory: Path) -> tuple[subprocess.Popen[str], str]:
     """A server of its own process, and its address."""
     command = [sys.executable, "-c", COMMAND, "serve", str(directory), "--port", "0", "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -143,7 +145,7 @@ def started(directory: Path) -> tuple[subprocess.Popen, str]:
     return process, json.loads(lines)["address"]
 
 
-def memory(process: subprocess.Popen) -> float:
+def memory(process: subprocess.Popen[str]) -> float:
     """What a process holds, MiB."""
     return float(psutil.Process(process.pid).memory_info().rss / MIB)
 

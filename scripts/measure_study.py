@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -87,7 +88,7 @@ def measure(concepts: tuple[str, ...]) -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         for concept in concepts:
-            measured(f"grid {concept}", lambda concept=concept: grid(concept, Path(scratch)))
+            measured(f"grid {concept}", partial(grid, concept, Path(scratch)))
         measured("gate", lambda: gate(Path(scratch)))
     measured("samplers", lambda: samplers(found))
     measured("bound", bound)
@@ -111,6 +112,7 @@ def grid(concept: str, scratch: Path) -> dict[str, Any]:
     loaded = load_model(MODEL)
     with graded_all_the_same() as refusals:
         result = calibrate(loaded, concept, out=scratch / concept)
+    assert result.probe is not None
     reader = Reader(result.probe.on(loaded), concept, "probe")
     layers = sorted(
         {*range(loaded.num_layers // 6, loaded.num_layers - 3, GRID_STEP)}
@@ -260,7 +262,7 @@ def samplers(found: dict[str, Any]) -> dict[str, list[float]]:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     study = optuna.create_study(direction="maximize", sampler=make(seed))
-                    study.optimize(lambda trial, one=one: replayed(trial, one), n_trials=12)
+                    study.optimize(partial(replayed, one=one), n_trials=12)
                 try:
                     regrets[kind].append(best - study.best_value)
                 except ValueError:

@@ -92,7 +92,9 @@ def own_cache(folder: Path) -> Path:
     return folder
 
 
-def timed(run: Callable[..., dict[str, Any]], cells: tuple[Cell, ...], place: Path) -> dict:
+def timed(
+    run: Callable[..., dict[str, Any]], cells: tuple[Cell, ...], place: Path
+) -> dict[str, Any]:
     """Seconds of a way to run all cells, and the most memory that its processes held together."""
     most, ended = [0.0], threading.Event()
 
@@ -145,7 +147,7 @@ def one_by_one(cells: tuple[Cell, ...], place: Path) -> dict[str, Any]:
 
 def on_cores(cells: tuple[Cell, ...], place: Path) -> dict[str, Any]:
     """A sweep on this machine; a worker dies once half of the cells have ended."""
-    died = []
+    died: list[int] = []
 
     def kill(n_ended: int) -> None:
         if n_ended == len(cells) // 2 and not died:
@@ -161,7 +163,7 @@ def on_ray(cells: tuple[Cell, ...], place: Path) -> dict[str, Any]:
     nodes = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
     )
-    second, died = nodes.add_node(num_cpus=1), []
+    second, died = nodes.add_node(num_cpus=1), list[int]()
     nodes.wait_for_nodes()
     ray.init(address=nodes.address, log_to_driver=False)
 

@@ -44,7 +44,7 @@ def _line(facts: Any) -> str:
 
 def _is_record(facts: Any) -> bool:
     depth = _depth(facts)
-    return depth < 2 or (depth == 2 and any(_depth(one) == 0 for one in _items(facts)))
+    return depth < 2 or (depth == 2 and any(_depth(one) == 0 for one in _items(facts) or ()))
 
 
 def _depth(facts: Any) -> int:
@@ -53,7 +53,7 @@ def _depth(facts: Any) -> int:
     return 0 if items is None else 1 + max(map(_depth, items), default=0)
 
 
-def _items(facts: Any) -> list | None:
+def _items(facts: Any) -> list[Any] | None:
     if isinstance(facts, dict):
         return list(facts.values())
     return list(facts) if isinstance(facts, (list, tuple)) else None

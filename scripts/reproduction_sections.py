@@ -40,10 +40,17 @@ class Panel:
 class FarBlock(Protocol):
     """What the far end is told of."""
 
-    model: str
-    concept: str
-    place: str
-    far: dict[str, dict[str, Any]]
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def concept(self) -> str: ...
+
+    @property
+    def place(self) -> str: ...
+
+    @property
+    def far(self) -> dict[str, dict[str, Any]]: ...
 
 
 def companion() -> str:

@@ -14,6 +14,7 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import click
 from graded_replies import FOLDER, MODELS, lines, prompts_by_part
@@ -104,7 +105,7 @@ def main(models: tuple[str, ...], concepts: tuple[str, ...]) -> None:
 
 def of_model(
     loaded: LoadedModel, concepts: tuple[str, ...], known: set[str]
-) -> Iterator[list[dict]]:
+) -> Iterator[list[dict[str, Any]]]:
     """The replies to each concept, without those of known ids."""
     prompts = split(loaded)
     replies = sample_unsteered(loaded, read_prompts(), SETTINGS, ("search",))
@@ -112,15 +113,12 @@ def of_model(
     layer = loaded.num_layers // 2
     some = replace(corpus, sequences=corpus.sequences[:SEQUENCES])
     run = run_unsteered(loaded, some, [layer])
-    plain: dict[tuple, Completion] = {}
+    plain: dict[tuple[Any, ...], Completion] = {}
     for concept in concepts:
         place = built_in_concepts().index(concept)
         vectors = concept_vectors(loaded, read_concept(concept).split()["vector"], SETTINGS)
         site = Site((vectors[layer],))
-        budget = {
-            sign: abs(pilot_at(loaded, run, site, goal))
-            for sign, goal in ((1, "increase"), (-1, "decrease"))
-        }
+        budget = {sign: abs(pilot_at(loaded, run, site, sign)) for sign in (1, -1)}
         wishes_by_id = {
             f"{loaded.name}-{concept}-{n}": one
             for n, one in enumerate(wishes(loaded, prompts, site, budget, place))
@@ -144,9 +142,10 @@ def of_model(
         click.echo(f"{loaded.name} {concept}: {len(wanted)} replies, budget at {budget}")
 
 
-def pilot_at(loaded: LoadedModel, run: UnsteeredRun, site: Site, goal: str) -> float:
-    """α at the budget, of the goal's sign."""
-    pilot = run_pilot(loaded, run, site, (), replace(SETTINGS, goal=goal))
+def pilot_at(loaded: LoadedModel, run: UnsteeredRun, site: Site, sign: int) -> float:
+    """α at the budget, of that sign."""
+    goal = replace(SETTINGS, goal="increase" if sign > 0 else "decrease")
+    pilot = run_pilot(loaded, run, site, (), goal)
     return pilot.strength_at_budget.value
 
 
@@ -212,7 +211,7 @@ def steered_by(site: Site, budget: dict[int, float], condition: str, n: int) -> 
 
 
 def answered(
-    loaded: LoadedModel, wanted: list[Wanted], place: int, plain: dict[tuple, Completion]
+    loaded: LoadedModel, wanted: list[Wanted], place: int, plain: dict[tuple[Any, ...], Completion]
 ) -> list[Completion]:
     """Replies in the order of what is wanted; noise differs between concepts.
 
@@ -236,7 +235,7 @@ def answered(
     return [replies.get(row) or plain[_key(one)] for row, one in enumerate(wanted)]
 
 
-def _key(wanted: Wanted) -> tuple:
+def _key(wanted: Wanted) -> tuple[Any, ...]:
     return wanted.prompt.ids, wanted.tokens
 
 

@@ -60,7 +60,7 @@ def write_scale() -> None:
             one for one in replies("train", concept) if one.model == MODEL and one.grade is not None
         ]
         scores += score(loaded, concept, [one.text for one in own], [one.text for one in read])
-        yes += [one.grade >= 1 for one in read]
+        yes += [(one.grade or 0) >= 1 for one in read]
     scale = fit_platt(np.array(scores), np.array(yes))
     assert scale is not None
     (FOLDER / "written.json").write_text(json.dumps(asdict(scale)) + "\n", encoding="utf-8")
@@ -71,8 +71,8 @@ def score(
 ) -> list[float]:
     """Scores, in standard deviations of plain replies."""
     splits = read_concept(concept).split()
-    written = [written_examples(splits[split]) for split in ("probe", "held_out")]
-    probe = fit_written_probe(concept, *written, own, loaded, AS_FITTED)
+    examples, held_out = (written_examples(splits[split]) for split in ("probe", "held_out"))
+    probe = fit_written_probe(concept, examples, held_out, own, loaded, AS_FITTED)
     return [float(one) for one in log_odds(probe.score(texts, loaded), CERTAIN)]
 
 

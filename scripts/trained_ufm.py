@@ -59,12 +59,14 @@ class Trained:
     def log_odds(self) -> np.ndarray:
         """M of the data (Definition 3.2), (n_letters,)."""
         target, negative = (self.log_p[self.concept == each].mean(axis=0) for each in (0, 1))
-        return target - negative
+        odds: np.ndarray = target - negative
+        return odds
 
     def steered(self, strength: float) -> np.ndarray:
         """Next-letter probabilities of the trained model, steered."""
         logits = self.logits + strength * self.shift
-        return np.exp(logits - logsumexp(logits, axis=1, keepdims=True))
+        probabilities: np.ndarray = np.exp(logits - logsumexp(logits, axis=1, keepdims=True))
+        return probabilities
 
     @property
     def law(self) -> TokenLaw:
@@ -93,7 +95,7 @@ def trained(shares: tuple[float, ...], seed: int = 0) -> Trained:
         optimizer.zero_grad()
         predicted = (decoder @ features).T.log_softmax(dim=1)
         loss = -(p * predicted).sum(dim=1).mean()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(loss.item())
     with torch.no_grad():

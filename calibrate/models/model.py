@@ -219,7 +219,7 @@ def preserving_module_state(model: nn.Module, device: torch.device) -> Iterator[
     devices = [device] if device.type == "cuda" else []
     autocast = [module for module in model.modules() if _is_autocast(module)]
     forwards = [vars(module)["forward"] for module in autocast]
-    cudnn_attention = torch.backends.cuda.cudnn_sdp_enabled()
+    cudnn_attention = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
     with ExitStack() as stack:
         stack.callback(torch.backends.cuda.enable_cudnn_sdp, cudnn_attention)
         torch.backends.cuda.enable_cudnn_sdp(False)
