@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 import numpy as np
+from default_band import band_of
 from graded_replies import prompts_by_part
 from markdown_tables import DOCS, table
 from records import page_option, read_records, write_records
@@ -26,15 +27,12 @@ from calibrate.common.errors import Infeasible
 from calibrate.common.estimate import RatioEstimate
 from calibrate.common.settings import Settings
 from calibrate.engine.generation import Request, sample_all
-from calibrate.engine.site import Site
 from calibrate.engine.unsteered import run_unsteered
 from calibrate.laws.pilot import run_pilot
 from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.models.prompts import encode_prompt
 from calibrate.models.steering import Steering
-from calibrate.search.sites import steered_band
-from calibrate.texts.concept import built_in_concepts, read_concept, read_prompts
-from calibrate.texts.extraction import concept_vectors
+from calibrate.texts.concept import built_in_concepts, read_prompts
 from calibrate.texts.replies import build_corpora, sample_unsteered
 
 MODEL = "smollm2"
@@ -93,12 +91,10 @@ def measured(loaded: LoadedModel, concept: str, layer: str) -> dict[str, Any]:
 
 def at_budget(loaded: LoadedModel, concept: str) -> Steering:
     """What steers the default band by α at the budget."""
-    band = steered_band(loaded.num_layers)
     with preserving_model_state(loaded):
-        vectors = concept_vectors(loaded, read_concept(concept).split()["vector"], SETTINGS)
+        site = band_of(loaded, concept, SETTINGS)
         replies = sample_unsteered(loaded, read_prompts(), SETTINGS)
-        run = run_unsteered(loaded, build_corpora(loaded, replies, None)["search"], [band[0]])
-        site = Site(tuple(vectors[layer] for layer in band))
+        run = run_unsteered(loaded, build_corpora(loaded, replies, None)["search"], [site.first])
         return site.steering(run_pilot(loaded, run, site, (), SETTINGS).strength_at_budget.value)
 
 
@@ -177,7 +173,7 @@ def loops() -> list[str]:
     return [
         f"- {name}: "
         + ", ".join(f"{excess:+.1%} at α = {at:.2f}" for at, _, excess in found["tested"])
-        for name, found in others()
+        for name, found in [*results(), *others()]
         if len(found.get("tested", ())) > 1
     ]
 
@@ -213,8 +209,10 @@ first third of the depth as well. Now it tries none there (`--layer 9` does): th
 for joy, and readers saw no more joy there. Where nothing shipped, the middle block was steered.
 
 {others}
-Where long replies looped, verification took a smaller strength; more of their tokens in loops than
-without steering, by what was tested:
+## Where long replies looped
+
+Verification took a smaller strength there; more of their tokens in loops than without steering, by
+what was tested:
 
 {loops}
 
