@@ -258,10 +258,10 @@ PRESENCE = """## Presence in replies
 A probe that learned from graded replies reads 32 replies at each of 41 strengths, of both signs, up
 to where text has degenerated: replies are 3 nats a token less likely to the plain model, or half of
 their tokens lie in a loop, or most are empty. The law is a sigmoid between two asymptotes, fitted
-up to where presence turns back by more than two standard errors. The paper's judge says yes where
-any word of the concept stands; this one reads as readers do. Dotted and on the right, the law of
-the mass of the concept's tokens, which needs no reply: it still rises where replies, which express
-the concept in many other tokens, have long levelled off.
+up to where presence turns back by more than noise does in one of twenty. The paper's judge says yes
+where any word of the concept stands; this one reads as readers do. Dotted and on the right, the law
+of the mass of the concept's tokens, which needs no reply: it still rises where replies, which
+express the concept in many other tokens, have long levelled off.
 """
 
 WAYS = """## Other ways to steer

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize
+from scipy.optimize import isotonic_regression, minimize
 from scipy.special import expit
 
 from calibrate.laws.formulas import Goodness, clipped_logit
@@ -22,7 +22,12 @@ from calibrate.laws.formulas import Goodness, clipped_logit
 GOOD_PRESENCE = 3.0  # largest error of presence, in standard errors of the difference
 
 FALL = 2.0  # standard errors below its best point at which presence has fallen
+# Twice the log-likelihood that turning back has to gain, per ln(strengths): where presence is level
+# at 7 to 41 of them, which is where noise gains most, 1 of 20 exceeds it by chance.
+TURNING = 3.8
 ASYMPTOTE_POINTS = 6  # strengths needed before floor and ceiling are fitted too
+STEEPEST = 20.0  # log-odds over all strengths, or over the smallest step where all four are fitted
+STARTS = (1.0, 5.0, 20.0)  # log-odds over all strengths that the fit is begun with
 
 
 def judge_presence(strength: float, predicted: float, measured: float, error: float) -> Goodness:
@@ -127,16 +132,25 @@ def _outwards(*columns: Sequence[float]) -> list[np.ndarray]:
 def _fitted(alpha: np.ndarray, y: np.ndarray, n: np.ndarray) -> tuple[PresenceLaw, np.ndarray]:
     """The law of largest likelihood, and the covariance of its parameters."""
     free = 4 if len(set(alpha)) >= ASYMPTOTE_POINTS else 2
-
-    def loss(theta: np.ndarray) -> float:
-        f = np.clip(_sigmoid(_full(theta), alpha), 1e-9, 1 - 1e-9)
-        return float(-(n * (y * np.log(f) + (1 - y) * np.log(1 - f))).sum())
-
     reach = max(float(np.abs(alpha).max()), 1e-12)
-    steepest = 20 / reach
-    bounds = [(-20.0, 20.0), (-steepest, steepest), (0.0, 0.5), (0.5, 1.0)][:free]
-    start = [float(clipped_logit(y[:1])[0]), 1 / reach, 0.02, 0.98][:free]
-    fitted = _full(minimize(loss, start, bounds=bounds, method="L-BFGS-B").x)
+    shares = alpha / reach
+    steepest = STEEPEST if free == 2 else STEEPEST / float(np.diff(np.unique(shares)).min())
+    bounds = [(-STEEPEST - steepest, STEEPEST + steepest), (-steepest, steepest)]
+    bounds = [*bounds, (0.0, 1.0), (0.0, 1.0)][:free]
+    r = float(clipped_logit(y[:1])[0])
+    asymptotes = [max(float(y.min()) - 0.02, 0.0), min(float(y.max()) + 0.02, 1.0)]
+    found = [
+        minimize(
+            lambda theta: -_log_likelihood(y, _sigmoid(_full(theta), shares), n),
+            [r, sign * gain, *asymptotes][:free],
+            bounds=bounds,
+            method="L-BFGS-B",
+        )
+        for gain in (STARTS if free == 4 else STARTS[:1])
+        for sign in ((1, -1) if free == 4 else (1,))
+    ]
+    fitted = _upright(_full(min(found, key=lambda one: float(one.fun)).x))
+    fitted[1] /= reach
     slopes = _gradient(fitted, alpha)[:, :free]
     f = np.clip(_sigmoid(fitted, alpha), 1e-9, 1 - 1e-9)
     information = (slopes * (n / (f * (1 - f)))[:, None]).T @ slopes
@@ -145,15 +159,35 @@ def _fitted(alpha: np.ndarray, y: np.ndarray, n: np.ndarray) -> tuple[PresenceLa
     return PresenceLaw(*map(float, fitted)), covariance
 
 
+def _log_likelihood(y: np.ndarray, f: np.ndarray, n: np.ndarray) -> float:
+    """Of shares `y` of n coin tosses each, for coins that show heads with probability `f`."""
+    f = np.clip(f, 1e-9, 1 - 1e-9)
+    return float((n * (y * np.log(f) + (1 - y) * np.log(1 - f))).sum())
+
+
+def _upright(theta: np.ndarray) -> np.ndarray:
+    """The same sigmoid with its floor below its ceiling."""
+    r, gain, floor, ceiling = theta
+    return np.array([-r, -gain, ceiling, floor]) if floor > ceiling else np.array(theta)
+
+
 def _before_fall(presences: np.ndarray, counts: np.ndarray) -> int:
-    """How many points, by size of strength, come before presence has fallen from its best."""
-    best = int(np.argmax(presences))
-    variances = presences * (1 - presences) / counts
-    for index in range(best + 1, len(presences)):
-        error = np.sqrt(variances[index] + variances[best])
-        if presences[best] - presences[index] > FALL * error:
-            return index
-    return len(presences)
+    """How many points, by size of strength, come before presence turns back.
+
+    It does where rising up to there and falling from there on is likelier than rising throughout,
+    by more than noise makes it.
+    """
+
+    def likelihood(part: slice, rising: bool) -> float:
+        y, n = presences[part], counts[part]
+        if not len(y):
+            return 0.0
+        return _log_likelihood(y, isotonic_regression(y, weights=n, increasing=rising).x, n)
+
+    n = len(presences)
+    turned = [likelihood(slice(k), True) + likelihood(slice(k, n), False) for k in range(1, n + 1)]
+    best = n - int(np.argmax(turned[::-1]))
+    return best if 2 * (turned[best - 1] - turned[-1]) > TURNING * np.log(n) else n
 
 
 def _parameters(law: PresenceLaw) -> np.ndarray:

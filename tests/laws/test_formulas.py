@@ -174,6 +174,33 @@ def test_one_sigmoid_is_fitted_to_both_signs_between_the_falls_on_either_side():
     assert (whole.floor, whole.ceiling) == pytest.approx((0.05, 0.85), abs=0.01)
 
 
+def test_asymptotes_may_lie_on_one_side_of_a_half():
+    truth, strengths = PresenceLaw(0.0, 6.0, floor=0.25, ceiling=0.41), np.linspace(-4, 4, 41)
+    law, falls = fit_both_ways(strengths, truth.predict(strengths), [500] * 41)
+    assert falls == {1: None, -1: None}
+    assert (law.floor, law.ceiling) == pytest.approx((0.25, 0.41), abs=0.005)
+    assert law.predict(strengths) == pytest.approx(truth.predict(strengths), abs=0.01)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_the_fit_does_not_depend_on_the_unit_of_strengths(scale):
+    truth, strengths = PresenceLaw(-1.0, 2.0, floor=0.1, ceiling=0.7), np.linspace(-3, 3, 21)
+    law, _ = fit_both_ways(scale * strengths, truth.predict(strengths), [300] * 21)
+    assert law.predict(scale * strengths) == pytest.approx(truth.predict(strengths), abs=0.005)
+    assert law.gain * scale == pytest.approx(2.0, rel=0.05)
+
+
+def test_noise_alone_seldom_looks_like_a_fall():
+    strengths = np.linspace(-3, 3, 41)
+    truth = PresenceLaw(0.0, 2.0, floor=0.05, ceiling=0.8).predict(strengths)
+    rng = np.random.default_rng(1)
+    fallen = [
+        any(fit_both_ways(strengths, rng.binomial(32, truth) / 32, [32] * 41)[1].values())
+        for _ in range(40)
+    ]
+    assert np.mean(fallen) < 0.2
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_degenerate_presence_is_noticed_and_left_out(sign):
     """Word salad scores low: past the fall the sigmoid says nothing about the points."""
