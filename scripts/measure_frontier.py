@@ -23,6 +23,7 @@ from markdown_tables import DOCS, table
 from records import page_option, read_records, write_records
 
 from calibrate import Calibration, calibrate, load_model
+from calibrate.artefact.advice import advice
 from calibrate.artefact.assemble_frontier import build_frontier
 from calibrate.artefact.frontier import Frontier, PointSection, RivalSection
 from calibrate.artefact.report.frontier_pictures import frontier_pictures
@@ -171,7 +172,7 @@ def page(found: dict[str, Frontier], facts: dict[str, Any]) -> str:
     for name, frontier in found.items():
         parts += [
             f"## {frontier.concept} on {frontier.model}",
-            frontier.advice + ("" if frontier.ended is None else f" It ends {frontier.ended}."),
+            " ".join([advice(frontier, SETTINGS.ce_budget), *frontier.endings]),
             f"![presence against what it costs](frontier/{name}.png)",
             table(POINT_HEADS, [point_row(frontier, point) for point in frontier.points]),
             table(RIVAL_HEADS, [rival_row(frontier, rival) for rival in frontier.rivals]),
@@ -318,9 +319,15 @@ def costs_told(found: dict[str, Frontier]) -> str:
     return (
         f"### What it spends\n\n{counts['concept']} on {counts['model']}, by `--costs`:\n\n"
         + table(["", "token-forwards", "calibrations"], rows)
-        + ("" if counts["refused"] is None else f"\nThe pick was refused: {counts['refused']}.\n")
+        + ("" if counts["refused"] is None else REFUSED.format(counts["refused"]))
         + "\njoy's frontier is from before cost, cost back and fluency shared their passes."
     )
+
+
+REFUSED = """
+The pick was refused before its last replies, controls and questions, which one that ships takes as
+well: {}.
+"""
 
 
 def neighbours(facts: dict[str, Any]) -> str:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from calibrate.artefact.frontier import Frontier, PointSection, RivalSection
+from calibrate.artefact.advice import advice
+from calibrate.artefact.frontier import Frontier, MissedSection, PointSection, RivalSection
 from calibrate.artefact.measured import guard_section
 from calibrate.common.cost import Cost
 from calibrate.common.estimate import Interval, RatioEstimate
 from calibrate.common.settings import Settings
 from calibrate.laws.limit import best_of_cost
-from calibrate.laws.presence import PresenceFit, fit_presence
+from calibrate.laws.presence import fit_presence
 from calibrate.search import frontier as search
-from calibrate.search.advice import advice
+from calibrate.search.effect import decide
 from calibrate.search.harm import forgets, is_silenced, reads_worse
 from calibrate.search.long_run import LOOP_MARGIN
 from calibrate.search.rivals import Rival
@@ -27,18 +29,17 @@ def build_frontier(
     rivals: Sequence[Rival],
     rivals_at: float | None,
     cost: Mapping[str, Cost],
+    earlier: Frontier | None = None,
 ) -> Frontier:
     """Return the frontier at a bench's site.
 
-    fingerprint: of the calibration. cost: of each stage, by its name.
+    fingerprint: of the calibration. cost: of each stage, by its name. earlier: a frontier of the
+        same calibration, to which this one is added.
     """
     settings, confidence = bench.settings, bench.settings.confidence
     tokens = float(measured_lengths(bench))
-    points = [_point_section(point, settings) for point in measured.points]
-    law = presence_fit(bench, measured.points).law
-    refusals = {point.budget: point.why_not for point in points}
     first = bench.plain[0]
-    return Frontier(
+    found = Frontier(
         model=bench.loaded.name,
         concept=bench.reader.concept,
         goal=settings.goal,
@@ -48,16 +49,18 @@ def build_frontier(
         temperature=settings.sampling.temperature,
         n_tokens=tokens,
         baseline=bench.baseline.estimate.with_interval(confidence),
-        points=points,
+        points=[_point_section(point, settings) for point in measured.points],
+        missed=[MissedSection(budget=each, why=why) for each, why in measured.missed.items()],
         ended=measured.ended,
-        law=(law.log_odds, law.gain, law.floor, law.ceiling),
+        law=(0.0, 1.0, 0.0, 1.0),
         rivals=[_rival_section(rival, confidence) for rival in rivals],
         rivals_at=rivals_at,
-        advice=advice(bench, measured, law, rivals, refusals),
+        advice="",
         prompt=first.prompt,
         unsteered=first.text,
         token_forwards={stage: spent.token_forwards for stage, spent in cost.items()},
     )
+    return _told(found if earlier is None else _joined(earlier, found), bench)
 
 
 def measured_lengths(bench: search.Bench) -> float:
@@ -66,17 +69,37 @@ def measured_lengths(bench: search.Bench) -> float:
     return sum(len(reply.ids) for reply in replies) / len(replies)
 
 
-def presence_fit(bench: search.Bench, points: Sequence[search.Point]) -> PresenceFit:
-    """The law of presence through the points and the unsteered replies."""
-    measured = [(0.0, bench.baseline.estimate)]
-    measured += [(point.strength, point.presence.estimate) for point in points]
-    strengths, estimates = zip(*measured, strict=True)
-    return fit_presence(
-        strengths,
-        [estimate.value for estimate in estimates],
-        [float(len(estimate.counts)) for estimate in estimates],
-        rising=bench.settings.goal == "increase",
+def _joined(earlier: Frontier, later: Frontier) -> Frontier:
+    """Two frontiers as one; of a budget that both measured, what the later one found."""
+    points = {point.budget: point for point in (*earlier.points, *later.points)}
+    missed = {one.budget: one for one in (*earlier.missed, *later.missed)}
+    rivals = later if later.rivals else earlier
+    spent = Counter(earlier.token_forwards) + Counter(later.token_forwards)
+    return later.model_copy(
+        update={
+            "points": [points[budget] for budget in sorted(points)],
+            "missed": [missed[budget] for budget in sorted(missed.keys() - points.keys())],
+            "ended": later.ended or earlier.ended,
+            "rivals": rivals.rivals,
+            "rivals_at": rivals.rivals_at,
+            "token_forwards": dict(spent),
+        }
     )
+
+
+def _told(frontier: Frontier, bench: search.Bench) -> Frontier:
+    """With the law of presence through the points and the unsteered replies, and advice."""
+    points = frontier.points
+    presences = [frontier.baseline.value, *(point.presence.value for point in points)]
+    law = fit_presence(
+        [0.0, *(point.strength for point in points)],
+        presences,
+        [float(len(bench.replies.prompts["verify"]))] * len(presences),
+        rising=frontier.sign > 0,
+    ).law
+    fitted = frontier.model_copy(update={"law": (law.log_odds, law.gain, law.floor, law.ceiling)})
+    told = advice(fitted, bench.settings.ce_budget)
+    return fitted.model_copy(update={"advice": told})
 
 
 def _point_section(point: search.Point, settings: Settings) -> PointSection:
@@ -104,12 +127,12 @@ def _point_section(point: search.Point, settings: Settings) -> PointSection:
 
 
 def refusal(point: search.Point, settings: Settings) -> str | None:
-    """Why a point may not be shipped; None where it may."""
-    low, high = point.change.cautious_interval(settings.confidence)
-    change = settings.sign * point.change.value
-    least = low if settings.sign > 0 else -high
-    if least <= 0 or change < settings.min_gain:
-        return f"no clear change of {settings.min_gain:g}"
+    """Why a point may not be shipped, or not yet; None where it may."""
+    decision = decide(point.change, settings)
+    if decision == "refused":
+        return f"no change of {settings.min_gain:g}"
+    if decision == "undecided":
+        return "undecided; pick draws more replies"
     if point.loops is not None and point.loops[1].value > LOOP_MARGIN:
         return f"long replies loop {point.loops[1].value:+.0%}"
     if is_silenced(point.presence):

@@ -118,6 +118,8 @@ def require_free(directory: Path, ours: str, files: Iterable[str] = ()) -> None:
     """
     if directory.exists() and not directory.is_dir():
         raise ArtefactError(f"--out must be a directory, got the file {directory}")
+    if directory.is_dir() and not os.access(directory, os.W_OK):
+        raise ArtefactError(f"{directory} must be writable, and is not; choose another directory")
     names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
     _require_locks(directory)
     left = {WORKERS_FOLDER, *({REPORT_FILE} & {*files})}  # by a run whose study is kept elsewhere

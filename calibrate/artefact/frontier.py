@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from calibrate.artefact.hub import local_directory
 from calibrate.artefact.measured_sections import GuardSection
-from calibrate.common.errors import ArtefactError, InputError
+from calibrate.common.errors import ArtefactError, CalibrateWarning, InputError
 from calibrate.common.estimate import Interval
 from calibrate.common.record import Section, TestedStrength
+from calibrate.common.settings import Settings
 from calibrate.laws.limit import coin_divergence
 
 FRONTIER_FILE = "frontier.json"
@@ -65,13 +67,20 @@ class RivalSection(Section):
     cost_back: Interval
 
 
+class MissedSection(Section):
+    """A budget that was not measured, and why."""
+
+    budget: float
+    why: str
+
+
 class Frontier(Section):
     """What each budget buys at a calibrated site (`calibrate.search.frontier`).
 
     fingerprint: of the calibration. baseline: presence unsteered. points: from small to large.
-    ended: why it ends, if anything but the list of budgets. law: the law of presence through the
-    points, r, ν, floor and ceiling. rivals: at `rivals_at`, a strength of the frontier. advice: in
-    words. token_forwards: what each stage took.
+    missed: budgets that were not measured. ended: why it ends, if anything but the list of budgets.
+    law: the law of presence through the points, r, ν, floor and ceiling. rivals: at `rivals_at`, a
+    strength of the frontier. advice: in words. token_forwards: what each stage took.
 
     >>> frontier = calibrate.Calibration.load("joy/").frontier
     >>> frontier is None or frontier.at(0.1).upper <= 0.1
@@ -90,6 +99,7 @@ class Frontier(Section):
     n_tokens: float
     baseline: Interval
     points: list[PointSection]
+    missed: list[MissedSection] = Field(default_factory=list)
     ended: str | None
     law: tuple[float, float, float, float]
     rivals: list[RivalSection]
@@ -104,11 +114,23 @@ class Frontier(Section):
         """+1 where presence is to increase, -1 where it is to decrease."""
         return 1 if self.goal == "increase" else -1
 
+    @property
+    def tried(self) -> list[float]:
+        """Every budget that was asked for, measured or not."""
+        return [*(point.budget for point in self.points), *(one.budget for one in self.missed)]
+
+    @property
+    def endings(self) -> list[str]:
+        """What was not measured and why, and why it ends, a sentence each."""
+        missed = [f"Not measured at {one.budget:g} nat: {one.why}." for one in self.missed]
+        return missed if self.ended is None else [*missed, f"It ends {self.ended}."]
+
     def at(self, ce_budget: float) -> PointSection:
         """The point of most strength whose bound keeps to a budget.
 
         Raises: InputError if none does.
         """
+        ce_budget = Settings(ce_budget=ce_budget).ce_budget
         within = [point for point in self.points if point.upper <= ce_budget]
         if not within:
             known = ", ".join(f"{point.budget:g}" for point in self.points) or "none"
@@ -138,15 +160,28 @@ class Frontier(Section):
         return f"{self.model_dump_json(indent=1)}\n".encode()
 
     @classmethod
-    def load(cls, directory: str | Path) -> Frontier | None:
-        """Read `frontier.json` in a directory; None if there is none.
+    def load(cls, directory: str | Path, fingerprint: str) -> Frontier | None:
+        """Read `frontier.json` in a directory; None if there is none of its calibration.
 
+        fingerprint: of the calibration there. One of another is warned of.
         Raises: ArtefactError if it is damaged.
         """
         path = local_directory(directory) / FRONTIER_FILE
         if not path.exists():
             return None
         try:
-            return cls.model_validate_json(path.read_bytes())
+            found = cls.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:
-            raise ArtefactError(f"{path} cannot be read: {error}") from error
+            raise ArtefactError(
+                f"{path} cannot be read: {error}; remove it, and measure it again with calibrate "
+                "frontier DIR"
+            ) from error
+        if found.fingerprint == fingerprint:
+            return found
+        warnings.warn(
+            f"{path} is of another calibration, and not used; measure this one's with calibrate "
+            "frontier DIR",
+            CalibrateWarning,
+            stacklevel=2,
+        )
+        return None

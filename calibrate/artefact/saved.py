@@ -8,11 +8,11 @@ import probes
 from calibrate.artefact import report
 from calibrate.artefact.config import CONFIG_FILE, SteeringConfig
 from calibrate.artefact.config import load as load_config
-from calibrate.artefact.directory import wrote
+from calibrate.artefact.directory import FRONTIER_FILES, wrote
 from calibrate.artefact.evidence import EVIDENCE_FILE, Evidence
 from calibrate.artefact.frontier import FRONTIER_FILE, Frontier
 from calibrate.artefact.hub import local_directory
-from calibrate.common.files import write_together
+from calibrate.common.files import remove_ours, write_together
 from probes import Probe
 
 PROBE_FOLDER = "probe"
@@ -29,7 +29,8 @@ def save(
 
     frontier: what other budgets buy, if it was measured.
 
-    What an earlier calibration wrote there is replaced, and nothing else.
+    What an earlier calibration wrote there is replaced, or removed if it is an earlier frontier,
+    and nothing else.
     Raises: ArtefactError if the directory cannot be written, or if a file of another origin has a
         name that is needed.
     """
@@ -42,6 +43,8 @@ def save(
         **report.render(config, evidence, frontier),
     }
     write_together(directory, files, last=CONFIG_FILE, ours=wrote)
+    if frontier is None:
+        remove_ours(directory, FRONTIER_FILES, wrote)
 
 
 def load(
@@ -55,4 +58,5 @@ def load(
     config = load_config(folder)
     if (folder / PROBE_FOLDER).is_dir():
         probe = probes.load(folder / PROBE_FOLDER)
-    return config, Evidence.load(folder), probe, Frontier.load(folder)
+    frontier = Frontier.load(folder, config.provenance.fingerprint)
+    return config, Evidence.load(folder), probe, frontier

@@ -45,11 +45,12 @@ def frontier(
     Each budget gets a strength with its own verified bound. The result goes into DIR:
     frontier.json, pictures, and the report.
     """
-    from calibrate.artefact.config import CONFIG_FILE
+    from calibrate.artefact.config import CONFIG_FILE, load
     from calibrate.artefact.directory import FRONTIER_FILES, require_free
     from calibrate.cli.frontier_table import frontier_summary
     from calibrate.cli.progress_bars import PatientConsole
 
+    load(directory)
     require_free(directory, CONFIG_FILE, FRONTIER_FILES)
     with working(as_json) as progress:
         calibration, loaded = _opened(directory, model, progress, loading)
@@ -89,9 +90,12 @@ def pick(
 ) -> None:
     """Ship another budget of the site calibrated in DIR, verified anew, without a new study."""
     from calibrate.artefact.directory import open_workspace
+    from calibrate.common.errors import InputError
     from calibrate.deploy.finished import Calibration
     from calibrate.search.fingerprint import fingerprint_at
 
+    if out.resolve() == directory.resolve():
+        raise InputError(f"--out must be another directory than DIR, got {out} for both")
     config = Calibration.load(directory).config
     _, finished = open_workspace(out, fingerprint_at(config.provenance.fingerprint, ce_budget))
     if not finished:

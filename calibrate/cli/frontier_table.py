@@ -32,7 +32,7 @@ def frontier_summary(frontier: Frontier, directory: Path) -> RenderableType:
         *([] if not frontier.rivals else ["", _rivals(frontier)]),
         "",
         Text(frontier.advice),
-        *([] if frontier.ended is None else [Text(f"It ends {frontier.ended}.")]),
+        *(Text(sentence) for sentence in frontier.endings),
         "",
         Text.from_markup(
             f"Every point is in [bold]{escape(str(directory))}/frontier.json[/]; ship one with "
@@ -115,4 +115,4 @@ def _spent(frontier: Frontier, point: PointSection | RivalSection) -> str:
     if point.cost is None:
         return f"≤ {point.cost_back.value:.2f} back"
     share = frontier.efficiency(point)
-    return f"{point.cost.value:.2f}" + ("" if share is None else f", {share:.0%} needed")
+    return f"{point.cost.value:.2f}" + ("" if share is None else f", {100 * share:.2g}% needed")

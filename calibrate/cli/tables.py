@@ -42,13 +42,22 @@ def summary(
         "",
         labelled(_facts(config, evidence)),
         "",
-        foretold(config, directory) if frontier is None else menu(frontier),
+        *_menu(config, directory, frontier),
         "",
         _examples(evidence),
         "",
         _cost(config),
         *_files(directory),
     )
+
+
+def _menu(
+    config: SteeringConfig, directory: Path | None, frontier: Frontier | None
+) -> list[RenderableType]:
+    """What other budgets buy, measured or by the laws, and which could not be measured."""
+    if frontier is None:
+        return [foretold(config, directory)]
+    return [menu(frontier), *(Text(sentence) for sentence in frontier.endings)]
 
 
 def headline(config: SteeringConfig) -> Text:

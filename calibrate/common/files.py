@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -57,6 +57,13 @@ def write_together(
             with moving(work) as moves:
                 for name in sorted(files, key=lambda name: name == last):
                     moves.put(work / "new" / name, target / name, replaceable)
+
+
+def remove_ours(directory: str | Path, names: Iterable[str], ours: Ours) -> None:
+    """Remove files of these names that we wrote, which an earlier result had and this has not."""
+    for path in (Path(directory) / name for name in names):
+        if is_plain_file(path) and ours(path):
+            path.unlink()
 
 
 def require_ours(path: Path, ours: Ours) -> None:

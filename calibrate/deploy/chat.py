@@ -74,7 +74,7 @@ def open_steered(
         with adapted(loaded, folder):
             yield SteeredModel(loaded, config, strength)
         return
-    yield SteeredModel(loaded, config, 0.0, Frontier.load(folder))
+    yield SteeredModel(loaded, config, 0.0, Frontier.load(folder, config.provenance.fingerprint))
 
 
 @dataclass(eq=False)

@@ -78,7 +78,7 @@ class Calibration:
 
     def with_frontier(
         self,
-        budgets: Sequence[float] | None = None,
+        budgets: Sequence[float] | float | None = None,
         model: Any = None,
         tokenizer: Any = None,
         *,
@@ -88,6 +88,8 @@ class Calibration:
     ) -> Calibration:
         """Measure what other budgets buy, and return the calibration with that frontier.
 
+        It is added to what the calibration's frontier holds already.
+
         budgets: in nats a token; None for half, once, twice and four times its own. model,
             tokenizer: as `calibrate` takes them; the model that the config names if None. corpus:
             the file it was calibrated on, if on any. rivals: whether to measure asking in words, a
@@ -96,7 +98,15 @@ class Calibration:
         """
         loaded = self._opened(model, tokenizer, progress)
         measured = frontier.measure(
-            self.config, self.evidence, self.probe, loaded, budgets, corpus, rivals, progress
+            self.config,
+            self.evidence,
+            self.probe,
+            loaded,
+            budgets,
+            corpus,
+            rivals,
+            progress,
+            self.frontier,
         )
         return replace(self, frontier=measured)
 

@@ -28,7 +28,7 @@ from calibrate.search.rivals import Rival, measure_rivals
 from calibrate.search.trials import PROPOSED_SHARE
 from calibrate.search.verification import verify
 from calibrate.texts.concept import read_corpus
-from calibrate.texts.guard import guard_again
+from calibrate.texts.guard import Guard, guard_again
 from calibrate.texts.replies import build_corpora, sample_splits
 from probes import Probe
 
@@ -40,21 +40,23 @@ def measure(
     evidence: Evidence,
     probe: Probe | None,
     loaded: LoadedModel,
-    budgets: Sequence[float] | None = None,
+    budgets: Sequence[float] | float | None = None,
     corpus: str | Path | None = None,
     rivals: bool = True,
     progress: Progress = SILENT,
+    earlier: Frontier | None = None,
 ) -> Frontier:
     """Measure what budgets buy at a config's site, and what else would bring the concept.
 
     loaded: the config's model, prompts rendered as for the config (`deploy.verify.open_model`).
     budgets: in nats a token; None for MENU times the calibration's own. corpus: the file it was
         calibrated on, if on any. rivals: whether to measure other ways to the concept, too.
+        earlier: of the same calibration, to which this is added.
     Raises: InputError for budgets that are none, or a judge or corpus that is not at hand.
     """
     if budgets is None:
         budgets = [share * config.budget.limit for share in MENU]
-    wanted = ascending(budgets)
+    wanted = ascending([budgets] if isinstance(budgets, int | float) else budgets)
     if not wanted:
         raise InputError("there must be at least one budget, got none")
     with preserving_model_state(loaded):
@@ -68,7 +70,7 @@ def measure(
             with ledger.stage("rivals"):
                 others = measure_rivals(bench, at)
         return build_frontier(
-            config.provenance.fingerprint, bench, found, others, at, ledger.stages
+            config.provenance.fingerprint, bench, found, others, at, ledger.stages, earlier
         )
 
 
@@ -96,7 +98,6 @@ def open_bench(
     replies = sample_splits(loaded, evidence.splits.prompts, config.settings)
     texts = read_corpus(corpus) if from_file and corpus is not None else None
     corpora = build_corpora(loaded, replies, texts)
-    recorded = config.measured.guard
     return Bench(
         loaded,
         config.site,
@@ -104,8 +105,25 @@ def open_bench(
         replies,
         corpora,
         config.settings,
-        None if recorded is None else guard_again(recorded.name, recorded.sha256, evidence.guard),
+        open_guard(config, evidence),
     )
+
+
+def open_guard(config: SteeringConfig, evidence: Evidence) -> Guard | None:
+    """The questions of a calibration's guard, if it had one that is at hand.
+
+    Raises: InputError if they are not, and a largest drop was asked for.
+    """
+    recorded, most = config.measured.guard, config.settings.max_guard_drop
+    if recorded is None:
+        return None
+    guard = guard_again(recorded.name, recorded.sha256, evidence.guard)
+    if guard is None and most is not None:
+        raise InputError(
+            f"the {recorded.name} questions must be at hand, since --max-guard-drop {most:g} was "
+            "asked for, but this release has others; calibrate anew"
+        )
+    return guard
 
 
 def open_panel(config: SteeringConfig, probe: Probe | None, loaded: LoadedModel) -> Panel:
@@ -150,6 +168,11 @@ def pick(
     Returns: the config and the evidence, to be written (`artefact.saved.save`).
     Raises: Infeasible as a calibration's verification does; InputError as `measure` does.
     """
+    if config.beside is not None:
+        raise InputError(
+            f"a pick must be of one concept, but this config also steers {config.beside.name}, "
+            "whose presence would not be verified; calibrate the pair with another --ce-budget"
+        )
     (budget,) = ascending([ce_budget])
     ledger = Ledger(loaded.meter, progress)
     with preserving_model_state(loaded):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from matplotlib.axes import Axes
 
+from calibrate.common.pictures import literal
 from calibrate.laws.curves import BlockCurves
 from calibrate.laws.law_curves import LawCurves
 
@@ -24,7 +25,7 @@ def draw_presence(axes: Axes, curves: LawCurves, block: BlockCurves) -> None:
     strengths = np.array(panel.strengths)
     axes.errorbar(
         strengths, panel.presence, yerr=panel.error, fmt="o", ms=3.5, color=MEASURED,
-        label=f"read by {panel.judge}",
+        label=literal(f"read by {panel.judge}"),
     )  # fmt: skip
     low, high = (panel.fall[name] for name in ("negative", "positive"))
     inside = (strengths > (low or -np.inf)) & (strengths < (high or np.inf))
@@ -54,7 +55,7 @@ def draw_accuracy(axes: Axes, curves: LawCurves, block: BlockCurves) -> None:
         return
     axes.errorbar(
         panel.strengths, panel.accuracy, yerr=panel.error, fmt="o-", ms=3.5, color=MEASURED,
-        label=f"{panel.n_questions} questions, {panel.guard}",
+        label=literal(f"{panel.n_questions} questions, {panel.guard}"),
     )  # fmt: skip
     axes.axhline(panel.chance, color=MUTED, lw=0.8, ls="-.", label="guessing")
     axes.set_ylim(0, 1)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from calibrate.common.layout import LAWS_FILE
 from calibrate.common.marks import TOOL
+from calibrate.common.pictures import literal
 from calibrate.laws.curves import BEYOND, BlockCurves
 from calibrate.laws.law_curves import LawCurves
 from calibrate.laws.panel_plots import (
@@ -67,7 +68,7 @@ def _figure(
             draw(axes, curves, block)
             axes.set_title(f"{name}: {axes.get_title()}", fontsize=9)
             _across(axes, block, linear=draw is draw_presence)
-    figure.suptitle(f"{title}: {curves.concept} on {curves.model.id}")
+    figure.suptitle(literal(f"{title}: {curves.concept} on {curves.model.id}"))
     return figure
 
 
@@ -96,12 +97,12 @@ def _draw_tokens(axes: Axes, curves: LawCurves, block: BlockCurves) -> None:
     for colour, token in zip(TOKEN_COLOURS, block.tokens, strict=False):
         change = np.array(token.probability) - token.probability[zero]
         predicted = np.array(token.predicted) - token.predicted[zero]
-        label = repr(token.token).replace("$", r"\$")
+        label = literal(repr(token.token))
         axes.plot(block.strengths, change, "-", color=colour, lw=1.4, label=label)
         axes.plot(block.strengths, predicted, ":", color=colour, lw=1.1)
         at = int(np.argmax(token.probability))
         axes.plot(block.strengths[at], change[at], "^", color=colour, ms=5)
-    words = " ".join(block.context.replace("$", r"\$").split())
+    words = " ".join(literal(block.context).split())
     axes.set_ylabel("increase of probability (solid: measured, dotted: law)")
     axes.set_title(f"after “…{words[-42:]}”")
 

@@ -2,11 +2,12 @@
 
 Every budget gets its own strength, by the law of ΔCE and passes over the search corpus, and its own
 one-sided bound on the verification's replies, from small strengths to large (`search.budget`).
-Replies to the verification's prompts show presence, loops and fluency there. Budgets are gone
-through from small to large, and the frontier ends where more strength only breaks the model:
+Replies to the verification's prompts show presence, loops and fluency there. A budget that cannot
+be held, or that the law levels off below, is missed, and said to be. Budgets are gone through from
+small to large, and the frontier ends where more strength only breaks the model:
 
     presence has fallen clearly below the best so far; most replies are empty;
-    half of all tokens lie in loops; or the law levels off below the budget
+    or half of all tokens lie in loops
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 
 from calibrate.common.cost import Ledger
 from calibrate.common.errors import Infeasible
@@ -172,9 +174,14 @@ class Point:
 
 @dataclass(frozen=True, eq=False)
 class Frontier:
-    """Points from small to large, and why it ends; None where every budget was measured."""
+    """What budgets buy.
+
+    points: from small to large. missed: why each other budget was not measured. ended: why nothing
+    after the last point was tried; None where every budget was.
+    """
 
     points: tuple[Point, ...]
+    missed: dict[float, str]
     ended: str | None
 
 
@@ -189,16 +196,22 @@ def measure_frontier(
     law: of ΔCE at the site. ledger: books what each budget took, by `stage_of`.
     """
     points: list[Point] = []
+    missed: dict[float, str] = {}
+    ended: str | None = None
     for budget in sorted(budgets):
+        if ended is not None:
+            missed[budget] = f"more strength only breaks the model {ended}"
+            continue
         try:
             with ledger.stage(stage_of(budget)):
                 point, law = _measured(bench, law, budget)
         except Infeasible as failure:
-            return Frontier(tuple(points), f"at {budget:g} nat: {'; '.join(failure.reasons)}")
+            missed[budget] = "; ".join(failure.reasons)
+            continue
         points.append(point)
         if reason := _end(points, bench.settings):
-            return Frontier(tuple(points), f"at {budget:g} nat: {reason}")
-    return Frontier(tuple(points), None)
+            ended = f"at {budget:g} nat: {reason}"
+    return Frontier(tuple(points), missed, ended)
 
 
 def stage_of(budget: float) -> str:
@@ -222,6 +235,9 @@ def _measured(bench: Bench, law: CrossEntropyLaw, budget: float) -> tuple[Point,
     (presence,) = measure_presence(
         loaded, bench.reader, [request], settings.sampling, settings.seed
     )
+    change = presence.change_from(bench.baseline)
+    if not isfinite(change.standard_error):
+        raise Infeasible(["fewer than two prompts are answered with more than silence"])
     loops = None
     long_replies = answer_at_length(loaded, prompts, settings, steering)
     if long_replies is not None:
@@ -235,7 +251,7 @@ def _measured(bench: Bench, law: CrossEntropyLaw, budget: float) -> tuple[Point,
         tested=verified.tested,
         delta_ce=verified.delta_ce,
         presence=presence,
-        change=presence.change_from(bench.baseline),
+        change=change,
         audited=bench.audited(presence),
         loops=loops,
         fluency_drop=measure_fluency(loaded, spoken, run).drop_from(bench.fluency),

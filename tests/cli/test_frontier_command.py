@@ -58,6 +58,9 @@ def test_a_frontier_is_measured_shown_and_added_to_the_directory(capsys, bright,
     status, _, err = run(capsys, *picking[:-3], "0.1", *picking[-2:])
     assert status == 2
     assert "other settings" in err
+    status, _, err = run(capsys, *picking[:-1], bright)
+    assert status == 2
+    assert "--out must be another directory than DIR" in err
 
 
 def test_json_is_the_frontier_and_nothing_else(capsys, bright, model_directory):

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import tiny
 
+from calibrate.artefact.advice import advice, worth_of_step
 from calibrate.artefact.assemble_frontier import refusal
 from calibrate.artefact.directory import FRONTIER_FILES, open_workspace, wrote
 from calibrate.artefact.frontier import Frontier
-from calibrate.common.errors import ArtefactError, Infeasible, InputError
-from calibrate.common.estimate import RatioEstimate
+from calibrate.common.errors import ArtefactError, CalibrateWarning, Infeasible, InputError
+from calibrate.common.estimate import Interval, RatioEstimate
 from calibrate.common.settings import Settings
 from calibrate.deploy import frontier as deploy
 from calibrate.deploy.chat import Chat, SteeredModel
@@ -26,7 +27,6 @@ from calibrate.deploy.verify import as_calibrated, check_directory
 from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.loading import load_model
 from calibrate.laws.presence import PresenceLaw
-from calibrate.search.advice import worth_of_step
 from calibrate.search.frontier import _end
 
 BUDGETS = (0.1, 0.2, 0.4, 1.6)
@@ -113,10 +113,44 @@ def test_it_ends_where_the_law_levels_off(finished, opened):
     plateau = finished.result.config.laws.cross_entropy.plateau
     frontier = finished.result.with_frontier([0.1, 2 * plateau], opened, rivals=False).frontier
     assert [point.budget for point in frontier.points] == [0.1]
-    assert "levels off" in frontier.ended
+    assert [one.budget for one in frontier.missed] == [2 * plateau]
+    assert "levels off" in " ".join(frontier.endings)
     nothing = finished.result.with_frontier([2 * plateau], opened).frontier
     assert nothing.points == []
     assert "No budget could be measured" in nothing.advice
+
+
+def test_a_budget_that_cannot_be_held_is_missed_and_larger_ones_are_measured(finished, opened):
+    frontier = finished.result.with_frontier([1e-9, 0.4], opened, rivals=False).frontier
+    assert [point.budget for point in frontier.points] == [0.4]
+    assert "Not measured at 1e-09 nat: " in frontier.endings[0]
+
+
+def test_more_budgets_are_added_and_rivals_kept(measured, opened):
+    more = measured.with_frontier([0.8, 0.4], opened, rivals=False)
+    assert [point.budget for point in more.frontier.points] == [0.1, 0.2, 0.4, 0.8, 1.6]
+    assert more.frontier.rivals == measured.frontier.rivals
+    assert more.frontier.rivals_at == measured.frontier.rivals_at
+    assert more.at(0.2) == measured.at(0.2)
+    assert more.frontier.law != measured.frontier.law
+    spent, before = more.frontier.token_forwards, measured.frontier.token_forwards
+    assert spent["0.4 nat"] > before["0.4 nat"]
+    assert spent["0.2 nat"] == before["0.2 nat"]
+
+
+def test_a_frontier_of_another_calibration_is_neither_used_nor_left(
+    measured, finished, opened, tmp_path
+):
+    measured.save(tmp_path / "one")
+    picked = measured.pick(0.2, opened)
+    picked.save(tmp_path / "two")
+    shutil.copy(tmp_path / "one" / "frontier.json", tmp_path / "two")
+    with pytest.warns(CalibrateWarning, match="is of another calibration, and not used"):
+        again = Calibration.load(tmp_path / "two")
+    assert again.frontier is None
+    finished.result.save(tmp_path / "one")
+    assert not [name for name in FRONTIER_FILES if (tmp_path / "one" / name).exists()]
+    assert Calibration.load(tmp_path / "one").frontier is None
 
 
 def seen(change, error=0.01, empty=0.0, loops=0.0):
@@ -156,7 +190,7 @@ def test_a_point_ships_only_without_what_a_calibration_refuses():
     def why_not(settings, fluency=0.0, guard=None, **facts):
         point = seen(0.2, loops=0.0, **facts)
         point.fluency_drop = drop(fluency)
-        point.guarded = None if guard is None else SimpleNamespace(drop=drop(guard))
+        point.guarded = None if guard is None else SimpleNamespace(drop_upper=lambda _: guard)
         point.presence.n_empty, point.presence.completions = 12, range(16)
         return refusal(point, settings)
 
@@ -166,6 +200,8 @@ def test_a_point_ships_only_without_what_a_calibration_refuses():
     assert why_not(strict, fluency=0.2) == "fluency may drop by more than 0.1 nat"
     assert why_not(strict, guard=0.2) == "the guard's accuracy may drop by more than 5%"
     assert why_not(Settings(), empty=0.75) == "12 of 16 replies are empty"
+    assert why_not(Settings(min_gain=0.3)) == "no change of 0.3"
+    assert why_not(Settings(min_gain=0.19), error=0.6) == "undecided; pick draws more replies"
 
 
 def test_what_a_step_is_worth_falls_as_the_law_levels_off():
@@ -178,6 +214,44 @@ def test_what_a_step_is_worth_falls_as_the_law_levels_off():
     assert worth == sorted(worth, reverse=True)
     size = np.sqrt(0.1 * 1.0 + 0.1) / np.sqrt(0.1)
     assert worth[1] == pytest.approx(law.predict(size) - law.predict(1.0), rel=0.05)
+
+
+def bending(changes, error=0.02, ships=True, **facts):
+    """A frontier at .1, .2, .4, .8 nat, of which advice only reads these."""
+    points = [
+        SimpleNamespace(
+            budget=0.1 * 2**n,
+            strength=2 ** (n / 2),
+            delta_ce=SimpleNamespace(value=0.1 * 2**n),
+            change=Interval(change, change - 2 * error, change + 2 * error),
+            ships=ships,
+            why_not=None if ships else "no change of 0.05",
+        )
+        for n, change in enumerate(changes)
+    ]
+    known = {"sign": 1, "confidence": 0.95, "rivals": [], "law": (0.0, 2.0, 0.3, 0.5), **facts}
+    return SimpleNamespace(points=points, **known)
+
+
+def test_a_knee_is_where_no_larger_point_brings_what_can_be_seen():
+    steep = (-5.0, 6.0, 0.3, 0.5)  # at its ceiling from 0.2 nat on
+    assert "Most is bought by 0.2 nat" in advice(bending([0.1, 0.19, 0.2, 0.2], law=steep), 0.1)
+    # A flat law says that a step is worth nothing, and larger points say otherwise.
+    flat = (0.0, 0.01, 0.3, 0.5)
+    assert "At 0.8 nat a token, the most that was measured" in advice(
+        bending([0.05, 0.1, 0.15, 0.2], law=flat, error=0.02), 0.1
+    )
+    assert "Most is bought" not in advice(bending([0.01, 0.0, 0.01, 0.0], law=flat), 0.1)
+
+
+def test_advice_names_a_budget_only_where_smaller_ones_were_measured_and_do_not_ship():
+    none = bending([0.1] * 4, ships=False)
+    assert "None of these points is sure to ship; at 0.1 nat: no change of 0.05." in advice(none, 1)
+    some = bending([0.1] * 4, ships=False)
+    some.points[2].ships = True
+    assert "takes 0.4 nat" in advice(some, 0.2)
+    assert "takes" not in advice(some, 0.05)  # whose own budget was not measured
+    assert "takes" not in advice(bending([0.1] * 4), 0.2)
 
 
 def test_pick_ships_another_budget_that_passes_the_gate(measured, opened, tmp_path):
@@ -286,5 +360,17 @@ def test_in_a_browser_a_point_shows_its_reply(measured, tmp_path):
 
 
 def test_older_artefacts_have_no_frontier(finished):
-    assert Frontier.load(finished.directory) is None
+    assert Frontier.load(finished.directory, finished.result.config.provenance.fingerprint) is None
     assert json.loads(finished.result.config.model_dump_json())["version"] == 2
+
+
+def test_dollars_in_a_name_are_no_formula(measured, tmp_path):
+    config, frontier = measured.config, measured.frontier
+    concept = config.concept.model_copy(update={"name": "make $$ and $x^$"})
+    named = replace(
+        measured,
+        config=config.model_copy(update={"concept": concept}),
+        frontier=frontier.model_copy(update={"concept": concept.name, "model": "$$/$_$"}),
+    )
+    named.save(tmp_path / "rich")
+    assert (tmp_path / "rich" / "frontier.svg").stat().st_size > 10_000

@@ -25,8 +25,9 @@ def render(
     from calibrate.artefact.report.pictures import pictures
 
     drawn = pictures(config, evidence)
-    shown = {REPORT_FILE: page(config, evidence, drawn, frontier).encode(), **drawn}
-    return shown if frontier is None else shown | frontier_pictures(frontier)
+    if frontier is not None:
+        drawn |= frontier_pictures(frontier)
+    return {REPORT_FILE: page(config, evidence, drawn, frontier).encode(), **drawn}
 
 
 def render_infeasible(model: str, concept: str, infeasible: Infeasible) -> dict[str, bytes]:

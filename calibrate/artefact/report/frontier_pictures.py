@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from calibrate.artefact.frontier import Frontier, PointSection, RivalSection
 from calibrate.common.estimate import Interval
 from calibrate.common.marks import TOOL
+from calibrate.common.pictures import literal
 from calibrate.laws.limit import farthest_presence
 from calibrate.laws.presence import PresenceLaw
 
@@ -34,7 +35,8 @@ def frontier_pictures(frontier: Frontier) -> dict[str, bytes]:
     for axes in (by_token, by_reply, loops):
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
-    figure.suptitle(f"What each nat buys: {frontier.concept} on {frontier.model}, {frontier.where}")
+    where = literal(f"{frontier.concept} on {frontier.model}, {frontier.where}")
+    figure.suptitle(f"What each nat buys: {where}")
     return {"frontier.png": _rendered(figure, "png"), "frontier.svg": _rendered(figure, "svg")}
 
 
@@ -66,7 +68,11 @@ def _draw_by_token(axes: Axes, frontier: Frontier) -> None:
     for rival in frontier.rivals:
         if rival.delta_ce is not None:
             _draw_rival(axes, rival, rival.delta_ce)
-    axes.set(xlabel="ΔCE (nats per token)", ylabel=f"presence of {frontier.concept}", ylim=(0, 1))
+    axes.set(
+        xlabel="ΔCE (nats per token)",
+        ylabel=f"presence of {literal(frontier.concept)}",
+        ylim=(0, 1),
+    )
 
 
 def _draw_by_reply(axes: Axes, frontier: Frontier) -> None:

@@ -28,7 +28,9 @@ def page(
         config=config,
         evidence=evidence,
         completions=evidence.first_completions[:SHOWN_COMPLETIONS],
-        pictures={name: _data_url(image) for name, image in pictures.items()},
+        pictures={
+            name: _data_url(image) for name, image in pictures.items() if name.endswith(".png")
+        },
         frontier=frontier,
         chart=None if frontier is None or not frontier.points else chart(frontier),
         seconds=sum(spent.seconds for spent in config.cost.values()),

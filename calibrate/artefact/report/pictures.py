@@ -14,6 +14,7 @@ from calibrate.artefact.evidence import Evidence
 from calibrate.artefact.measured_sections import LongRunSection
 from calibrate.common.blocks import site_name
 from calibrate.common.marks import TOOL
+from calibrate.common.pictures import literal
 
 COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#8172b3", "#937860", "#da8bc3")
 BUDGET, SHIPPED, MUTED = "#c44e52", "#111111", "#999999"
@@ -78,7 +79,7 @@ def _draw_cost(axes: Axes, config: SteeringConfig, evidence: Evidence) -> None:
     axes.set(
         xlabel=f"strength α at {site}",
         ylabel="ΔCE (nats per token)",
-        title=f"What steering towards {config.concept.name} costs",
+        title=f"What steering towards {literal(config.concept.name)} costs",
         ylim=(min(0, 1.1 * min(rung.delta_ce for rung in evidence.tested)), 1.8 * limit),
     )
 
@@ -110,7 +111,7 @@ def _draw_presence(axes: Axes, config: SteeringConfig, evidence: Evidence) -> No
     axes.axvline(config.budget.limit, color=BUDGET, lw=1.2, label="budget")
     axes.set(
         xlabel="ΔCE (nats per token)",
-        ylabel=f"presence of {config.concept.name}",
+        ylabel=f"presence of {literal(config.concept.name)}",
         title=f"What it brings at {config.where}",
         xlim=(min(0, rise.low), None),
         ylim=(0, 1),
@@ -132,7 +133,7 @@ def _draw_blocks(axes: Axes, config: SteeringConfig, evidence: Evidence) -> None
     axes.set(
         xlabel="block",
         ylabel="gain at the budget (nats per token)",
-        title=f"How far the budget moves {config.concept.name} ahead of its opposite",
+        title=f"How far the budget moves {literal(config.concept.name)} ahead of its opposite",
     )
 
 
@@ -143,7 +144,11 @@ def _long_run(long_run: LongRunSection, concept: str) -> Figure:
     for axes, name, label in zip(
         figure.subplots(1, 3),
         ("loops", "presence", "log_prob"),
-        ("share of tokens in loops", f"presence of {concept}", "log-probability (nats per token)"),
+        (
+            "share of tokens in loops",
+            f"presence of {literal(concept)}",
+            "log-probability (nats per token)",
+        ),
         strict=True,
     ):
         for along, colour, who in (

@@ -193,4 +193,5 @@ def _opened(directory: str | Path) -> Served:
     folder = local_directory(directory)
     is_local = Path(directory).exists() or REPOSITORY.fullmatch(str(directory)) is None
     name = Path(directory).resolve().name if is_local else str(directory)
-    return Served(name, load(folder), Frontier.load(folder))
+    config = load(folder)
+    return Served(name, config, Frontier.load(folder, config.provenance.fingerprint))

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from calibrate.artefact.config import SteeringConfig, load
 from calibrate.common.files import write_together
 from calibrate.common.marks import TOOL, facts_in, names_us
+from calibrate.common.pictures import literal
 from calibrate.pipelines.sweep.cells import Cell
 from calibrate.pipelines.sweep.ledger import SweepLedger
 from calibrate.pipelines.sweep.store import Store
@@ -163,7 +164,7 @@ def _picture(cells: Sequence[Cell], configs: dict[str, SteeringConfig]) -> bytes
         for cell in cells:
             if cell.concept == concept and cell.name in configs:
                 _draw(axes, cell, configs[cell.name])
-        axes.set(title=concept, xlabel="‖αv‖/‖h‖", ylabel="ΔCE (nats per token)")
+        axes.set(title=literal(concept), xlabel="‖αv‖/‖h‖", ylabel="ΔCE (nats per token)")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=7)
     buffer = io.BytesIO()
@@ -175,7 +176,7 @@ def _draw(axes: Any, cell: Cell, config: SteeringConfig) -> None:
     unit = abs(config.intervention.relative_strength / config.intervention.strength)
     strengths = np.linspace(0, 1.3 * config.range.strength_at_budget.value, 60)
     rise = config.laws.cross_entropy.predict(strengths)
-    (line,) = axes.plot(unit * np.abs(strengths), rise, label=cell.name)
+    (line,) = axes.plot(unit * np.abs(strengths), rise, label=literal(cell.name))
     measured = config.measured.delta_ce
     at = unit * abs(config.intervention.strength)
     axes.errorbar(
