@@ -134,7 +134,7 @@ def calibrate(
         concept, judge, audit, teacher, fetch_teacher, settings, progress
     )
     prompt_texts = read_prompts(prompts)
-    guarding = choose_guard(guard)
+    guarding = choose_guard(guard, settings.max_guard_drop)
     corpus_texts = None if corpus is None else read_corpus(corpus)
     loaded = load_model(
         model, tokenizer, chat_template_kwargs=chat_template_kwargs, progress=progress

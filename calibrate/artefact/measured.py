@@ -150,7 +150,7 @@ def guard_section(guarded: Guarded | None, confidence: float) -> GuardSection | 
         accuracy=guarded.accuracy.with_interval(confidence),
         baseline=guarded.baseline.value,
         drop=guarded.drop.with_interval(confidence),
-        drop_upper=guarded.drop.upper(confidence),
+        drop_upper=guarded.drop_upper(confidence),
     )
 
 

@@ -54,7 +54,7 @@ def run_main_job(
         negatives, asked["prompts"], {"ce_budget": ce_budget[0], **rest}
     )
     Limits(asked["max_tokens"], asked["max_minutes"])
-    choose_guard(asked["guard"])
+    choose_guard(asked["guard"], settings["max_guard_drop"])
     texts = None if describe else read_concept(concept, positives, file)
 
     from calibrate.calibration import calibrate
@@ -91,11 +91,12 @@ def _with_frontier(
     progress: Progress,
 ) -> Calibration:
     """The calibration with what all these budgets buy; as it is where that was measured."""
-    known = [] if result.frontier is None else [point.budget for point in result.frontier.points]
-    ended = result.frontier is not None and result.frontier.ended is not None
-    if ended or {*budgets} <= {*known}:
+    frontier = result.frontier
+    tried = set() if frontier is None else {*frontier.tried}
+    missing = [budget for budget in budgets if budget not in tried]
+    if not missing:
         return result
-    return result.with_frontier(budgets, loaded, corpus=corpus, progress=progress)
+    return result.with_frontier(missing, loaded, corpus=corpus, progress=progress)
 
 
 def _may_fetch(judge: str, teacher: str | None, concept: Any) -> bool:
@@ -122,7 +123,8 @@ def show(directory: Path, as_json: bool) -> None:
     from calibrate.artefact.frontier import Frontier
 
     config, evidence = load(directory), Evidence.load(directory)
-    print_result(config, evidence, directory, as_json, False, Frontier.load(directory))
+    frontier = Frontier.load(directory, config.provenance.fingerprint)
+    print_result(config, evidence, directory, as_json, False, frontier)
 
 
 def _described(

@@ -234,7 +234,7 @@ def check_long_run(
 def check_guard(config: SteeringConfig, evidence: Evidence, loaded: LoadedModel) -> Iterator[Check]:
     """Put the guard's questions again; none where the config has no guard.
 
-    It passes if the drop is within the interval that was recorded, and within what was allowed.
+    It passes if the drop is within the bound that was recorded, and within what was allowed.
     """
     recorded, settings = config.measured.guard, config.settings
     if recorded is None:
@@ -243,14 +243,14 @@ def check_guard(config: SteeringConfig, evidence: Evidence, loaded: LoadedModel)
     if guard is None:
         yield Check("guard", True, "this release has other built-in questions, and asks none")
         return
-    drop = measure_guard(loaded, guard, config.site, config.intervention.strength).drop
-    most = settings.max_guard_drop
-    holds = recorded.drop.low <= drop.value <= recorded.drop.high
-    within = most is None or drop.upper(settings.confidence) <= most
+    guarded = measure_guard(loaded, guard, config.site, config.intervention.strength)
+    drop, most = guarded.drop.value, settings.max_guard_drop
+    holds = drop <= recorded.drop_upper
+    within = most is None or guarded.drop_upper(settings.confidence) <= most
     yield Check(
         "guard",
         holds and within,
-        f"of {recorded.n_questions} {recorded.name} questions {drop.value:+.1%} fewer are answered "
+        f"of {recorded.n_questions} {recorded.name} questions {drop:+.1%} fewer are answered "
         f"rightly, {'as' if holds else 'but'} {recorded.drop.value:+.1%} was recorded"
         + ("" if within else f", and --max-guard-drop {most:g} was asked for"),
     )

@@ -8,13 +8,16 @@ answer; a cloze is right if each of its tokens is the likeliest where it stands.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import beta
 
+from calibrate.common.errors import CalibrateWarning
 from calibrate.common.estimate import RatioEstimate
 from calibrate.engine.cross_entropy import states_by_sequence
 from calibrate.engine.site import Site
@@ -52,13 +55,37 @@ class Guarded:
         """How much the accuracy falls, question by question."""
         return self.baseline.difference(self.accuracy)
 
+    def drop_upper(self, confidence: float) -> float:
+        """The one-sided bound on the drop: the larger of Student's and an exact one.
+
+        Where few answers change, or none, their spread says nothing of how many might. So the share
+        of questions lost is bounded by Clopper and Pearson (1934, Biometrika 26), less that gained.
+        """
+        change = self.drop.sums
+        lost, gained, n = int((change > 0).sum()), float((change < 0).mean()), len(change)
+        most = float(beta.ppf(confidence, lost + 1, n - lost)) if lost < n else 1.0
+        by_spread = self.drop.interval(2 * confidence - 1)[1]
+        return max(by_spread, most - gained)
+
 
 def measure_guard(loaded: LoadedModel, guard: Guard, site: Site, strength: float) -> Guarded:
-    """Put the guard's questions to the steered model, and to the plain one; those are cached."""
+    """Put the guard's questions to the steered model, and to the plain one; those are cached.
+
+    Warns with CalibrateWarning if the plain model knows no more than guessing does.
+    """
     facts = ["guard", [asdict(item) for item in guard.items], loaded.is_chat]
     plain = load_or_compute(loaded, ANSWERS, facts, lambda: answered(loaded, guard.items).tolist())
     steered = answered(loaded, guard.items, (site, strength))
-    return Guarded(guard.name, guard.sha256, _shares(steered), _shares(np.array(plain)))
+    found = Guarded(guard.name, guard.sha256, _shares(steered), _shares(np.array(plain)))
+    if found.baseline.value <= guard.guessed:
+        warnings.warn(
+            f"unsteered, the model answers {found.baseline.value:.0%} of the {guard.name} "
+            f"questions rightly, and guessing {guard.guessed:.0%}: they cannot show what it "
+            "forgets; give others with --guard FILE",
+            CalibrateWarning,
+            stacklevel=2,
+        )
+    return found
 
 
 def expected_tokens(loaded: LoadedModel, guard: Guard | None) -> int:

@@ -24,7 +24,7 @@ def forgets(guarded: Guarded | None, settings: Settings) -> bool:
     """Whether the guard's accuracy may drop by more than allowed."""
     most = settings.max_guard_drop
     return (
-        guarded is not None and most is not None and guarded.drop.upper(settings.confidence) > most
+        guarded is not None and most is not None and guarded.drop_upper(settings.confidence) > most
     )
 
 
@@ -57,7 +57,7 @@ def require_fluency(drop: RatioEstimate, settings: Settings) -> None:
 def require_guard(guarded: Guarded | None, settings: Settings) -> None:
     """Raise Infeasible if the guard's accuracy may drop by more than allowed."""
     if guarded is not None and forgets(guarded, settings):
-        upper = guarded.drop.upper(settings.confidence)
+        upper = guarded.drop_upper(settings.confidence)
         raise Infeasible(
             [
                 f"the share of {guarded.name} questions that are answered rightly may drop by "

@@ -20,7 +20,7 @@ from calibrate.laws.panels import AccuracyCurve, PresenceCurve
 from calibrate.laws.presence import fit_both_ways
 from calibrate.models.model import LoadedModel
 from calibrate.models.tokens import Prompt
-from calibrate.texts.guard import Guard, GuardItem
+from calibrate.texts.guard import Guard
 from probes import Reader
 
 PROMPTS = 32  # of the verification, each replied to once at every strength
@@ -131,14 +131,9 @@ def measure_accuracy(
     return AccuracyCurve(
         guard=guard.name,
         n_questions=len(guard.items),
-        chance=float(np.mean([_chance(item) for item in guard.items])),
+        chance=guard.guessed,
         strengths=strengths,
         accuracy=[each.accuracy.value for each in found],
         error=[each.accuracy.standard_error for each in found],
-        drop_bound=[each.drop.upper(settings.confidence) for each in found],
+        drop_bound=[each.drop_upper(settings.confidence) for each in found],
     )
-
-
-def _chance(item: GuardItem) -> float:
-    """How likely guessing is right; a cloze cannot be guessed."""
-    return 1 / len(item.choices) if len(item.choices) > 1 else 0.0

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from calibrate.common.errors import ConceptError
+from calibrate.common.errors import ConceptError, InputError
 from calibrate.texts.rows import Row, brief, read_rows
 
 BUILT_IN = "built-in"
@@ -47,6 +47,12 @@ class Guard:
     items: tuple[GuardItem, ...]
 
     @property
+    def guessed(self) -> float:
+        """The share that guessing answers rightly; clozes cannot be guessed."""
+        shares = [1 / len(item.choices) for item in self.items if len(item.choices) > 1]
+        return sum(shares) / len(self.items)
+
+    @property
     def sha256(self) -> str:
         """The hash of the questions, choices and answers."""
         facts = json.dumps([asdict(item) for item in self.items], sort_keys=True)
@@ -60,6 +66,13 @@ def read_guard(path: str | Path | None = None) -> Guard:
     """
     file = Path(__file__).with_name("guard.jsonl") if path is None else Path(path)
     items = tuple(dict.fromkeys(_items(file)))
+    answers: dict[tuple[str, tuple[str, ...]], GuardItem] = {}
+    for item in items:
+        known = answers.setdefault((item.question, item.choices), item)
+        if known is not item:
+            raise ConceptError(
+                f"each question must have one answer, but {brief(item.question)} has two in {file}"
+            )
     if len(items) < MIN_ITEMS:
         raise ConceptError(
             f"a guard must have at least {MIN_ITEMS} different questions, got {len(items)} in "
@@ -68,9 +81,18 @@ def read_guard(path: str | Path | None = None) -> Guard:
     return Guard(BUILT_IN if path is None else file.name, items)
 
 
-def choose_guard(guard: str | Path | None) -> Guard | None:
-    """The guard of a file; the built-in one for "auto", none for "none" or None."""
+def choose_guard(guard: str | Path | None, most: float | None = None) -> Guard | None:
+    """The guard of a file; the built-in one for "auto", none for "none" or None.
+
+    most: the largest drop of its accuracy that will do, if any is.
+    Raises: InputError if there is such a limit and no guard; ConceptError as `read_guard` does.
+    """
     if guard in (None, "none"):
+        if most is not None:
+            raise InputError(
+                f"--max-guard-drop {most:g} must have questions to hold to, got --guard none; give "
+                "--guard auto or a file"
+            )
         return None
     return read_guard(None if guard == "auto" else guard)
 
@@ -90,6 +112,12 @@ def _items(file: Path) -> Iterator[GuardItem]:
             raise ConceptError(f"{row.place} must be an object with question and answer")
         question = _text(row, "question", row.value.get("question"))
         choices, answer = row.value.get("choices"), row.value.get("answer")
+        lists = [name for name, value in row.value.items() if isinstance(value, list)]
+        if lists and "choices" not in lists:
+            raise ConceptError(
+                f"{row.place}: the list of what may be answered must be called choices, got "
+                f"{lists[0]}"
+            )
         if choices is None:
             yield GuardItem(question, (_text(row, "answer", answer),), 0)
             continue
@@ -111,6 +139,12 @@ def _text(row: Row, what: str, value: Any) -> str:
 
 
 def _place(row: Row, answer: Any, choices: tuple[str, ...]) -> int:
+    text = str(answer).strip()
+    if isinstance(answer, int) and text in choices and choices.index(text) != answer:
+        raise ConceptError(
+            f"{row.place}: the answer must name one choice, but {answer} is the number of one and "
+            f'the text of another; give it as text, "{answer}"'
+        )
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
         return answer
     if isinstance(answer, str) and answer.strip() in choices:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import tiny
 import torch
 
 import calibrate
-from calibrate.common.errors import ConceptError, Infeasible, InputError
+from calibrate.common.errors import CalibrateWarning, ConceptError, Infeasible, InputError
 from calibrate.common.estimate import RatioEstimate
 from calibrate.common.settings import Settings
 from calibrate.deploy.verify import check_directory
@@ -125,6 +126,9 @@ GOOD = {"question": "Which is it?", "choices": ["a", "b"], "answer": 1}
         ({"answer": "c"}, "number of a choice"),
         ({"answer": None}, "number of a choice"),
         ({"choices": None, "answer": None}, "answer must be a text"),
+        ({"choices": ["1", "2", "3"], "answer": 2}, "2 is the number of one and the text of anoth"),
+        ({"choices": [1, 2, 3], "answer": 1}, 'give it as text, "1"'),
+        ({"choices": None, "options": ["a", "b"]}, "must be called choices, got options"),
     ],
 )
 def test_a_line_that_cannot_be_used_is_named(tmp_path, change, message):
@@ -146,6 +150,50 @@ def test_few_questions_are_refused_and_answers_may_be_named(tmp_path):
         read_guard(path)
 
 
+def test_a_question_has_one_answer(tmp_path):
+    path = tmp_path / "guard.jsonl"
+    rows = [GOOD | {"question": f"Which is {n}?"} for n in range(25)]
+    path.write_text("\n".join(map(json.dumps, [*rows, rows[3] | {"answer": 0}])))
+    with pytest.raises(ConceptError, match=r"one answer, but 'Which is 3\?' has two"):
+        read_guard(path)
+
+
+def test_a_limit_needs_questions():
+    with pytest.raises(InputError, match=r"--max-guard-drop 0\.1 must have questions"):
+        choose_guard("none", 0.1)
+    assert choose_guard("none") is None
+
+
+@pytest.mark.parametrize("n", [20, 240])
+@pytest.mark.parametrize(("lost", "gained"), [(0.01, 0), (0.05, 0), (0.2, 0), (0.1, 0.05)])
+def test_the_bound_on_the_drop_holds_where_few_answers_change_or_none(n, lost, gained):
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(400):
+        drawn = rng.random(n)
+        change = (drawn < lost).astype(float) - ((drawn >= lost) & (drawn < lost + gained))
+        before = RatioEstimate((change >= 0).astype(float), np.ones(n))
+        after = RatioEstimate((change <= 0).astype(float), np.ones(n))
+        held += Guarded("", "", after, before).drop_upper(0.95) >= lost - gained
+    assert held / 400 > 0.925  # three standard errors below 95 %
+
+
+def test_a_model_that_only_guesses_has_nothing_to_forget():
+    assert read_guard().guessed == pytest.approx(0.25)
+    loaded = load_model(tiny.model(spread=0.6), tiny.tokenizer())
+    site = tiny.site(torch.zeros(32), 1)
+    items = [
+        GuardItem(f"{one} {other}", (one, other), answer)
+        for one, other in zip(WORDS[:4], WORDS[4:8], strict=True)
+        for answer in (0, 1)
+    ]
+    right = [item for item, known in zip(items, answered(loaded, items), strict=True) if known]
+    with pytest.warns(CalibrateWarning, match="50% of the both questions .* guessing 50%: they"):
+        measure_guard(loaded, Guard("both", tuple(items)), site, 0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        measure_guard(loaded, Guard("known", tuple(right)), site, 0.0)
+
+
 def guarded(before, after, n=200):
     def share(k):
         return RatioEstimate((np.arange(n) < k).astype(float), np.ones(n))
@@ -157,7 +205,6 @@ def test_only_a_drop_that_surely_keeps_to_the_limit_passes():
     allowed = Settings(max_guard_drop=0.05)
     require_guard(guarded(100, 99), allowed)
     require_guard(guarded(100, 60), Settings())
-    require_guard(None, allowed)
     with pytest.raises(Infeasible, match=r"--max-guard-drop 0\.05"):
         require_guard(guarded(100, 92), allowed)  # four in a hundred, but it may be more
     with pytest.raises(InputError, match="guard's accuracy"):
