@@ -73,10 +73,26 @@ def test_the_gate_opens_for_it(directory, loaded):
     assert report.passed, report.failures
 
 
+def all_blocks(facts, **change):
+    for block in facts["interventions"]:
+        block.update(change)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (lambda facts: facts["interventions"].reverse(), "interventions is out of range"),
+        (lambda facts: facts.update(interventions=None), "interventions must list the 2 blocks"),
+        (lambda facts: all_blocks(facts, weight=0.0), "interventions.weight is out of range"),
+        (
+            lambda facts: all_blocks(facts, residual_norm=0.0),
+            "interventions.residual_norm is out of",
+        ),
+        (lambda facts: all_blocks(facts, norm=-1.0), "interventions.norm is out of range"),
+        (lambda facts: all_blocks(facts, signal=1.5), "interventions.signal is out of range"),
+        (lambda facts: facts["vector"].update(signal=2.0), "vector.signal is out of range"),
+        (lambda facts: facts["vector"].update(signal=-0.5), "vector.signal is out of range"),
+        (lambda facts: facts["vector"].update(norm=0.0), "vector.norm is out of range"),
         (lambda facts: facts["interventions"].clear(), "interventions is out of range"),
         (lambda facts: facts["interventions"][1].update(layer=3), "interventions is out of range"),
         (lambda facts: facts["interventions"][1].update(layer=0), "interventions is out of range"),

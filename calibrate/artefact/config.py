@@ -90,7 +90,11 @@ class SteeringConfig(Section):
         residual_norm = abs(done.strength) * norm / abs(done.relative_strength)
         return [
             SteeredBlockSection(
-                layer=done.layer, key=self.vector.key, norm=norm, residual_norm=residual_norm
+                layer=done.layer,
+                key=self.vector.key,
+                norm=norm,
+                residual_norm=residual_norm,
+                signal=self.vector.signal,
             )
         ]
 
@@ -132,6 +136,7 @@ class SteeringConfig(Section):
                 block.weight * torch.from_numpy(tensors[block.key]),
                 block.layer,
                 block.residual_norm,
+                noise=block.noise,
             )
             for block in self.steered_blocks
         )
@@ -231,6 +236,7 @@ def load(directory: str | Path) -> SteeringConfig:
 def _require_in_range(path: Path, config: SteeringConfig) -> None:
     """Raise ArtefactError for values of the right type that no calibration writes."""
     intervention, settings = config.intervention, config.provenance.settings
+    blocks = config.interventions or []
     try:
         Sampling(**settings["sampling"])
         check_seed(settings["seed"])
@@ -241,7 +247,17 @@ def _require_in_range(path: Path, config: SteeringConfig) -> None:
         "interventions": not _are_blocks(config.layers, config.model.num_layers)
         or config.layers[0] != intervention.layer,
         "intervention.strength": not math.isfinite(intervention.strength),
-        "intervention.relative_strength": not intervention.relative_strength,
+        "intervention.relative_strength": not intervention.relative_strength
+        or not math.isfinite(intervention.relative_strength),
+        "vector.norm": not 0 < config.vector.norm < math.inf,
+        "vector.signal": not 0 <= (config.vector.signal or 0) <= 1,
+        "interventions.weight": not all(math.isfinite(each.weight) for each in blocks)
+        or (bool(blocks) and not any(each.weight for each in blocks)),
+        "interventions.norm": not all(0 < each.norm < math.inf for each in blocks),
+        "interventions.residual_norm": not all(
+            0 < each.residual_norm < math.inf for each in blocks
+        ),
+        "interventions.signal": not all(0 <= (each.signal or 0) <= 1 for each in blocks),
         "reference.input_ids": not config.reference.input_ids
         or min(config.reference.input_ids) < 0,
     }
@@ -262,6 +278,11 @@ def _checked_vector(folder: Path, config: SteeringConfig) -> bytes:
         tensors = load_tensors(content)
         for block in config.steered_blocks:
             tensors[block.key]
+        if config.interventions is None and len(tensors) > 1:
+            raise ArtefactError(
+                f"{folder / CONFIG_FILE} is damaged: interventions must list the {len(tensors)} "
+                f"blocks that {path} has vectors for; calibrate again"
+            )
     except (OSError, KeyError, SafetensorError) as error:
         raise ArtefactError(f"{path} must hold the steering vector: {error}") from error
     digest = hashlib.sha256(content).hexdigest()

@@ -98,6 +98,11 @@ class SteeredBlockSection(Section):
     residual_norm: float
     signal: float | None = None
 
+    @property
+    def noise(self) -> float | None:
+        """Expected squared distance of `weight`·v from what endless texts would give."""
+        return None if self.signal is None else (1 - self.signal) * (self.weight * self.norm) ** 2
+
 
 class BudgetSection(Section):
     """The largest allowed rise of cross-entropy, and the confidence it holds at."""

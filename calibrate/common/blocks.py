@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from calibrate.common.errors import InputError
@@ -15,10 +15,14 @@ MAX_DIGITS = 5  # of a block's number: a longer range is not even written out
 def check_blocks(rule: str, value: Any) -> int | tuple[int, ...]:
     """Return a block's number, or several in order, each once, else raise InputError.
 
-    value: a number, or several, such as "8-26", "8,12,20" or [8, 12, 20].
+    value: a number, or several, such as "8-26", "8,12,20", [8, 12, 20] or an array of them.
     """
     if isinstance(value, str):
         value = _numbers_in(value)
+    elif hasattr(value, "tolist"):  # of NumPy or torch
+        value = value.tolist()
+    if isinstance(value, Mapping | bytes):
+        raise InputError(f"{rule}, got {value!r:.40}")
     if isinstance(value, Iterable):
         numbers = sorted({check_whole(rule, each, _is_block) for each in value})
         if not numbers:
@@ -31,7 +35,7 @@ def _numbers_in(typed: str) -> Sequence[Any]:
     """The numbers in "15", "8-26" or "8,12-14"; else the text itself, for the error."""
     numbers: list[Any] = []
     for part in typed.split(","):
-        first, dash, last = part.strip().partition("-")
+        first, dash, last = (each.strip() for each in part.partition("-"))
         last = last if dash else first
         if not all(end.isdecimal() and len(end) <= MAX_DIGITS for end in (first, last)):
             return [typed]

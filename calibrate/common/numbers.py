@@ -26,6 +26,13 @@ def check_number(rule: str, value: Any, fits: Callable[[float], bool]) -> float:
     return float(value)
 
 
+def check_resamples(value: Any) -> int:
+    """Return how often texts are resampled, else raise InputError: one shows no spread."""
+    return check_whole(
+        "resamples must be 0, or 2 or more, which show a spread", value, lambda n: n == 0 or n > 1
+    )
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
