@@ -20,7 +20,7 @@ Written by `scripts/write_cli_docs.py` from what `--help` prints.
 | 2 | bad usage or input: one line says what, the value, and the way out |
 | 3 | infeasible: no strength does what was asked; reasons in `DIR/report.html` |
 | 4 | verification failed |
-| 130 | interrupted; the same command resumes |
+| 130 | interrupted; the same command resumes a calibration, a sweep and grading |
 """
 
 

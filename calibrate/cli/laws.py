@@ -44,11 +44,11 @@ from calibrate.common.layout import stem
 )
 @click.option(
     "--resamples",
-    type=click.IntRange(min=0),
+    type=int,
     default=0,
     show_default=True,
     metavar="N",
-    help="Resample the concept's texts this often, for error bars.",
+    help="Resample the concept's texts this often, twice or more, for error bars.",
 )
 def laws(
     *,
@@ -71,12 +71,14 @@ def laws(
     """Measure the paper's curves at some blocks, and draw them with the laws over them."""
     from calibrate.artefact.directory import require_free, wrote
     from calibrate.common.layout import LAWS_FILE, LAWS_PICTURES
+    from calibrate.common.numbers import check_resamples
     from calibrate.common.settings import Settings
     from calibrate.judging.choice import check_judges
     from calibrate.texts.concept import read_concept
     from calibrate.texts.guard import choose_guard
 
     concept = named(concept)
+    check_resamples(resamples)
     file, loading, settings = checked(negatives, prompts, rest)
     texts = read_concept(concept, positives, file)
     if judge is not None:
@@ -87,7 +89,7 @@ def laws(
 
     from calibrate.cli.laws_table import laws_summary
     from calibrate.cli.progress_bars import PatientConsole
-    from calibrate.common.files import write_together
+    from calibrate.common.files import remove_ours, write_together
     from calibrate.engine.loading import load_model
     from calibrate.laws.plots import law_pictures
     from calibrate.search.law_experiment import measure_laws
@@ -108,7 +110,9 @@ def laws(
             progress=progress,
             **settings,
         )
-    write_together(directory, law_pictures(curves), last=LAWS_FILE, ours=wrote)
+    pictures = law_pictures(curves)
+    write_together(directory, pictures, last=LAWS_FILE, ours=wrote)
+    remove_ours(directory, {*LAWS_PICTURES} - pictures.keys(), wrote)
     if as_json:
         say_json(curves.to_bytes().decode())
     else:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import warnings
+from collections.abc import Sequence, Sized
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from calibrate.common.blocks import check_blocks
 from calibrate.common.cost import Ledger
+from calibrate.common.errors import CalibrateWarning, Infeasible
+from calibrate.common.numbers import check_resamples
 from calibrate.common.progress import SILENT, Progress
 from calibrate.common.settings import Settings
 from calibrate.engine.loading import load_model
@@ -28,6 +32,7 @@ from calibrate.texts.extraction import concept_vectors
 from calibrate.texts.guard import Guard, choose_guard
 from calibrate.texts.replies import build_corpora, sample_unsteered
 
+RESAMPLED_AGAIN = 1_000_003  # added to the seed where a side came out empty
 DEPTHS = (1 / 6, 1 / 2, 5 / 6)  # early, middle and late block, as shares of the depth
 VARIANTS: dict[str, dict[str, Any]] = {
     "random negatives": {"negatives": "random"},
@@ -75,6 +80,8 @@ def measure_laws(
     [1]
     """
     settings = Settings(**options)
+    check_resamples(resamples)
+    asked_layers = checked_layers(layers)
     concept = read_concept(concept)
     lesson = None
     if judge is not None:
@@ -83,7 +90,7 @@ def measure_laws(
     questions = choose_guard(guard)
     corpus_texts = None if corpus is None else read_corpus(corpus)
     loaded = load_model(model, tokenizer, progress=progress)
-    chosen = [loaded.check_layer(layer) for layer in layers] or early_middle_late(loaded)
+    chosen = [loaded.check_layer(layer) for layer in asked_layers] or early_middle_late(loaded)
     ledger = Ledger(loaded.meter, progress)
     splits = concept.split()
     texts = splits["vector"]
@@ -110,15 +117,21 @@ def measure_laws(
                 reading = ReadingBench(loaded, panel.reader, asked, settings)
         bench = Bench(loaded, run, concept_tokens(loaded, texts, replies), settings)
         positions = settings.position_choices[0]
-        blocks = []
+        blocks: list[BlockCurves] = []
         for layer in chosen:
             site, *others = (
                 Site((made[layer],), positions) for made in (vectors, *resampled_vectors)
             )
-            with ledger.stage(f"block {layer}"):
-                block = block_curves(bench, site, others)
+            try:
+                with ledger.stage(f"block {layer}"):
+                    block = block_curves(bench, site, others)
+            except Infeasible as failure:
+                if layer == chosen[-1] and not blocks:
+                    raise
+                _warn_left_out(layer, failure)
+                continue
             blocks.append(with_panels(bench, site, block, reading, questions, ledger))
-        middle = chosen[len(chosen) // 2]
+        middle = blocks[len(blocks) // 2].layer
         ways = measure_variants(bench, texts, middle, ledger) if variants else {}
     return LawCurves(
         model=loaded.identity,
@@ -130,6 +143,23 @@ def measure_laws(
         settings=asdict(settings),
         blocks=blocks,
         variants=ways,
+    )
+
+
+def checked_layers(layers: Any) -> tuple[int, ...]:
+    """Blocks to measure, each once, in order.
+
+    Raises: InputError for anything but numbers of blocks.
+    """
+    if isinstance(layers, Sized) and not len(layers):
+        return ()
+    found = check_blocks("layers must be numbers of blocks, such as [8, 15, 20]", layers)
+    return (found,) if isinstance(found, int) else found
+
+
+def _warn_left_out(layer: int, failure: Infeasible) -> None:
+    warnings.warn(
+        f"block {layer} is left out: {'; '.join(failure.reasons)}", CalibrateWarning, stacklevel=3
     )
 
 
@@ -175,10 +205,27 @@ def early_middle_late(loaded: LoadedModel) -> list[int]:
 
 
 def resampled(texts: Texts, seed: int) -> Texts:
-    """Positives and negatives drawn anew from themselves, with replacement."""
+    """Texts drawn anew from themselves, with replacement: whole groups, such as matched pairs.
+
+    A group is drawn for both sides where it has texts on both, and for its own side otherwise.
+    """
     rng = random.Random(seed)
+    positives, negatives = (grouped(side) for side in (texts.positives, texts.negatives))
+    if positives.keys().isdisjoint(negatives):
+        kept = [rng.choices([*side], k=len(side)) for side in (positives, negatives)]
+    else:
+        both = [*dict.fromkeys([*positives, *negatives])]
+        kept = [rng.choices(both, k=len(both))] * 2
+    drawn = [
+        tuple(text for key in keys for text in side.get(key, ()))
+        for keys, side in zip(kept, (positives, negatives), strict=True)
+    ]
+    return Texts(*drawn) if all(drawn) else resampled(texts, seed + RESAMPLED_AGAIN)
 
-    def drawn(group: tuple[Text, ...]) -> tuple[Text, ...]:
-        return tuple(rng.choices(group, k=len(group)))
 
-    return Texts(drawn(texts.positives), drawn(texts.negatives))
+def grouped(side: Sequence[Text]) -> dict[str, list[Text]]:
+    """Texts by their group."""
+    groups: dict[str, list[Text]] = {}
+    for text in side:
+        groups.setdefault(text.key, []).append(text)
+    return groups

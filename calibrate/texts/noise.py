@@ -37,9 +37,17 @@ def sampling_noise(
         sign * (side.double() - side.double().mean(dim=0)) / len(side)
         for sign, side in ((1, positives), (-1, negatives))
     ]
+    sides = groups[: len(positives)], groups[len(positives) :]
+    if {*sides[0]}.isdisjoint(sides[1]):
+        return sum(_spread(*each) for each in zip(shares, sides, strict=True))
+    return _spread(torch.cat(shares), groups)
+
+
+def _spread(shares: torch.Tensor, groups: Sequence[str]) -> float:
+    """The variance of a sum over texts, whole groups of which are drawn; inf for one group."""
     names, places = np.unique(np.asarray(groups), return_inverse=True)
-    by_group = torch.zeros(len(names), positives.shape[1], dtype=torch.float64)
-    by_group.index_add_(0, torch.from_numpy(places), torch.cat(shares))
+    by_group = torch.zeros(len(names), shares.shape[1], dtype=torch.float64)
+    by_group.index_add_(0, torch.from_numpy(places), shares)
     n = len(names)
     return float(by_group.square().sum() * n / (n - 1)) if n > 1 else float("inf")
 
@@ -57,20 +65,21 @@ def require_signal(sites: Sequence[Site], concept: Concept) -> list[Site]:
     Raises: ConceptError if there are none.
     Warns with CalibrateWarning about each whose signal is below GOOD_SIGNAL.
     """
-    groups = {text.key for text in (*concept.texts.positives, *concept.texts.negatives)}
+    sides = concept.texts.positives, concept.texts.negatives
+    pairs = max(len({text.key for text in side}) for side in sides)
     known = [(site, 1.0 if site.signal is None else site.signal) for site in sites]
     best, signal = max(known, key=lambda one: one[1])
     if signal < MIN_SIGNAL:
         raise ConceptError(
             f"at least {MIN_SIGNAL:.0%} of ‖v‖² must be signal, got {signal:.0%} at {best.where}: "
             f"the rest is sampling noise of few texts, which cross-entropy pays for; "
-            f"{_advice(signal, len(groups))}"
+            f"{_advice(signal, pairs)}"
         )
     for site, signal in known:
         if MIN_SIGNAL <= signal < GOOD_SIGNAL:
             warnings.warn(
                 f"{signal:.0%} of ‖v‖² at {site.where} is signal, and the rest sampling noise of "
-                f"few texts, which cross-entropy pays for; {_advice(signal, len(groups))}",
+                f"few texts, which cross-entropy pays for; {_advice(signal, pairs)}",
                 CalibrateWarning,
                 stacklevel=2,
             )

@@ -11,16 +11,17 @@ import torch
 from scipy.special import logit
 
 from calibrate.cli.laws_table import LAW_NAMES
-from calibrate.common.errors import ModelError
+from calibrate.common.errors import CalibrateWarning, Infeasible, InputError, ModelError
 from calibrate.common.settings import Settings
 from calibrate.engine.generation import sample
-from calibrate.laws.curves import SHARES
+from calibrate.laws.curves import SHARES, block_curves
 from calibrate.laws.law_curves import LawCurves
 from calibrate.laws.plots import law_pictures
-from calibrate.search.law_experiment import early_middle_late, measure_laws
+from calibrate.search import law_experiment
+from calibrate.search.law_experiment import early_middle_late, measure_laws, resampled
 from calibrate.search.law_panels import PROMPTS, SIDE
 from calibrate.search.objective import FIRST_PART
-from calibrate.texts.concept import read_prompts
+from calibrate.texts.concept import Text, Texts, read_prompts
 from calibrate.texts.extraction import concept_vectors
 from calibrate.texts.replies import sample_unsteered
 
@@ -146,6 +147,44 @@ def test_resampled_texts_give_error_bars(arguments):
     assert some.delta_ce == none.delta_ce
 
 
+def test_matched_pairs_are_drawn_together_and_others_side_by_side():
+    pairs = tuple((Text(f"up {n}", f"{n}"), Text(f"down {n}", f"{n}")) for n in range(30))
+    up, down = zip(*pairs, strict=True)
+    drawn = resampled(Texts(up, down), seed=0)
+    assert [text.group for text in drawn.positives] == [text.group for text in drawn.negatives]
+    assert len({text.group for text in drawn.positives}) < 30
+    alone = resampled(Texts(tuple(Text(f"up {n}") for n in range(9)), (Text("a"), Text("b"))), 1)
+    assert (len(alone.positives), len(alone.negatives)) == (9, 2)
+    mixed = Texts((*up[:3], Text("up")), down[:2])
+    assert all(len(resampled(mixed, seed).negatives) for seed in range(40))
+
+
+def test_what_cannot_be_measured_is_refused_before_anything_is(arguments):
+    def measure(**wrong):
+        return measure_laws(tiny.model("gpt2"), **arguments, **wrong)
+
+    for resamples in (1, -1, 1.5):
+        with pytest.raises(InputError, match="resamples must be 0, or 2 or more"):
+            measure(resamples=resamples)
+    for layers in (["one"], [1.5], [(0, 2)], {0: 1.0}):
+        with pytest.raises(InputError, match="layers must be numbers of blocks"):
+            measure(layers=layers)
+
+
+def test_a_block_that_cannot_spend_the_budget_is_left_out(arguments, monkeypatch):
+    def curves(bench, site, others):
+        if site.first != 2:
+            raise Infeasible([f"ΔCE levels off after block {site.first}"])
+        return block_curves(bench, site, others)
+
+    monkeypatch.setattr(law_experiment, "block_curves", curves)
+    with pytest.warns(CalibrateWarning, match="block 0 is left out: ΔCE levels off after block 0"):
+        found = measure_laws(tiny.model("gpt2"), layers=(2, 0, 2), **arguments)
+    assert [block.layer for block in found.blocks] == [2]
+    with pytest.raises(Infeasible, match="levels off after block 1"):
+        measure_laws(tiny.model("gpt2"), layers=(0, 1), **arguments)
+
+
 def test_every_variant_of_steering_spends_the_budget_in_its_own_way(panels, arguments, curves):
     pooled = measure_laws(tiny.model("gpt2"), layers=(1,), **arguments, pooling="last").blocks[0]
     one = len(SHARES) + 1 + SHARES.index(1.0)
@@ -224,7 +263,7 @@ def test_questions_are_put_at_strengths_of_both_signs(panels):
     panel = panels.blocks[0].accuracy
     zero = panel.strengths.index(0.0)
     assert panel.n_questions == 24
-    assert panel.drop_bound[zero] == 0.0
+    assert panel.drop_bound[zero] == pytest.approx(1 - 0.05 ** (1 / panel.n_questions))
     assert len(set(panel.accuracy)) > 1
     for accuracy, bound in zip(panel.accuracy, panel.drop_bound, strict=True):
         assert bound >= panel.accuracy[zero] - accuracy - 1e-9

@@ -95,7 +95,7 @@ def with_signal(signal, layer=3):
 
 def test_a_vector_that_is_mostly_noise_is_refused_and_a_noisy_one_named():
     concept = tiny.concept()
-    pairs = len({t.key for t in (*concept.texts.positives, *concept.texts.negatives)})
+    pairs = len(concept.texts.positives)
     with pytest.raises(ConceptError, match=r"must be signal, got 20% at block 3: .* about \d+ pa"):
         require_signal([with_signal(0.2), with_signal(0.1)], concept)
     with pytest.raises(ConceptError, match=f"differ in the concept alone \\(now {pairs} pairs"):
