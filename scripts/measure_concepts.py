@@ -1,6 +1,6 @@
 """Calibrate smollm2 for every built-in concept at .1 nat, and write docs/concepts.md.
 
-    python scripts/measure_concepts.py [--concept joy]       calibrates, and keeps 60 fresh replies
+    python scripts/measure_concepts.py [--concept joy]       calibrates, and keeps fresh replies
     python scripts/measure_concepts.py --layer search [...]  the same with another --layer
     python scripts/measure_concepts.py --page                writes the page, with readers' grades
 
@@ -38,6 +38,7 @@ from calibrate.texts.replies import build_corpora, sample_unsteered
 MODEL = "smollm2"
 SETTINGS = Settings()
 FRESH, FRESH_SEED = 30, 4711  # prompts of the test part of scripts/graded
+REPLIES = 4  # to each of them, plain, and as many steered
 FOLDER = DOCS / "concepts"
 READ, READ_CHANGE = "readers: plain → steered", "readers' change"
 
@@ -103,7 +104,7 @@ def fresh(loaded: LoadedModel, steering: Steering) -> list[dict[str, Any]]:
     texts = prompts_by_part()["test"][-FRESH:]
     with preserving_model_state(loaded):
         prompts = [encode_prompt(loaded, text) for text in texts]
-        requests = [Request(prompts), Request(prompts, steering=steering)]
+        requests = [Request(prompts, REPLIES), Request(prompts, REPLIES, steering)]
         drawn = sample_all(loaded, requests, SETTINGS.sampling, FRESH_SEED)
     return [
         {"prompt": one.prompt, "steered": bool(steered), "text": one.text}
@@ -133,7 +134,7 @@ def row(concept: str, found: dict[str, Any]) -> list[str]:
         cells = [
             "ships",
             found["where"],
-            f"{found['strength']:.2f}",
+            f"{found['strength']:.3g}",
             f"{found['delta_ce']:.3f}",
             f"{found['baseline']:.2f} → {found['presence']:.2f}",
             f"{found['change'][0]:+.2f} ({low:+.2f} to {high:+.2f})",
@@ -146,9 +147,13 @@ def read(found: dict[str, Any]) -> list[str]:
     """What readers say of the fresh replies."""
     if "grades" not in found:
         return ["-", "-"]
-    yes = np.array(found["grades"]) >= 1
-    plain, steered = yes[:FRESH].astype(float), yes[FRESH:].astype(float)
-    change = RatioEstimate(steered - plain, np.ones(FRESH))
+    yes: dict[bool, dict[str, list[bool]]] = {False: {}, True: {}}
+    for reply, grade in zip(found["replies"], found["grades"], strict=True):
+        yes[reply["steered"]].setdefault(reply["prompt"], []).append(grade >= 1)
+    plain, steered = (
+        np.array([np.mean(said) for said in by_prompt.values()]) for by_prompt in yes.values()
+    )
+    change = RatioEstimate(steered - plain, np.ones(len(plain)))
     low, high = change.interval(SETTINGS.confidence)
     return [
         f"{plain.mean():.2f} → {steered.mean():.2f}",
@@ -172,7 +177,7 @@ def loops() -> list[str]:
     """How much more of long replies lay in loops, by the strengths that were tested there."""
     return [
         f"- {name}: "
-        + ", ".join(f"{excess:+.1%} at α = {at:.2f}" for at, _, excess in found["tested"])
+        + ", ".join(f"{excess:+.1%} at α = {at:.3g}" for at, _, excess in found["tested"])
         for name, found in [*results(), *others()]
         if len(found.get("tested", ())) > 1
     ]
@@ -194,9 +199,9 @@ def reasons() -> list[str]:
 PAGE = """# Built-in concepts on smollm2
 
 Written by `scripts/measure_concepts.py`; everything is in [concepts/](concepts). Every built-in
-concept with all defaults, at a budget of 0.1 nat. Readers graded 60 fresh replies each, blind and
-in random order: 30 plain ones and 30 steered as shipped, to prompts that no calibration and no
-probe has seen. Where nothing ships, the steered ones are by α at the budget.
+concept with all defaults, at a budget of 0.1 nat. Readers graded 240 fresh replies each, blind and
+in random order: four plain ones and four steered as shipped to each of 30 prompts that no
+calibration and no probe has seen. Where nothing ships, the steered ones are by α at the budget.
 The readers are a large language model, not people; parentheses are 95 % intervals.
 
 {rows}
@@ -206,7 +211,8 @@ The readers are a large language model, not people; parentheses are 95 % interva
 `--layer search` was the default before the band was. Its runs are older than the second judge's own
 graded replies, and depression, humorous and optimistic were run while it still tried a block of the
 first third of the depth as well. Now it tries none there (`--layer 9` does): the probe chose one
-for joy, and readers saw no more joy there. Where nothing shipped, the middle block was steered.
+for joy, and readers saw no more joy there. Where nothing shipped, the middle block was steered. One
+plain and one steered reply to each prompt were read.
 
 {others}
 ## Where long replies looped
