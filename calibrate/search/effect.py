@@ -91,15 +91,15 @@ def require_effect(change: RatioEstimate, n_replies: int, settings: Settings) ->
 def _too_small(change: RatioEstimate, settings: Settings) -> str:
     most = bounds(change, settings)[1]
     return (
-        f"no change worth having: within the budget presence is {settings.goal}d by at most "
-        f"{most:.3g}, below --min-gain {settings.min_gain:g} ({_seen(change, settings)})"
+        f"no change worth having: within {settings.ce_budget:g} nat presence is {settings.goal}d "
+        f"by at most {most:.3g}, below --min-gain {settings.min_gain:g} ({_seen(change, settings)})"
     )
 
 
 def _not_seen(change: RatioEstimate, settings: Settings) -> str:
     return (
-        f"within the budget presence does not measurably {settings.goal} by --min-gain "
-        f"{settings.min_gain:g}: {_seen(change, settings)}, where a change of "
+        f"within {settings.ce_budget:g} nat presence does not measurably {settings.goal} by "
+        f"--min-gain {settings.min_gain:g}: {_seen(change, settings)}, where a change of "
         f"{detectable(change, settings):.2g} would be seen with a probability of {POWER:.0%}"
     )
 

@@ -78,7 +78,7 @@ def _best_found(trials: Sequence[Trial], baseline: RatioEstimate, settings: Sett
         return []
     presence = best.presence or 0.0
     return [
-        f"the best within the budget is a presence of {presence:.2f} "
+        f"the best within {settings.ce_budget:g} nat is a presence of {presence:.2f} "
         f"({presence - baseline.value:+.2f} from unsteered) at {best.site}, α = {best.strength:.3g}"
     ]
 

@@ -166,14 +166,14 @@ def refused(values, n_replies=LOOKS[-1], **options):
 REFUSED = [
     Refused(
         "steering that changes presence by less than is worth having",
-        "no change worth having: within the budget presence is increased by at most 0.0423, below "
+        "no change worth having: within 0.1 nat presence is increased by at most 0.0423, below "
         "--min-gain 0.05 (it changes by +0.030, 95% interval +0.020 to +0.040)",
         refused(0.03 + 0.04 * _unit(64)),
         Infeasible,
     ),
     Refused(
         "a change that seems too small, seen well enough",
-        "within the budget presence does not measurably increase by --min-gain 0.05: it changes by "
+        "within 0.1 nat presence does not measurably increase by --min-gain 0.05: it changes by "
         "+0.046, 95% interval +0.034 to +0.059, where a change of 0.021 would be seen with a "
         "probability of 80%",
         refused(0.0465 + 0.05 * _unit(64)),

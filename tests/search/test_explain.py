@@ -44,7 +44,7 @@ def test_the_best_within_the_budget_and_the_price_come_before_other_advice(trial
             raise Infeasible(["too little"], ["give up"])
     best, price, last = caught.value.advice
     assert caught.value.reasons == ("too little",)
-    assert best.startswith("the best within the budget is a presence of 0.58 (+0.38 from unsteered")
+    assert best.startswith("the best within 0.1 nat is a presence of 0.58 (+0.38 from unsteered")
     assert "at block 5" in best
     assert "block 5 comes closest: a change by 0.45 costs about" in price
     assert "--ce-budget" in price

@@ -60,7 +60,7 @@ class Adapter(EveryPosition):
         self, config: SteeringConfig, loaded: LoadedModel | None, target: Path
     ) -> tuple[str, ...]:
         """By PEFT."""
-        return (f"PeftModel.from_pretrained(model, '{target}')",)
+        return (f"PeftModel.from_pretrained(model, {str(target)!r})",)
 
     @contextmanager
     def loaded_back(

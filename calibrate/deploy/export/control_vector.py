@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 
 import gguf
 import numpy as np
@@ -61,8 +62,8 @@ class ControlVector(EveryPosition):
         model = config.model.id
         file = Path(model).resolve() if model.endswith(".gguf") else "MODEL.gguf"
         return (
-            f"llama-cli -m {file} --control-vector {target}",
-            f"repeng: ControlVector.import_gguf('{target}'), coefficient 1.0",
+            f"llama-cli -m {quote(str(file))} --control-vector {quote(str(target))}",
+            f"repeng: ControlVector.import_gguf({str(target)!r}), coefficient 1.0",
         )
 
     @contextmanager

@@ -13,6 +13,7 @@ import copy
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -92,7 +93,10 @@ class Folded(EveryPosition):
         self, config: SteeringConfig, loaded: LoadedModel | None, target: Path
     ) -> tuple[str, ...]:
         """As any checkpoint."""
-        return (f"AutoModelForCausalLM.from_pretrained('{target}')", f"vllm serve {target}")
+        return (
+            f"AutoModelForCausalLM.from_pretrained({str(target)!r})",
+            f"vllm serve {quote(str(target))}",
+        )
 
     @contextmanager
     def loaded_back(

@@ -53,7 +53,7 @@ class Svec(EveryPosition):
         self, config: SteeringConfig, loaded: LoadedModel | None, target: Path
     ) -> tuple[str, ...]:
         """By both libraries, in the same words."""
-        return (f"SteeringVector.load('{target}'), multiplier 1.0",)
+        return (f"SteeringVector.load({str(target)!r}), multiplier 1.0",)
 
     @contextmanager
     def loaded_back(
