@@ -9,6 +9,7 @@ import click
 
 from calibrate.cli.console import say_json
 from calibrate.cli.option_groups import LAWS, options
+from calibrate.cli.option_types import TEXT
 from calibrate.cli.shared import Command, checked, named, working
 from calibrate.common.layout import stem
 
@@ -18,10 +19,11 @@ from calibrate.common.layout import stem
 @click.option(
     "--layer",
     "layers",
-    type=int,
+    type=TEXT,
     multiple=True,
     metavar="N",
-    help="Block to measure; may be repeated.  [default: early, middle and late]",
+    help="Block to measure, a band such as 8-26, or auto for the default band; may be repeated.  "
+    "[default: early, middle and late block]",
 )
 @click.option(
     "--judge",
@@ -58,7 +60,7 @@ def laws(
     negatives: tuple[str, ...],
     corpus: Path | None,
     prompts: Path | None,
-    layers: tuple[int, ...],
+    layers: tuple[str, ...],
     judge: str | None,
     teacher: str | None,
     guard: str,

@@ -27,9 +27,9 @@ LAW_NAMES = {
 
 def laws_summary(curves: LawCurves, directory: Path) -> RenderableType:
     """Return where each law held, block by block."""
-    table = headed("block", "α at budget", *LAW_NAMES.values())
-    blocks = {str(block.layer): block for block in curves.blocks}
-    ways = {f"{block.layer}, {name}": block for name, block in curves.variants.items()}
+    table = headed("steered", "α at budget", *LAW_NAMES.values())
+    blocks = {block.where: block for block in curves.blocks}
+    ways = {f"{block.where}, {name}": block for name, block in curves.variants.items()}
     for name, block in (blocks | ways).items():
         at_budget = block.strength_at_budget["positive"]
         table.add_row(
@@ -59,14 +59,14 @@ def _panels(curves: LawCurves) -> list[RenderableType]:
             falls = [f"{at:.3g}" for at in panel.fall.values() if at is not None]
             turns = f", turning back at {' and '.join(falls)}" if falls else ""
             lines.append(
-                f"Block {block.layer}: presence by {escape(panel.judge)} from "
+                f"{block.where.capitalize()}: presence by {escape(panel.judge)} from "
                 f"{min(panel.presence):.2f} to {max(panel.presence):.2f}{turns}; the sigmoid is "
                 f"off by {panel.goodness.error:.1f} standard errors"
             )
         if (asked := block.accuracy) is not None:
             zero, least = asked.strengths.index(0.0), min(asked.accuracy)
             lines.append(
-                f"Block {block.layer}: {asked.accuracy[zero]:.0%} of {asked.n_questions} "
+                f"{block.where.capitalize()}: {asked.accuracy[zero]:.0%} of {asked.n_questions} "
                 f"questions answered rightly, {least:.0%} at worst"
             )
     return ["", *lines] if lines else []

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from pydantic import Field
 
+from calibrate.common.blocks import site_name
 from calibrate.common.estimate import Interval
 from calibrate.common.record import Section
 from calibrate.common.settings import Settings
@@ -20,7 +22,7 @@ from calibrate.engine.unsteered import UnsteeredRun
 from calibrate.laws.far_end import FAR, FAR_NORMALISED, FarEnd, measure_far_end
 from calibrate.laws.foretold import Foretold, foretell
 from calibrate.laws.formulas import CrossEntropyLaw, Goodness, MassLaw, judge_mass, judge_rise
-from calibrate.laws.log_odds import LogOdds, measure_log_odds, sampled_contexts
+from calibrate.laws.log_odds import LogOdds, measure_log_odds, sampled_contexts, text_before
 from calibrate.laws.panels import AccuracyCurve, PresenceCurve
 from calibrate.laws.pilot import Pilot, fit_pilot
 from calibrate.laws.remainder import FITTED_AT
@@ -31,7 +33,6 @@ SHARES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)  # of α_B, of e
 WITHIN, BEYOND = 1.0, 3.0  # shares up to which the laws are judged
 LIKELY = 200  # tokens of each context whose curves are judged
 SHOWN = 8  # tokens of the shown context whose curves are kept
-CONTEXT_TOKENS = 24  # of the shown context, kept to be read
 PEAK_STRENGTHS = 81  # at which the law's peaks are looked for
 
 
@@ -47,7 +48,9 @@ class TokenCurve(Section):
 
 
 class BlockCurves(Section):
-    """Everything measured at one block, against strengths in ascending order.
+    """Everything measured at one block or band, against strengths in ascending order.
+
+    layer: of several blocks steered with one strength, which `layers` lists, the first.
 
     delta_ce: nats per token; concept_mass: probability of the concept's tokens. Their errors are
     standard deviations over resampled concept texts, where those were asked for, and for ΔCE
@@ -61,6 +64,7 @@ class BlockCurves(Section):
     """
 
     layer: int
+    layers: list[int] = Field(default_factory=list)
     relative_unit: float
     strengths: list[float]
     strength_at_budget: dict[str, Interval]
@@ -81,6 +85,11 @@ class BlockCurves(Section):
     far: dict[str, FarEnd]
     presence: PresenceCurve | None = None
     accuracy: AccuracyCurve | None = None
+
+    @property
+    def where(self) -> str:
+        """The steered blocks in words, such as "block 15" or "blocks 8-26"."""
+        return site_name(self.layers or [self.layer], "all")
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,9 +135,9 @@ class _Watched:
 
 
 def block_curves(bench: Bench, site: Site, resamples: Sequence[Site] = ()) -> BlockCurves:
-    """Measure the curves after one block, and judge the laws.
+    """Measure the curves of steering at a site, and judge the laws.
 
-    resamples: the same block with vectors made from resampled texts, for error bars.
+    resamples: the same site with vectors made from resampled texts, for error bars.
     Raises: Infeasible if no strength of either sign spends the budget.
     """
     odds = bench.log_odds(site)
@@ -162,6 +171,7 @@ def block_curves(bench: Bench, site: Site, resamples: Sequence[Site] = ()) -> Bl
 
     return BlockCurves(
         layer=site.first,
+        layers=[vector.layer for vector in site.vectors] if len(site.vectors) > 1 else [],
         relative_unit=site.relative(1.0),
         strengths=strengths.tolist(),
         strength_at_budget={
@@ -182,7 +192,7 @@ def block_curves(bench: Bench, site: Site, resamples: Sequence[Site] = ()) -> Bl
         law_concept_mass=law_masses.tolist(),
         remainder_delta_ce=far_rises.tolist(),
         remainder_concept_mass=far_masses.tolist(),
-        context=_text_before(bench, contexts[shown]),
+        context=text_before(bench.loaded, bench.run, contexts[shown]),
         tokens=_token_curves(bench, odds.tokens, strengths, watched, shown),
         goodness=goodness,
         goodness_beyond=goodness_beyond,
@@ -281,15 +291,3 @@ def _token_curves(
         )
         for row in picked
     ]
-
-
-def _text_before(bench: Bench, scored: int) -> str:
-    """The end of the text before a scored token, counted batch by batch."""
-    for unsteered in bench.run.batches:
-        for sequence in unsteered.batch.sequences:
-            if scored < sequence.n_scored:
-                end = sequence.start + scored
-                ids = sequence.ids[max(0, end - CONTEXT_TOKENS) : end]
-                return str(bench.loaded.tokenizer.decode(list(ids)))
-            scored -= sequence.n_scored
-    raise IndexError(scored)

@@ -35,6 +35,7 @@ EPSILON_SHARE = 0.01  # ε‖v‖ / median ‖h‖: small enough to be linear, l
 FAR = 1e4  # multiple of the residual norm at which only v is left in the residual stream
 FARTHEST = 0.01  # of the largest number of the model's precision, which no norm may overflow
 SAMPLE_CONTEXTS = 16  # contexts whose whole distribution is stored for the token law
+CONTEXT_TOKENS = 24  # of a context, to be read
 
 Derivative = Callable[[slice], torch.Tensor]
 
@@ -132,6 +133,18 @@ def sampled_contexts(run: UnsteeredRun) -> list[int]:
     total = run.corpus.n_scored
     picked = np.linspace(0, total - 1, min(SAMPLE_CONTEXTS, total))
     return sorted({int(index) for index in picked})
+
+
+def text_before(loaded: LoadedModel, run: UnsteeredRun, scored: int) -> str:
+    """The end of the text before a scored token, counted batch by batch."""
+    for unsteered in run.batches:
+        for sequence in unsteered.batch.sequences:
+            if scored < sequence.n_scored:
+                end = sequence.start + scored
+                ids = sequence.ids[max(0, end - CONTEXT_TOKENS) : end]
+                return str(loaded.tokenizer.decode(list(ids)))
+            scored -= sequence.n_scored
+    raise IndexError(scored)
 
 
 @contextmanager

@@ -33,11 +33,11 @@ LINEAR_SHARE = 1.0  # of α_B: strengths are drawn linearly up to here, logarith
 
 def law_pictures(curves: LawCurves) -> dict[str, bytes]:
     """Return the pictures by file name, PNG and SVG, and `laws.json` with every point."""
-    blocks = {f"block {block.layer}": block for block in curves.blocks}
+    blocks = {block.where: block for block in curves.blocks}
     read = {name: block for name, block in blocks.items() if block.presence is not None}
     put = {name: block for name, block in blocks.items() if block.accuracy is not None}
     middle = curves.blocks[len(curves.blocks) // 2]
-    ways = {f"block {middle.layer}": middle, **curves.variants} if curves.variants else {}
+    ways = {middle.where: middle, **curves.variants} if curves.variants else {}
     three: list[Draw] = [_draw_tokens, _draw_concept, _draw_delta_ce]
     wanted: dict[str, tuple[str, list[Draw], dict[str, BlockCurves]]] = {
         "tokens": ("Next-token probability against strength", three[:1], blocks),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from calibrate.common.settings import Settings
 from calibrate.engine.loading import load_model
 from calibrate.engine.site import Site
 from calibrate.engine.unsteered import run_unsteered
-from calibrate.judging.choice import JudgeChoice, choose_judges
+from calibrate.judging.choice import AUTO, JudgeChoice, choose_judges
 from calibrate.judging.panel import make_judges
 from calibrate.judging.teaching import JudgeInputs
 from calibrate.laws.curves import Bench, BlockCurves, block_curves
@@ -26,6 +27,7 @@ from calibrate.laws.law_curves import LawCurves
 from calibrate.models.cache import weights_hashed_once
 from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.search.law_panels import PROMPTS, ReadingBench, measure_accuracy
+from calibrate.search.sites import steered_band
 from calibrate.texts.concept import Concept, Text, Texts, read_concept, read_corpus, read_prompts
 from calibrate.texts.concept_tokens import concept_tokens
 from calibrate.texts.extraction import concept_vectors
@@ -46,7 +48,7 @@ def measure_laws(
     concept: str | Path | Concept = "joy",
     *,
     tokenizer: Any = None,
-    layers: Sequence[int] = (),
+    layers: Sequence[Any] | int | str = (),
     prompts: str | Path | None = None,
     corpus: str | Path | None = None,
     resamples: int = 0,
@@ -59,7 +61,8 @@ def measure_laws(
 ) -> LawCurves:
     """Measure the curves at some blocks, of both signs, and judge the laws against them.
 
-    layers: blocks to measure; an early, a middle and a late one if none are named.
+    layers: what is steered, one after the other: blocks, bands such as "8-26", and "auto" for the
+        band that is steered by default; an early, a middle and a late block if nothing is named.
     resamples: how often the concept's texts are resampled for error bars; each costs as much as
         everything else.
     variants: measure the middle one of the blocks with random negatives, steered at the last token
@@ -81,7 +84,7 @@ def measure_laws(
     """
     settings = Settings(**options)
     check_resamples(resamples)
-    asked_layers = checked_layers(layers)
+    asked_sites = checked_layers(layers)
     concept = read_concept(concept)
     lesson = None
     if judge is not None:
@@ -90,7 +93,7 @@ def measure_laws(
     questions = choose_guard(guard)
     corpus_texts = None if corpus is None else read_corpus(corpus)
     loaded = load_model(model, tokenizer, progress=progress)
-    chosen = [loaded.check_layer(layer) for layer in asked_layers] or early_middle_late(loaded)
+    chosen = chosen_blocks(loaded, asked_sites)
     ledger = Ledger(loaded.meter, progress)
     splits = concept.split()
     texts = splits["vector"]
@@ -99,7 +102,8 @@ def measure_laws(
             answered = ("search",) if judge is None else ("probe", "search", "verify")
             replies = sample_unsteered(loaded, prompt_texts, settings, splits=answered)
             search = build_corpora(loaded, replies, corpus_texts)["search"]
-            run = run_unsteered(loaded, search, chosen)  # laws and curves of the same sequences
+            firsts = sorted({layers[0] for layers in chosen})
+            run = run_unsteered(loaded, search, firsts)  # laws and curves of the same sequences
         with ledger.stage("steering vectors"):
             vectors = concept_vectors(loaded, texts, settings)
             resampled_vectors = [
@@ -118,20 +122,21 @@ def measure_laws(
         bench = Bench(loaded, run, concept_tokens(loaded, texts, replies), settings)
         positions = settings.position_choices[0]
         blocks: list[BlockCurves] = []
-        for layer in chosen:
+        for steered in chosen:
             site, *others = (
-                Site((made[layer],), positions) for made in (vectors, *resampled_vectors)
+                Site(tuple(made[layer] for layer in steered), positions)
+                for made in (vectors, *resampled_vectors)
             )
             try:
-                with ledger.stage(f"block {layer}"):
+                with ledger.stage(site.where):
                     block = block_curves(bench, site, others)
             except Infeasible as failure:
-                if layer == chosen[-1] and not blocks:
+                if steered == chosen[-1] and not blocks:
                     raise
-                _warn_left_out(layer, failure)
+                _warn_left_out(site.where, failure)
                 continue
             blocks.append(with_panels(bench, site, block, reading, questions, ledger))
-        middle = blocks[len(blocks) // 2].layer
+        middle = blocks[len(blocks) // 2]
         ways = measure_variants(bench, texts, middle, ledger) if variants else {}
     return LawCurves(
         model=loaded.identity,
@@ -146,20 +151,40 @@ def measure_laws(
     )
 
 
-def checked_layers(layers: Any) -> tuple[int, ...]:
-    """Blocks to measure, each once, in order.
+def checked_layers(layers: Any) -> list[tuple[int, ...]]:
+    """Blocks and bands to measure, each once, in order; nothing stands for the default band.
 
     Raises: InputError for anything but numbers of blocks.
     """
-    if isinstance(layers, Sized) and not len(layers):
-        return ()
-    found = check_blocks("layers must be numbers of blocks, such as [8, 15, 20]", layers)
-    return (found,) if isinstance(found, int) else found
+    if hasattr(layers, "tolist"):
+        layers = layers.tolist()
+    each = [layers] if isinstance(layers, str | bytes | Mapping | Real) else layers
+    found: list[tuple[int, ...]] = []
+    for one in each:
+        if isinstance(one, str) and one == AUTO:
+            found.append(())
+            continue
+        blocks = check_blocks(
+            "layers must be blocks, bands or auto, such as [15, '8-26', 'auto']", one
+        )
+        found.append((blocks,) if isinstance(blocks, int) else blocks)
+    return list(dict.fromkeys(found))
 
 
-def _warn_left_out(layer: int, failure: Infeasible) -> None:
+def chosen_blocks(loaded: LoadedModel, asked: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The blocks of each site that is measured: of the model's own choice where none is asked for.
+
+    Raises: ModelError for blocks that the model has not.
+    """
+    if not asked:
+        return [(layer,) for layer in early_middle_late(loaded)]
+    sites = [one or steered_band(loaded.num_layers) for one in asked]
+    return [tuple(loaded.check_layer(layer) for layer in site) for site in sites]
+
+
+def _warn_left_out(where: str, failure: Infeasible) -> None:
     warnings.warn(
-        f"block {layer} is left out: {'; '.join(failure.reasons)}", CalibrateWarning, stacklevel=3
+        f"{where} is left out: {'; '.join(failure.reasons)}", CalibrateWarning, stacklevel=3
     )
 
 
@@ -174,10 +199,10 @@ def with_panels(
     """A block's curves, with presence and accuracy where they were asked for."""
     unit, panels = block.strength_at_budget["positive"].value, dict[str, Any]()
     if reading is not None:
-        with ledger.stage(f"replies, block {site.first}"):
+        with ledger.stage(f"replies, {site.where}"):
             panels["presence"] = reading.curve(site, unit)
     if questions is not None:
-        with ledger.stage(f"questions, block {site.first}"):
+        with ledger.stage(f"questions, {site.where}"):
             panels["accuracy"] = measure_accuracy(
                 bench.loaded, site, questions, unit, bench.settings
             )
@@ -185,16 +210,17 @@ def with_panels(
 
 
 def measure_variants(
-    bench: Bench, texts: Texts, layer: int, ledger: Ledger
+    bench: Bench, texts: Texts, block: BlockCurves, ledger: Ledger
 ) -> dict[str, BlockCurves]:
-    """The curves after one block by the other ways of steering, but for the one it is steered."""
+    """The curves there by the other ways of steering, but for the one it is steered."""
     found = {}
     for name, differs in VARIANTS.items():
         settings = replace(bench.settings, **differs)
         if settings != bench.settings:
             with ledger.stage(name):
-                vector = concept_vectors(bench.loaded, texts, settings)[layer]
-                site = Site((vector,), settings.position_choices[0])
+                vectors = concept_vectors(bench.loaded, texts, settings)
+                steered = tuple(vectors[layer] for layer in block.layers or [block.layer])
+                site = Site(steered, settings.position_choices[0])
                 found[name] = block_curves(replace(bench, settings=settings), site)
     return found
 

@@ -11,14 +11,22 @@ import torch
 from scipy.special import logit
 
 from calibrate.cli.laws_table import LAW_NAMES
+from calibrate.common.blocks import site_name
 from calibrate.common.errors import CalibrateWarning, Infeasible, InputError, ModelError
 from calibrate.common.settings import Settings
 from calibrate.engine.generation import sample
+from calibrate.engine.loading import load_model
 from calibrate.laws.curves import SHARES, block_curves
 from calibrate.laws.law_curves import LawCurves
 from calibrate.laws.plots import law_pictures
 from calibrate.search import law_experiment
-from calibrate.search.law_experiment import early_middle_late, measure_laws, resampled
+from calibrate.search.law_experiment import (
+    checked_layers,
+    chosen_blocks,
+    early_middle_late,
+    measure_laws,
+    resampled,
+)
 from calibrate.search.law_panels import PROMPTS, SIDE
 from calibrate.search.objective import FIRST_PART
 from calibrate.texts.concept import Text, Texts, read_prompts
@@ -166,9 +174,39 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(arguments):
     for resamples in (1, -1, 1.5):
         with pytest.raises(InputError, match="resamples must be 0, or 2 or more"):
             measure(resamples=resamples)
-    for layers in (["one"], [1.5], [(0, 2)], {0: 1.0}):
-        with pytest.raises(InputError, match="layers must be numbers of blocks"):
+    for layers in (["one"], [1.5], 1.5, {0: 1.0}, [{0: 1.0}], "1-", [b"1"], [[[0, 2]]]):
+        with pytest.raises(InputError, match="layers must be blocks, bands or auto"):
             measure(layers=layers)
+    with pytest.raises(ModelError, match=r"layer must be in 0\.\.2"):
+        measure(layers="1-3")
+
+
+@pytest.mark.parametrize(
+    ("asked", "measured"),
+    [
+        (1, ["block 1"]),
+        ("1", ["block 1"]),
+        (np.array([2, 0, 2]), ["block 2", "block 0"]),
+        (["1-2", (0, 2), 1, "0-2"], ["blocks 1-2", "blocks 0, 2", "block 1", "blocks 0-2"]),
+        ("auto", ["blocks 1-2"]),
+    ],
+)
+def test_blocks_and_bands_are_asked_for_in_many_ways(asked, measured):
+    loaded = load_model(tiny.model("gpt2"), tiny.tokenizer())
+    sites = chosen_blocks(loaded, checked_layers(asked))
+    assert [site_name(site, "all") for site in sites] == measured
+
+
+def test_a_band_is_measured_as_one_site(arguments):
+    found = measure_laws(tiny.model("gpt2"), layers=["0-1", 1], variants=True, **arguments)
+    band, alone = found.blocks
+    assert (band.where, band.layers, band.layer) == ("blocks 0-1", [0, 1], 0)
+    assert (alone.where, alone.layers) == ("block 1", [])
+    assert band.goodness["cross_entropy"].good
+    assert band.strength_at_budget != alone.strength_at_budget
+    assert {each.where for each in found.variants.values()} == {"block 1"}
+    assert {"tokens.png", "variants.png"} <= law_pictures(found).keys()
+    assert LawCurves.model_validate_json(found.to_bytes()) == found
 
 
 def test_a_block_that_cannot_spend_the_budget_is_left_out(arguments, monkeypatch):
