@@ -206,6 +206,9 @@ The readers are a large language model, not people; parentheses are 95 % interva
 
 {rows}
 {missing}
+Readers see what the probe sees of joy and optimistic, and hardly anything of evil, which is refused
+rightly. Of humorous the probe sees too little: it refuses what readers would have shipped.
+
 ## A single block
 
 `--layer search` was the default before the band was. Its runs are older than the second judge's own

@@ -48,6 +48,18 @@ def test_the_result_keeps_its_promises(finished):
     assert config.model.architecture == "GPT2LMHeadModel"
 
 
+def test_away_from_a_concept_the_sweet_spot_ends_at_the_budgets_strength(tiny_options):
+    model = tiny.model("gpt2")
+    result = calibrate.calibrate(model, **tiny_options | {"goal": "decrease"})
+    low, high = (config := result.config).range.sweet_spot
+    assert low == config.range.strength_at_budget.value
+    assert low < high < 0
+    picked = result.pick(0.2, model, tiny_options["tokenizer"])
+    low, high = picked.config.range.sweet_spot
+    assert low == picked.config.range.strength_at_budget.value
+    assert low < high < 0
+
+
 def test_everything_is_written_and_can_be_loaded_again(finished):
     names = {p.name for p in finished.directory.iterdir()}
     assert names == {

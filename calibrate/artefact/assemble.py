@@ -212,10 +212,14 @@ def _rendering_section(loaded: LoadedModel) -> RenderingSection:
 
 
 def _sweet_spot(pilot: Pilot) -> tuple[float, float]:
-    """From where the concept's tokens have doubled odds to α_B or the peak of their mass."""
-    end = min(abs(pilot.strength_at_budget.value), abs(pilot.mass_peak))
-    start = min(abs(pilot.mass_law.invert(np.log(DOUBLED_ODDS))), end / 2)
-    sign = np.sign(pilot.strength_at_budget.value)
+    """From where the concept's tokens have doubled or halved odds to α_B or their mass's peak.
+
+    Steered away from the concept their mass has no peak but its beginning.
+    """
+    at_budget = pilot.strength_at_budget.value
+    sign = 1 if at_budget > 0 else -1
+    end = min(at_budget, abs(pilot.mass_peak)) if sign > 0 else -at_budget
+    start = min(abs(pilot.mass_law.invert(sign * np.log(DOUBLED_ODDS))), end / 2)
     low, high = sorted((float(sign * start), float(sign * end)))
     return low, high
 

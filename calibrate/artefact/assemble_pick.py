@@ -67,6 +67,6 @@ def _sweet_spot(config: SteeringConfig, at_budget: float) -> tuple[float, float]
     before, peak = config.range, config.laws.tokens.mass_peak
     sign = 1 if at_budget > 0 else -1
     start, _ = sorted(map(abs, before.sweet_spot))
-    end = min(abs(at_budget), abs(peak))
+    end = min(at_budget, abs(peak)) if sign > 0 else -at_budget
     low, high = sorted((sign * min(start, end / 2), sign * end))
     return low, high

@@ -117,9 +117,10 @@ class RangeSection(Section):
     """Which strengths make sense.
 
     strength_at_budget: α_B, the law's strength that spends the budget.
-    sweet_spot: from the strength that doubles the odds of the concept's tokens, or half of the
-        upper end if smaller, to α_B, or the peak of those tokens' mass if smaller; beyond that
-        peak, more strength costs more and brings less (Theorem 3.3). Ordered by size.
+    sweet_spot: from the strength that doubles the odds of the concept's tokens (halves them,
+        steering away), or half of the far end if smaller, to α_B, or the peak of those tokens' mass
+        if smaller; beyond that peak, more strength costs more and brings less (Theorem 3.3).
+        Ordered by size.
     """
 
     strength_at_budget: Interval
