@@ -332,7 +332,16 @@ def memory(kind: str) -> int:
 
 def page(found: dict[str, Any]) -> str:
     cells = {key: one for key, one in found.items() if key != "growth"}
-    return "\n".join([HEADER, ways_table(cells), cell_table(cells), growth_table(found["growth"])])
+    bands = {key: one for key, one in cells.items() if "-" in key}
+    blocks = {key: one for key, one in cells.items() if key not in bands}
+    return "\n".join([
+        HEADER,
+        EXPLAINED,
+        *(ways_table(kind, some) for kind, some in (("band", bands), ("block", blocks)) if some),
+        "![The five ways](benchmark/ways.png)\n",
+        cell_table(cells),
+        growth_table(found["growth"]),
+    ])  # fmt: skip
 
 
 HEADER = f"""# What a strength costs
@@ -350,6 +359,16 @@ band of blocks steered with one strength.
 """
 
 
+EXPLAINED = """## Five ways
+
+Ratios are taken within a cell. Full passes include the unsteered one, padding, and, for this
+project, the derivatives and the pass that tests the law. What (d) saves over (b) has three parts:
+passes that run only the blocks after the first steered one, a chat template that runs once for all
+replies, and fewer strengths, thanks to the law. (b′) has only the first. A band's passes begin at
+its first block, so that it saves less, and its pilot took two strengths.
+"""
+
+
 def ratio(cells: list[dict[str, Any]], name: str, what: str) -> float:
     return float(np.median([one["ways"][name][what] / one["ways"]["ours"][what] for one in cells]))
 
@@ -358,9 +377,9 @@ def errors(cells: list[dict[str, Any]], name: str) -> list[float]:
     return [abs(one["ways"][name]["strength"] / one["truth"] - 1) for one in cells]
 
 
-def ways_table(found: dict[str, Any]) -> str:
+def ways_table(kind: str, found: dict[str, Any]) -> str:
     rows, cells = [], list(found.values())
-    for name, title in WAYS.items():
+    for name, title in ways_of(cells[0]).items():
         ones = [one["ways"][name] for one in cells]
         full = [one["ways"][name]["tokens"] / one["corpus_tokens"] for one in cells]
         off = errors(cells, name)
@@ -374,20 +393,18 @@ def ways_table(found: dict[str, Any]) -> str:
         "way", "median error of α", "worst", "strengths", "full passes of the corpus",
         "token-forwards, times ours", "seconds, times ours", "memory above the model",
     ]  # fmt: skip
-    return (
-        f"## Five ways\n\nMedians over {len(cells)} cells (concept × site); ratios are taken "
-        "within a cell. Full passes include the unsteered one, padding, and, for this project, the "
-        "derivatives and the pass that tests the law. What (d) saves over (b) has three parts: "
-        "passes that run only the blocks after the first steered one, a chat template that runs "
-        "once for all replies, and fewer strengths, thanks to the law. (b′) has only the first."
-        "\n\n" + table(headings, rows) + "\n![The five ways](benchmark/ways.png)\n"
-    )
+    return f"### A {kind}: medians over {len(cells)} concepts or blocks\n\n{table(headings, rows)}"
+
+
+def ways_of(cell: dict[str, Any]) -> dict[str, str]:
+    """The ways that were measured there, by name; (b′) came later than the cells of a block."""
+    return {name: title for name, title in WAYS.items() if name in cell["ways"]}
 
 
 def cell_table(found: dict[str, Any]) -> str:
     rows = []
     for key, one in found.items():
-        for name, title in WAYS.items():
+        for name, title in ways_of(one).items():
             way = one["ways"][name]
             rows.append(
                 [key, title, f"{way['strength']:.4g}", f"{one['truth']:.4g}",
@@ -419,8 +436,9 @@ def draw_ways(found: dict[str, Any], path: Path) -> None:
     cells = [one for key, one in found.items() if key != "growth"]
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for name, title in WAYS.items():
-        full = [one["ways"][name]["tokens"] / one["corpus_tokens"] for one in cells]
-        axes.scatter(full, [max(off, 1e-4) for off in errors(cells, name)], label=title)
+        some = [one for one in cells if name in one["ways"]]
+        full = [one["ways"][name]["tokens"] / one["corpus_tokens"] for one in some]
+        axes.scatter(full, [max(off, 1e-4) for off in errors(some, name)], label=title)
     axes.set(
         xscale="log", yscale="log", xlabel="full passes of the corpus, unsteered one included",
         ylabel="relative error of α",

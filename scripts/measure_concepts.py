@@ -205,9 +205,9 @@ calibration and no probe has seen. Where nothing ships, the steered ones are by 
 The readers are a large language model, not people; parentheses are 95 % intervals.
 
 {rows}
-{missing}Readers see what the probe sees of joy and optimistic, and little or nothing of apathetic, evil,
-impolite and lying, which are refused. Of humorous, and less so of depression, the probe sees too
-little: it refuses what readers would have shipped.
+{missing}Readers see what the probe sees of joy and optimistic, and little or nothing of apathetic,
+evil, impolite and lying, which are refused. Of humorous, and less so of depression, the probe sees
+too little: it refuses what readers would have shipped.
 
 ## A single block
 
