@@ -240,11 +240,14 @@ def check_guard(config: SteeringConfig, evidence: Evidence, loaded: LoadedModel)
     if recorded is None:
         return
     guard = guard_again(recorded.name, recorded.sha256, evidence.guard)
+    most = settings.max_guard_drop
     if guard is None:
-        yield Check("guard", True, "this release has other built-in questions, and asks none")
+        asked = "" if most is None else f", though --max-guard-drop {most:g} was asked for"
+        said = f"this release has other built-in questions, and asks none{asked}"
+        yield Check("guard", most is None, said)
         return
     guarded = measure_guard(loaded, guard, config.site, config.intervention.strength)
-    drop, most = guarded.drop.value, settings.max_guard_drop
+    drop = guarded.drop.value
     holds = drop <= recorded.drop_upper
     within = most is None or guarded.drop_upper(settings.confidence) <= most
     yield Check(

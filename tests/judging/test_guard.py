@@ -14,6 +14,8 @@ import calibrate
 from calibrate.common.errors import CalibrateWarning, ConceptError, Infeasible, InputError
 from calibrate.common.estimate import RatioEstimate
 from calibrate.common.settings import Settings
+from calibrate.deploy.checks import check_guard
+from calibrate.deploy.frontier import open_guard
 from calibrate.deploy.verify import check_directory
 from calibrate.engine.loading import load_model
 from calibrate.judging.guard import Guarded, answered, measure_guard
@@ -252,3 +254,25 @@ def test_a_guard_file_goes_through_calibration_gate_and_refusal(tiny_options, tm
     assert checks["guard"].passed, checks["guard"].found
     with pytest.raises(Infeasible, match="--max-guard-drop 0"):
         calibrate.calibrate(model, **(tiny_options | {"guard": "auto", "max_guard_drop": 0.0}))
+    elsewhere = of_another_release(result.config, most=None)
+    assert open_guard(elsewhere, result.evidence) is None
+    (check,) = check_guard(elsewhere, result.evidence, loaded)
+    assert check.passed
+    held_to = of_another_release(result.config, most=0.5)
+    (check,) = check_guard(held_to, result.evidence, loaded)
+    assert not check.passed
+    assert "asks none, though --max-guard-drop 0.5 was asked for" in check.found
+    with pytest.raises(InputError, match="questions must be at hand, since --max-guard-drop 0"):
+        open_guard(held_to, result.evidence)
+
+
+def of_another_release(config, most):
+    """A config whose guard had questions that are not at hand."""
+    guard = config.measured.guard.model_copy(update={"sha256": "another"})
+    settings = {**config.provenance.settings, "max_guard_drop": most}
+    return config.model_copy(
+        update={
+            "measured": config.measured.model_copy(update={"guard": guard}),
+            "provenance": config.provenance.model_copy(update={"settings": settings}),
+        }
+    )
