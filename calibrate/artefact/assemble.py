@@ -33,6 +33,7 @@ from calibrate.artefact.sections import (
     RenderingSection,
     SteeredBlockSection,
     VectorSection,
+    sweet_spot,
 )
 from calibrate.common.cost import Cost
 from calibrate.common.estimate import RatioEstimate
@@ -212,16 +213,10 @@ def _rendering_section(loaded: LoadedModel) -> RenderingSection:
 
 
 def _sweet_spot(pilot: Pilot) -> tuple[float, float]:
-    """From where the concept's tokens have doubled or halved odds to α_B or their mass's peak.
-
-    Steered away from the concept their mass has no peak but its beginning.
-    """
+    """From where the concept's tokens have doubled odds, or halved ones, steered away from it."""
     at_budget = pilot.strength_at_budget.value
-    sign = 1 if at_budget > 0 else -1
-    end = min(at_budget, abs(pilot.mass_peak)) if sign > 0 else -at_budget
-    start = min(abs(pilot.mass_law.invert(sign * np.log(DOUBLED_ODDS))), end / 2)
-    low, high = sorted((float(sign * start), float(sign * end)))
-    return low, high
+    start = pilot.mass_law.invert(np.sign(at_budget) * np.log(DOUBLED_ODDS))
+    return sweet_spot(abs(start), at_budget, pilot.mass_peak)
 
 
 def cost_section(spent: Cost, num_layers: int) -> CostSection:

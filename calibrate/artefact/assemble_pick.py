@@ -8,7 +8,7 @@ from calibrate.artefact.assemble import completion_records, cost_section
 from calibrate.artefact.config import SteeringConfig
 from calibrate.artefact.evidence import Evidence
 from calibrate.artefact.measured import measured_section
-from calibrate.artefact.sections import RangeSection
+from calibrate.artefact.sections import RangeSection, sweet_spot
 from calibrate.common.cost import Ledger
 from calibrate.common.settings import Settings
 from calibrate.judging.panel import Panel
@@ -42,7 +42,9 @@ def picked(
         "measured": measured_section(verified, panel.names, learned, settings),
         "range": RangeSection(
             strength_at_budget=config.range.strength_at_budget.scaled_to(at_budget),
-            sweet_spot=_sweet_spot(config, at_budget),
+            sweet_spot=sweet_spot(
+                min(map(abs, config.range.sweet_spot)), at_budget, config.laws.tokens.mass_peak
+            ),
         ),
         "reference": verified.reference,
         "cost": {
@@ -60,13 +62,3 @@ def picked(
     tested = {"tested": list(verified.budget.tested), "completions": completion_records(verified)}
     after = config.model_copy(update=changed).with_vector(config.files()[config.vector.file])
     return after, evidence.model_copy(update=tested)
-
-
-def _sweet_spot(config: SteeringConfig, at_budget: float) -> tuple[float, float]:
-    """The calibration's, ending at another strength."""
-    before, peak = config.range, config.laws.tokens.mass_peak
-    sign = 1 if at_budget > 0 else -1
-    start, _ = sorted(map(abs, before.sweet_spot))
-    end = min(at_budget, abs(peak)) if sign > 0 else -at_budget
-    low, high = sorted((sign * min(start, end / 2), sign * end))
-    return low, high

@@ -127,6 +127,17 @@ class RangeSection(Section):
     sweet_spot: tuple[float, float]
 
 
+def sweet_spot(start: float, at_budget: float, mass_peak: float) -> tuple[float, float]:
+    """From a size of strength, or half of the end, to α_B or the peak of the tokens' mass.
+
+    Steered away from the concept their mass has no peak but its beginning.
+    """
+    end = min(at_budget, abs(mass_peak)) if at_budget > 0 else -at_budget
+    sign = 1 if at_budget > 0 else -1
+    low, high = sorted((float(sign * min(start, end / 2)), float(sign * end)))
+    return low, high
+
+
 class CostSection(Section):
     """What one stage spent.
 

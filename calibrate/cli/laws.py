@@ -72,6 +72,7 @@ def laws(
 ) -> None:
     """Measure the paper's curves at some blocks, and draw them with the laws over them."""
     from calibrate.artefact.directory import require_free, wrote
+    from calibrate.common.blocks import check_sites
     from calibrate.common.layout import LAWS_FILE, LAWS_PICTURES
     from calibrate.common.numbers import check_resamples
     from calibrate.common.settings import Settings
@@ -81,6 +82,7 @@ def laws(
 
     concept = named(concept)
     check_resamples(resamples)
+    check_sites(layers)
     file, loading, settings = checked(negatives, prompts, rest)
     texts = read_concept(concept, positives, file)
     if judge is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from calibrate.common.errors import InputError
@@ -29,6 +30,21 @@ def check_blocks(rule: str, value: Any) -> int | tuple[int, ...]:
             raise InputError(f"{rule}, got none")
         return tuple(numbers) if len(numbers) > 1 else numbers[0]
     return check_whole(rule, value, _is_block)
+
+
+def check_sites(asked: Any) -> list[tuple[int, ...]]:
+    """Return several blocks and bands, each once, in the order given, else raise InputError.
+
+    asked: one or more of what `check_blocks` takes, or "auto", for which () stands.
+    """
+    if hasattr(asked, "tolist"):
+        asked = asked.tolist()
+    rule = "layers must be blocks, bands or auto, such as [15, '8-26', 'auto']"
+    sites: list[tuple[int, ...]] = []
+    for one in [asked] if isinstance(asked, str | bytes | Mapping | Real) else asked:
+        blocks = () if one == "auto" else check_blocks(rule, one)
+        sites.append((blocks,) if isinstance(blocks, int) else blocks)
+    return list(dict.fromkeys(sites))
 
 
 def _numbers_in(typed: str) -> Sequence[Any]:

@@ -51,7 +51,7 @@ def measure(
     loaded: the config's model, prompts rendered as for the config (`deploy.verify.open_model`).
     budgets: in nats a token; None for MENU times the calibration's own. corpus: the file it was
         calibrated on, if on any. rivals: whether to measure other ways to the concept, too.
-        earlier: of the same calibration, to which this is added.
+        earlier: of the same calibration, to which this is added; its rivals are kept.
     Raises: InputError for budgets that are none, or a judge or corpus that is not at hand.
     """
     if budgets is None:
@@ -65,7 +65,8 @@ def measure(
             bench = open_bench(config, evidence, probe, loaded, corpus)
         found = measure_frontier(bench, config.laws.cross_entropy, wanted, ledger)
         others: tuple[Rival, ...] = ()
-        at = nearest_strength(found.points, config.budget.limit) if rivals else None
+        wanted_rivals = rivals and not (earlier and earlier.rivals)
+        at = nearest_strength(found.points, config.budget.limit) if wanted_rivals else None
         if at is not None:
             with ledger.stage("rivals"):
                 others = measure_rivals(bench, at)

@@ -171,7 +171,7 @@ def block_curves(bench: Bench, site: Site, resamples: Sequence[Site] = ()) -> Bl
 
     return BlockCurves(
         layer=site.first,
-        layers=[vector.layer for vector in site.vectors] if len(site.vectors) > 1 else [],
+        layers=[*site.layers] if len(site.layers) > 1 else [],
         relative_unit=site.relative(1.0),
         strengths=strengths.tolist(),
         strength_at_budget={

@@ -21,7 +21,6 @@ from calibrate.laws.formulas import Goodness, clipped_logit
 
 GOOD_PRESENCE = 3.0  # largest error of presence, in standard errors of the difference
 
-FALL = 2.0  # standard errors below its best point at which presence has fallen
 # Twice the log-likelihood that turning back has to gain, per ln(strengths): where presence is level
 # at 7 to 41 of them, which is where noise gains most, 1 of 20 exceeds it by chance.
 TURNING = 3.8

@@ -32,7 +32,6 @@ from calibrate.judging.guard import Guarded, measure_guard
 from calibrate.judging.panel import Panel
 from calibrate.judging.presence import Presence, measure_presence, read
 from calibrate.laws.formulas import CrossEntropyLaw
-from calibrate.laws.presence import FALL
 from calibrate.models.model import LoadedModel
 from calibrate.search.budget import spending_strength, verify_budget
 from calibrate.search.effect import LOOKS
@@ -43,6 +42,7 @@ from calibrate.texts.guard import Guard
 from calibrate.texts.replies import UnsteeredReplies
 from probes import Reader
 
+FALL = 2.0  # standard errors below its best point at which presence has fallen
 BROKEN = 0.5  # share of the tokens in loops from which nothing more is tried
 
 

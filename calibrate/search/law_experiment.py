@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from calibrate.common.blocks import check_blocks
+from calibrate.common.blocks import check_sites
 from calibrate.common.cost import Ledger
 from calibrate.common.errors import CalibrateWarning, Infeasible
 from calibrate.common.numbers import check_resamples
@@ -19,7 +18,7 @@ from calibrate.common.settings import Settings
 from calibrate.engine.loading import load_model
 from calibrate.engine.site import Site
 from calibrate.engine.unsteered import run_unsteered
-from calibrate.judging.choice import AUTO, JudgeChoice, choose_judges
+from calibrate.judging.choice import JudgeChoice, choose_judges
 from calibrate.judging.panel import make_judges
 from calibrate.judging.teaching import JudgeInputs
 from calibrate.laws.curves import Bench, BlockCurves, block_curves
@@ -84,7 +83,7 @@ def measure_laws(
     """
     settings = Settings(**options)
     check_resamples(resamples)
-    asked_sites = checked_layers(layers)
+    asked_sites = check_sites(layers)
     concept = read_concept(concept)
     lesson = None
     if judge is not None:
@@ -149,26 +148,6 @@ def measure_laws(
         blocks=blocks,
         variants=ways,
     )
-
-
-def checked_layers(layers: Any) -> list[tuple[int, ...]]:
-    """Blocks and bands to measure, each once, in order; nothing stands for the default band.
-
-    Raises: InputError for anything but numbers of blocks.
-    """
-    if hasattr(layers, "tolist"):
-        layers = layers.tolist()
-    each = [layers] if isinstance(layers, str | bytes | Mapping | Real) else layers
-    found: list[tuple[int, ...]] = []
-    for one in each:
-        if isinstance(one, str) and one == AUTO:
-            found.append(())
-            continue
-        blocks = check_blocks(
-            "layers must be blocks, bands or auto, such as [15, '8-26', 'auto']", one
-        )
-        found.append((blocks,) if isinstance(blocks, int) else blocks)
-    return list(dict.fromkeys(found))
 
 
 def chosen_blocks(loaded: LoadedModel, asked: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:

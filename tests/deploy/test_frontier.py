@@ -127,7 +127,7 @@ def test_a_budget_that_cannot_be_held_is_missed_and_larger_ones_are_measured(fin
 
 
 def test_more_budgets_are_added_and_rivals_kept(measured, opened):
-    more = measured.with_frontier([0.8, 0.4], opened, rivals=False)
+    more = measured.with_frontier([0.8, 0.4], opened)
     assert [point.budget for point in more.frontier.points] == [0.1, 0.2, 0.4, 0.8, 1.6]
     assert more.frontier.rivals == measured.frontier.rivals
     assert more.frontier.rivals_at == measured.frontier.rivals_at

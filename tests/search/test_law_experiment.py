@@ -11,7 +11,7 @@ import torch
 from scipy.special import logit
 
 from calibrate.cli.laws_table import LAW_NAMES
-from calibrate.common.blocks import site_name
+from calibrate.common.blocks import check_sites, site_name
 from calibrate.common.errors import CalibrateWarning, Infeasible, InputError, ModelError
 from calibrate.common.settings import Settings
 from calibrate.engine.generation import sample
@@ -21,7 +21,6 @@ from calibrate.laws.law_curves import LawCurves
 from calibrate.laws.plots import law_pictures
 from calibrate.search import law_experiment
 from calibrate.search.law_experiment import (
-    checked_layers,
     chosen_blocks,
     early_middle_late,
     measure_laws,
@@ -193,7 +192,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(arguments):
 )
 def test_blocks_and_bands_are_asked_for_in_many_ways(asked, measured):
     loaded = load_model(tiny.model("gpt2"), tiny.tokenizer())
-    sites = chosen_blocks(loaded, checked_layers(asked))
+    sites = chosen_blocks(loaded, check_sites(asked))
     assert [site_name(site, "all") for site in sites] == measured
 
 
