@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
+from unittest import mock
 
 import torch
 from torch._lazy import ts_backend
@@ -98,6 +99,14 @@ def _registered() -> None:
     ts_backend.init()
 
 
+def _autocasts(device_type: str = "cuda") -> bool:
+    """What torch says, which knows of no autocast there."""
+    return device_type != DEVICE.type and _asked_of_torch(device_type)
+
+
+_asked_of_torch = torch.is_autocast_enabled
+
+
 @contextmanager
 def second_device() -> Iterator[torch.device]:
     """Inside the `with` there is a second device."""
@@ -105,7 +114,7 @@ def second_device() -> Iterator[torch.device]:
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
-        with _Computing():
+        with _Computing(), mock.patch("torch.is_autocast_enabled", _autocasts):
             yield DEVICE
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,17 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
-    ("script", "function", "target"),
+    ("script", "function", "target", "written_by"),
     [
-        ("write_schema.py", "schema", "steering-config.schema.json"),
-        ("write_cli_docs.py", "cli_docs", "cli.md"),
-        ("write_refusals.py", "page", "refusals.md"),
+        ("write_schema.py", "schema", "steering-config.schema.json", "pydantic"),
+        ("write_cli_docs.py", "cli_docs", "cli.md", "click"),
+        ("write_refusals.py", "page", "refusals.md", "click"),
     ],
 )
-def test_a_generated_document_is_up_to_date(script, function, target):
+def test_a_generated_document_is_up_to_date(script, function, target, written_by):
+    installed = f"{written_by}=={version(written_by)}"
+    if installed not in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        pytest.skip(f"{installed} words it otherwise than the version in constraints.txt")
     produce = runpy.run_path(str(ROOT / "scripts" / script))[function]
     assert (ROOT / "docs" / target).read_text(encoding="utf-8") == produce(), (
         f"run scripts/{script}"

@@ -76,7 +76,8 @@ class TerminalProgress(Progress):
 
     def close(self) -> None:
         """Remove the bars."""
-        self._bars.stop()
+        if not self._bars.disable:  # rich before 15 ends with an empty line even then
+            self._bars.stop()
 
     def forecast(self, tokens: Mapping[str, int], seconds: float) -> None:
         """Print how much is ahead, and keep it for the time left."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 from filelock import FileLock
@@ -83,14 +84,24 @@ def convert_gguf(gguf: Path, target: Path, progress: Progress) -> None:
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
         except Exception as error:  # any kind, since the file can be wrong in any way
             raise ModelError(why_unreadable(gguf, error)) from error
-        require_whole(str(gguf), model, info)
         # transformers refuses to save what it read from a GGUF, as if it were still quantised;
         # a fresh model of the same config and weights lacks that mark.
         config = model.config.to_dict()
         config.pop("quantization_config", None)
         config.pop("_name_or_path", None)
         fresh = AutoModelForCausalLM.from_config(type(model.config).from_dict(config))
+        # Some releases take a tensor of another shape from a GGUF and do not say so.
+        info["mismatched_keys"] = {*info["mismatched_keys"], *_misshapen(model, fresh)}
+        require_whole(str(gguf), model, info)
         fresh.load_state_dict(model.state_dict())
         fresh.generation_config = model.generation_config
         fresh.save_pretrained(target)
         tokenizer.save_pretrained(target)
+
+
+def _misshapen(model: Any, fresh: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Weights of a model whose shape is not that of a fresh one: name, shape, and right shape."""
+    right = fresh.state_dict()
+    for name, weight in model.state_dict().items():
+        if name in right and weight.shape != right[name].shape:
+            yield name, weight.shape, right[name].shape

@@ -264,7 +264,7 @@ def test_concepts_lists_the_built_in_ones(capsys):
         ),
         (["--concept", "joy", "--chat-template-kwargs", "{"], "a JSON object, got '{' (Expecting"),
         (["--concept", "joy", "--goal", "explode"], "'explode' is not one of"),
-        (["--concept", "joy", "--colour", "red"], "No such option '--colour'"),
+        (["--concept", "joy", "--colour", "red"], "No such option"),
         (["--concept", "x", "--positives", "gone.txt", "--negatives", "gone.txt"], "cannot read"),
         (["--concept", "x", "--positives", "gone.txt"], "go together"),
         (["--concept", "joy", "--negatives", "random", "--negatives", "contrastive"], "takes one"),

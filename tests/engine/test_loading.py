@@ -150,11 +150,11 @@ def llama_gguf(folder: Path, *, drop: str = "", shape: tuple[int, int] = (48, 32
     writer.add_head_count_kv(4)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(8)
-    words = [*tiny.VOCABULARY, *("b", "ab")]
+    words = [*tiny.VOCABULARY, *("b", "ab", "ba")]
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(words)
     writer.add_token_types([1] * len(words))
-    writer.add_token_merges(["a b"])
+    writer.add_token_merges(["a b", "b a"])  # older transformers read a single one wrongly
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     rng = np.random.default_rng(0)
