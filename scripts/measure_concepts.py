@@ -2,15 +2,18 @@
 
     python scripts/measure_concepts.py [--concept joy]       calibrates, and keeps fresh replies
     python scripts/measure_concepts.py --layer search [...]  the same with another --layer
+    python scripts/measure_concepts.py --reread              has today's probe read what was kept
     python scripts/measure_concepts.py --page                writes the page, with readers' grades
 
 Half of the replies are plain, half steered as shipped; where nothing ships, by α at the budget at
 the default band. Readers grade them blind (`grades` in docs/concepts/*.json: one a reply, in its
-order) to see whether the verdict was right. Ten minutes a concept on two cores.
+order) to see whether the verdict was right. The probe reads them too (`said`): it must not have
+learned from them. Ten minutes a concept on two cores.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,8 +22,10 @@ import click
 import numpy as np
 from default_band import band_of
 from graded_replies import prompts_by_part
+from graded_replies import replies as graded
 from markdown_tables import DOCS, table
 from records import page_option, read_records, write_records
+from sklearn.metrics import roc_auc_score
 
 from calibrate import calibrate, load_model
 from calibrate.common.errors import Infeasible
@@ -28,33 +33,39 @@ from calibrate.common.estimate import RatioEstimate
 from calibrate.common.settings import Settings
 from calibrate.engine.generation import Request, sample_all
 from calibrate.engine.unsteered import run_unsteered
+from calibrate.judging.graded_replies import graded_replies
 from calibrate.laws.pilot import run_pilot
 from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.models.prompts import encode_prompt
 from calibrate.models.steering import Steering
 from calibrate.texts.concept import built_in_concepts, read_prompts
 from calibrate.texts.replies import build_corpora, sample_unsteered
+from probes import GradedText, learn_probe
 
 MODEL = "smollm2"
 SETTINGS = Settings()
 FRESH, FRESH_SEED = 30, 4711  # prompts of the test part of scripts/graded
 REPLIES = 4  # to each of them, plain, and as many steered
 FOLDER = DOCS / "concepts"
-READ, READ_CHANGE = "readers: plain → steered", "readers' change"
+HEADS = ["concept", "verdict", "steered", "α", "ΔCE", "presence", "change", "clearly"]
+FRESH_HEADS = ["concept", "readers", "readers' change", "probe", "probe's change", "AUC"]
 
 
 @click.command()
 @click.option("--concept", "concepts", multiple=True, default=built_in_concepts())
 @click.option("--layer", default="auto")
+@click.option("--reread", is_flag=True)
 @page_option
-def main(concepts: tuple[str, ...], layer: str, only_page: bool) -> None:
+def main(concepts: tuple[str, ...], layer: str, reread: bool, only_page: bool) -> None:
     FOLDER.mkdir(exist_ok=True)
     if not only_page:
         loaded = load_model(MODEL)
         for concept in concepts:
-            found = measured(loaded, concept, layer)
             at = "" if layer == "auto" else f"-{layer}"
-            write_records(FOLDER / f"{concept}{at}.json", found)
+            target = FOLDER / f"{concept}{at}.json"
+            found = read_records(target) if reread else measured(loaded, concept, layer)
+            found |= said(loaded, concept, found["replies"])
+            write_records(target, found)
             click.echo(f"{concept}: {found['verdict']}")
     (DOCS / "concepts.md").write_text(page(), encoding="utf-8")
 
@@ -113,14 +124,46 @@ def fresh(loaded: LoadedModel, steering: Steering) -> list[dict[str, Any]]:
     ]
 
 
+def said(
+    loaded: LoadedModel, concept: str, replies: list[dict[str, Any]]
+) -> dict[str, list[float]]:
+    """What the concept's probe says of each reply, a probability.
+
+    Without replies that were steered at the band as well, where it learns from such.
+    """
+    texts = [one["text"] for one in replies]
+    at_band = {one.text for one in graded("train", concept) if one.condition.startswith("band")}
+    all_of_them = graded_replies(concept)
+    lessons: dict[str, Sequence[GradedText]] = {"said": all_of_them}
+    if at_band:
+        lessons["said without"] = [one for one in all_of_them if one.text not in at_band]
+    with preserving_model_state(loaded):
+        return {
+            name: [
+                round(float(score), 3)
+                for score in learn_probe(concept, lesson, loaded).score(texts, loaded)
+            ]
+            for name, lesson in lessons.items()
+        }
+
+
 def page() -> str:
-    body = [row(concept, found) for concept, found in results()]
-    heads = ["concept", "verdict", "steered", "α", "ΔCE", "presence", "change", "clearly"]
     return PAGE.format(
-        rows=table([*heads, READ, READ_CHANGE], body),
+        rows=table(HEADS, [row(*one) for one in results()]),
+        fresh=table(FRESH_HEADS, [fresh_row(*one) for one in results()]),
+        without=table(
+            ["concept", "probe", "probe's change"],
+            [
+                [concept, *told(found["replies"], found["said without"])]
+                for concept, found in results()
+                if "said without" in found
+            ],
+        ),
         reasons="\n".join(reasons()),
         missing=missing(),
-        others=table([*heads, READ, READ_CHANGE], [row(name, found) for name, found in others()]),
+        others=table(
+            [*HEADS, *FRESH_HEADS[1:3]], [[*row(*one), *read(one[1])] for one in others()]
+        ),
         loops="\n".join(loops()),
     )
 
@@ -140,18 +183,32 @@ def row(concept: str, found: dict[str, Any]) -> list[str]:
             f"{found['change'][0]:+.2f} ({low:+.2f} to {high:+.2f})",
             " → ".join(clear),
         ]
-    return [concept, *cells, *read(found)]
+    return [concept, *cells]
+
+
+def fresh_row(concept: str, found: dict[str, Any]) -> list[str]:
+    """What readers and probe say of the fresh replies."""
+    probe = told(found["replies"], found["said"])
+    if "grades" not in found:
+        return [concept, "-", "-", *probe, "-"]
+    yes = [grade >= 1 for grade in found["grades"]]
+    return [concept, *read(found), *probe, f"{roc_auc_score(yes, found['said']):.2f}"]
 
 
 def read(found: dict[str, Any]) -> list[str]:
     """What readers say of the fresh replies."""
     if "grades" not in found:
         return ["-", "-"]
-    yes: dict[bool, dict[str, list[bool]]] = {False: {}, True: {}}
-    for reply, grade in zip(found["replies"], found["grades"], strict=True):
-        yes[reply["steered"]].setdefault(reply["prompt"], []).append(grade >= 1)
+    return told(found["replies"], [float(grade >= 1) for grade in found["grades"]])
+
+
+def told(replies: list[dict[str, Any]], yes: list[float]) -> list[str]:
+    """The means of plain and steered replies, and the change."""
+    by_prompt: dict[bool, dict[str, list[float]]] = {False: {}, True: {}}
+    for reply, one in zip(replies, yes, strict=True):
+        by_prompt[reply["steered"]].setdefault(reply["prompt"], []).append(one)
     plain, steered = (
-        np.array([np.mean(said) for said in by_prompt.values()]) for by_prompt in yes.values()
+        np.array([np.mean(ones) for ones in of_prompt.values()]) for of_prompt in by_prompt.values()
     )
     change = RatioEstimate(steered - plain, np.ones(len(plain)))
     low, high = change.interval(SETTINGS.confidence)
@@ -199,15 +256,30 @@ def reasons() -> list[str]:
 PAGE = """# Built-in concepts on smollm2
 
 Written by `scripts/measure_concepts.py`; everything is in [concepts/](concepts). Every built-in
-concept with all defaults, at a budget of 0.1 nat. Readers graded 240 fresh replies each, blind and
-in random order: four plain ones and four steered as shipped to each of 30 prompts that no
-calibration and no probe has seen. Where nothing ships, the steered ones are by α at the budget.
-The readers are a large language model, not people; parentheses are 95 % intervals.
+concept with all defaults, at a budget of 0.1 nat; presence is the probe's, on the held-out prompts
+of the verification. Parentheses are 95 % intervals.
 
 {rows}
-{missing}Readers see what the probe sees of joy and optimistic, and little or nothing of apathetic,
-evil, impolite and lying, which are refused. Of humorous, and less so of depression, the probe sees
-too little: it refuses what readers would have shipped.
+{missing}
+## The same replies, by readers and by the probe
+
+Readers graded 240 fresh replies each, blind and in random order: four plain ones and four steered
+as shipped to each of 30 prompts that no calibration and no probe has seen. Where nothing ships, the
+steered ones are by α at the budget. The readers are a large language model, not people. The probe
+read the same replies, of which it has learned none.
+
+{fresh}
+The probe's change is within .05 of the readers' for each of the eight. What is refused moves little
+by either; depression moves most of it, and less on the verification's prompts than on these. Of
+lying, the probe sees neither level nor change rightly: almost no reply lies, so that it had hardly
+any to learn from, and its calibration refuses it for that.
+
+Of humorous and impolite it also learns from 384 replies that were steered at the default band
+([judges.md](judges.md)); its other graded replies were steered at the middle block. Without them it
+reads the same replies as follows, humorous was refused, and impolite could not be told apart.
+
+{without}
+Humorous is steered by half of α at the budget, since beyond that long replies loop.
 
 ## A single block
 

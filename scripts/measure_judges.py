@@ -294,6 +294,7 @@ def page(scores: dict[str, Scores]) -> str:
         n_twice=sum(len(one.readings) > 1 for one in replies()),
         n_once=sum(len(one.readings) == 1 for one in replies()),
         n_test=sum(bool(one.readings) for one in test),
+        n_band=sum(one.condition.startswith("band") for one in replies("train")),
         n_second=sum(bool(one.readings) for one in replies("second")),
         taught=what_was_taught(),
         readers=readers_table(test),
@@ -521,8 +522,10 @@ decided. No judge, lexicon or script gave a grade. Prompts are split into train,
 on; two choices were made with it in view, though: which blocks the probe reads (six instead of four
 brought .005), and that readers' grades go before the teacher's. Replies are plain; steered at the
 middle block by shares of α at a budget of 0.1 nat; primed by replies that express the concept; or
-broken by far too large a strength. The train part, and what a teacher (qwen2.5-1.5b) says of some
-of it, come with the packs (`calibrate/texts/concepts/graded`).
+broken by far too large a strength. The train part also has {n_band} replies of humorous and
+impolite, steered at the default band: without them their probes saw less than half of the change
+that readers saw there ([concepts.md](concepts.md) has today's). The train part, and what a teacher
+(qwen2.5-1.5b) says of some of it, come with the packs (`calibrate/texts/concepts/graded`).
 
 Steering at the middle block hardly moves some of these concepts, so that they have few replies with
 a yes; what is said of lying, impolite and apathetic rests on 6 to 14 of them.

@@ -3,9 +3,9 @@
     python scripts/sample_graded_replies.py
 
 Two models, plain and steered at their middle block towards each built-in concept, at several
-shares of α at a budget of 0.1 nat, and so far that the text breaks. The prompts are none that a
-calibration uses; they are split once into train, tune and test, and others are for the second
-judge. What was sampled before is kept. Two hours on two cores.
+shares of α at a budget of 0.1 nat, and so far that the text breaks; those of BAND also at the
+default band. The prompts are none that a calibration uses; they are split once into train, tune and
+test, and others are for the second judge. What was sampled before is kept. Two hours on two cores.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.models.prompts import encode_prompt
 from calibrate.models.steering import Steering
 from calibrate.models.tokens import Prompt
+from calibrate.search.sites import steered_band
 from calibrate.texts.concept import built_in_concepts, read_concept, read_prompts
 from calibrate.texts.extraction import concept_vectors
 from calibrate.texts.replies import build_corpora, sample_unsteered
@@ -77,6 +78,13 @@ ONCE: dict[str, list[tuple[str, dict[str, int]]]] = {
     ],
     "gemma3-270m": [("train", {"0.6": 4, "3": 6})],
 }
+# Steered at the default band and read twice, where the probe saw too little of it (docs/judges.md).
+BAND = {
+    "humorous": {
+        "smollm2": [{"band -1": 16, "band 0.6": 24, "band 1": 56, "band 1.5": 48, "band 2": 48}]
+    },
+    "impolite": {"smollm2": [{"band -1": 16, "band 1": 48, "band 2": 72, "band 3": 56}]},
+}
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,19 @@ class Wanted:
     grader: str
     steering: Steering | None
     tokens: int
+
+
+@dataclass(frozen=True)
+class Dose:
+    """A site, and the sizes of α at the budget there, towards the concept and away from it."""
+
+    site: Site
+    up: float
+    down: float
+
+    def steering(self, share: float) -> Steering | None:
+        """What steers by a share of α at the budget; None for 0."""
+        return self.site.steering(share * (self.up if share > 0 else self.down)) if share else None
 
 
 @click.command()
@@ -110,18 +131,20 @@ def of_model(
     prompts = split(loaded)
     replies = sample_unsteered(loaded, read_prompts(), SETTINGS, ("search",))
     corpus = build_corpora(loaded, replies, None)["search"]
-    layer = loaded.num_layers // 2
+    middle, band = [loaded.num_layers // 2], steered_band(loaded.num_layers)
     some = replace(corpus, sequences=corpus.sequences[:SEQUENCES])
-    run = run_unsteered(loaded, some, [layer])
+    run = run_unsteered(loaded, some, [middle[0], band[0]])
     plain: dict[tuple[Any, ...], Completion] = {}
     for concept in concepts:
         place = built_in_concepts().index(concept)
         vectors = concept_vectors(loaded, read_concept(concept).split()["vector"], SETTINGS)
-        site = Site((vectors[layer],))
-        budget = {sign: abs(pilot_at(loaded, run, site, sign)) for sign in (1, -1)}
+        doses = {
+            name: dose_at(loaded, run, Site(tuple(vectors[layer] for layer in layers)))
+            for name, layers in {"": middle, **({"band": band} if concept in BAND else {})}.items()
+        }
         wishes_by_id = {
             f"{loaded.name}-{concept}-{n}": one
-            for n, one in enumerate(wishes(loaded, prompts, site, budget, place))
+            for n, one in enumerate(wishes(loaded, prompts, doses, place))
         }
         wanted = {name: one for name, one in wishes_by_id.items() if name not in known}
         said = answered(loaded, list(wanted.values()), place, plain)
@@ -139,14 +162,13 @@ def of_model(
             }
             for (name, one), completion in zip(wanted.items(), said, strict=True)
         ]
-        click.echo(f"{loaded.name} {concept}: {len(wanted)} replies, budget at {budget}")
+        click.echo(f"{loaded.name} {concept}: {len(wanted)} replies")
 
 
-def pilot_at(loaded: LoadedModel, run: UnsteeredRun, site: Site, sign: int) -> float:
-    """α at the budget, of that sign."""
-    goal = replace(SETTINGS, goal="increase" if sign > 0 else "decrease")
-    pilot = run_pilot(loaded, run, site, (), goal)
-    return pilot.strength_at_budget.value
+def dose_at(loaded: LoadedModel, run: UnsteeredRun, site: Site) -> Dose:
+    goals = (replace(SETTINGS, goal=goal) for goal in ("increase", "decrease"))
+    up, down = (run_pilot(loaded, run, site, (), goal).strength_at_budget.value for goal in goals)
+    return Dose(site, abs(up), abs(down))
 
 
 def split(loaded: LoadedModel) -> dict[str, list[Prompt]]:
@@ -157,11 +179,7 @@ def split(loaded: LoadedModel) -> dict[str, list[Prompt]]:
 
 
 def wishes(
-    loaded: LoadedModel,
-    prompts: dict[str, list[Prompt]],
-    site: Site,
-    budget: dict[int, float],
-    place: int,
+    loaded: LoadedModel, prompts: dict[str, list[Prompt]], doses: dict[str, Dose], place: int
 ) -> Iterator[Wanted]:
     """What is wanted of one concept, each concept beginning with another prompt.
 
@@ -172,6 +190,7 @@ def wishes(
     for grader, part, counts in [
         *(("twice", part, counts) for part, counts in TWICE[loaded.name].items()),
         *(("once", part, counts) for part, counts in ONCE[loaded.name]),
+        *(("twice", "train", counts) for counts in BAND.get(concept, {}).get(loaded.name, ())),
     ]:
         for row, (condition, count) in enumerate(counts.items()):
             plain = condition == "0"
@@ -187,7 +206,7 @@ def wishes(
                     (asked,) = asked_prompts(loaded, [prompt], concept, positive=True)
                     yield Wanted(part, condition, asked, grader, None, LENGTHS[0])
                     continue
-                steering = steered_by(site, budget, condition, n)
+                steering = steered_by(doses, condition, n)
                 long = n % LONG_EVERY == LONG_EVERY - 1
                 yield Wanted(part, condition, prompt, grader, steering, LENGTHS[long])
 
@@ -203,11 +222,11 @@ def primer(loaded: LoadedModel, concept: str) -> Callable[[Prompt], Prompt]:
     return lambda prompt: encode_prompt(loaded, prompt.text, history=rng.sample(shots, SHOTS))
 
 
-def steered_by(site: Site, budget: dict[int, float], condition: str, n: int) -> Steering | None:
+def steered_by(doses: dict[str, Dose], condition: str, n: int) -> Steering | None:
     if condition == "broken":
-        return oversteered(site, 1 if n % 2 else -1, []).steering
-    share = float(condition)
-    return site.steering(share * budget[1 if share > 0 else -1]) if share else None
+        return oversteered(doses[""].site, 1 if n % 2 else -1, []).steering
+    where, _, share = condition.rpartition(" ")
+    return doses[where].steering(float(share))
 
 
 def answered(

@@ -56,14 +56,18 @@ def write_scale() -> None:
     loaded, scores, yes = load_model(MODEL), [], []
     own = sample_unsteered(loaded, read_prompts(), Settings(), ("probe",)).first_replies("probe")
     for concept in FOR_SCALE:
-        read = [
-            one for one in replies("train", concept) if one.model == MODEL and one.grade is not None
-        ]
+        read = [one for one in replies("train", concept) if counts(one)]
         scores += score(loaded, concept, [one.text for one in own], [one.text for one in read])
         yes += [(one.grade or 0) >= 1 for one in read]
     scale = fit_platt(np.array(scores), np.array(yes))
     assert scale is not None
     (FOLDER / "written.json").write_text(json.dumps(asdict(scale)) + "\n", encoding="utf-8")
+
+
+def counts(reply: Reply) -> bool:
+    """Whether the scale is fitted to it: without those at the band, concepts weigh alike."""
+    at_band = reply.condition.startswith("band")
+    return reply.model == MODEL and reply.grade is not None and not at_band
 
 
 def score(
