@@ -20,6 +20,7 @@ from calibrate.common.cost import Ledger
 from calibrate.common.errors import ArtefactError, CalibrateWarning, InputError
 from calibrate.common.progress import SILENT, Progress
 from calibrate.deploy.checks import reader_again, why_not_same
+from calibrate.engine.unsteered import Corpus
 from calibrate.judging.panel import Panel
 from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.search.budget import LADDER, ascending, spending_strength
@@ -84,21 +85,17 @@ def open_bench(
 ) -> Bench:
     """Make again what a calibration was verified on, and its judges.
 
-    Raises: InputError if it is another model, a judge cannot be made again, or its corpus is needed
-        and not given.
+    Raises: InputError if it is another model, a judge cannot be made again, or the corpus is not
+        the one that it was verified on.
     """
     if (why_not := why_not_same(config, loaded)) is not None:
         raise ArtefactError(why_not)
-    from_file = config.measured.delta_ce.corpus == "file"
-    if from_file and corpus is None:
-        raise InputError(
-            "this config was verified on a corpus file, so its budget holds for such text only; "
-            "give the same file with --corpus FILE"
-        )
+    texts = _texts_of(config, corpus)
     panel = open_panel(config, probe, loaded)
     replies = sample_splits(loaded, evidence.splits.prompts, config.settings)
-    texts = read_corpus(corpus) if from_file and corpus is not None else None
     corpora = build_corpora(loaded, replies, texts)
+    if texts is not None:
+        _require_same_texts(config, corpora["verify"])
     return Bench(
         loaded,
         config.site,
@@ -108,6 +105,39 @@ def open_bench(
         config.settings,
         open_guard(config, evidence),
     )
+
+
+def _texts_of(
+    config: SteeringConfig, corpus: str | Path | None
+) -> dict[str, tuple[str, ...]] | None:
+    """The texts of the corpus that a config was verified on; None for its model's own replies.
+
+    Raises: InputError if there is one and it is not given, or none and one is.
+    """
+    from_file = config.measured.delta_ce.corpus == "file"
+    if from_file and corpus is None:
+        raise InputError(
+            "this config was verified on a corpus file, so its budget holds for such text only; "
+            "give the same file with --corpus FILE"
+        )
+    if corpus is not None and not from_file:
+        raise InputError(
+            "--corpus must be left out here: this config was verified on its model's own replies, "
+            f"got {corpus}; calibrate with --corpus for a budget on such text"
+        )
+    return None if corpus is None else read_corpus(corpus)
+
+
+def _require_same_texts(config: SteeringConfig, held_out: Corpus) -> None:
+    """Raise InputError if a corpus is not the one that a config was verified on."""
+    recorded = config.measured.delta_ce
+    known = recorded.n_sequences, recorded.n_tokens
+    given = len(held_out.sequences), held_out.n_scored
+    if given != known:
+        raise InputError(
+            "--corpus must be the file that this config was verified on, with {} texts of {:,} "
+            "tokens held out, got {} of {:,}; give the same file".format(*known, *given)
+        )
 
 
 def open_guard(config: SteeringConfig, evidence: Evidence) -> Guard | None:

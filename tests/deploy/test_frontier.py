@@ -13,20 +13,23 @@ import numpy as np
 import pytest
 import tiny
 
+import calibrate
 from calibrate.artefact.advice import advice, worth_of_step
 from calibrate.artefact.assemble_frontier import refusal
 from calibrate.artefact.directory import FRONTIER_FILES, open_workspace, wrote
 from calibrate.artefact.frontier import Frontier
 from calibrate.common.errors import ArtefactError, CalibrateWarning, Infeasible, InputError
 from calibrate.common.estimate import Interval, RatioEstimate
-from calibrate.common.settings import Settings
+from calibrate.common.settings import Sampling, Settings
 from calibrate.deploy import frontier as deploy
 from calibrate.deploy.chat import Chat, SteeredModel
 from calibrate.deploy.finished import Calibration
 from calibrate.deploy.verify import as_calibrated, check_directory
 from calibrate.engine.cross_entropy import delta_ce
+from calibrate.engine.generation import sample
 from calibrate.engine.loading import load_model
 from calibrate.laws.presence import PresenceLaw
+from calibrate.models.prompts import encode_prompt
 from calibrate.search.frontier import _end
 
 BUDGETS = (0.1, 0.2, 0.4, 1.6)
@@ -68,6 +71,27 @@ def test_the_own_budget_comes_out_as_the_calibration_had_it(measured):
     assert point.strength == pytest.approx(config.intervention.strength, rel=0.02)
     assert point.change.value == pytest.approx(config.measured.presence.change.value, abs=0.02)
     assert point.delta_ce.value == pytest.approx(config.measured.delta_ce.value, rel=0.03)
+
+
+def test_a_frontier_is_measured_on_the_corpus_of_its_calibration(opened, tiny_options, tmp_path):
+    prompts = [encode_prompt(opened, text) for text in tiny.prompts(60)]
+    said = [one.text for one in sample(opened, prompts, Sampling(max_new_tokens=20), 0) if one.text]
+    corpus, other = tmp_path / "corpus.txt", tmp_path / "other.txt"
+    corpus.write_text("\n".join(said))
+    other.write_text("\n".join(f"{text} sun" for text in said))
+    result = calibrate.calibrate(tiny.model("gpt2"), **tiny_options, corpus=corpus)
+    again = (result.config, result.evidence, result.probe, opened)
+    assert not deploy.open_bench(*again, corpus).corpora["verify"].self_sampled
+    with pytest.raises(InputError, match="give the same file with --corpus"):
+        deploy.open_bench(*again)
+    with pytest.raises(InputError, match="must be the file that this config was verified on"):
+        deploy.open_bench(*again, other)
+
+
+def test_a_corpus_that_the_calibration_did_not_have_is_refused(measured, opened, tmp_path):
+    again = (measured.config, measured.evidence, measured.probe, opened)
+    with pytest.raises(InputError, match="--corpus must be left out here"):
+        deploy.open_bench(*again, tmp_path / "corpus.txt")
 
 
 def test_rivals_are_read_by_the_same_judge_and_paid_for_in_the_same_unit(measured):
