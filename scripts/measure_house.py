@@ -88,6 +88,7 @@ def compared(earlier: Path) -> dict[str, Any]:
         )
     known = {path for path in before if path in after and not path.endswith(CHANGES)}
     return {
+        "commits": [commit_of(checkout) for checkout in (earlier, HERE)],
         "values": len(known),
         "different": sorted(path for path in known if before[path] != after[path]),
         "only before": sorted({*before} - {*after}),
@@ -150,6 +151,7 @@ in `pyproject.toml` (import-linter), and `tests/test_layers.py` plants imports t
 
 
 def sameness(same: dict[str, Any]) -> str:
+    before, after = same["commits"]
     different = ", ".join(same["different"]) or "none"
     rows = [[name, *same[name]] for name in ("strength", "presence", "ΔCE")]
     rows += [
@@ -157,9 +159,10 @@ def sameness(same: dict[str, Any]) -> str:
         for stage, both in same["seconds"].items()
     ]
     return (
-        f"## The same calibration\n\n`calibrate {' '.join(OPTIONS)}` with both, one after the "
-        f"other, each with nothing kept but the model. Of the {same['values']} values of the "
-        f"config that both write and that are no time, date or release, these differ: {different}. "
+        f"## The same calibration\n\n`calibrate {' '.join(OPTIONS)}` with {before} and {after}, "
+        "one after the other, each with nothing kept but the model. Of the "
+        f"{same['values']} values of the config that both write and that are no time, date or "
+        f"release, these differ: {different}. "
         f"Written only before: {', '.join(same['only before']) or 'none'}; only now: "
         f"{', '.join(same['only now']) or 'none'}.\n\n" + table(["", "before", "now"], rows)
     )
