@@ -274,7 +274,11 @@ def untold(facts: dict[str, Any]) -> str:
     """Concepts without a frontier."""
     without = [each for each in facts.values() if "points" not in each]
     names = [f"{each['concept']} on {each['model']}" for each in without]
-    return f"No probe can tell {', '.join(names)}, so there is no frontier." if names else ""
+    told = [f"No probe can tell {', '.join(names)}, so there is no frontier."] if names else []
+    cells = [(concept, model) for model in MODELS for concept in built_in_concepts()]
+    missing = [f"{one} on {model}" for one, model in cells if f"{one}-{model}" not in facts]
+    told += [f"Not measured: {', '.join(missing)}."] if missing else []
+    return " ".join(told)
 
 
 def forgotten(found: dict[str, Frontier]) -> str:
