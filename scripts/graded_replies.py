@@ -30,7 +30,8 @@ class Reply:
 
     part: train, tune or test; or second, what the second judge learns from. grader: whether it is
     read "twice", or "once" for training alone. condition: a share of α at the budget, "broken",
-    "primed" or "asked". readings: one to three grades.
+    "primed" or "asked"; or a share at the default band, such as "band 1.5". readings: one to three
+    grades.
     """
 
     id: str
@@ -44,6 +45,11 @@ class Reply:
     text: str
     readings: tuple[int, ...]
     taught: float | None
+
+    @property
+    def at_band(self) -> bool:
+        """Whether it was steered at the default band."""
+        return self.condition.startswith("band")
 
     @property
     def grade(self) -> int | None:

@@ -129,10 +129,10 @@ def said(
 ) -> dict[str, list[float]]:
     """What the concept's probe says of each reply, a probability.
 
-    Without replies that were steered at the band as well, where it learns from such.
+    Where it learns from replies that were steered at the band, also what it says without them.
     """
     texts = [one["text"] for one in replies]
-    at_band = {one.text for one in graded("train", concept) if one.condition.startswith("band")}
+    at_band = {one.text for one in graded("train", concept) if one.at_band}
     all_of_them = graded_replies(concept)
     lessons: dict[str, Sequence[GradedText]] = {"said": all_of_them}
     if at_band:

@@ -294,7 +294,7 @@ def page(scores: dict[str, Scores]) -> str:
         n_twice=sum(len(one.readings) > 1 for one in replies()),
         n_once=sum(len(one.readings) == 1 for one in replies()),
         n_test=sum(bool(one.readings) for one in test),
-        n_band=sum(one.condition.startswith("band") for one in replies("train")),
+        n_band=sum(one.at_band for one in replies("train")),
         n_second=sum(bool(one.readings) for one in replies("second")),
         taught=what_was_taught(),
         readers=readers_table(test),

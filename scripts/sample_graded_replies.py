@@ -80,10 +80,11 @@ ONCE: dict[str, list[tuple[str, dict[str, int]]]] = {
 }
 # Steered at the default band and read twice, where the probe saw too little of it (docs/judges.md).
 BAND = {
-    "humorous": {
-        "smollm2": [{"band -1": 16, "band 0.6": 24, "band 1": 56, "band 1.5": 48, "band 2": 48}]
+    "smollm2": {
+        "humorous": {"band -1": 16, "band 0.6": 24, "band 1": 56, "band 1.5": 48, "band 2": 48},
+        "impolite": {"band -1": 16, "band 1": 48, "band 2": 72, "band 3": 56},
     },
-    "impolite": {"smollm2": [{"band -1": 16, "band 1": 48, "band 2": 72, "band 3": 56}]},
+    "gemma3-270m": {},
 }
 
 
@@ -131,16 +132,17 @@ def of_model(
     prompts = split(loaded)
     replies = sample_unsteered(loaded, read_prompts(), SETTINGS, ("search",))
     corpus = build_corpora(loaded, replies, None)["search"]
-    middle, band = [loaded.num_layers // 2], steered_band(loaded.num_layers)
+    middle, band = (loaded.num_layers // 2,), steered_band(loaded.num_layers)
     some = replace(corpus, sequences=corpus.sequences[:SEQUENCES])
     run = run_unsteered(loaded, some, [middle[0], band[0]])
     plain: dict[tuple[Any, ...], Completion] = {}
     for concept in concepts:
         place = built_in_concepts().index(concept)
         vectors = concept_vectors(loaded, read_concept(concept).split()["vector"], SETTINGS)
+        places = {"": middle} | ({"band": band} if concept in BAND[loaded.name] else {})
         doses = {
             name: dose_at(loaded, run, Site(tuple(vectors[layer] for layer in layers)))
-            for name, layers in {"": middle, **({"band": band} if concept in BAND else {})}.items()
+            for name, layers in places.items()
         }
         wishes_by_id = {
             f"{loaded.name}-{concept}-{n}": one
@@ -190,7 +192,7 @@ def wishes(
     for grader, part, counts in [
         *(("twice", part, counts) for part, counts in TWICE[loaded.name].items()),
         *(("once", part, counts) for part, counts in ONCE[loaded.name]),
-        *(("twice", "train", counts) for counts in BAND.get(concept, {}).get(loaded.name, ())),
+        ("twice", "train", BAND[loaded.name].get(concept, {})),
     ]:
         for row, (condition, count) in enumerate(counts.items()):
             plain = condition == "0"

@@ -66,8 +66,7 @@ def write_scale() -> None:
 
 def counts(reply: Reply) -> bool:
     """Whether the scale is fitted to it: without those at the band, concepts weigh alike."""
-    at_band = reply.condition.startswith("band")
-    return reply.model == MODEL and reply.grade is not None and not at_band
+    return reply.model == MODEL and reply.grade is not None and not reply.at_band
 
 
 def score(

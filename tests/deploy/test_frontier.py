@@ -20,16 +20,14 @@ from calibrate.artefact.directory import FRONTIER_FILES, open_workspace, wrote
 from calibrate.artefact.frontier import Frontier
 from calibrate.common.errors import ArtefactError, CalibrateWarning, Infeasible, InputError
 from calibrate.common.estimate import Interval, RatioEstimate
-from calibrate.common.settings import Sampling, Settings
+from calibrate.common.settings import Settings
 from calibrate.deploy import frontier as deploy
 from calibrate.deploy.chat import Chat, SteeredModel
 from calibrate.deploy.finished import Calibration
 from calibrate.deploy.verify import as_calibrated, check_directory
 from calibrate.engine.cross_entropy import delta_ce
-from calibrate.engine.generation import sample
 from calibrate.engine.loading import load_model
 from calibrate.laws.presence import PresenceLaw
-from calibrate.models.prompts import encode_prompt
 from calibrate.search.frontier import _end
 
 BUDGETS = (0.1, 0.2, 0.4, 1.6)
@@ -74,8 +72,7 @@ def test_the_own_budget_comes_out_as_the_calibration_had_it(measured):
 
 
 def test_a_frontier_is_measured_on_the_corpus_of_its_calibration(opened, tiny_options, tmp_path):
-    prompts = [encode_prompt(opened, text) for text in tiny.prompts(60)]
-    said = [one.text for one in sample(opened, prompts, Sampling(max_new_tokens=20), 0) if one.text]
+    said = tiny.texts(tiny.DULL, 60, seed=5)
     corpus, other = tmp_path / "corpus.txt", tmp_path / "other.txt"
     corpus.write_text("\n".join(said))
     other.write_text("\n".join(f"{text} sun" for text in said))
