@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 NEAR_COPY = 0.75  # share of the shorter text's words and pairs that near copies have in common
-MAX_TIMES = 1024  # repetitions of a word in one text that are counted apart
+MAX_TIMES = 1024  # repetitions of a word in one text that are counted
 FEW_WORDS = 3  # shorter texts match longer ones by chance, so they must begin them
 
 # Scripts that set no spaces between words: Thai, Lao, Tibetan, Burmese, Khmer, kana, Chinese.
@@ -100,7 +100,7 @@ class _Index:
     @classmethod
     def of(cls, coded: Sequence[np.ndarray]) -> _Index:
         features_of = [_repeats_apart(codes) for codes in coded]
-        sizes = np.array([len(codes) for codes in coded], dtype=int)
+        sizes = np.array([len(features) for features in features_of], dtype=int)
         _, features = np.unique(np.concatenate(features_of), return_inverse=True)
         texts = np.repeat(np.arange(len(coded)), sizes)
         starts = np.concatenate([[0], np.cumsum(np.bincount(features))])
@@ -121,10 +121,13 @@ class _Index:
 
 
 def _repeats_apart(codes: np.ndarray) -> np.ndarray:
-    """Give every repetition its own number, so that "no no no" is not all in "no, it rains"."""
+    """Give every repetition its own number, so that "no no no" is not all in "no, it rains".
+
+    No more than MAX_TIMES of a word or pair, since texts are compared feature by feature.
+    """
     ordered = np.sort(codes)
     repeats = np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
-    numbers: np.ndarray = ordered * MAX_TIMES + np.minimum(repeats, MAX_TIMES - 1)
+    numbers: np.ndarray = (ordered * MAX_TIMES + repeats)[repeats < MAX_TIMES]
     return numbers
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
+import tracemalloc
 
 import hypothesis
 import hypothesis.strategies as st
@@ -355,6 +356,17 @@ def test_five_thousand_texts_are_grouped_quickly():
     groups = near_copies([*natural, *framed])
     assert time.process_time() - started < 4  # about one second on a quiet machine
     assert len(set(groups[:4000])) == 4000
+
+
+def test_a_word_repeated_a_hundred_thousand_times_needs_no_more_memory_than_its_text():
+    tracemalloc.start()
+    try:
+        groups = near_copies(["no " * 100_000, "no " * 100_000 + "indeed", "no no, it rains"])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert groups == (0, 0, 2)
+    assert peak < 100_000_000  # bytes; every repetition beside every other would be 80 GB
 
 
 def test_no_split_separates_near_copies_whatever_their_labels():
