@@ -196,17 +196,17 @@ def calibrate(
         with ledger.stage("steering vectors"):
             vectors = concept_vectors(loaded, splits["vector"], settings)
 
-        with ledger.stage("judges"):
-            middle = Site((vectors[loaded.num_layers // 2],))
-            material = JudgeInputs(concept.name, splits, replies, middle)
-            panel = make_judges(loaded, material, judge, audit, lesson, settings, progress)
-            baseline = require_headroom(panel.reader, replies, settings)
-
         with ledger.stage("blocks"):
             ranks, sites = choose_sites(
                 loaded, corpora["search"], splits["probe"], vectors, ahead.blocks, settings
             )
             sites = require_signal(sites, concept)
+
+        with ledger.stage("judges"):
+            middle = Site((vectors[loaded.num_layers // 2],))
+            material = JudgeInputs(concept.name, splits, replies, middle)
+            panel = make_judges(loaded, material, judge, audit, lesson, settings, progress)
+            baseline = require_headroom(panel.reader, replies, settings)
 
         with ledger.stage("pilot"):
             parts = rung_sizes(len(corpora["search"].sequences), FIRST_PART)

@@ -115,8 +115,8 @@ def test_the_cost_of_every_stage_is_recorded(finished):
     assert list(cost) == [
         "unsteered replies",
         "steering vectors",
-        "judges",
         "blocks",
+        "judges",
         "pilot",
         "study",
         "verification",
@@ -339,10 +339,12 @@ def test_no_headroom_is_infeasible(tiny_options, score, goal):
 
 
 def test_a_probe_that_cannot_tell_the_concept_is_infeasible(tiny_options):
-    plain = tiny.texts(tiny.PLAIN, 80, seed=8)
-    nothing = calibrate.Concept.from_texts("nothing", plain[:40], plain[40:])
-    with pytest.raises(Infeasible, match="cannot tell 'nothing' apart: its AUC"):
-        run(tiny_options, concept=nothing)
+    """Few of the texts differ, which a mean over all of them shows and a single one does not."""
+    plain = tiny.texts(tiny.PLAIN, 60, seed=8)
+    bright, dull = tiny.texts(tiny.BRIGHT, 10), tiny.texts(tiny.DULL, 10)
+    vague = calibrate.Concept.from_texts("vague", [*plain[:30], *bright], [*plain[30:], *dull])
+    with pytest.raises(Infeasible, match="cannot tell 'vague' apart: its AUC"):
+        run(tiny_options, concept=vague)
 
 
 @pytest.mark.parametrize(

@@ -124,10 +124,10 @@ def _tokens(
     stages = {
         "unsteered replies": replies.expected_tokens(counts, reply),
         "steering vectors": texts["vector"],
-        "judges": teaching.expected_tokens(loaded, concept.name, lesson, written, reply, longest),
         "blocks": block_ranking.expected_tokens(
             searched, shared + reply, shared + prompt, n_texts, texts["probe"], settings
         ),
+        "judges": teaching.expected_tokens(loaded, concept.name, lesson, written, reply, longest),
         "pilot": pilot.expected_tokens(sites, corpus, first),
         "study": objective.expected_tokens(sites, searched, reply, corpus, settings),
         "verification": verification.expected_tokens(

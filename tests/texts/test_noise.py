@@ -11,6 +11,7 @@ import torch
 
 import calibrate
 from calibrate.common.errors import CalibrateWarning, ConceptError
+from calibrate.common.progress import Progress
 from calibrate.common.settings import Settings
 from calibrate.engine.site import Site, SteeringVector
 from calibrate.texts.extraction import concept_vectors
@@ -108,9 +109,18 @@ def test_a_vector_that_is_mostly_noise_is_refused_and_a_noisy_one_named():
         assert len(require_signal([with_signal(0.7), with_signal(0.95)], concept)) == 2
 
 
-def test_texts_that_do_not_differ_in_anything_are_refused_by_the_calibration(tiny_options):
+def test_texts_that_do_not_differ_in_anything_are_refused_before_a_judge_reads(tiny_options):
     """Both labels are drawn from the same words, so that v is nothing but noise."""
+
+    class Watching(Progress):
+        def began(self, stage, total=None, unit="tokens"):
+            stages.append(stage)
+
+    stages: list[str] = []
     texts = tiny.texts(tiny.PLAIN, 80)
     concept = calibrate.Concept.from_texts("nothing", texts[::2], texts[1::2])
-    with pytest.raises((ConceptError, calibrate.Infeasible), match=r"signal|cannot tell"):
-        calibrate.calibrate(tiny.model("gpt2"), **{**tiny_options, "concept": concept})
+    with pytest.raises(ConceptError, match="must be signal"):
+        calibrate.calibrate(
+            tiny.model("gpt2"), **{**tiny_options, "concept": concept}, progress=Watching()
+        )
+    assert stages[-1] == "blocks"
