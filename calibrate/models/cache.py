@@ -1,10 +1,11 @@
 """Intermediate results of a calibration, kept in the user cache for the next one.
 
-These are unsteered replies, for other concepts on the same model, and steering vectors and probes,
-for other budgets or blocks. Each is a folder, named by a hash of all it depends on: the weights
-themselves, the tokenizer, and the request. The least recently used are removed when all together
-exceed MAX_BYTES. Nothing is kept for models given in memory, whose hooks would not show in their
-weights, nor for those whose weights accelerate offloads or several processes share.
+These are unsteered replies, for other concepts on the same model, steering vectors and probes, for
+other budgets or blocks, and what `calibrate laws` has measured at a site. Each is a folder, named
+by a hash of all it depends on: the weights themselves, the tokenizer, and the request. The least
+recently used are removed when all together exceed MAX_BYTES. Nothing is kept for models given in
+memory, whose hooks would not show in their weights, nor for those whose weights accelerate offloads
+or several processes share.
 """
 
 from __future__ import annotations

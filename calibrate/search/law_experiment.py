@@ -21,11 +21,12 @@ from calibrate.engine.unsteered import run_unsteered
 from calibrate.judging.choice import JudgeChoice, choose_judges
 from calibrate.judging.panel import make_judges
 from calibrate.judging.teaching import JudgeInputs
-from calibrate.laws.curves import Bench, BlockCurves, block_curves
+from calibrate.laws.curves import Bench, BlockCurves
 from calibrate.laws.law_curves import LawCurves
 from calibrate.models.cache import weights_hashed_once
 from calibrate.models.model import LoadedModel, preserving_model_state
-from calibrate.search.law_panels import PROMPTS, ReadingBench, measure_accuracy
+from calibrate.search.kept_curves import accuracy_once, curves_once, presence_once
+from calibrate.search.law_panels import PROMPTS, ReadingBench
 from calibrate.search.sites import steered_band
 from calibrate.texts.concept import Concept, Text, Texts, read_concept, read_corpus, read_prompts
 from calibrate.texts.concept_tokens import concept_tokens
@@ -69,6 +70,8 @@ def measure_laws(
     judge: who reads replies at 41 strengths up to where text degenerates, as in
         `calibrate.calibrate`, with its `teacher`; nobody if None.
     guard: questions put at strengths of both signs, as in `calibrate.calibrate`; none if None.
+    What is measured at a block is kept in the cache, and an interrupted run goes on with the next,
+    unless the model was given in memory.
     Other arguments are those of `calibrate.calibrate`; `goal`, `layer` and options of the study
     have no effect, and of several `positions` the first choice is steered.
 
@@ -117,7 +120,7 @@ def measure_laws(
                 )
                 panel = make_judges(loaded, material, judge, None, lesson, settings, progress)
                 asked = replies.prompts["verify"][:PROMPTS]
-                reading = ReadingBench(loaded, panel.reader, asked, settings)
+                reading = ReadingBench(loaded, panel.reader, panel.probe, asked, settings)
         bench = Bench(loaded, run, concept_tokens(loaded, texts, replies), settings)
         positions = settings.position_choices[0]
         blocks: list[BlockCurves] = []
@@ -128,7 +131,7 @@ def measure_laws(
             )
             try:
                 with ledger.stage(site.where):
-                    block = block_curves(bench, site, others)
+                    block = curves_once(bench, site, others)
             except Infeasible as failure:
                 if steered == chosen[-1] and not blocks:
                     raise
@@ -179,12 +182,10 @@ def with_panels(
     unit, panels = block.strength_at_budget["positive"].value, dict[str, Any]()
     if reading is not None:
         with ledger.stage(f"replies, {site.where}"):
-            panels["presence"] = reading.curve(site, unit)
+            panels["presence"] = presence_once(reading, site, unit)
     if questions is not None:
         with ledger.stage(f"questions, {site.where}"):
-            panels["accuracy"] = measure_accuracy(
-                bench.loaded, site, questions, unit, bench.settings
-            )
+            panels["accuracy"] = accuracy_once(bench, site, questions, unit)
     return block.model_copy(update=panels)
 
 
@@ -200,7 +201,7 @@ def measure_variants(
                 vectors = concept_vectors(bench.loaded, texts, settings)
                 steered = tuple(vectors[layer] for layer in block.layers or [block.layer])
                 site = Site(steered, settings.position_choices[0])
-                found[name] = block_curves(replace(bench, settings=settings), site)
+                found[name] = curves_once(replace(bench, settings=settings), site)
     return found
 
 

@@ -21,7 +21,7 @@ from calibrate.laws.presence import fit_both_ways
 from calibrate.models.model import LoadedModel
 from calibrate.models.tokens import Prompt
 from calibrate.texts.guard import Guard
-from probes import Reader
+from probes import Probe, Reader
 
 PROMPTS = 32  # of the verification, each replied to once at every strength
 SIDE = 20  # strengths of either sign
@@ -34,10 +34,14 @@ ACCURACY_SHARES = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0)  # of α_B, of either sign
 
 @dataclass(frozen=True, eq=False)
 class ReadingBench:
-    """What presence is read with: a judge, and the prompts that are replied to."""
+    """What presence is read with: a judge, and the prompts that are replied to.
+
+    probe: the judge's, if it is one.
+    """
 
     loaded: LoadedModel
     reader: Reader
+    probe: Probe | None
     prompts: tuple[Prompt, ...]
     settings: Settings
 
