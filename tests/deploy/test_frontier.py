@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from calibrate.artefact.advice import advice, worth_of_step
 from calibrate.artefact.assemble_frontier import refusal
 from calibrate.artefact.directory import FRONTIER_FILES, open_workspace, wrote
 from calibrate.artefact.frontier import Frontier
+from calibrate.artefact.report.frontier_pictures import limit_by_token
 from calibrate.common.errors import ArtefactError, CalibrateWarning, Infeasible, InputError
 from calibrate.common.estimate import Interval, RatioEstimate
 from calibrate.common.settings import Settings
@@ -350,8 +352,21 @@ def test_the_report_shows_every_point_without_any_network(measured, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert measured.frontier.advice in page
     assert page.count('class="mark ') == len(BUDGETS) + 3
+    assert page.count("<polyline") == 2
     assert not re.search(r'(?:src|href)="(?!data:)', page)
     assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_the_drawn_limit_is_the_divergence_that_a_point_spends(measured):
+    frontier = measured.frontier
+    rises, farthest = limit_by_token(frontier)
+    before = frontier.baseline.value
+    for point in frontier.points:
+        limit = np.interp(point.delta_ce.value, rises, farthest)
+        spent = before * math.log(before / limit)
+        spent += (1 - before) * math.log((1 - before) / (1 - limit))
+        assert spent == pytest.approx(point.cost.value, rel=0.02)
+        assert before < point.presence.value < limit
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibrate.artefact.frontier import Frontier
-from calibrate.artefact.report.frontier_pictures import law_curve
+from calibrate.artefact.report.frontier_pictures import law_curve, limit_by_token
 from calibrate.common.estimate import Interval
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 760, 380, 56, 44, 16  # of the drawing and its margins, pixels
@@ -38,10 +38,14 @@ class Mark:
 
 @dataclass(frozen=True)
 class Chart:
-    """All that the template draws, in pixels."""
+    """All that the template draws, in pixels.
+
+    law, limit: the law of presence, and the farthest presence that such a cost allows.
+    """
 
     marks: tuple[Mark, ...]
     law: str
+    limit: str
     baseline: tuple[float, float, float]
     across: tuple[tuple[float, str], ...]
     up: tuple[tuple[float, str], ...]
@@ -85,12 +89,16 @@ def chart(frontier: Frontier) -> Chart:
         for rival in rivals
         if rival.delta_ce is not None
     ]
-    rises, presence = (
-        np.asarray(values)[:: max(1, len(values) // CURVE)] for values in law_curve(frontier)
-    )
+
+    def line(curve: tuple[np.ndarray, np.ndarray]) -> str:
+        rises, presence = (values[:: max(1, len(values) // CURVE)] for values in curve)
+        ends = zip(rises, presence, strict=True)
+        return " ".join(f"{x(rise)},{_y(share)}" for rise, share in ends)
+
     return Chart(
         tuple(marks),
-        " ".join(f"{x(rise)},{_y(share)}" for rise, share in zip(rises, presence, strict=True)),
+        line(law_curve(frontier)),
+        line(limit_by_token(frontier)),
         _heights(frontier.baseline),
         tuple((x(rise), f"{rise:g}") for rise in _round_steps(end)),
         tuple((_y(share), f"{share:g}") for share in (0, 0.25, 0.5, 0.75, 1)),

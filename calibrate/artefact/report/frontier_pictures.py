@@ -55,14 +55,32 @@ def law_curve(frontier: Frontier) -> tuple[np.ndarray, np.ndarray]:
 def limit_curve(frontier: Frontier, end: float, back: bool) -> tuple[np.ndarray, np.ndarray]:
     """The farthest presence that a cost a reply allows, up to `end` nats."""
     costs = end * np.linspace(0, 1, FINE) ** 2  # steep at first
+    return costs, _farthest(frontier, costs, back)
+
+
+def limit_by_token(frontier: Frontier) -> tuple[np.ndarray, np.ndarray]:
+    """The farthest presence against ΔCE, up to the last point.
+
+    What a reply costs is taken to grow evenly with ΔCE between neighbours.
+    """
+    rises, costs = (
+        np.array([0.0, *(max(each.value, 0.0) for each in column)])
+        for column in zip(*((point.delta_ce, point.cost) for point in frontier.points), strict=True)
+    )
+    fine = rises[-1] * np.linspace(0, 1, FINE) ** 2
+    return fine, _farthest(frontier, np.interp(fine, rises, costs), back=False)
+
+
+def _farthest(frontier: Frontier, costs: np.ndarray, back: bool) -> np.ndarray:
     before = float(np.clip(frontier.baseline.value, 1e-6, 1 - 1e-6))
-    return costs, np.array([farthest_presence(before, cost, frontier.sign, back) for cost in costs])
+    return np.array([farthest_presence(before, cost, frontier.sign, back) for cost in costs])
 
 
 def _draw_by_token(axes: Axes, frontier: Frontier) -> None:
     """Presence against ΔCE a token, the currency of the budget."""
     axes.axhspan(frontier.baseline.low, frontier.baseline.high, color=MUTED, alpha=0.25, lw=0)
     axes.axhline(frontier.baseline.value, color=MUTED, label="unsteered")
+    axes.plot(*limit_by_token(frontier), color=LIMIT, label="limit")
     axes.plot(*law_curve(frontier), color=LAW, lw=1.2, label="law of presence")
     _draw_points(axes, frontier, lambda point: point.delta_ce)
     for rival in frontier.rivals:
