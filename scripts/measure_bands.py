@@ -309,8 +309,8 @@ replies to prompts on which nothing was fitted, with the same noise at every sit
 block from {BAND[0]:.0%} to {BAND[1]:.0%} of the depth, steered with one strength; up to
 {SINGLE} single blocks are spread over it. The best of several noisy values is flattered; ± is
 one standard error of the difference, paired by prompt. The judges read presence, VADER sentiment in
-[-1, 1]; all changes are towards the concept. Impolite is left out where no probe could tell it,
-which one can since ([judges.md](judges.md)); humorous on gemma3-270m is read by its earlier probe.
+[-1, 1]; all changes are towards the concept. No probe can tell lying, and the second judge cannot
+tell impolite ([judges.md](judges.md)).
 
 Other bands: "middle" from {MIDDLE[0]:.0%} to {MIDDLE[1]:.0%} of the depth, "four" the blocks at
 {", ".join(f"{share:.0%}" for share in FOUR)}. Other weights: "even" makes ‖v‖ / ‖h‖ the same at
