@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from calibrate.engine.site import Site
 from calibrate.engine.unsteered import logit_slices
 from calibrate.models.cache import CacheFormat, load_or_compute
 from calibrate.models.model import LoadedModel
-from calibrate.models.prompts import encode_reply
+from calibrate.models.prompts import encode_continuations, encode_reply
 from calibrate.models.tokens import TokenSequence
 from calibrate.texts.guard import Guard, GuardItem
 
@@ -73,8 +74,9 @@ def measure_guard(loaded: LoadedModel, guard: Guard, site: Site, strength: float
 
     Warns with CalibrateWarning if the plain model knows no more than guessing does.
     """
-    facts = ["guard", [asdict(item) for item in guard.items], loaded.is_chat]
-    plain = load_or_compute(loaded, ANSWERS, facts, lambda: answered(loaded, guard.items).tolist())
+    plain = load_or_compute(
+        loaded, ANSWERS, put(loaded, guard), lambda: answered(loaded, guard.items).tolist()
+    )
     steered = answered(loaded, guard.items, (site, strength))
     found = Guarded(guard.name, guard.sha256, _shares(steered), _shares(np.array(plain)))
     if found.baseline.value <= guard.guessed:
@@ -91,15 +93,22 @@ def measure_guard(loaded: LoadedModel, guard: Guard, site: Site, strength: float
 def expected_tokens(loaded: LoadedModel, guard: Guard | None) -> int:
     """Token-forwards of putting all questions once."""
     items = () if guard is None else guard.items
-    choices = [[_encoded(loaded, item, choice) for choice in item.choices] for item in items]
-    return sum(len(one.ids) for each in choices for one in _worth_running(each))
+    return sum(len(one.ids) for item in items for one in _worth_running(_encoded(loaded, item)))
+
+
+def put(loaded: LoadedModel, guard: Guard) -> list[Any]:
+    """The questions as they are put to a model, as JSON values: what its answers depend on."""
+    return [
+        [item.answer, [[one.start, one.ids] for one in _encoded(loaded, item)]]
+        for item in guard.items
+    ]
 
 
 def answered(
     loaded: LoadedModel, items: Sequence[GuardItem], steered: tuple[Site, float] | None = None
 ) -> np.ndarray:
     """Which questions are answered rightly, bool (n_items,)."""
-    choices = [[_encoded(loaded, item, choice) for choice in item.choices] for item in items]
+    choices = [_encoded(loaded, item) for item in items]
     run = [_worth_running(each) for each in choices]
     (states,) = states_by_sequence(loaded, [one for each in run for one in each], [steered])
     right, first = [], 0
@@ -110,12 +119,13 @@ def answered(
     return np.array(right, dtype=bool)
 
 
-def _encoded(loaded: LoadedModel, item: GuardItem, choice: str) -> TokenSequence:
+def _encoded(loaded: LoadedModel, item: GuardItem) -> tuple[TokenSequence, ...]:
+    """Each choice after the question, scored from the same place on."""
     if loaded.is_chat:
-        return encode_reply(loaded, item.question, choice)
-    if len(item.choices) == 1:
-        return encode_reply(loaded, item.question, f" {choice}")
-    return encode_reply(loaded, f"Question: {item.question}\nAnswer:", f" {choice}")
+        return tuple(encode_reply(loaded, item.question, choice) for choice in item.choices)
+    cloze = len(item.choices) == 1
+    asked = item.question if cloze else f"Question: {item.question}\nAnswer:"
+    return encode_continuations(loaded, asked, [f" {choice}" for choice in item.choices])
 
 
 def _worth_running(choices: Sequence[TokenSequence]) -> list[TokenSequence]:

@@ -53,6 +53,26 @@ def encode_reply(loaded: LoadedModel, prompt: str, reply: str) -> TokenSequence:
     return _fitting(loaded, sequence, reply)
 
 
+def encode_continuations(
+    loaded: LoadedModel, text: str, continuations: Sequence[str]
+) -> tuple[TokenSequence, ...]:
+    """Encode a plain text and ways to go on in the same line; only these are scored.
+
+    A token may reach over the end of the text. All are scored from the first place on at which one
+    of them differs from the text alone, and at least one token is not scored.
+    """
+    alone = _with_bos(loaded, text)
+    whole = [_with_bos(loaded, text + more) for more in continuations]
+    start = max(1, min(_in_common(alone, ids) for ids in whole))
+    return tuple(_fitting(loaded, TokenSequence(ids, start), text) for ids in whole)
+
+
+def _in_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    pairs = zip(one, other, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
 def encode_empty(loaded: LoadedModel) -> Prompt:
     """Encode the empty prompt: an empty chat turn, or a base model's BOS (or end) token.
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from calibrate.common.record import Section
 from calibrate.engine.site import Site
+from calibrate.judging.guard import put
 from calibrate.laws.curves import Bench, BlockCurves, block_curves
 from calibrate.laws.panels import AccuracyCurve, PresenceCurve
 from calibrate.models.cache import CacheFormat, load_or_compute
@@ -75,7 +76,7 @@ def presence_once(reading: ReadingBench, site: Site, unit: float) -> PresenceCur
 def accuracy_once(bench: Bench, site: Site, guard: Guard, unit: float) -> AccuracyCurve:
     """`measure_accuracy`, or what it measured before; unit: α_B, above 0."""
     loaded, settings = bench.loaded, bench.settings
-    request = [_facts(site), unit, guard.name, guard.sha256, loaded.is_chat, settings.confidence]
+    request = [_facts(site), unit, guard.name, put(loaded, guard), settings.confidence]
     make = partial(measure_accuracy, loaded, site, guard, unit, settings)
     return load_or_compute(loaded, ACCURACY, request, make)
 

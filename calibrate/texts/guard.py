@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from calibrate.common.errors import ConceptError, InputError
+from calibrate.texts.chat_entries import plain_text
 from calibrate.texts.rows import Row, brief, read_rows
 
 BUILT_IN = "built-in"
@@ -122,34 +123,36 @@ def _items(file: Path) -> Iterator[GuardItem]:
             yield GuardItem(question, (_text(row, "answer", answer),), 0)
             continue
         if not isinstance(choices, list) or len(choices) < 2:
-            raise ConceptError(
-                f"{row.place}: choices must be a list of at least two, got {brief(choices)}"
-            )
-        texts = tuple(_text(row, "each choice", choice) for choice in choices)
+            got = f"{len(choices)}" if isinstance(choices, list) else brief(choices)
+            raise ConceptError(f"{row.place}: choices must be a list of at least two, got {got}")
+        texts = tuple(_text(row, "choices", choice) for choice in choices)
         if len({*texts}) < len(texts):
             raise ConceptError(f"{row.place}: each choice must be there once, got {brief(choices)}")
         yield GuardItem(question, texts, _place(row, answer, texts))
 
 
 def _text(row: Row, what: str, value: Any) -> str:
-    text = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-    if not isinstance(text, str) or not text.strip():
-        raise ConceptError(f"{row.place}: {what} must be a text, got {brief(value)}")
-    return text.strip()
+    return plain_text(row.place, str(value) if _is_number(value) else value, what)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _place(row: Row, answer: Any, choices: tuple[str, ...]) -> int:
-    text = str(answer).strip()
-    if isinstance(answer, int) and text in choices and choices.index(text) != answer:
+    """The place of the right choice, which the answer numbers or names."""
+    text = str(answer).strip() if isinstance(answer, str) or _is_number(answer) else None
+    named = choices.index(text) if text in choices else None
+    numbered = answer if type(answer) is int and 0 <= answer < len(choices) else None
+    if None not in (named, numbered) and named != numbered:
         raise ConceptError(
             f"{row.place}: the answer must name one choice, but {answer} is the number of one and "
             f'the text of another; give it as text, "{answer}"'
         )
-    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
-        return answer
-    if isinstance(answer, str) and answer.strip() in choices:
-        return choices.index(answer.strip())
-    raise ConceptError(
-        f"{row.place}: the answer must be the number of a choice, from 0 to {len(choices) - 1}, or "
-        f"the choice itself, got {brief(answer)}"
-    )
+    found = named if numbered is None else numbered
+    if found is None:
+        raise ConceptError(
+            f"{row.place}: the answer must be the number of a choice, from 0 to "
+            f"{len(choices) - 1}, or the choice itself, got {brief(answer)}"
+        )
+    return found

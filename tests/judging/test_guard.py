@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,11 +20,14 @@ from calibrate.deploy.checks import check_guard
 from calibrate.deploy.frontier import open_guard
 from calibrate.deploy.verify import check_directory
 from calibrate.engine.loading import load_model
-from calibrate.judging.guard import Guarded, answered, measure_guard
-from calibrate.models.prompts import encode_reply
+from calibrate.judging.guard import Guarded, answered, measure_guard, put
+from calibrate.models.prompts import encode_continuations, encode_reply
+from calibrate.models.rendering import Rendering
+from calibrate.models.tokens import TokenSequence
 from calibrate.search.harm import require_guard
 from calibrate.texts.guard import Guard, GuardItem, choose_guard, guard_again, read_guard
 
+TRAINED = Path(__file__).parents[1] / "trained"
 WORDS = [*tiny.BRIGHT, *tiny.DULL, *tiny.PLAIN]
 
 
@@ -45,6 +50,54 @@ def log_prob(loaded, sequence, shift=None):
     return float(rows.gather(1, labels[:, None]).sum()), bool((rows.argmax(-1) == labels).all())
 
 
+def in_one_line(loaded, asked, answer):
+    """As a base model is asked: the answer follows in the same line."""
+    before, whole = (loaded.tokenizer(text)["input_ids"] for text in (asked, f"{asked} {answer}"))
+    return TokenSequence(tuple(whole), start=len(before))
+
+
+def test_a_cloze_goes_on_in_its_own_line():
+    loaded = load_model(str(TRAINED / "gpt2-1layer"))
+    question, answer = "the capital of France is", "Paris"
+    (whole,) = put(loaded, Guard("one", (GuardItem(question, (answer,), 0),)))[0][1]
+    start, ids = whole
+    assert loaded.tokenizer.decode(ids) == f"{question} {answer}"
+    assert loaded.tokenizer.decode(ids[start:]).strip() == answer
+
+
+def test_choices_whose_tokens_reach_into_the_question_are_scored_from_one_place():
+    class Merging:
+        """Takes a question mark and what follows it for one token."""
+
+        def __call__(self, text, add_special_tokens=True):
+            return {"input_ids": [1, *merged(text)]}
+
+    def merged(text):
+        head, mark, tail = text.partition("?")
+        return [ord(c) for c in head] + ([1000 + len(tail)] if mark else [])
+
+    loaded = SimpleNamespace(
+        tokenizer=Merging(),
+        rendering=Rendering(),
+        context_length=99,
+        check_ids=lambda ids, text: None,
+    )
+    one, other = encode_continuations(loaded, "why?", [" a", " because"])
+    assert one.start == other.start == 4
+    assert (one.ids[4:], other.ids[4:]) == ((1002,), (1008,))
+
+
+def test_plain_answers_are_kept_for_questions_as_they_are_put():
+    tokenizer = tiny.tokenizer(chat=True)
+    tokenizer.chat_template = "{{ mood }} {% for m in messages %}{{ m.content }} {% endfor %}"
+    guard = Guard("few", tuple(questions()))
+    asked = [
+        put(load_model(tiny.model(), tokenizer, chat_template_kwargs={"mood": mood}), guard)
+        for mood in ("sun", "rain", "sun")
+    ]
+    assert asked[0] == asked[2] != asked[1]
+
+
 @pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize("steered", [False, True])
 def test_the_likeliest_choice_is_the_answer_as_worked_out_by_hand(chat, steered):
@@ -54,12 +107,12 @@ def test_the_likeliest_choice_is_the_answer_as_worked_out_by_hand(chat, steered)
     how = (tiny.site(shift, 1), 2.0) if steered else None
     found = answered(loaded, items, how)
     for item, right in zip(items, found, strict=True):
-        prompt = item.question if chat else f"Question: {item.question}\nAnswer:"
-        before = "" if chat else " "
         scores = [
             log_prob(
                 loaded,
-                encode_reply(loaded, prompt, before + choice),
+                encode_reply(loaded, item.question, choice)
+                if chat
+                else in_one_line(loaded, f"Question: {item.question}\nAnswer:", choice),
                 2.0 * shift if steered else None,
             )[0]
             for choice in item.choices
@@ -116,18 +169,22 @@ GOOD = {"question": "Which is it?", "choices": ["a", "b"], "answer": 1}
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"question": ""}, "question must be a text"),
-        ({"question": None}, "question must be a text"),
+        ({"question": ""}, "must have a text in 'question', got an empty one"),
+        ({"question": None}, "must have a text in 'question', got null"),
+        ({"question": "\ud83d"}, "text in 'question', got half a character"),
+        ({"choices": ["a", "b\0"]}, "text in 'choices', got one with a NUL in it"),
         ({"choices": ["a"]}, "at least two"),
         ({"choices": "ab"}, "at least two"),
         ({"choices": ["a", "a"]}, "there once"),
-        ({"choices": ["a", ""]}, "each choice must be a text"),
+        ({"choices": ["a", ""]}, "must have a text in 'choices', got an empty one"),
+        ({"choices": []}, "at least two, got 0"),
         ({"answer": 2}, "number of a choice"),
         ({"answer": -1}, "number of a choice"),
         ({"answer": True}, "number of a choice"),
         ({"answer": "c"}, "number of a choice"),
         ({"answer": None}, "number of a choice"),
-        ({"choices": None, "answer": None}, "answer must be a text"),
+        ({"choices": None, "answer": None}, "must have a text in 'answer', got null"),
+        ({"choices": [24, 26], "answer": 25}, "number of a choice.*got 25"),
         ({"choices": ["1", "2", "3"], "answer": 2}, "2 is the number of one and the text of anoth"),
         ({"choices": [1, 2, 3], "answer": 1}, 'give it as text, "1"'),
         ({"choices": None, "options": ["a", "b"]}, "must be called choices, got options"),
