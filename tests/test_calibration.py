@@ -251,6 +251,19 @@ def test_a_finished_directory_is_not_overwritten_by_other_settings(finished, tin
         run(tiny_options, out=finished.directory, ce_budget=0.2)
 
 
+def test_texts_in_other_groups_are_another_calibration(finished, tiny_options):
+    """The same texts, but split otherwise."""
+    concept = tiny_options["concept"]
+    sides = (
+        [replace(text, group=f"{number // 2}") for number, text in enumerate(side)]
+        for side in (concept.texts.positives, concept.texts.negatives)
+    )
+    paired = calibrate.Concept.from_texts(concept.name, *sides)
+    assert paired.data_sha256 == concept.data_sha256
+    with pytest.raises(ArtefactError, match="made with other settings"):
+        run(tiny_options, out=finished.directory, concept=paired)
+
+
 def test_a_directory_that_holds_something_else_is_left_alone(tiny_options, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ArtefactError, match=r"holds 'thesis\.tex'; choose another --out"):

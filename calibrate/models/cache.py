@@ -2,10 +2,10 @@
 
 These are unsteered replies, for other concepts on the same model, steering vectors and probes, for
 other budgets or blocks, and what `calibrate laws` has measured at a site. Each is a folder, named
-by a hash of all it depends on: the weights themselves, the tokenizer, and the request. The least
-recently used are removed when all together exceed MAX_BYTES. Nothing is kept for models given in
-memory, whose hooks would not show in their weights, nor for those whose weights accelerate offloads
-or several processes share.
+by a hash of all it depends on: the weights themselves, the tokenizer, how prompts are rendered, and
+the request. The least recently used are removed when all together exceed MAX_BYTES. Nothing is kept
+for models given in memory, whose hooks would not show in their weights, nor for those whose weights
+accelerate offloads or several processes share.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from calibrate.common.files import STAGING, is_plain_file, write_together
 from calibrate.models.converted import cache_directory
 from calibrate.models.model import LoadedModel
 
-VERSION = 3  # part of every entry's name; raise it when the result for a request changes
+VERSION = 4  # part of every entry's name; raise it when the result for a request changes
 MAX_BYTES = 256 << 20
 ENTRY = re.compile(r"[0-9a-f]{64}")
 SUFFIXES = (".json", ".safetensors")
@@ -146,6 +146,7 @@ def _digest(loaded: LoadedModel, request: Any) -> str:
         transformers.__version__,
         loaded.device.type,
         asdict(loaded.identity),
+        asdict(loaded.rendering),
         _weights_digest(loaded),
         request,
     ]

@@ -28,7 +28,7 @@ def fingerprint_of(
     parts = [
         asdict(loaded.identity),
         dict(loaded.rendering.kwargs),
-        [concept.name, concept.data_sha256],
+        [concept.name, concept.data_sha256, _groups(concept)],
         list(prompts),
         corpus,
         [*judges, lesson and asdict(lesson)],
@@ -36,6 +36,15 @@ def fingerprint_of(
         asdict(settings),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _groups(concept: Concept) -> list[tuple[str | None, str, str]]:
+    """The group of each text, by which texts are split, in any order."""
+    texts = [*concept.texts.positives, *concept.texts.negatives]
+    return sorted(
+        ((text.prompt, text.text, text.key) for text in texts),
+        key=lambda each: (each[0] or "", *each[1:]),
+    )
 
 
 def fingerprint_from(fingerprint: str, start: str) -> str:

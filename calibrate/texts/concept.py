@@ -25,6 +25,7 @@ from typing import Any
 
 from calibrate.common.alike import near_copies
 from calibrate.common.errors import ConceptError, did_you_mean
+from calibrate.texts.chat_entries import plain_text
 from calibrate.texts.dealing import deal, sha256
 from calibrate.texts.rows import brief, shown
 from calibrate.texts.text_files import Entry, read_asked, read_labelled, read_unlabelled
@@ -225,14 +226,12 @@ def _as_texts(name: str, label: str, texts: Iterable[str | Text]) -> tuple[Text,
     if isinstance(texts, str):
         raise ConceptError(f"concept {name!r} must have a list of {label} texts, got one text")
     checked = tuple(text if isinstance(text, Text) else Text(text) for text in texts)
-    for text in checked:
-        if not isinstance(text.text, str):
-            raise ConceptError(
-                f"concept {name!r} must have {label} texts that are strings, got "
-                f"{type(text.text).__name__}"
-            )
-        if not text.text.strip():
-            raise ConceptError(f"concept {name!r} has an empty {label} text; remove it")
+    for number, text in enumerate(checked, start=1):
+        place = f"{label} text {number} of concept {name!r}"
+        given = {"text": text.text, "prompt": text.prompt, "group": text.group or None}
+        for what, value in given.items():
+            if what == "text" or value is not None:
+                plain_text(place, value, what)
     return checked
 
 

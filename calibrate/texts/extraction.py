@@ -39,11 +39,13 @@ def concept_vectors(
 
     def extracted() -> tuple[SteeringVector, ...]:
         positives = [encode(loaded, text) for text in texts.positives]
+        groups = [text.key for text in texts.positives]
         if settings.negatives == "random":
-            negatives, groups = list(random_negatives(loaded, len(positives), settings)), None
+            negatives = list(random_negatives(loaded, len(positives), settings))
+            groups += [f"sample {number}" for number in range(len(negatives))]
         else:
             negatives = [encode(loaded, text) for text in texts.negatives]
-            groups = [text.key for text in (*texts.positives, *texts.negatives)]
+            groups += [text.key for text in texts.negatives]
         return extract_vectors(
             loaded,
             positives,

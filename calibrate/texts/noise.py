@@ -52,7 +52,7 @@ def _spread(shares: torch.Tensor, groups: Sequence[str]) -> float:
     return float(by_group.square().sum() * n / (n - 1)) if n > 1 else float("inf")
 
 
-def pairs_for(signal: float, pairs: int, wanted: float = GOOD_SIGNAL) -> float:
+def pairs_for(signal: float, pairs: float, wanted: float = GOOD_SIGNAL) -> float:
     """Return how many pairs give the wanted signal, where `pairs` give `signal`; inf for none."""
     if signal <= 0:
         return float("inf")
@@ -66,28 +66,33 @@ def require_signal(sites: Sequence[Site], concept: Concept) -> list[Site]:
     Warns with CalibrateWarning about each whose signal is below GOOD_SIGNAL.
     """
     sides = concept.texts.positives, concept.texts.negatives
-    pairs = max(len({text.key for text in side}) for side in sides)
+    sizes = [len({text.key for text in side}) for side in sides]
     known = [(site, 1.0 if site.signal is None else site.signal) for site in sites]
     best, signal = max(known, key=lambda one: one[1])
     if signal < MIN_SIGNAL:
         raise ConceptError(
             f"at least {MIN_SIGNAL:.0%} of ‖v‖² must be signal, got {signal:.0%} at {best.where}: "
             f"the rest is sampling noise of few texts, which cross-entropy pays for; "
-            f"{_advice(signal, pairs)}"
+            f"{_advice(signal, sizes)}"
         )
     for site, signal in known:
         if MIN_SIGNAL <= signal < GOOD_SIGNAL:
             warnings.warn(
                 f"{signal:.0%} of ‖v‖² at {site.where} is signal, and the rest sampling noise of "
-                f"few texts, which cross-entropy pays for; {_advice(signal, pairs)}",
+                f"few texts, which cross-entropy pays for; {_advice(signal, sizes)}",
                 CalibrateWarning,
                 stacklevel=2,
             )
     return [site for site, signal in known if signal >= MIN_SIGNAL]
 
 
-def _advice(signal: float, pairs: int) -> str:
-    needed = pairs_for(signal, pairs)
+def _advice(signal: float, sizes: Sequence[int]) -> str:
+    """What would help; sizes: how many positives and negatives there are."""
+    positives, negatives = sizes
+    equal = positives == negatives
+    have = f"{positives} pairs" if equal else f"{positives} positives and {negatives} negatives"
+    as_noisy = 2 / (1 / positives + 1 / negatives)  # pairs
+    needed = pairs_for(signal, as_noisy)
     if not np.isfinite(needed):
-        return f"give texts that differ in the concept alone (now {pairs} pairs)"
-    return f"about {np.ceil(needed):.0f} pairs like these {pairs} would give {GOOD_SIGNAL:.0%}"
+        return f"give texts that differ in the concept alone (now {have})"
+    return f"about {np.ceil(needed):.0f} pairs like these {have} would give {GOOD_SIGNAL:.0%}"

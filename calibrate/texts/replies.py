@@ -174,11 +174,20 @@ def build_corpora(
 
 
 def random_negatives(loaded: LoadedModel, n: int, settings: Settings) -> tuple[TokenSequence, ...]:
-    """Sample n texts of the model's own from an empty prompt."""
+    """Sample n texts of the model's own from an empty prompt.
+
+    Raises: InputError if it has nothing to say.
+    """
     completions = sample(
         loaded, [encode_empty(loaded)], settings.sampling, settings.seed, per_prompt=n
     )
-    return tuple(completion.sequence for completion in completions if completion.text)
+    said = tuple(completion.sequence for completion in completions if completion.text)
+    if not said:
+        raise InputError(
+            f"random negatives must be the model's own texts, but all {n} samples from an empty "
+            "prompt are empty; use --negatives contrastive"
+        )
+    return said
 
 
 def corpus_texts(loaded: LoadedModel, texts: Sequence[str]) -> tuple[TokenSequence, ...]:

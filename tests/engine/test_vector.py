@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import tiny
 import torch
 
-from calibrate.common.errors import ConceptError
+from calibrate.common.errors import ConceptError, InputError
 from calibrate.common.settings import Settings
 from calibrate.engine.site import Site, SteeringVector
 from calibrate.models.prompts import encode_text
+from calibrate.texts import replies
 from calibrate.texts.concept import Text, Texts
 from calibrate.texts.extraction import concept_vectors, extract_vectors
 
@@ -99,6 +102,14 @@ def test_random_negatives_are_the_models_own_samples():
     again = concept_vectors(loaded, texts, Settings(negatives="random"))
     assert not torch.allclose(contrastive[0].values, random[0].values)
     torch.testing.assert_close(random[0].values, again[0].values, rtol=0, atol=0)
+
+
+def test_a_model_that_says_nothing_has_no_random_negatives(monkeypatch):
+    silent = SimpleNamespace(text="")
+    monkeypatch.setattr(replies, "sample", lambda *_, per_prompt, **__: [silent] * per_prompt)
+    texts = tiny.concept().split()["vector"]
+    with pytest.raises(InputError, match=r"all \d+ samples from an empty prompt are empty; use"):
+        concept_vectors(tiny.loaded(bos=True), texts, Settings(negatives="random"))
 
 
 def test_equal_means_are_refused(loaded, bright):

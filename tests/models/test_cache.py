@@ -50,6 +50,13 @@ def test_one_changed_weight_is_another_model(loaded):
     assert load_or_compute(loaded, REPLIES, REQUEST, lambda: [[4]]) == [[4]]
 
 
+def test_other_template_variables_or_another_day_are_another_model(loaded):
+    load_or_compute(loaded, REPLIES, REQUEST, lambda: SAID)
+    for change in ({"date": "2001-02-03"}, {"kwargs": {"enable_thinking": False}}):
+        other = replace(loaded, rendering=replace(loaded.rendering, **change))
+        assert load_or_compute(other, REPLIES, REQUEST, lambda: [[4]]) == [[4]]
+
+
 def test_of_a_model_that_was_in_memory_nothing_is_kept(loaded):
     in_memory = replace(loaded, by_name=False)
     load_or_compute(in_memory, REPLIES, REQUEST, lambda: SAID)

@@ -182,14 +182,27 @@ REFUSED = [
     ),
     Refused(
         "a number among the texts in memory",
-        "concept 'mine' must have negative texts that are strings, got int",
+        "negative text 1 of concept 'mine' must have a text in 'text', got 1",
         lambda _: Concept.from_texts("mine", many(20), [1, *many(20)]),
         ConceptError,
     ),
     Refused(
         "an empty text in memory",
-        "concept 'mine' has an empty positive text; remove it",
+        "positive text 1 of concept 'mine' must have a text in 'text', got an empty one",
         lambda _: Concept.from_texts("mine", ["  ", *many(20)], many(20)),
+        ConceptError,
+    ),
+    Refused(
+        "half a character in memory",
+        "positive text 1 of concept 'mine' must have a text in 'text', got half a character "
+        "('\\ud83d')",
+        lambda _: Concept.from_texts("mine", ["cut \ud83d", *many(20)], many(20)),
+        ConceptError,
+    ),
+    Refused(
+        "a NUL in a prompt in memory",
+        "positive text 1 of concept 'mine' must have a text in 'prompt', got one with a NUL in it",
+        lambda _: Concept.from_texts("mine", [Text("yes", "a\0"), *many(20)], many(20)),
         ConceptError,
     ),
     Refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from calibrate.common.errors import CalibrateWarning, ConceptError
 from calibrate.common.progress import Progress
 from calibrate.common.settings import Settings
 from calibrate.engine.site import Site, SteeringVector
+from calibrate.texts.concept import Texts
 from calibrate.texts.extraction import concept_vectors
 from calibrate.texts.noise import pairs_for, require_signal, sampling_noise
 
@@ -89,6 +91,17 @@ def test_a_concepts_vectors_know_their_noise_and_a_normalised_one_the_same_share
     assert min(v.signal for v in raw[:2]) <= site.signal <= max(v.signal for v in raw[:2])
 
 
+def test_copies_of_a_text_make_it_no_more_certain_beside_random_negatives(loaded):
+    texts = tiny.concept().split()["vector"]
+    few, settings = texts.positives[:8], Settings(negatives="random")
+
+    def noise(group):
+        copies = tuple(replace(text, group=group(n)) for n, text in enumerate(few * 5))
+        return concept_vectors(loaded, Texts(copies, texts.negatives), settings)[0].noise
+
+    assert noise(lambda n: f"text {n % 8}") > 1.5 * noise(lambda n: f"text {n}")
+
+
 def with_signal(signal, layer=3):
     values = torch.ones(4)
     return Site((SteeringVector(values, layer, 1.0, noise=(1 - signal) * 4),))
@@ -104,6 +117,11 @@ def test_a_vector_that_is_mostly_noise_is_refused_and_a_noisy_one_named():
     with pytest.warns(CalibrateWarning, match=r"60% of ‖v‖² at block 4 is signal"):
         kept = require_signal([with_signal(0.2), with_signal(0.6, 4)], concept)
     assert [site.name for site in kept] == ["block 4"]
+    uneven = calibrate.Concept.from_texts(
+        "uneven", tiny.texts(tiny.BRIGHT, 60), tiny.texts(tiny.DULL, 15)
+    )
+    with pytest.warns(CalibrateWarning, match=r"about 56 pairs like these 60 positives and 15 neg"):
+        require_signal([with_signal(0.5)], uneven)  # 24 · 0.7 / 0.3 pairs
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(require_signal([with_signal(0.7), with_signal(0.95)], concept)) == 2
