@@ -27,7 +27,7 @@ def advice(frontier: Frontier, ce_budget: float) -> str:
 
 
 def worth_of_step(points: Sequence[PointSection], law: PresenceLaw, sign: int) -> list[float]:
-    """Presence that STEP more nats buy from each point on, by the law of presence.
+    """Presence towards the goal that STEP more nats buy from each point on, by its law.
 
     ΔCE between points is taken to grow with the square of the strength.
     """
@@ -63,14 +63,14 @@ def _bend(frontier: Frontier) -> str:
         if sign * point.change.value > error > max(worth, *gains):
             return (
                 f"Most is bought by {point.budget:g} nat a token, where presence changes by "
-                f"{point.change.value:+.3f}: another {STEP:g} nat brings about {worth:.3f}, less "
-                f"than the error of {error:.3f}."
+                f"{point.change.value:+.3f}: another {STEP:g} nat brings about "
+                f"{sign * worth:+.3f}, less than the error of {error:.3f}."
             )
     last = points[-1]
     return (
         f"At {last.budget:g} nat a token, the most that was measured, presence changes by "
-        f"{last.change.value:+.3f}; another {STEP:g} nat would bring about {worths[-1]:.3f} by the "
-        "law of presence."
+        f"{last.change.value:+.3f}; another {STEP:g} nat would bring about "
+        f"{sign * worths[-1]:+.3f} by the law of presence."
     )
 
 

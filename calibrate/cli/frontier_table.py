@@ -115,4 +115,4 @@ def _spent(frontier: Frontier, point: PointSection | RivalSection) -> str:
     if point.cost is None:
         return f"≤ {point.cost_back.value:.2f} back"
     share = frontier.efficiency(point)
-    return f"{point.cost.value:.2f}" + ("" if share is None else f", {100 * share:.2g}% needed")
+    return f"{point.cost.value:.2f}" + ("" if share is None else f", {share:.1%} needed")

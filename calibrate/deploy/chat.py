@@ -24,7 +24,8 @@ from calibrate.common.progress import SILENT, Progress
 from calibrate.common.settings import Sampling, Settings, finite_strength
 from calibrate.deploy.export.adapter import adapted
 from calibrate.deploy.verify import as_calibrated, open_model
-from calibrate.engine.generation import completed
+from calibrate.engine.decoding import default_generation_config, end_ids
+from calibrate.engine.generation import completed, require_room
 from calibrate.engine.loading import load_model
 from calibrate.models.model import LoadedModel
 from calibrate.models.prompts import encode_prompt
@@ -129,15 +130,18 @@ class Chat:
             return f"α = {self.strength:+.4g}, verified: ΔCE at most {upper:.3g} nat"
         strength = config.laws.cross_entropy.invert(budget, config.settings.sign)
         if not math.isfinite(strength):
-            raise InputError(f"/budget takes less than the plateau of ΔCE, got {budget:g}")
+            plateau = config.laws.cross_entropy.plateau
+            raise InputError(
+                f"/budget takes less than the plateau of ΔCE, {plateau:.3g} nats, got {budget:g}"
+            )
         self.strength = strength
         return f"α = {strength:+.4g} by the law of ΔCE, not verified"
 
     def reply(self, text: str, write: Callable[[str], None]) -> str:
         """Reply to a text, writing the words as they come, thought included; return the answer."""
         loaded, prompt = self.steered.loaded, self._prompt(text)
-        tokens = torch.tensor([prompt.ids], device=loaded.device)
-        with self.steered.at(self.strength):
+        tokens, ends = torch.tensor([prompt.ids], device=loaded.device), sorted(end_ids(loaded))
+        with self.steered.at(self.strength), default_generation_config(loaded.model):
             out = loaded.model.generate(
                 input_ids=tokens,
                 attention_mask=torch.ones_like(tokens),
@@ -146,8 +150,9 @@ class Chat:
                     do_sample=True,
                     temperature=self.sampling.temperature,
                     top_p=self.sampling.top_p,
+                    top_k=0,
                     max_new_tokens=self.sampling.max_new_tokens,
-                    eos_token_id=loaded.model.generation_config.eos_token_id,
+                    eos_token_id=ends,
                     pad_token_id=loaded.tokenizer.eos_token_id,
                 ),
             )
@@ -165,7 +170,9 @@ class Chat:
                 if len(prompt.ids) <= room:
                     return prompt
             self.history.pop(0)
-        return encode_prompt(loaded, text)
+        prompt = encode_prompt(loaded, text)
+        require_room(loaded, prompt, self.sampling)
+        return prompt
 
 
 class _Writer(TextStreamer):  # type: ignore[misc]

@@ -152,7 +152,7 @@ def own_replies(
     prompts = [encode_prompt(loaded, text) for text in evidence.splits.prompts["verify"]]
     sampling, seed = _sampling(config)
     replies = sample(loaded, prompts, sampling, seed)
-    return tuple(reply.sequence for reply in replies if reply.text)
+    return tuple(reply.sequence for reply in replies if reply.spoken)
 
 
 def check_presence(

@@ -242,7 +242,7 @@ def by_generate(loaded: LoadedModel, rows: Sequence[Row], loop: Loop) -> list[li
     with (
         torch.no_grad(),
         steered_rows(loaded.blocks, [row.steering for row in rows]),
-        _default_generation_config(loaded.model),
+        default_generation_config(loaded.model),
     ):
         out = loaded.model.generate(
             input_ids=ids,
@@ -259,7 +259,7 @@ def by_generate(loaded: LoadedModel, rows: Sequence[Row], loop: Loop) -> list[li
 
 
 @contextmanager
-def _default_generation_config(model: Any) -> Iterator[None]:
+def default_generation_config(model: Any) -> Iterator[None]:
     """Set aside what a model's own generation config would do to its logits, a penalty say."""
     base: Any = base_of(model)
     own = base.generation_config

@@ -113,7 +113,7 @@ def sample_all(
         for index, k in request.jobs
     ]
     for job in jobs:
-        _require_room(loaded, job.prompt, sampling)
+        require_room(loaded, job.prompt, sampling)
     completions: dict[tuple[int, int, int], Completion] = {}
 
     def generated(part: Sequence[_Job]) -> list[list[int]]:
@@ -133,7 +133,7 @@ def sample_all(
     ]
 
 
-def _require_room(loaded: LoadedModel, prompt: Prompt, sampling: Sampling) -> None:
+def require_room(loaded: LoadedModel, prompt: Prompt, sampling: Sampling) -> None:
     """Raise InputError where a prompt and its longest reply do not fit the context together."""
     longest = len(prompt.ids) + sampling.max_new_tokens
     if longest > loaded.context_length:

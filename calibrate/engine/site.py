@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from calibrate.common.blocks import site_name
+from calibrate.common.errors import InputError
 from calibrate.models.hooks import Positions, add_everywhere, add_last, edited, recompiling
 from calibrate.models.steering import Steering
 
@@ -117,8 +118,14 @@ class Site:
     def shifts(
         self, strength: float, device: torch.device | str = "cpu"
     ) -> dict[int, torch.Tensor]:
-        """What is added after each block, (hidden_size,)."""
-        return {vector.layer: (strength * vector.values).to(device) for vector in self.vectors}
+        """What is added after each block, (hidden_size,).
+
+        Raises: InputError for a strength that is too large for a number to hold.
+        """
+        added = {vector.layer: strength * vector.values for vector in self.vectors}
+        if not all(bool(shift.isfinite().all()) for shift in added.values()):
+            raise InputError(f"α·v must be finite, got α = {strength:g}; give a smaller strength")
+        return {layer: shift.to(device) for layer, shift in added.items()}
 
     def steering(self, strength: float) -> Steering:
         """What steers a generated reply by this strength."""

@@ -6,7 +6,7 @@ Replies to the verification's prompts show presence, loops and fluency there. A 
 be held, or that the law levels off below, is missed, and said to be. Budgets are gone through from
 small to large, and the frontier ends where more strength only breaks the model:
 
-    presence has fallen clearly below the best so far; most replies are empty;
+    presence has fallen clearly below the best so far; most replies are empty, or all but one;
     or half of all tokens lie in loops
 """
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import isfinite
 
 from calibrate.common.cost import Ledger
 from calibrate.common.errors import Infeasible
@@ -206,7 +205,9 @@ def measure_frontier(
             with ledger.stage(stage_of(budget)):
                 point, law = _measured(bench, law, budget)
         except Infeasible as failure:
-            missed[budget] = "; ".join(failure.reasons)
+            missed[budget] = str(failure)
+            if isinstance(failure, _Silenced):
+                ended = f"at {budget:g} nat: {failure}"
             continue
         points.append(point)
         if reason := _end(points, bench.settings):
@@ -235,9 +236,7 @@ def _measured(bench: Bench, law: CrossEntropyLaw, budget: float) -> tuple[Point,
     (presence,) = measure_presence(
         loaded, bench.reader, [request], settings.sampling, settings.seed
     )
-    change = presence.change_from(bench.baseline)
-    if not isfinite(change.standard_error):
-        raise Infeasible(["fewer than two prompts are answered with more than silence"])
+    change = _change(bench, presence)
     loops = None
     long_replies = answer_at_length(loaded, prompts, settings, steering)
     if long_replies is not None:
@@ -260,6 +259,22 @@ def _measured(bench: Bench, law: CrossEntropyLaw, budget: float) -> tuple[Point,
         guarded=bench.guarded(strength),
     )
     return point, law
+
+
+class _Silenced(Infeasible):
+    """Hardly a reply at a strength says anything, so that nothing can be said of it."""
+
+
+def _change(bench: Bench, presence: Presence) -> RatioEstimate:
+    """The change of presence.
+
+    Raises: _Silenced where fewer than two prompts are answered at this strength and without it.
+    """
+    answered = presence.by_prompt.keys() & bench.baseline.by_prompt.keys()
+    first = {reply.prompt_index for reply in presence.first_replies if reply.spoken}
+    if min(len(answered), len(first & {*bench.fluency.prompts})) < 2:
+        raise _Silenced(["fewer than two prompts are answered with more than silence"])
+    return presence.change_from(bench.baseline)
 
 
 def _end(points: Sequence[Point], settings: Settings) -> str | None:

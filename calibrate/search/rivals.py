@@ -67,10 +67,11 @@ def measure_rivals(bench: Bench, strength: float) -> tuple[Rival, ...]:
     *drawn, others = sample_all(loaded, requests, settings.sampling, settings.seed)
     measured = []
     for (name, way), replies in zip(ways.items(), drawn, strict=True):
-        with suppress(Infeasible):  # it says nothing at all
+        with suppress(Infeasible):  # it says nothing, or next to it
             measured.append(_measured(bench, name, way, replies, plain))
-    pool = [*bench.plain, *others]
-    return (*measured, *(_best_of(bench, n, pool) for n in BEST_OF))
+    pool = read(bench.reader, [*bench.plain, *others])
+    audited = None if bench.auditor is None else read(bench.auditor, pool.completions).scores
+    return (*measured, *(_best_of(bench, n, pool, audited) for n in BEST_OF))
 
 
 def _steering(way: Way) -> Steering | None:
@@ -86,14 +87,17 @@ def _measured(
 ) -> Rival:
     presence = read(bench.reader, replies)
     served = bench.settings.sampling.temperature
+    change = presence.change_from(bench.baseline)
     before = [reply for reply in bench.replies.first_replies("verify") if reply.ids]
     after = [reply for reply in presence.first_replies if reply.ids]
+    if min(len(change.sums), len(after)) < 2:
+        raise Infeasible([f"{name}: fewer than two prompts are answered with more than silence"])
     delta_ce, cost = divergence(bench.loaded, Way(plain), way, before, [CE_TEMPERATURE, served])
     (back,) = divergence(bench.loaded, way, Way(plain), after, [served])
     return Rival(
         name,
         presence.estimate,
-        presence.change_from(bench.baseline),
+        change,
         bench.audited(presence),
         delta_ce,
         cost,
@@ -101,14 +105,15 @@ def _measured(
     )
 
 
-def _best_of(bench: Bench, n: int, pool: Sequence[Completion]) -> Rival:
-    """The best of n plain replies, over all ways to draw n of those in the pool to a prompt."""
-    judged = read(bench.reader, pool)
-    picks = {prompt: _picks(bench, judged, prompt, n) for prompt in bench.baseline.by_prompt}
-    presence = _mean_of(judged.scores, picks)
+def _best_of(bench: Bench, n: int, pool: Presence, scores: np.ndarray | None) -> Rival:
+    """The best of n plain replies, over all ways to draw n of those in the pool to a prompt.
+
+    scores: of the pool's replies by the second judge, if there is one.
+    """
+    picks = {prompt: _picks(bench, pool, prompt, n) for prompt in bench.baseline.by_prompt}
+    presence = _mean_of(pool.scores, picks)
     audited = None
-    if bench.auditor is not None and bench.audited_baseline is not None:
-        scores = read(bench.auditor, pool).scores
+    if scores is not None and bench.audited_baseline is not None:
         audited = _mean_of(scores, picks).difference(_of_prompts(bench.audited_baseline))
     change = presence.difference(_of_prompts(bench.baseline))
     return Rival(f"best of {n}", presence, change, audited)

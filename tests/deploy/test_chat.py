@@ -89,6 +89,38 @@ def test_what_no_longer_fits_is_forgotten_oldest_first(places):
         assert 1 < len(asked) < 6
 
 
+def test_replies_are_drawn_as_a_calibration_draws_them(places):
+    """Neither by a model's own penalties nor by the library's 50 likeliest tokens."""
+    with open_steered(places / "directory", str(places / "model")) as opened:
+        model, said = opened.loaded.model, []
+        model.generation_config.repetition_penalty = 50.0
+        model.generation_config.top_k = 1
+        talk = Chat(opened, Sampling(5.0, 1.0, 40), 0.0)
+        with preserving_model_state(opened.loaded):
+            for seed in range(8):
+                torch.manual_seed(seed)
+                said.append(talk.reply("sun laugh the road", lambda _: None))
+                talk.history.clear()
+        assert model.generation_config.repetition_penalty == 50.0
+    assert len({*said}) == 8
+    assert any(len(words.split()) > len({*words.split()}) for words in said)
+
+
+def test_what_cannot_be_replied_to_is_refused_and_the_talk_goes_on(places):
+    with open_steered(places / "directory", str(places / "model")) as opened:
+        room = opened.loaded.context_length - 12
+        talk = Chat(opened, Sampling(1.0, 1.0, 12), 0.0)
+        with preserving_model_state(opened.loaded):
+            with pytest.raises(InputError, match="must fit the model's context"):
+                talk.reply("sun " * (room + 1), lambda _: None)
+            talk.command("/strength 1e39")
+            with pytest.raises(InputError, match=r"must be finite, got α = 1e\+39; give a smaller"):
+                talk.reply("sun", lambda _: None)
+            talk.command("/off")
+            talk.reply("sun", lambda _: None)
+        assert [asked for asked, _ in talk.history] == ["sun"]
+
+
 def test_commands(places, finished):
     with open_steered(places / "directory", str(places / "model")) as opened:
         talk = Chat(opened, Sampling(), strength=0.3)

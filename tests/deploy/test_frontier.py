@@ -20,6 +20,7 @@ from calibrate.artefact.assemble_frontier import refusal
 from calibrate.artefact.directory import FRONTIER_FILES, open_workspace, wrote
 from calibrate.artefact.frontier import Frontier
 from calibrate.artefact.report.frontier_pictures import limit_by_token
+from calibrate.common.cost import Ledger, Meter
 from calibrate.common.errors import ArtefactError, CalibrateWarning, Infeasible, InputError
 from calibrate.common.estimate import Interval, RatioEstimate
 from calibrate.common.settings import Settings
@@ -30,6 +31,7 @@ from calibrate.deploy.verify import as_calibrated, check_directory
 from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.loading import load_model
 from calibrate.laws.presence import PresenceLaw
+from calibrate.search import frontier as searched
 from calibrate.search.frontier import _end
 
 BUDGETS = (0.1, 0.2, 0.4, 1.6)
@@ -204,6 +206,45 @@ def test_it_ends_where_replies_break_or_presence_turns_back():
     assert "turned back" in _end([more, seen(0.3)], Settings(goal="decrease"))
     assert "loops" in _end([seen(0.1, loops=0.7)], Settings())
     assert "empty" in _end([seen(0.1, empty=0.7)], Settings())
+
+
+def test_a_silenced_model_ends_the_frontier_and_has_no_point(monkeypatch):
+    tried = []
+
+    def measured(bench, law, budget):
+        tried.append(budget)
+        if budget == 0.2:
+            raise searched._Silenced(["nobody speaks"])
+        return seen(budget), law
+
+    monkeypatch.setattr(searched, "_measured", measured)
+    bench, ledger = SimpleNamespace(settings=Settings()), Ledger(Meter())
+    found = searched.measure_frontier(bench, None, [0.4, 0.1, 0.2], ledger)
+    assert tried == [0.1, 0.2]
+    assert len(found.points) == 1
+    assert found.ended == "at 0.2 nat: nobody speaks"
+    assert found.missed[0.2] == "nobody speaks"
+    assert "at 0.2 nat: nobody speaks" in found.missed[0.4]
+
+
+@pytest.mark.parametrize("steered", [{}, {3: 0.5}, {3: 0.5, 9: 0.5}])
+def test_a_change_is_seen_where_two_prompts_are_answered_both_ways(steered):
+    plain = SimpleNamespace(by_prompt={3: 0.1, 4: 0.1})
+    bench = SimpleNamespace(baseline=plain, fluency=SimpleNamespace(prompts=(3, 4)))
+    replies = [SimpleNamespace(prompt_index=index, spoken=True) for index in steered]
+    presence = SimpleNamespace(
+        by_prompt=steered, first_replies=replies, change_from=lambda _: "a change"
+    )
+    with pytest.raises(Infeasible, match="fewer than two prompts"):
+        searched._change(bench, presence)
+    presence.by_prompt = {3: 0.5, 4: 0.5}
+    presence.first_replies = [SimpleNamespace(prompt_index=n, spoken=True) for n in (3, 4)]
+    assert searched._change(bench, presence) == "a change"
+
+
+def test_advice_on_a_decrease_counts_downwards():
+    falling = bending([-0.1, -0.2, -0.3, -0.4], sign=-1, law=(0.0, 0.3, 0.0, 1.0))
+    assert "changes by -0.400; another 0.1 nat would bring about -0.0" in advice(falling, 0.1)
 
 
 def test_a_point_ships_only_without_what_a_calibration_refuses():

@@ -91,9 +91,9 @@ def chart(frontier: Frontier) -> Chart:
     ]
 
     def line(curve: tuple[np.ndarray, np.ndarray]) -> str:
-        rises, presence = (values[:: max(1, len(values) // CURVE)] for values in curve)
-        ends = zip(rises, presence, strict=True)
-        return " ".join(f"{x(rise)},{_y(share)}" for rise, share in ends)
+        rises, presence = curve
+        drawn = np.linspace(0, len(rises) - 1, CURVE).round().astype(int)
+        return " ".join(f"{x(rises[place])},{_y(presence[place])}" for place in drawn)
 
     return Chart(
         tuple(marks),
