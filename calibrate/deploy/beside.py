@@ -89,12 +89,17 @@ class Beside:
 def opened_beside(beside: Start, mix: float, loaded: LoadedModel, settings: Settings) -> Beside:
     """The earlier calibration, if it holds for the model.
 
-    Raises: InputError for another model, other positions or a share out of range; ArtefactError if
-        it cannot be read.
+    Raises: InputError for another model, other positions, a pair or a share out of range;
+        ArtefactError if it cannot be read.
     """
     if not 0 < mix < 1:
         raise InputError(f"--mix must be between 0 and 1, got {mix:g}")
     found = beside if isinstance(beside, Calibration) else Calibration.load(beside)
+    if (third := found.config.beside) is not None:
+        raise InputError(
+            "--beside must be a calibration of one concept, got one that also steers "
+            f"{third.name!r}; calibrate {found.config.concept.name!r} alone, and give that"
+        )
     if (why_not := why_not_same(found.config, loaded)) is not None:
         raise InputError(f"--beside must hold for this model: {why_not}")
     positions = found.config.intervention.positions

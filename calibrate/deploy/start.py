@@ -41,11 +41,16 @@ def opened_start(
 ) -> Calibration:
     """The earlier calibration, if a new one can begin with it.
 
-    Raises: InputError for one of another concept, direction or kind of model; ArtefactError if it
-        cannot be read.
+    Raises: InputError for one of another concept, direction or kind of model, or of two concepts;
+        ArtefactError if it cannot be read.
     """
     found = start if isinstance(start, Calibration) else Calibration.load(start)
     config, model = found.config, found.config.model
+    if config.beside is not None:
+        raise InputError(
+            "the calibration to start with must steer one concept, got one that also steers "
+            f"{config.beside.name!r}; calibrate the pair anew, with --beside"
+        )
     asked = {
         "the concept's texts": (config.concept.data_sha256, concept.data_sha256),
         "the goal": (config.concept.goal, settings.goal),

@@ -15,6 +15,7 @@ import calibrate
 from calibrate.common.errors import Infeasible, InputError
 from calibrate.common.settings import Settings
 from calibrate.deploy.beside import opened_beside
+from calibrate.deploy.start import opened_start
 from calibrate.engine.site import Site, SteeringVector
 from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.laws.formulas import CrossEntropyLaw
@@ -168,6 +169,17 @@ def test_a_pair_is_shown_verified_and_found_again(pair, finished, tiny_options, 
         tiny.model("gpt2"), concept, beside=finished.result, mix=0.4, out=folder, **options
     )
     assert again.config.provenance.created == result.config.provenance.created
+
+
+@pytest.mark.slow
+def test_a_pair_is_neither_begun_with_nor_put_beside_a_third(pair, tiny_options):
+    folder, result = pair
+    loaded = calibrate.load_model(tiny.model("gpt2"), tiny.tokenizer())
+    concept, settings = replace(tiny_options["concept"], name="shine"), result.config.settings
+    with pytest.raises(InputError, match="also steers 'bright'; calibrate the pair anew, with --b"):
+        opened_start(folder, loaded, concept, settings)
+    with pytest.raises(InputError, match="also steers 'bright'; calibrate 'shine' alone"):
+        opened_beside(folder, 0.5, loaded, settings)
 
 
 @pytest.mark.slow
