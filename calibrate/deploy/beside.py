@@ -89,11 +89,16 @@ class Beside:
 def opened_beside(beside: Start, mix: float, loaded: LoadedModel, settings: Settings) -> Beside:
     """The earlier calibration, if it holds for the model.
 
-    Raises: InputError for another model, other positions, a pair or a share out of range;
-        ArtefactError if it cannot be read.
+    Raises: InputError for another model, other positions, blocks still to be searched, a pair or a
+        share out of range; ArtefactError if it cannot be read.
     """
     if not 0 < mix < 1:
         raise InputError(f"--mix must be between 0 and 1, got {mix:g}")
+    if settings.layer == "search":
+        raise InputError(
+            "two concepts steered together must steer blocks chosen beforehand, got --layer "
+            "search; give --layer N or N-M, or leave it out"
+        )
     found = beside if isinstance(beside, Calibration) else Calibration.load(beside)
     if (third := found.config.beside) is not None:
         raise InputError(
