@@ -15,7 +15,7 @@ from calibrate.deploy.start import Start
 from calibrate.engine.site import Site
 from calibrate.engine.unsteered import UnsteeredRun
 from calibrate.judging.presence import read
-from calibrate.models.model import LoadedModel
+from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.search.joint import mixed_with
 from calibrate.search.verification import Verified
 
@@ -105,7 +105,9 @@ def opened_beside(beside: Start, mix: float, loaded: LoadedModel, settings: Sett
             "--beside must be a calibration of one concept, got one that also steers "
             f"{third.name!r}; calibrate {found.config.concept.name!r} alone, and give that"
         )
-    if (why_not := why_not_same(found.config, loaded)) is not None:
+    with preserving_model_state(loaded):
+        why_not = why_not_same(found.config, loaded)
+    if why_not is not None:
         raise InputError(f"--beside must hold for this model: {why_not}")
     positions = found.config.intervention.positions
     if settings.position_choices != (positions,):

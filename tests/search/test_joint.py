@@ -213,3 +213,13 @@ def test_what_cannot_be_beside_is_refused(finished, tiny_options, options):
             beside=finished.directory,
             **options,
         )
+
+
+def test_a_model_in_training_is_compared_without_its_dropout(finished):
+    loaded = calibrate.load_model(tiny.model("gpt2"), tiny.tokenizer())
+    loaded.model.train()
+    assert loaded.model.config.resid_pdrop > 0
+    with torch.enable_grad():
+        beside = opened_beside(finished.directory, 0.5, loaded, Settings())
+    assert beside.config.concept.name == "bright"
+    assert loaded.model.training
