@@ -30,6 +30,7 @@ from calibrate.texts.concept import Concept, split_prompts
 from calibrate.texts.concept_tokens import concept_tokens
 from calibrate.texts.extraction import concept_vectors
 from calibrate.texts.guard import Guard
+from calibrate.texts.noise import require_signal
 from calibrate.texts.replies import build_corpora, sample_splits
 
 Start = Calibration | str | Path
@@ -92,8 +93,8 @@ def start_from(
     prompts, corpus: as for a calibration from nothing. guard: questions, put only where settings
         limit the drop. fingerprint: of this calibration. limits: what may be spent; they decide
         whether more replies are drawn where the first leave it open.
-    Raises: Infeasible if its answer does not hold any longer; InputError if its judge cannot be
-        made again.
+    Raises: Infeasible if its answer does not hold any longer; ConceptError if its vectors are
+        mostly noise by now; InputError if its judge cannot be made again.
     """
     ledger, splits = Ledger(loaded.meter, progress), concept.split()
     allowance = Allowance(loaded.meter, limits, reserve=0, clock=loaded.ranks.clock)
@@ -110,6 +111,7 @@ def start_from(
         vectors = concept_vectors(loaded, splits["vector"], settings)
         layers, positions = start.config.layers, start.config.intervention.positions
         site = Site(tuple(vectors[layer] for layer in layers), positions)
+        require_signal([site], concept)
     with ledger.stage("judges"):
         reader = reader_again(start.config.measured.judges[0], start.config, loaded, start.probe)
         require_same_reading(reader, splits["held_out"])

@@ -10,7 +10,7 @@ import tiny
 import torch
 
 import calibrate
-from calibrate.common.errors import CalibrateWarning, Infeasible, InputError
+from calibrate.common.errors import CalibrateWarning, ConceptError, Infeasible, InputError
 from calibrate.common.estimate import Interval
 from calibrate.deploy.start import opened_start
 from calibrate.engine.loading import load_model
@@ -136,6 +136,17 @@ def test_what_no_longer_holds_is_searched_anew(finished, tiny_options, options):
     assert found.config.provenance.start is None
     assert found.evidence.trials
     assert found.config.intervention == finished.result.config.intervention
+
+
+def test_a_vector_that_became_mostly_noise_is_refused(finished, tiny_options, options):
+    model = tiny.model("gpt2")
+    kinds = [tiny.VOCABULARY.index(word) for word in (*tiny.BRIGHT, *tiny.DULL)]
+    embedding = model.get_input_embeddings().weight
+    embedding.data[kinds] = embedding.data[kinds].mean(dim=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "the earlier calibration")
+        with pytest.raises(ConceptError, match="‖v‖² must be signal, got"):
+            calibrate.calibrate(model, tiny_options["concept"], start=finished.result, **options)
 
 
 def test_a_probe_that_reads_otherwise_is_refused(finished, tiny_options):
