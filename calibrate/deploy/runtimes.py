@@ -67,8 +67,8 @@ def serving(
     """Export a config for a stack, and have the stack serve it inside the `with`.
 
     gguf: the model's GGUF for llama.cpp (default: the file the config's model came from).
-    Raises: InputError for a stack there is not, or a GGUF that is missing; ExportRefused as the
-        export does.
+    Raises: InputError for a stack there is not, or a GGUF that is missing or of another shape than
+        the config's model; ExportRefused as the export does.
     """
     require_stack(name, gguf)
     with tempfile.TemporaryDirectory() as folder, preserving_model_state(loaded):
@@ -120,8 +120,9 @@ def rise_in(stack: Stack, sequences: Sequence[TokenSequence]) -> RatioEstimate:
 
 @contextmanager
 def _llama_cpp(config: SteeringConfig, vector: Path, gguf: str | Path | None) -> Iterator[Stack]:
-    directions = read_directions(vector)
-    with LlamaCpp(gguf or _gguf_of(config), config_length(config)) as engine:
+    directions, file = read_directions(vector), gguf or _gguf_of(config)
+    with LlamaCpp(file, config_length(config)) as engine:
+        _require_shape(engine, config, file)
 
         def steered(ids: Sequence[int]) -> np.ndarray:
             engine.steer(directions)
@@ -132,6 +133,17 @@ def _llama_cpp(config: SteeringConfig, vector: Path, gguf: str | Path | None) ->
             return engine.logits(ids)
 
         yield Stack("llama.cpp", unsteered, steered)
+
+
+def _require_shape(engine: LlamaCpp, config: SteeringConfig, gguf: str | Path) -> None:
+    """Raise InputError if a GGUF has other blocks than the config's model."""
+    model = config.model
+    if (engine.num_layers, engine.hidden_size) != (model.num_layers, model.hidden_size):
+        raise InputError(
+            f"the GGUF must be of the config's model, {model.num_layers} blocks of size "
+            f"{model.hidden_size}, got {engine.num_layers} blocks of size {engine.hidden_size} in "
+            f"{gguf}; name another with --gguf FILE"
+        )
 
 
 def config_length(config: SteeringConfig) -> int:

@@ -127,6 +127,16 @@ def test_llama_cpp_reproduces_the_reference_with_the_exported_file(
         assert gap(directions) < 1e-4
 
 
+@needs_llama_cpp
+def test_a_gguf_of_another_shape_is_refused(loaded, config, tmp_path):
+    write_gguf(tmp_path / "small.gguf", tiny.model("llama", layers=2))
+    with (
+        pytest.raises(InputError, match=r"3 blocks of size 32, got 2 blocks of size 32 in .*small"),
+        serving("llama.cpp", config, loaded, tmp_path / "small.gguf"),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("name", STACKS)
 def test_delta_ce_in_every_stack_is_what_it_is_here(name, loaded, config, model_gguf, sequences):
     if name == "llama.cpp" and not is_installed():
