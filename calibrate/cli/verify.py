@@ -63,7 +63,7 @@ def verify(
     from calibrate.artefact.config import load
     from calibrate.cli.progress_bars import PatientConsole
     from calibrate.cli.tables import gate_summary
-    from calibrate.common.errors import AlteredError, VerificationFailed
+    from calibrate.common.errors import AlteredError, InputError, VerificationFailed
     from calibrate.deploy.runtimes import check_stack, require_stack
     from calibrate.deploy.verify import check_directory, open_model
     from calibrate.texts.concept import read_lines
@@ -73,6 +73,12 @@ def verify(
         loading["dtype"] = dtype
     if against is not None:
         require_stack(against, gguf)
+    if gguf is not None and against != "llama.cpp":
+        given = "no --against" if against is None else f"--against {against}"
+        raise InputError(
+            f"--gguf must come with --against llama.cpp, got {given}; give that, or leave --gguf "
+            "out"
+        )
     if corpus is not None:
         read_lines(corpus)
     with working(as_json) as progress:

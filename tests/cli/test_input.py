@@ -471,6 +471,8 @@ WRONG = [
     (["export", __file__, "--format", "gguf", "--to", "x"], "must hold a steering.json, but"),
     (["verify", "DIR", "--against", "tensorrt"], "--against must be one of llama.cpp, peft, fold"),
     (["verify", "DIR", "--against", "llama.cpp", "--gguf", "gone"], "--gguf must be an existing f"),
+    (["verify", "DIR", "--gguf", __file__], "with --against llama.cpp, got no --against; give th"),
+    (["verify", "DIR", "--against", "peft", "--gguf", __file__], "got --against peft; give that"),
     (["verify", "DIR", "--corpus", "gone"], "cannot read gone"),
     (["verify", "DIR", "--model", "/gone/away"], "model must be smollm2"),
     (["verify", "DIR", "--dtype", "float7"], "dtype must be one of auto"),
