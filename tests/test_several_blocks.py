@@ -85,6 +85,10 @@ def all_blocks(facts, **change):
         (lambda facts: facts.update(interventions=None), "interventions must list the 2 blocks"),
         (lambda facts: all_blocks(facts, weight=0.0), "interventions.weight is out of range"),
         (
+            lambda facts: facts["interventions"][1].update(weight=0.0),
+            "interventions.weight is out of range",
+        ),
+        (
             lambda facts: all_blocks(facts, residual_norm=0.0),
             "interventions.residual_norm is out of",
         ),
@@ -95,6 +99,7 @@ def all_blocks(facts, **change):
         (lambda facts: facts["vector"].update(norm=0.0), "vector.norm is out of range"),
         (lambda facts: facts["interventions"].clear(), "interventions is out of range"),
         (lambda facts: facts["interventions"][1].update(layer=3), "interventions is out of range"),
+        (lambda facts: facts["interventions"][0].update(layer=-1), "interventions is out of range"),
         (lambda facts: facts["interventions"][1].update(layer=0), "interventions is out of range"),
         (lambda facts: facts["intervention"].update(layer=1), "interventions is out of range"),
         (lambda facts: facts["interventions"][1].update(key="x"), "must hold the steering vector"),

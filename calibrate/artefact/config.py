@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -26,6 +25,13 @@ from calibrate.artefact.beside_section import BesideSection
 from calibrate.artefact.hub import local_directory
 from calibrate.artefact.law_sections import LawsSection
 from calibrate.artefact.measured_sections import MeasuredSection
+from calibrate.artefact.ranges import (
+    wrong_blocks,
+    wrong_budget,
+    wrong_intervention,
+    wrong_reference,
+    wrong_vector,
+)
 from calibrate.artefact.sections import (
     BudgetSection,
     ConceptSection,
@@ -116,10 +122,10 @@ class SteeringConfig(Section):
 
         What this release does not know is left out, and what an older one did not, at its default.
         """
-        recorded = dict(self.provenance.settings)
-        known = {each.name for each in fields(Settings)} - {"layer"}
-        recorded["sampling"] = Sampling(**recorded["sampling"])
-        return Settings(**{name: value for name, value in recorded.items() if name in known})
+        recorded = _known(Settings, self.provenance.settings)
+        recorded.pop("layer", None)
+        recorded["sampling"] = Sampling(**_known(Sampling, recorded["sampling"]))
+        return Settings(**recorded)
 
     @property
     def site(self) -> Site:
@@ -186,6 +192,12 @@ class SteeringConfig(Section):
         return {CONFIG_FILE: f"{text}\n".encode(), self.vector.file: self._vector_file}
 
 
+def _known(owner: type[Settings | Sampling], recorded: dict[str, Any]) -> dict[str, Any]:
+    """What was recorded of the fields that this release has."""
+    known = {each.name for each in fields(owner)}
+    return {name: value for name, value in recorded.items() if name in known}
+
+
 def vector_file(vectors: Mapping[int, np.ndarray]) -> tuple[bytes, dict[int, str]]:
     """Return the safetensors file of vectors of shape (hidden_size,) by block, and their keys."""
     several = len(vectors) > 1
@@ -212,7 +224,7 @@ def load(directory: str | Path) -> SteeringConfig:
             f"{folder} must hold a {CONFIG_FILE}, but it cannot be read ({error}); "
             "name a directory that calibrate wrote"
         ) from error
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # of numbers too long and lists too deep as well
         raise ArtefactError(f"{folder / CONFIG_FILE} must be JSON: {error}") from error
     header = facts if isinstance(facts, dict) else {}
     form, version = header.get("format"), header.get("version")
@@ -235,40 +247,22 @@ def load(directory: str | Path) -> SteeringConfig:
 
 def _require_in_range(path: Path, config: SteeringConfig) -> None:
     """Raise ArtefactError for values of the right type that no calibration writes."""
-    intervention, settings = config.intervention, config.provenance.settings
-    blocks = config.interventions or []
     try:
-        Sampling(**settings["sampling"])
-        check_seed(settings["seed"])
-    except (KeyError, TypeError, InputError) as error:
+        check_seed(config.provenance.settings["seed"])
+        _ = config.settings
+    except (KeyError, TypeError, AttributeError, OverflowError, InputError) as error:
         raise ArtefactError(f"{path} is damaged: provenance.settings: {error}") from error
+    first, num_layers = config.intervention.layer, config.model.num_layers
     wrong = {
-        "intervention.layer": not 0 <= intervention.layer < config.model.num_layers,
-        "interventions": not _are_blocks(config.layers, config.model.num_layers)
-        or config.layers[0] != intervention.layer,
-        "intervention.strength": not math.isfinite(intervention.strength),
-        "intervention.relative_strength": not intervention.relative_strength
-        or not math.isfinite(intervention.relative_strength),
-        "vector.norm": not 0 < config.vector.norm < math.inf,
-        "vector.signal": not 0 <= (config.vector.signal or 0) <= 1,
-        "interventions.weight": not all(math.isfinite(each.weight) for each in blocks)
-        or (bool(blocks) and not any(each.weight for each in blocks)),
-        "interventions.norm": not all(0 < each.norm < math.inf for each in blocks),
-        "interventions.residual_norm": not all(
-            0 < each.residual_norm < math.inf for each in blocks
-        ),
-        "interventions.signal": not all(0 <= (each.signal or 0) <= 1 for each in blocks),
-        "reference.input_ids": not config.reference.input_ids
-        or min(config.reference.input_ids) < 0,
+        **wrong_intervention(config.intervention, num_layers),
+        **wrong_blocks(config.layers, first, config.interventions or [], num_layers),
+        **wrong_vector(config.vector),
+        **wrong_budget(config.budget),
+        **wrong_reference(config.reference),
     }
     for field, is_wrong in wrong.items():
         if is_wrong:
             raise ArtefactError(f"{path} is damaged: {field} is out of range; calibrate again")
-
-
-def _are_blocks(layers: Sequence[int], num_layers: int) -> bool:
-    """Whether they are blocks of the model, each once and in order."""
-    return bool(layers) and list(layers) == sorted({*layers} & {*range(num_layers)})
 
 
 def _checked_vector(folder: Path, config: SteeringConfig) -> bytes:

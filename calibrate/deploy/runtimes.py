@@ -148,8 +148,7 @@ def _require_shape(engine: LlamaCpp, config: SteeringConfig, gguf: str | Path) -
 
 def config_length(config: SteeringConfig) -> int:
     """Context length for a reply by the config's own sampling, 512 positions for the prompt."""
-    longest: int = config.provenance.settings["sampling"]["max_new_tokens"]
-    return 512 + longest
+    return 512 + config.settings.sampling.max_new_tokens
 
 
 def _gguf_of(config: SteeringConfig) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import jsonschema
@@ -110,6 +111,34 @@ def test_a_missing_or_broken_file_is_named(directory, tmp_path):
     (directory / "steering.json").write_text("{")
     with pytest.raises(ArtefactError, match="must be JSON"):
         calibrate.load(directory)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "1" * 5_000], ids=["deep", "long"])
+def test_what_cannot_be_parsed_is_no_json(directory, content):
+    (directory / "steering.json").write_text(content)
+    with pytest.raises(ArtefactError, match=r"steering\.json must be JSON"):
+        calibrate.load(directory)
+
+
+def test_a_model_of_absurdly_many_blocks_takes_no_memory(directory):
+    facts = json.loads((directory / "steering.json").read_text())
+    edit(directory, model={**facts["model"], "num_layers": 10**6})
+    tracemalloc.start()
+    try:
+        calibrate.load(directory)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 10**7
+
+
+def test_what_a_later_release_records_of_the_settings_is_left_out(directory):
+    facts = json.loads((directory / "steering.json").read_text())
+    provenance = facts["provenance"]
+    provenance["settings"]["of_tomorrow"] = provenance["settings"]["sampling"]["min_p"] = 0.1
+    before = calibrate.load(directory).settings
+    edit(directory, provenance=provenance)
+    assert calibrate.load(directory).settings == before
 
 
 def test_another_vector_than_the_calibrated_one_is_refused(directory):

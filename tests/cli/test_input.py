@@ -579,6 +579,13 @@ def _put(facts: dict, path: str, value: object) -> None:
         *(("reference.input_ids", []), ("reference.input_ids", [-3])),
         *(("provenance.settings", {}), ("provenance.settings.seed", "x")),
         ("provenance.settings.sampling", {"temperature": 0.0}),
+        *(("provenance.settings.sampling", 7), ("provenance.settings.ce_budget", "x")),
+        pytest.param("provenance.settings.precision", 10**400, id="beyond floating point"),
+        *(("reference.token_ids", []), ("reference.token_ids", [-1] * 10)),
+        *(("reference.log_probs", []), ("reference.log_probs", [NAN] * 10)),
+        ("reference.unsteered_log_probs", [-1.0]),
+        *(("budget.limit", 0.0), ("budget.limit", INFINITE), ("budget.limit", NAN)),
+        *(("budget.confidence", 0.5), ("budget.confidence", 1.0)),
     ],
 )
 def test_a_config_that_no_calibration_writes_is_damaged(finished, tmp_path, where, value):
@@ -586,7 +593,7 @@ def test_a_config_that_no_calibration_writes_is_damaged(finished, tmp_path, wher
     facts = json.loads((folder / "steering.json").read_text())
     _put(facts, where, value)
     (folder / "steering.json").write_text(json.dumps(facts))
-    name = where.removesuffix(".seed").removesuffix(".sampling")
+    name = "provenance.settings" if where.startswith("provenance.settings") else where
     with pytest.raises(ArtefactError, match=rf"steering\.json is damaged: {name}"):
         calibrate.load(folder)
 
