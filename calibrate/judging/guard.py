@@ -74,20 +74,33 @@ def measure_guard(loaded: LoadedModel, guard: Guard, site: Site, strength: float
 
     Warns with CalibrateWarning if the plain model knows no more than guessing does.
     """
+    found = guarded(loaded, guard, site, strength)
+    warn_of_guessing(guard.name, found.baseline.value, guard.guessed)
+    return found
+
+
+def guarded(loaded: LoadedModel, guard: Guard, site: Site, strength: float) -> Guarded:
+    """`measure_guard` without its warning."""
     plain = load_or_compute(
         loaded, ANSWERS, put(loaded, guard), lambda: answered(loaded, guard.items).tolist()
     )
     steered = answered(loaded, guard.items, (site, strength))
-    found = Guarded(guard.name, guard.sha256, _shares(steered), _shares(np.array(plain)))
-    if found.baseline.value <= guard.guessed:
+    return Guarded(guard.name, guard.sha256, _shares(steered), _shares(np.array(plain)))
+
+
+def warn_of_guessing(name: str, unsteered: float, guessed: float) -> None:
+    """Warn if the plain model knows no more than guessing does; both are shares of the questions.
+
+    name: of the guard.
+    """
+    if unsteered <= guessed:
         warnings.warn(
-            f"unsteered, the model answers {found.baseline.value:.0%} of the {guard.name} "
-            f"questions rightly, and guessing {guard.guessed:.0%}: they cannot show what it "
-            "forgets; give others with --guard FILE",
+            f"unsteered, the model answers {unsteered:.0%} of the {name} questions rightly, and "
+            f"guessing {guessed:.0%}: they cannot show what it forgets; give others with "
+            "--guard FILE",
             CalibrateWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    return found
 
 
 def expected_tokens(loaded: LoadedModel, guard: Guard | None) -> int:

@@ -46,13 +46,13 @@ ACCURACY = _format("accuracy curve", AccuracyCurve)
 
 def curves_once(bench: Bench, site: Site, resamples: Sequence[Site] = ()) -> BlockCurves:
     """`block_curves`, or what it measured before."""
-    corpus = bench.run.corpus
+    corpus, settings = bench.run.corpus, bench.settings
     request = [
         [_facts(each) for each in (site, *resamples)],
         [[sequence.ids, sequence.start] for sequence in corpus.sequences],
         corpus.self_sampled,
         bench.concept_tokens,
-        asdict(bench.settings),
+        [settings.ce_budget, settings.confidence, settings.seed, settings.normalize],
     ]
     make = partial(block_curves, bench, site, resamples)
     return load_or_compute(bench.loaded, CURVES, request, make)
@@ -68,7 +68,8 @@ def presence_once(reading: ReadingBench, site: Site, unit: float) -> PresenceCur
         unit,
         {name: _hash(content) for name, content in reading.probe.files().items()},
         [prompt.ids for prompt in reading.prompts],
-        asdict(reading.settings),
+        asdict(reading.settings.sampling),
+        reading.settings.seed,
     ]
     return load_or_compute(reading.loaded, PRESENCE, request, make)
 

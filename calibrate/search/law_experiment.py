@@ -19,6 +19,7 @@ from calibrate.engine.loading import load_model
 from calibrate.engine.site import Site
 from calibrate.engine.unsteered import run_unsteered
 from calibrate.judging.choice import JudgeChoice, choose_judges
+from calibrate.judging.guard import warn_of_guessing
 from calibrate.judging.panel import make_judges
 from calibrate.judging.teaching import JudgeInputs
 from calibrate.laws.curves import Bench, BlockCurves
@@ -71,7 +72,8 @@ def measure_laws(
         `calibrate.calibrate`, with its `teacher`; nobody if None.
     guard: questions put at strengths of both signs, as in `calibrate.calibrate`; none if None.
     What is measured at a block is kept in the cache, and an interrupted run goes on with the next,
-    unless the model was given in memory.
+    unless the model was given in memory. Presence is kept only where a probe reads it: other judges
+    are asked again.
     Other arguments are those of `calibrate.calibrate`; `goal`, `layer` and options of the study
     have no effect, and of several `positions` the first choice is steered.
 
@@ -178,14 +180,21 @@ def with_panels(
     questions: Guard | None,
     ledger: Ledger,
 ) -> BlockCurves:
-    """A block's curves, with presence and accuracy where they were asked for."""
+    """A block's curves, with presence and accuracy where they were asked for.
+
+    Warns with CalibrateWarning if the plain model knows no more of the questions than guessing
+    does, measured now or before.
+    """
     unit, panels = block.strength_at_budget["positive"].value, dict[str, Any]()
     if reading is not None:
         with ledger.stage(f"replies, {site.where}"):
             panels["presence"] = presence_once(reading, site, unit)
     if questions is not None:
         with ledger.stage(f"questions, {site.where}"):
-            panels["accuracy"] = accuracy_once(bench, site, questions, unit)
+            asked = accuracy_once(bench, site, questions, unit)
+        unsteered = asked.accuracy[asked.strengths.index(0.0)]
+        warn_of_guessing(asked.guard, unsteered, asked.chance)
+        panels["accuracy"] = asked
     return block.model_copy(update=panels)
 
 

@@ -12,7 +12,7 @@ from calibrate.common.settings import Settings
 from calibrate.engine.generation import Completion, Request, sample
 from calibrate.engine.site import Site
 from calibrate.judging.fluency import Fluency, measure_fluency
-from calibrate.judging.guard import measure_guard
+from calibrate.judging.guard import guarded
 from calibrate.judging.presence import MAX_EMPTY, Presence, measure_presence
 from calibrate.laws.curves import name_of
 from calibrate.laws.formulas import Goodness
@@ -131,7 +131,7 @@ def measure_accuracy(
     """Put the guard's questions at strengths of both signs; unit: α_B, above 0."""
     shares = [*(-share for share in reversed(ACCURACY_SHARES)), 0.0, *ACCURACY_SHARES]
     strengths = [share * unit for share in shares]
-    found = [measure_guard(loaded, guard, site, strength) for strength in strengths]
+    found = [guarded(loaded, guard, site, strength) for strength in strengths]
     return AccuracyCurve(
         guard=guard.name,
         n_questions=len(guard.items),

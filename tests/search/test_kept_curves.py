@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 
 import pytest
 import tiny
 
+from calibrate.common.errors import CalibrateWarning
 from calibrate.common.progress import Progress
 from calibrate.search import kept_curves
 from calibrate.search.law_experiment import measure_laws
 from calibrate.search.law_panels import ReadingBench
+from calibrate.texts.guard import Guard
 
 pytestmark = pytest.mark.slow
 
@@ -85,15 +88,40 @@ def test_what_is_asked_otherwise_is_measured_anew(arguments, measured, change):
     assert one.blocks != other.blocks
 
 
-def test_panels_are_kept_where_a_probe_reads(arguments, measured, tmp_path):
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"goal": "decrease"},
+        {"layer": 2},
+        {"trials": 3},
+        {"min_gain": 0.2},
+        {"long_run": 0},
+        {"max_fluency_drop": 1.0},
+    ],
+)
+def test_what_the_curves_do_not_depend_on_measures_nothing_anew(arguments, measured, change):
+    asked = {**arguments, "layers": (1,)}
+    one = measure_laws(by_name(), **asked)
+    other = measure_laws(by_name(), **asked, **change)
+    assert measured == ["block 1"]
+    assert one.blocks == other.blocks
+
+
+@pytest.fixture
+def few(tmp_path):
+    """Questions of a guard, whose answers a model of random weights can only guess."""
     rows = zip(tiny.texts(tiny.PLAIN, 24), 2 * tiny.BRIGHT, 2 * tiny.DULL, strict=True)
-    few = tmp_path / "few.jsonl"
-    few.write_text(
+    file = tmp_path / "few.jsonl"
+    file.write_text(
         "\n".join(
             json.dumps({"question": text, "choices": pair, "answer": index % 2})
             for index, (text, *pair) in enumerate(rows)
         )
     )
+    return file
+
+
+def test_panels_are_kept_where_a_probe_reads(arguments, measured, few):
     asked = {**arguments, "layers": (1,), "guard": few}
     one = measure_laws(by_name(), judge="auto", teacher="none", **asked)
     assert measured == ["block 1", "presence, block 1", "questions"]
@@ -102,3 +130,26 @@ def test_panels_are_kept_where_a_probe_reads(arguments, measured, tmp_path):
     for _ in range(2):
         measure_laws(by_name(), judge=tiny.share_of_bright_words, **asked)
     assert measured[3:] == ["presence, block 1"] * 2
+
+
+def test_a_guard_that_shows_nothing_is_told_of_once_a_run_kept_or_measured(
+    arguments, measured, few, monkeypatch
+):
+    monkeypatch.setattr(Guard, "guessed", property(lambda guard: 1.0))
+    asked = {**arguments, "layers": (1,), "guard": few}
+    for _ in range(2):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", CalibrateWarning)
+            measure_laws(by_name(), **asked)
+        assert ["guessing 100%" in str(each.message) for each in told].count(True) == 1
+    assert measured == ["block 1", "questions"]
+
+
+def test_presence_is_kept_whatever_it_does_not_depend_on(arguments, measured):
+    asked = {**arguments, "layers": (1,), "judge": "auto", "teacher": "none"}
+    measure_laws(by_name(), **asked)
+    other = measure_laws(by_name(), **asked, confidence=0.9)
+    assert measured == ["block 1", "presence, block 1", "block 1"]
+    measure_laws(by_name(), **asked, seed=1)
+    assert measured[3:] == ["block 1", "presence, block 1"]
+    assert other.blocks[0].presence is not None
