@@ -35,14 +35,18 @@ def check_blocks(rule: str, value: Any) -> int | tuple[int, ...]:
 def check_sites(asked: Any) -> list[tuple[int, ...]]:
     """Return several blocks and bands, each once, in the order given, else raise InputError.
 
-    asked: one or more of what `check_blocks` takes, or "auto", for which () stands.
+    asked: one or more of what `check_blocks` takes, or "auto", for which () stands; none if None.
     """
+    rule = "layers must be blocks, bands or auto, such as [15, '8-26', 'auto']"
     if hasattr(asked, "tolist"):
         asked = asked.tolist()
-    rule = "layers must be blocks, bands or auto, such as [15, '8-26', 'auto']"
+    if asked is None:
+        return []
+    if isinstance(asked, str | bytes | Mapping | Real) or not isinstance(asked, Iterable):
+        asked = [asked]
     sites: list[tuple[int, ...]] = []
-    for one in [asked] if isinstance(asked, str | bytes | Mapping | Real) else asked:
-        blocks = () if one == "auto" else check_blocks(rule, one)
+    for one in asked:
+        blocks = () if isinstance(one, str) and one == "auto" else check_blocks(rule, one)
         sites.append((blocks,) if isinstance(blocks, int) else blocks)
     return list(dict.fromkeys(sites))
 

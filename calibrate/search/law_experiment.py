@@ -49,7 +49,7 @@ def measure_laws(
     concept: str | Path | Concept = "joy",
     *,
     tokenizer: Any = None,
-    layers: Sequence[Any] | int | str = (),
+    layers: Sequence[Any] | int | str | None = (),
     prompts: str | Path | None = None,
     corpus: str | Path | None = None,
     resamples: int = 0,
@@ -156,14 +156,15 @@ def measure_laws(
 
 
 def chosen_blocks(loaded: LoadedModel, asked: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """The blocks of each site that is measured: of the model's own choice where none is asked for.
+    """The blocks of each site that is measured, once: our own choice where none is asked for.
 
     Raises: ModelError for blocks that the model has not.
     """
     if not asked:
         return [(layer,) for layer in early_middle_late(loaded)]
     sites = [one or steered_band(loaded.num_layers) for one in asked]
-    return [tuple(loaded.check_layer(layer) for layer in site) for site in sites]
+    checked = [tuple(loaded.check_layer(layer) for layer in site) for site in sites]
+    return list(dict.fromkeys(checked))
 
 
 def _warn_left_out(where: str, failure: Infeasible) -> None:

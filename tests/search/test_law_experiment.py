@@ -173,7 +173,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(arguments):
     for resamples in (1, -1, 1.5):
         with pytest.raises(InputError, match="resamples must be 0, or 2 or more"):
             measure(resamples=resamples)
-    for layers in (["one"], [1.5], 1.5, {0: 1.0}, [{0: 1.0}], "1-", [b"1"], [[[0, 2]]]):
+    for layers in (["one"], [1.5], 1.5, {0: 1.0}, [{0: 1.0}], "1-", [b"1"], [[[0, 2]]], object()):
         with pytest.raises(InputError, match="layers must be blocks, bands or auto"):
             measure(layers=layers)
     with pytest.raises(ModelError, match=r"layer must be in 0\.\.2"):
@@ -188,6 +188,9 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(arguments):
         (np.array([2, 0, 2]), ["block 2", "block 0"]),
         (["1-2", (0, 2), 1, "0-2"], ["blocks 1-2", "blocks 0, 2", "block 1", "blocks 0-2"]),
         ("auto", ["blocks 1-2"]),
+        (["auto", "1-2", 0], ["blocks 1-2", "block 0"]),
+        ([np.array([1, 2]), np.array([0])], ["blocks 1-2", "block 0"]),
+        (None, ["block 0", "block 1", "block 2"]),
     ],
 )
 def test_blocks_and_bands_are_asked_for_in_many_ways(asked, measured):
