@@ -138,7 +138,7 @@ def block_curves(bench: Bench, site: Site, resamples: Sequence[Site] = ()) -> Bl
     """Measure the curves of steering at a site, and judge the laws.
 
     resamples: the same site with vectors made from resampled texts, for error bars.
-    Raises: Infeasible if no strength of either sign spends the budget.
+    Raises: Infeasible if either sign has no strength that spends the budget; it says which.
     """
     odds = bench.log_odds(site)
     pilots = {sign: bench.pilot(site, odds, sign) for sign in (1, -1)}

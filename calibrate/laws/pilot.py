@@ -145,7 +145,8 @@ def run_pilot(
     """Fit the laws at one site and name the strength that spends the budget.
 
     concept_tokens: ids of tokens typical of the concept (`concept_token_ids`).
-    Raises: Infeasible if the plateau lies below the budget, so that no strength spends it.
+    Raises: Infeasible if the plateau lies below the budget, so that no strength of the goal's sign
+        spends it; it says which sign.
     """
     odds = measure_log_odds(loaded, run.first, site, concept_tokens)
     return fit_pilot(loaded, run, site, odds, concept_tokens, settings)
@@ -236,8 +237,9 @@ def _strength_at_budget(law: CrossEntropyLaw, budget: float, sign: int, site: Si
     if not np.isfinite(strength):
         raise Infeasible(
             [
-                f"no strength at {site.name} raises cross-entropy by the budget of "
-                f"{budget:g} nat: the law levels off at {law.plateau:.3g} nat"
+                f"no {'positive' if sign > 0 else 'negative'} strength at {site.name} raises "
+                f"cross-entropy by the budget of {budget:g} nat: the law levels off at "
+                f"{law.plateau:.3g} nat"
             ],
             ["ask for a smaller --ce-budget, or another --layer"],
         )

@@ -77,8 +77,9 @@ def measure_laws(
     Other arguments are those of `calibrate.calibrate`; `goal`, `layer` and options of the study
     have no effect, and of several `positions` the first choice is steered.
 
-    Raises: InputError for input that cannot be used; Infeasible if no strength spends the budget,
-        or the judge cannot tell the concept.
+    Raises: InputError for input that cannot be used; Infeasible if at no block strengths of both
+        signs spend the budget, or the judge cannot tell the concept.
+    Warns with CalibrateWarning of blocks and variants where they do not, and leaves them out.
 
     >>> curves = calibrate.measure_laws(
     ...     model, concept, tokenizer=tokenizer, prompts="prompts.txt", ce_budget=0.4, layers=[1]
@@ -202,7 +203,10 @@ def with_panels(
 def measure_variants(
     bench: Bench, texts: Texts, block: BlockCurves, ledger: Ledger
 ) -> dict[str, BlockCurves]:
-    """The curves there by the other ways of steering, but for the one it is steered."""
+    """The curves there by the other ways of steering, but for the one it is steered.
+
+    Warns with CalibrateWarning of a way by which no strength spends the budget, and leaves it out.
+    """
     found = {}
     for name, differs in VARIANTS.items():
         settings = replace(bench.settings, **differs)
@@ -211,7 +215,10 @@ def measure_variants(
                 vectors = concept_vectors(bench.loaded, texts, settings)
                 steered = tuple(vectors[layer] for layer in block.layers or [block.layer])
                 site = Site(steered, settings.position_choices[0])
-                found[name] = curves_once(replace(bench, settings=settings), site)
+                try:
+                    found[name] = curves_once(replace(bench, settings=settings), site)
+                except Infeasible as failure:
+                    _warn_left_out(name, failure)
     return found
 
 

@@ -196,8 +196,9 @@ def test_standard_errors_are_those_of_other_corpora(sequences):
 
 def test_a_budget_above_the_plateau_is_infeasible_with_the_way_out(sequences):
     loaded, run, (site,) = setting(sequences=sequences)
-    with pytest.raises(Infeasible, match="levels off at") as caught:
-        run_pilot(loaded, run, site, (), Settings(ce_budget=99.0))
+    for goal, sign in (("decrease", "negative"), ("increase", "positive")):
+        with pytest.raises(Infeasible, match=f"no {sign} strength at .* levels off at") as caught:
+            run_pilot(loaded, run, site, (), Settings(ce_budget=99.0, goal=goal))
     assert any("--ce-budget" in advice for advice in caught.value.advice)
 
 

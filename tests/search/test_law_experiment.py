@@ -19,7 +19,7 @@ from calibrate.engine.loading import load_model
 from calibrate.laws.curves import SHARES, block_curves
 from calibrate.laws.law_curves import LawCurves
 from calibrate.laws.plots import law_pictures
-from calibrate.search import law_experiment
+from calibrate.search import kept_curves
 from calibrate.search.law_experiment import (
     chosen_blocks,
     early_middle_late,
@@ -212,17 +212,30 @@ def test_a_band_is_measured_as_one_site(arguments):
 
 
 def test_a_block_that_cannot_spend_the_budget_is_left_out(arguments, monkeypatch):
-    def curves(bench, site, others):
+    def curves(bench, site, others=()):
         if site.first != 2:
             raise Infeasible([f"ΔCE levels off after block {site.first}"])
         return block_curves(bench, site, others)
 
-    monkeypatch.setattr(law_experiment, "block_curves", curves)
+    monkeypatch.setattr(kept_curves, "block_curves", curves)
     with pytest.warns(CalibrateWarning, match="block 0 is left out: ΔCE levels off after block 0"):
         found = measure_laws(tiny.model("gpt2"), layers=(2, 0, 2), **arguments)
     assert [block.layer for block in found.blocks] == [2]
     with pytest.raises(Infeasible, match="levels off after block 1"):
         measure_laws(tiny.model("gpt2"), layers=(0, 1), **arguments)
+
+
+def test_a_variant_that_cannot_spend_the_budget_is_left_out(arguments, monkeypatch):
+    def curves(bench, site, others=()):
+        if site.positions == "last":
+            raise Infeasible(["ΔCE levels off"])
+        return block_curves(bench, site, others)
+
+    monkeypatch.setattr(kept_curves, "block_curves", curves)
+    with pytest.warns(CalibrateWarning, match="last token is left out: ΔCE levels off"):
+        found = measure_laws(tiny.model("gpt2"), layers=(1,), variants=True, **arguments)
+    assert set(found.variants) == {"random negatives", "normalised"}
+    assert len(found.blocks) == 1
 
 
 def test_every_variant_of_steering_spends_the_budget_in_its_own_way(panels, arguments, curves):
