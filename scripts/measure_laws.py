@@ -368,7 +368,7 @@ def peaks(loaded: LoadedModel, run: UnsteeredRun, odds: LogOdds, pilot: Pilot) -
         np.take_along_axis(law.peaks(6 * unit), likely, axis=1),
         inside,
     )
-    return 1 - found.error
+    return np.nan if found is None else 1 - found.error
 
 
 def far(loaded: LoadedModel, run: UnsteeredRun, odds: LogOdds, site: Site) -> Far:

@@ -23,7 +23,7 @@ from calibrate.common.settings import Settings
 from calibrate.engine.last_residual import last_residuals
 from calibrate.engine.site import Site
 from calibrate.engine.unsteered import Corpus, UnsteeredRun, run_unsteered
-from calibrate.laws.formulas import CrossEntropyLaw
+from calibrate.laws.formulas import CrossEntropyLaw, Goodness
 from calibrate.laws.log_odds import measure_log_odds
 from calibrate.laws.remainder import (
     FITTED_AT,
@@ -154,12 +154,16 @@ def peaks(
         seen, by_law = curves.up_to(reach * law.unit), guesses.up_to(reach * law.unit)
         end = float(seen.strengths[-1])
         facts[f"up to {reach:g}"] = [
-            judge_peaks(seen.peaks(), np.clip(by_tilt, -end, end), end).error,
-            judge_peaks(seen.peaks(), by_law.peaks(), end).error,
+            error_of(judge_peaks(seen.peaks(), np.clip(by_tilt, -end, end), end)),
+            error_of(judge_peaks(seen.peaks(), by_law.peaks(), end)),
             judge_shapes(seen.probabilities.reshape(-1, len(seen.strengths))).error,
             judge_shapes(by_law.at(seen.strengths).reshape(-1, len(seen.strengths))).error,
         ]
     return facts
+
+
+def error_of(judged: Goodness | None) -> float | None:
+    return None if judged is None else judged.error
 
 
 def fitted_on_half(law: RemainderLaw, rise: float, read_out: ReadOut) -> RemainderLaw:
@@ -233,7 +237,8 @@ def peaks_table(cells: list[Cell]) -> str:
         shown = []
         for reach in REACHES:
             tilt, law, seen, by_law = cell[f"up to {reach:g}"]
-            shown += [f"{tilt:.3f}", f"{law:.3f}", f"{seen:.1%}", f"{by_law:.1%}"]
+            found = ("–" if error is None else f"{error:.3f}" for error in (tilt, law))
+            shown += [*found, f"{seen:.1%}", f"{by_law:.1%}"]
         rows.append([cell["model"], cell["concept"], cell["site"], *shown])
     return table(heads, rows)
 

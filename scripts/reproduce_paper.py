@@ -25,13 +25,21 @@ import measure_large_corpus as large_corpus
 import numpy as np
 from markdown_tables import DOCS, table
 from records import page_option, read_records, write_records
-from reproduction_sections import Panel, companion, eleven_models, far_tokens, panel_sections
+from reproduction_sections import (
+    UNJUDGED,
+    Panel,
+    companion,
+    eleven_models,
+    far_tokens,
+    panel_sections,
+)
 from trained_ufm import EQUAL, UNEQUAL, facts, picture, section, trained
 
 from calibrate import LawCurves, Sampling, measure_laws
 from calibrate.cli.laws_table import LAW_NAMES
 from calibrate.laws.curves import BEYOND, SHARES, BlockCurves
 from calibrate.laws.dose import EXPONENT
+from calibrate.laws.formulas import Goodness
 from calibrate.laws.plots import law_pictures
 from calibrate.texts.concept import PACKS, built_in_concepts
 
@@ -43,7 +51,6 @@ SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=16)
 PROMPTS = 80  # of the built-in ones; three tenths of them give the corpus
 SHOWN = ("smollm2", "joy")  # whose pictures are drawn, from curves.json beside them
 PLACES = {1: ("late",), 2: ("early", "late"), 3: ("early", "middle", "late")}
-NOT_YET = "–"  # a law was not held against this cell yet
 NEAR = tuple(share for share in SHARES if share <= BEYOND)
 PANELS: dict[str, dict[int, dict[str, Any]]] = {  # by concept and block, of SHOWN's model
     "joy": {15: {"guard": "auto", "variants": True}, 5: {}, 25: {}},
@@ -59,7 +66,8 @@ class Block:
 
     units: α at the budget, by sign. plateaus: by sign. rises: ΔCE by sign, at NEAR times the
     positive unit. quadratic: ½cα² at that unit. misfits: by law, within the budget, beyond it, and
-    the largest that will do. far: by sign, the likeliest tokens at the paper's ±200.
+    the largest that will do; None where too few tokens peak. far: by sign, the likeliest tokens at
+    the paper's ±200.
     """
 
     model: str
@@ -70,13 +78,18 @@ class Block:
     plateaus: dict[str, float]
     quadratic: float
     rises: dict[str, list[float]]
-    misfits: dict[str, tuple[float, float, float]]
+    misfits: dict[str, tuple[float | None, float | None, float]]
     far: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def holds(self, law: str, reach: str) -> bool:
         """reach: within or beyond."""
-        within, beyond, tolerance = self.misfits[law]
-        return (within if reach == "within" else beyond) <= tolerance
+        error = self.misfit(law, reach)
+        return error is not None and error <= self.misfits[law][2]
+
+    def misfit(self, law: str, reach: str) -> float | None:
+        """None where the law was not held against this block; reach: within or beyond."""
+        within, beyond, _ = self.misfits.get(law, (None, None, None))
+        return within if reach == "within" else beyond
 
 
 @click.command()
@@ -166,6 +179,8 @@ def blocks_of(curves: LawCurves, key: tuple[str, str]) -> list[Block]:
 def block_of(curves: BlockCurves, key: tuple[str, str], place: str) -> Block:
     units = {sign: at.value for sign, at in curves.strength_at_budget.items()}
     zero, end = curves.strengths.index(0.0), len(NEAR) + 1
+    judged = curves.goodness | curves.goodness_beyond
+    tolerances = {law: one.tolerance for law, one in judged.items()}
     return Block(
         *key, place, curves.layer, units, curves.plateaus,
         quadratic=curves.quadratic[zero + 1 + NEAR.index(1.0)],
@@ -174,11 +189,15 @@ def block_of(curves: BlockCurves, key: tuple[str, str], place: str) -> Block:
             "negative": curves.delta_ce[zero::-1][1:end],
         },
         misfits={
-            law: (one.error, curves.goodness_beyond[law].error, one.tolerance)
-            for law, one in curves.goodness.items()
+            law: (error_of(curves.goodness, law), error_of(curves.goodness_beyond, law), tolerance)
+            for law, tolerance in tolerances.items()
         },
         far={sign: far.model_dump() for sign, far in curves.far.items()},
     )  # fmt: skip
+
+
+def error_of(judged: dict[str, Goodness], law: str) -> float | None:
+    return judged[law].error if law in judged else None
 
 
 def drawn(curves: LawCurves) -> dict[str, Any]:
@@ -245,8 +264,8 @@ temperature {SAMPLING.temperature:g}. A law "holds" where its worst misfit is wi
   Theorem 3.3 forbids; at most 10 %.
 - **Peaks**: 1 - rank correlation of predicted and measured peaks, the median over contexts; at
   most 0.1. They are predicted by the law of the bounded remainder ([measured](remainder.md)).
-- **By the remainder**: the same of what that law foretells of ΔCE and of the concept. A {NOT_YET}
-  stands where a law has not been held against a cell in this form yet.
+- **By the remainder**: the same of what that law foretells of ΔCE and of the concept. A {UNJUDGED}
+  stands where a law was not held against a cell: in this form not yet, or too few tokens peak.
 """
 
 PICTURED = """## Pictures
@@ -267,11 +286,14 @@ def tallies(found: list[Block]) -> str:
         for place in PLACES[3]:
             blocks = [one for one in found if (one.model, one.place) == (model, place)]
             for reach in ("within", "beyond") if blocks else ():
-                judged = [[one for one in blocks if law in one.misfits] for law in LAW_NAMES]
+                judged = [
+                    [one for one in blocks if one.misfit(law, reach) is not None]
+                    for law in LAW_NAMES
+                ]
                 counts = [
                     f"{sum(one.holds(law, reach) for one in those)} of {len(those)}"
                     if those
-                    else NOT_YET
+                    else UNJUDGED
                     for law, those in zip(LAW_NAMES, judged, strict=True)
                 ]
                 rows.append([model, place, reach, *counts])
@@ -291,8 +313,9 @@ def by_remainder(found: list[Block]) -> str:
         for law in ("cross_entropy", "concept"):
             shown = []
             for by in (law, f"{law}_remainder"):
-                for reach in (0, 1):
-                    errors = [one.misfits[by][reach] for one in cells]
+                for reach in ("within", "beyond"):
+                    every = (one.misfit(by, reach) for one in cells)
+                    errors = [error for error in every if error is not None]
                     shown.append(f"{np.median(errors):.3f}, {max(errors):.3f}")
             rows.append([model, str(len(cells)), LAW_NAMES[law], *shown])
     heads = [
@@ -345,9 +368,7 @@ def every_block(found: list[Block]) -> str:
     rows = []
     for one in found:
         unit = f"{one.units['negative']:.3g}, {one.units['positive']:.3g}"
-        misfits = [
-            ", ".join(verdicts(one, law)) if law in one.misfits else NOT_YET for law in LAW_NAMES
-        ]
+        misfits = [", ".join(verdicts(one, law)) for law in LAW_NAMES]
         rows.append([one.model, one.concept, str(one.layer), unit, *misfits])
     headings = ["model", "concept", "block", "α at budget, both signs", *LAW_NAMES.values()]
     return (
@@ -357,8 +378,13 @@ def every_block(found: list[Block]) -> str:
 
 
 def verdicts(block: Block, law: str) -> list[str]:
+    if law not in block.misfits:
+        return [UNJUDGED]
     *errors, tolerance = block.misfits[law]
-    return [f"{error:.3f}" if error <= tolerance else f"**{error:.3f}**" for error in errors]
+    return [
+        UNJUDGED if error is None else f"{error:.3f}" if error <= tolerance else f"**{error:.3f}**"
+        for error in errors
+    ]
 
 
 if __name__ == "__main__":

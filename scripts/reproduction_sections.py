@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from paper_models import MODELS
 
 PAPERS = {law: name for law, name in LAW_NAMES.items() if not law.endswith("_remainder")}
+UNJUDGED = "–"  # a law was not held against this cell: too few tokens peak, or not yet
 SHOWN_TOKENS = 5  # of the likeliest ones, in the table
 
 
@@ -128,8 +129,11 @@ def ways(panels: Sequence[Panel]) -> str:
 
 def both_reaches(block: BlockCurves, law: str) -> str:
     """Misfit within the budget and beyond it; in bold where it is too large."""
-    found = (block.goodness[law], block.goodness_beyond[law])
-    return ", ".join(f"{one.error:.3f}" if one.good else f"**{one.error:.3f}**" for one in found)
+    found = (reach.get(law) for reach in (block.goodness, block.goodness_beyond))
+    return ", ".join(
+        UNJUDGED if one is None else f"{one.error:.3f}" if one.good else f"**{one.error:.3f}**"
+        for one in found
+    )
 
 
 def accuracy(panels: Sequence[Panel]) -> str:

@@ -35,7 +35,7 @@ def laws_summary(curves: LawCurves, directory: Path) -> RenderableType:
         table.add_row(
             f"[bold]{name}[/]",
             f"{at_budget.value:.4g} ({at_budget.low:.4g} to {at_budget.high:.4g})",
-            *(_verdict(block.goodness[law]) for law in LAW_NAMES),
+            *(_verdict(block.goodness.get(law)) for law in LAW_NAMES),
         )
     return Group(
         Text.from_markup(
@@ -72,6 +72,8 @@ def _panels(curves: LawCurves) -> list[RenderableType]:
     return ["", *lines] if lines else []
 
 
-def _verdict(goodness: Goodness) -> str:
+def _verdict(goodness: Goodness | None) -> str:
+    if goodness is None:
+        return "–"
     colour, word = ("green", "holds") if goodness.good else ("red", "fails")
     return f"[{colour}]{word}[/] ({goodness.error:.3f}, {goodness.tolerance:g} will do)"

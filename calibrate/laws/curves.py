@@ -57,7 +57,7 @@ class BlockCurves(Section):
     otherwise the standard error over sequences. law_*: what the paper's laws predict, as a
     calibration uses them; remainder_*: what the law of the bounded remainder does. goodness: by
     law, up to α_B of either sign; goodness_beyond: up to BEYOND times as far, where the laws
-    extrapolate.
+    extrapolate; "peaks" is absent where too few tokens peak.
     context: the end of the text before the tokens shown; of the contexts sampled, the one in which
     probabilities move most. far: by sign, the tokens left at a far strength. presence, accuracy:
     None where nobody was asked to read replies, and no questions were put.
@@ -208,7 +208,7 @@ def _judge_laws(
     truth: tuple[np.ndarray, np.ndarray],
     watched: _Watched,
 ) -> dict[str, Goodness]:
-    """Judge every law at strengths up to `reach`.
+    """Judge every law at strengths up to `reach`; peaks are left out where too few are there.
 
     rises, masses: predicted, by law. truth: rises and masses measured.
     """
@@ -216,11 +216,12 @@ def _judge_laws(
     steered = near & (strengths != 0)
     measured, by_law = watched.measured.up_to(reach), watched.by_law.up_to(reach)
     at, (rise, mass) = strengths[steered], (row[steered] for row in truth)
+    peaks = judge_peaks(measured.peaks(), by_law.peaks(), float(measured.strengths[-1]))
     return {
         **{law: judge_rise(at, row[steered], rise) for law, row in rises.items()},
         **{law: judge_mass(at, row[steered], mass) for law, row in masses.items()},
         "bumps": judge_shapes(measured.probabilities.reshape(-1, len(measured.strengths))),
-        "peaks": judge_peaks(measured.peaks(), by_law.peaks(), float(measured.strengths[-1])),
+        **({} if peaks is None else {"peaks": peaks}),
     }
 
 

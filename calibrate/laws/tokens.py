@@ -157,21 +157,25 @@ def judge_shapes(curves: np.ndarray) -> Goodness:
     return Goodness.of(points, float(shares[n_bumps > 1].sum()), GOOD_SHAPE)
 
 
-def judge_peaks(measured: np.ndarray, predicted: np.ndarray, reach: float) -> Goodness:
+def judge_peaks(measured: np.ndarray, predicted: np.ndarray, reach: float) -> Goodness | None:
     """Judge predicted peaks by their rank correlation with those measured up to `reach`.
 
     measured, predicted: strengths, (n_contexts, n_tokens). What is likeliest at `reach` or beyond
     has no peak there. Points are (context, rank correlation, peaks compared), of the contexts with
-    MIN_PEAKS or more; the error is 1 less the median correlation.
+    MIN_PEAKS or more, that vary both as measured and as predicted; the error is 1 less the median
+    correlation. None if there is no such context: monotone tokens, which Theorem 3.3 allows, have
+    no peaks.
     """
     points = []
     for index, (peaks, expected) in enumerate(zip(measured, predicted, strict=True)):
         inside = np.abs(peaks) < reach
-        if inside.sum() >= MIN_PEAKS and len(set(peaks[inside])) > 1:
+        vary = all(len(set(row[inside])) > 1 for row in (peaks, expected))
+        if inside.sum() >= MIN_PEAKS and vary:
             correlation = float(spearmanr(peaks[inside], expected[inside]).statistic)
             points.append((float(index), correlation, float(inside.sum())))
-    error = 1 - float(np.median([point[1] for point in points])) if points else 1.0
-    return Goodness.of(points, error, GOOD_PEAKS)
+    if not points:
+        return None
+    return Goodness.of(points, 1 - float(np.median([point[1] for point in points])), GOOD_PEAKS)
 
 
 def bumps(curve: np.ndarray) -> int:

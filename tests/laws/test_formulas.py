@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from calibrate.laws.formulas import CrossEntropyLaw, MassLaw, judge_mass, judge_rise
 from calibrate.laws.presence import PresenceLaw, fit_both_ways, fit_presence, judge_presence
-from calibrate.laws.tokens import judge_shapes
+from calibrate.laws.tokens import GOOD_PEAKS, MIN_PEAKS, judge_peaks, judge_shapes
 
 curvatures = st.floats(1e-3, 10)
 plateaus = st.floats(2, 30)
@@ -271,3 +271,24 @@ def test_a_mass_is_judged_by_its_log_odds():
     assert judge_mass([1.0], [0.010], [0.013]).good
     assert not judge_mass([1.0], [0.010], [0.020]).good
     assert not judge_mass([1.0], [0.990], [0.980]).good
+
+
+def test_peaks_are_judged_by_their_order_in_contexts_that_have_some():
+    strengths = np.linspace(-0.9, 0.9, MIN_PEAKS)
+    edge = np.ones(MIN_PEAKS)
+    measured = np.stack([strengths, edge, strengths])
+    predicted = np.stack([2 * strengths, edge, strengths[::-1]])
+    verdict = judge_peaks(measured[:2], predicted[:2], 1.0)
+    assert verdict.points == ((0.0, pytest.approx(1.0), float(MIN_PEAKS)),)
+    assert verdict.good
+    assert verdict.error == pytest.approx(0.0)
+    assert judge_peaks(measured, predicted, 1.0).error > GOOD_PEAKS
+
+
+def test_without_peaks_to_order_there_is_no_verdict():
+    """Monotone tokens, which Theorem 3.3 allows, or a prediction that is the same for all."""
+    strengths = np.linspace(-0.9, 0.9, MIN_PEAKS)[None]
+    monotone, alike = np.ones_like(strengths), np.zeros_like(strengths)
+    assert judge_peaks(monotone, strengths, 1.0) is None
+    assert judge_peaks(strengths, alike, 1.0) is None
+    assert judge_peaks(strengths[:, 1:], strengths[:, 1:], 1.0) is None
