@@ -76,7 +76,7 @@ def laws(
     from calibrate.common.layout import LAWS_FILE, LAWS_PICTURES
     from calibrate.common.numbers import check_resamples
     from calibrate.common.settings import Settings
-    from calibrate.judging.choice import check_judges
+    from calibrate.judging.choice import check_reading
     from calibrate.texts.concept import read_concept
     from calibrate.texts.guard import choose_guard
 
@@ -85,8 +85,7 @@ def laws(
     check_sites(layers)
     file, loading, settings = checked(negatives, prompts, rest)
     texts = read_concept(concept, positives, file)
-    if judge is not None:
-        check_judges(judge, None, Settings(**settings))
+    check_reading(texts, judge, teacher, Settings(**settings))
     choose_guard(guard)
     directory = out or Path(f"{stem(concept)}-{stem(loading['model'])}-laws")
     require_free(directory, LAWS_FILE, LAWS_PICTURES)

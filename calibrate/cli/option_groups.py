@@ -10,9 +10,9 @@ from calibrate.cli.options import OPTIONS
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 LAWS = (
-    "model concept out one-budget positives negatives positions pooling normalize corpus prompts "
-    "reply-tokens chat-template-kwargs teacher judge-question judge-url seed confidence device "
-    "device-map dtype batch-tokens blocks revision trust-remote-code json quiet"
+    "model concept laws-out one-budget positives negatives laws-positions pooling normalize corpus "
+    "prompts reply-tokens chat-template-kwargs teacher judge-question judge-url seed confidence "
+    "device device-map dtype batch-tokens blocks revision trust-remote-code json quiet"
 ).split()
 
 # Parameters of `load_model`, and those of `calibrate` that the main job hands on as they are.

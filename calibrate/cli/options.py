@@ -196,3 +196,9 @@ OPTIONS = dict(
 MAIN_JOB = tuple(OPTIONS)
 
 OPTIONS["one-budget"] = _setting("ce_budget")[1]
+OPTIONS["laws-out"] = _option(
+    "out", FILE, "DIR", "Where the result goes.  [default: CONCEPT-MODEL-laws]"
+)[1]
+OPTIONS["laws-positions"] = _setting(
+    "positions", help="Steer every position, or the last of each pass; auto steers every one."
+)[1]

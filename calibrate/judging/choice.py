@@ -57,6 +57,36 @@ def check_judges(judge: JudgeChoice, audit: JudgeChoice | None, settings: Settin
         raise InputError(f"the auditor must be another than the judge, got {judge_name(audit)!r}")
 
 
+def check_reading(
+    concept: Concept, judge: JudgeChoice | None, teacher: str | None, settings: Settings
+) -> None:
+    """Refuse a judge or a teacher that would fail, and what neither would heed.
+
+    judge: None if nobody reads replies.
+    Raises: InputError.
+    """
+    named = "nobody" if judge is None else judge_name(judge)
+    if teacher is not None and judge != AUTO:
+        raise InputError(
+            f"--teacher needs --judge auto, got {named}; add it or leave --teacher out"
+        )
+    readers = [judge, _asked_teacher(concept, teacher) if judge == AUTO else None]
+    for reader in readers:
+        if reader is not None:
+            check_judges(reader, None, settings)
+    kinds = {reader.partition(":")[0] for reader in readers if isinstance(reader, str)}
+    if settings.judge_question is not None and kinds.isdisjoint(ASKED):
+        raise InputError(
+            f"--judge-question needs a judge or a teacher that is asked, got {named}; name one, as "
+            "in --judge question, or leave --judge-question out"
+        )
+    if settings.judge_url is not None and "openai" not in kinds:
+        raise InputError(
+            f"--judge-url needs a judge or a teacher on a server, got {named}; name one, as in "
+            "--judge openai:MODEL, or leave --judge-url out"
+        )
+
+
 def choose_lesson(
     concept: Concept, judge: JudgeChoice, teacher: str | None = None, fetch: bool = False
 ) -> Lesson | None:
@@ -79,10 +109,9 @@ def choose_lesson(
             "--fetch-teacher needs llama.cpp to run the teacher: pip install "
             "'steering-calibrate[llama-cpp]'"
         )
-    if teacher is None and is_installed() and (fetch or is_at_hand(TEACHER)):
-        teacher = TEACHER
-    if teacher not in (None, NOBODY):
-        return Lesson("taught", teacher if _is_at_address(teacher) else f"question:{teacher}")
+    asked = _asked_teacher(concept, teacher, fetch)
+    if asked is not None:
+        return Lesson("taught", asked)
     warnings.warn(
         f"nobody has graded replies for {concept.name!r}, so the probe learns from its written "
         "texts alone, and its level is a guess; fetch a teacher with --fetch-teacher (1.1 GB), "
@@ -146,5 +175,14 @@ def choose_audit(
     return SECOND
 
 
-def _is_at_address(teacher: str | None) -> bool:
-    return teacher is not None and teacher.partition(":")[0] in ASKED
+def _asked_teacher(concept: Concept, teacher: str | None, fetch: bool = False) -> str | None:
+    """The judge that the teacher is, by name; None where nobody teaches."""
+    if teacher is None and not is_built_in(concept) and is_installed():
+        teacher = TEACHER if fetch or is_at_hand(TEACHER) else None
+    if teacher is None or teacher == NOBODY:
+        return None
+    return teacher if _is_at_address(teacher) else f"question:{teacher}"
+
+
+def _is_at_address(teacher: str) -> bool:
+    return teacher.partition(":")[0] in ASKED

@@ -18,7 +18,7 @@ from calibrate.common.settings import Settings
 from calibrate.engine.loading import load_model
 from calibrate.engine.site import Site
 from calibrate.engine.unsteered import run_unsteered
-from calibrate.judging.choice import JudgeChoice, choose_judges
+from calibrate.judging.choice import JudgeChoice, check_reading, choose_judges
 from calibrate.judging.guard import warn_of_guessing
 from calibrate.judging.panel import make_judges
 from calibrate.judging.teaching import JudgeInputs
@@ -69,7 +69,8 @@ def measure_laws(
     variants: measure the middle one of the blocks with random negatives, steered at the last token
         only, and by a vector of length 1 as well.
     judge: who reads replies at 41 strengths up to where text degenerates, as in
-        `calibrate.calibrate`, with its `teacher`; nobody if None.
+        `calibrate.calibrate`, with its `teacher`; nobody if None, and then no teacher,
+        `judge_question` or `judge_url` may be given.
     guard: questions put at strengths of both signs, as in `calibrate.calibrate`; none if None.
     What is measured at a block is kept in the cache, and an interrupted run goes on with the next,
     unless the model was given in memory. Presence is kept only where a probe reads it: other judges
@@ -92,6 +93,7 @@ def measure_laws(
     asked_sites = check_sites(layers)
     concept = read_concept(concept)
     lesson = None
+    check_reading(concept, judge, teacher, settings)
     if judge is not None:
         _, lesson, _ = choose_judges(concept, judge, None, teacher, False, settings, progress)
     prompt_texts = read_prompts(prompts)

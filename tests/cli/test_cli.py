@@ -416,6 +416,19 @@ def test_laws_writes_pictures_and_points_and_says_where_each_law_held(
     assert json.loads(out) == json.loads((workplace / "curves" / "laws.json").read_text())
 
 
+def test_laws_refuses_before_the_model_loads_what_no_judge_would_heed(capsys, workplace):
+    (workplace / "question.txt").write_text("Is {text} of {concept}?")
+    for given, rule in (
+        (("--teacher", "qwen2.5-1.5b"), "--teacher needs --judge auto, got nobody"),
+        (("--judge", "auto", "--teacher", "no.gguf"), "must be an existing file, got 'no.gguf'"),
+        (("--judge-question", "question.txt"), "--judge-question needs a judge"),
+        (("--judge", "question", "--judge-url", "http://localhost:1"), "--judge-url needs a judge"),
+    ):
+        status, _, err = run(capsys, "laws", "--model", "no-model", "--concept", EVERYDAY, *given)
+        assert status == 2
+        assert rule in " ".join(err.split())
+
+
 def test_laws_leaves_other_directories_alone(capsys, model_directory, workplace):
     (workplace / "other").mkdir()
     (workplace / "other" / "thesis.txt").write_text("mine")

@@ -173,6 +173,15 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(arguments):
     for resamples in (1, -1, 1.5):
         with pytest.raises(InputError, match="resamples must be 0, or 2 or more"):
             measure(resamples=resamples)
+    for wrong, rule in (
+        ({"teacher": "none"}, "--teacher needs --judge auto, got nobody"),
+        ({"teacher": "none", "judge": "embedding"}, "--teacher needs --judge auto, got embedding"),
+        ({"judge_question": "{concept} in {text}?"}, "--judge-question needs a judge"),
+        ({"judge_url": "http://localhost:1", "judge": "question"}, "--judge-url needs a judge"),
+        ({"judge": "auto", "teacher": "openai:"}, "a judge openai must name a model"),
+    ):
+        with pytest.raises(InputError, match=rule):
+            measure(**wrong)
     for layers in (["one"], [1.5], 1.5, {0: 1.0}, [{0: 1.0}], "1-", [b"1"], [[[0, 2]]], object()):
         with pytest.raises(InputError, match="layers must be blocks, bands or auto"):
             measure(layers=layers)
