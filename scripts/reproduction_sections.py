@@ -72,14 +72,14 @@ def presence(panels: Sequence[Panel]) -> str:
             continue
         unit = panel.block.strength_at_budget["positive"].value
         zero = found.strengths.index(0.0)
-        best = int(np.argmax(found.presence))
+        best = int(np.nanargmax(np.array(found.presence, dtype=float)))
         rows.append(
             [
                 panel.curves.concept,
                 str(panel.block.layer),
                 f"{found.presence[zero]:.2f}",
-                f"{found.presence[best]:.2f} at {found.strengths[best] / unit:.1f} α_B",
-                f"{min(found.presence):.2f}",
+                f"{max(found.heard):.2f} at {found.strengths[best] / unit:.1f} α_B",
+                f"{min(found.heard):.2f}",
                 f"{found.floor:.2f}, {found.ceiling:.2f}",
                 ", ".join(in_units(found.fall[sign], unit) for sign in ("negative", "positive")),
                 ", ".join(

@@ -60,7 +60,7 @@ def _panels(curves: LawCurves) -> list[RenderableType]:
             turns = f", turning back at {' and '.join(falls)}" if falls else ""
             lines.append(
                 f"{block.where.capitalize()}: presence by {escape(panel.judge)} from "
-                f"{min(panel.presence):.2f} to {max(panel.presence):.2f}{turns}; the sigmoid is "
+                f"{min(panel.heard):.2f} to {max(panel.heard):.2f}{turns}; the sigmoid is "
                 f"off by {panel.goodness.error:.1f} standard errors"
             )
         if (asked := block.accuracy) is not None:

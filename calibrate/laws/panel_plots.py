@@ -23,8 +23,9 @@ def draw_presence(axes: Axes, curves: LawCurves, block: BlockCurves) -> None:
     if panel is None:
         return
     strengths = np.array(panel.strengths)
+    presence, error = (np.array(row, dtype=float) for row in (panel.presence, panel.error))
     axes.errorbar(
-        strengths, panel.presence, yerr=panel.error, fmt="o", ms=3.5, color=MEASURED,
+        strengths, presence, yerr=error, fmt="o", ms=3.5, color=MEASURED,
         label=literal(f"read by {panel.judge}"),
     )  # fmt: skip
     low, high = (panel.fall[name] for name in ("negative", "positive"))

@@ -14,21 +14,27 @@ class PresenceCurve(Section):
     plain model. law: the fitted sigmoid between floor and ceiling. fall: by sign, the strength
     from which presence turns back, which the law does not cover; None where it does not.
     degenerate: by sign, the end of the strengths, where text has degenerated; None where it had
-    not. goodness: of the law, up to the falls.
+    not. goodness: of the law, up to the falls. Where fewer than two prompts are replied to,
+    presence, error and fluency_drop are None.
     """
 
     judge: str
     n_replies: int
     strengths: list[float]
-    presence: list[float]
-    error: list[float]
-    fluency_drop: list[float]
+    presence: list[float | None]
+    error: list[float | None]
+    fluency_drop: list[float | None]
     law: list[float]
     floor: float
     ceiling: float
     fall: dict[str, float | None]
     degenerate: dict[str, float | None]
     goodness: Goodness
+
+    @property
+    def heard(self) -> list[float]:
+        """Presence where it is known."""
+        return [presence for presence in self.presence if presence is not None]
 
 
 class AccuracyCurve(Section):

@@ -28,6 +28,7 @@ SIDE = 20  # strengths of either sign
 REACHES = (2.0, 4.0, 8.0, 16.0, 32.0)  # shares of α_B at which degenerate text is looked for
 DEGENERATE_DROP = 3.0  # nats per token that replies are less likely to the plain model
 DEGENERATE_LOOP = 0.5  # share of a reply's tokens in its longest loop
+LEAST_HEARD = 2  # replies that are not empty, for presence to have an error
 GOOD_CURVE = 1.5  # largest root mean square misfit of presence, in standard errors
 ACCURACY_SHARES = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0)  # of α_B, of either sign
 
@@ -57,7 +58,7 @@ class ReadingBench:
         presence = np.array([each.estimate.value for each in read])
         error = np.array([each.estimate.standard_error for each in read])
         spoken = np.array([len(each.completions) - each.n_empty for each in read])
-        heard = spoken > 0
+        heard = spoken >= LEAST_HEARD
         law, falls = fit_both_ways(
             *(column[heard].tolist() for column in (strengths, presence, spoken))
         )
@@ -73,9 +74,11 @@ class ReadingBench:
             judge=self.reader.name,
             n_replies=len(self.prompts),
             strengths=strengths.tolist(),
-            presence=presence.tolist(),
-            error=error.tolist(),
-            fluency_drop=[self._drop(self._fluency(each.completions)) for each in read],
+            presence=_where(heard, presence),
+            error=_where(heard, error),
+            fluency_drop=_where(
+                heard, [self._drop(self._fluency(each.completions)) for each in read]
+            ),
             law=predicted.tolist(),
             floor=law.floor,
             ceiling=law.ceiling,
@@ -123,6 +126,11 @@ class ReadingBench:
     def _fluency(self, replies: Sequence[Completion]) -> Fluency | None:
         spoken = any(reply.spoken for reply in replies)
         return measure_fluency(self.loaded, replies) if spoken else None
+
+
+def _where(heard: np.ndarray, values: np.ndarray | Sequence[float]) -> list[float | None]:
+    """Values where enough is heard, None elsewhere."""
+    return [float(value) if ok else None for value, ok in zip(values, heard, strict=True)]
 
 
 def measure_accuracy(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,23 +12,27 @@ import tiny
 import torch
 from scipy.special import logit
 
-from calibrate.cli.laws_table import LAW_NAMES
+from calibrate.cli.laws_table import LAW_NAMES, laws_summary
 from calibrate.common.blocks import check_sites, site_name
 from calibrate.common.errors import CalibrateWarning, Infeasible, InputError, ModelError
 from calibrate.common.settings import Settings
 from calibrate.engine.generation import sample
 from calibrate.engine.loading import load_model
+from calibrate.engine.unsteered import Corpus
+from calibrate.judging.presence import scored
 from calibrate.laws.curves import SHARES, block_curves
 from calibrate.laws.law_curves import LawCurves
 from calibrate.laws.plots import law_pictures
+from calibrate.models.tokens import TokenSequence
 from calibrate.search import kept_curves
 from calibrate.search.law_experiment import (
     chosen_blocks,
     early_middle_late,
     measure_laws,
+    require_sequences,
     resampled,
 )
-from calibrate.search.law_panels import PROMPTS, SIDE
+from calibrate.search.law_panels import PROMPTS, SIDE, ReadingBench
 from calibrate.search.objective import FIRST_PART
 from calibrate.texts.concept import Text, Texts, read_prompts
 from calibrate.texts.extraction import concept_vectors
@@ -319,6 +325,41 @@ def test_presence_at_a_strength_is_what_the_judge_says_of_replies_there(panels, 
             steered = sample(loaded, asked, settings.sampling, settings.seed)
         scores = [tiny.share_of_bright_words([reply.text], "bright")[0] for reply in steered]
         assert panel.presence[index] == pytest.approx(np.mean(scores), abs=1e-6)
+
+
+def test_presence_is_unknown_where_fewer_than_two_replies_are_heard(arguments, monkeypatch):
+    """Neither 0 without an error, nor a number without one: and all can be written and read."""
+    replies = ReadingBench._replies
+
+    def quiet(bench, site, strengths):
+        read = replies(bench, site, strengths)
+        if len(read) > 1:  # not the search for where text degenerates
+            for end, heard in ((0, 0), (-1, 1)):
+                spoken = read[end].completions
+                silent = [replace(each, text="") for each in spoken[heard:]]
+                scores = np.where(np.arange(len(spoken)) < heard, 0.5, 0.0)
+                read[end] = scored([*spoken[:heard], *silent], scores)
+        return read
+
+    monkeypatch.setattr(ReadingBench, "_replies", quiet)
+    judge = tiny.share_of_bright_words
+    found = measure_laws(tiny.model("gpt2"), layers=(1,), **arguments, judge=judge)
+    panel = found.blocks[0].presence
+    for values in (panel.presence, panel.error, panel.fluency_drop):
+        assert [at for at, value in enumerate(values) if value is None] == [0, 2 * SIDE]
+    assert panel.heard == panel.presence[1:-1]
+    assert np.isfinite(panel.goodness.error)
+    files = law_pictures(found)
+    assert "presence.png" in files
+    assert LawCurves.model_validate_json(files["laws.json"]) == found
+    laws_summary(found, Path("here"))
+
+
+def test_a_corpus_of_one_text_is_refused():
+    sequences = (TokenSequence((1, 2, 3), 1),)
+    with pytest.raises(InputError, match=r"on 2 texts or more, got 1 in .* --corpus"):
+        require_sequences(Corpus(sequences, self_sampled=False))
+    require_sequences(Corpus(2 * sequences, self_sampled=False))
 
 
 def test_questions_are_put_at_strengths_of_both_signs(panels):
