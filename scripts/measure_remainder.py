@@ -27,6 +27,7 @@ from calibrate.laws.formulas import CrossEntropyLaw, Goodness
 from calibrate.laws.log_odds import measure_log_odds
 from calibrate.laws.remainder import (
     FITTED_AT,
+    MOST_SCALE,
     ReadOut,
     RemainderLaw,
     mean_divergence,
@@ -186,7 +187,7 @@ def tilted(
 
 def page(cells: list[Cell]) -> str:
     every = table(HEADS, [row(cell) for cell in cells])
-    parts = [HEADER, together(cells), PEAKS, peaks_table(cells), EVERY, every]
+    parts = [HEADER, together(cells), scales(cells), PEAKS, peaks_table(cells), EVERY, every]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
@@ -227,6 +228,15 @@ def together(cells: list[Cell]) -> str:
     )
 
 
+def scales(cells: list[Cell]) -> str:
+    """In how many cells κ is at the end of its range."""
+    largest = sum(cell["scale"] >= MOST_SCALE for cell in cells)
+    return (
+        f"κ = {MOST_SCALE:g} is the largest allowed; it is reached in {largest} of {len(cells)} "
+        "cells, where the remainder levels off later than any κ allowed says, or not at all."
+    )
+
+
 def peaks_table(cells: list[Cell]) -> str:
     heads = (
         "model|concept|site|up to α_B: tilt|remainder|rise twice: measured|remainder|"
@@ -259,11 +269,13 @@ HEADER = """# The law of the bounded remainder
 
 Written by `scripts/measure_remainder.py`. α_B is the strength that spends 0.1 nat per token.
 The law (`calibrate/laws/remainder.py`) reads the last residual in passes at -α_B, 0, α_B and ±ε,
-and its scale κ from what 2 α_B costs on every second position. It is judged on the other positions,
-96 in each cell, by the total variation between its next-token distribution and the one a pass
-measures there. "Tilt" is the paper's Theorem 3.3 with a dose fitted to ΔCE, and "its own law" of
-ΔCE the saturating quadratic (`calibrate/laws/formulas.py`), which is fitted on all positions, so
-that part of its error here is that of the 96.
+at all positions, and its scale κ from what 2 α_B costs on every second one. So only κ is held out
+from the other positions, 96 in each cell, on which the law is judged, by the total variation
+between its next-token distribution and the one a pass measures there. At 1 α_B the law goes through
+its own pass: what the remainder shows in that row is exact by construction, and only the other rows
+are foretold. "Tilt" is the paper's Theorem 3.3 with a dose fitted to ΔCE, and "its own law" of ΔCE
+the saturating quadratic (`calibrate/laws/formulas.py`), which is fitted on all positions, so that
+part of its error here is that of the 96.
 
 Why it works: what a vector does to the last residual is itself, αv, and what the blocks make of it;
 as these read a normalised stream, that part is smooth and bounded, and three points and a slope

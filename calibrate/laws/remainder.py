@@ -13,7 +13,7 @@ passes it is read from, and 2s that of the one which gives the scale κ:
 
     B = s·g'(0)    C, D: so that g(±s) are what was measured
 
-Where g'(0) drowns in rounding, in half precision, B is the half of g(s) - g(-s) and D is 0.
+Where g'(0) drowns in rounding, in half precision, B is (g(s) - g(-s)) / 2u(1) and D is 0.
 
 Far out αv is all that is left, so that p_α → softmax(norm(±v)·W_Uᵀ), the limit of Proposition 4.1
 of arXiv:2602.02712, by itself. Near 0 this is the tilt of its Theorem 3.3; unlike a tilt, it lets
