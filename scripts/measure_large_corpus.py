@@ -37,12 +37,14 @@ TARGET = DOCS / "reproduction" / "large-corpus.json"
 MODEL, CONCEPT, LAYER, STRENGTHS = "smollm2", "joy", 25, (100.0, -100.0)
 PASSAGE = 1500  # characters of a passage, to the end of its line
 AT_ONCE = 24  # passages between two records
+LEAST_PARTS = 8  # fewer sums say nothing of their spread
+PAPERS_TOKENS = 1_000_000
 PILOT = 2000  # tokens: as many as a pilot reads
 
 
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--tokens", default=1_000_000, show_default=True, help="To be measured in all.")
+@click.option("--tokens", default=PAPERS_TOKENS, show_default=True, help="To be measured in all.")
 def main(file: Path, tokens: int) -> None:
     found = read_records(TARGET) or {"passages": 0, "tokens": 0, "rise": {}, "parts": []}
     loaded = load_model(MODEL)
@@ -53,7 +55,7 @@ def main(file: Path, tokens: int) -> None:
         if not found["passages"]:
             found["pilot"] = pilot(loaded, site, file)
         while found["tokens"] < tokens and (texts := list(itertools.islice(stream, AT_ONCE))):
-            found["parts"].append(rises(loaded, site, texts))
+            found["parts"] += rises(loaded, site, texts)
             found["passages"] += len(texts)
             found["tokens"] = int(sum(part[0] for part in found["parts"]))
             found = write_records(TARGET, found)
@@ -71,10 +73,12 @@ def passages(file: Path) -> Iterator[str]:
                 lines = []
 
 
-def rises(loaded: LoadedModel, site: Site, texts: list[str]) -> list[float]:
-    """Scored tokens of some passages, and the sums of their ΔCE at each strength."""
+def rises(loaded: LoadedModel, site: Site, texts: list[str]) -> list[list[float]]:
+    """Of each passage, its scored tokens and the sum of its ΔCE at each strength."""
     found = measured(loaded, site, [encode_text(loaded, text) for text in texts])
-    return [float(found[0].counts.sum()), *(float(each.sums.sum()) for each in found)]
+    columns = np.stack([found[0].counts, *(each.sums for each in found)], axis=1)
+    rows: list[list[float]] = columns.tolist()
+    return rows
 
 
 def measured(
@@ -111,10 +115,11 @@ def section() -> str:
     rows = []
     for place, strength in enumerate(STRENGTHS):
         every = RatioEstimate(parts[:, place + 1], parts[:, 0])
+        error = f" ± {every.standard_error:.3f}" if len(parts) >= LEAST_PARTS else ""
         rows.append(
             [
                 f"{strength:+g}",
-                f"{every.value:.3f} ± {every.standard_error:.3f}",
+                f"{every.value:.3f}{error}",
                 f"{few['rises'][place]:.3f} ± {few['errors'][place]:.3f}",
                 f"{few['plateaus'][place]:.3f}",
             ]
@@ -125,15 +130,16 @@ def section() -> str:
         f"on the first {few['tokens']:,}",
         "plateau",
     ]
-    return f"{HEADER}\n{table(heads, rows)}"
+    share = f"So far {found['tokens'] / PAPERS_TOKENS:.1%} of the million are measured."
+    return f"{HEADER}{share} Nats a token.\n\n{table(heads, rows)}"
 
 
 HEADER = f"""## A large corpus
 
 The paper measures ΔCE on a million tokens of text. {MODEL}, {CONCEPT}, block {LAYER}, on the
 documentation of Python as a stream (`scripts/measure_large_corpus.py`), which the model has not
-written; the errors are standard errors over groups of {AT_ONCE} passages, and over passages. The
-plateau is Proposition 4.1's, from the same few tokens and no steered pass. Nats a token.
+written. The errors are standard errors over passages, or groups of them; the first column has none
+below {LEAST_PARTS}. The plateau is Proposition 4.1's, from the same few tokens and no steered pass.
 """
 
 

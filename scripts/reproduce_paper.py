@@ -48,6 +48,7 @@ TARGET = PICTURES / "blocks.json"
 UFM = PICTURES / "ufm.json"
 TRAINED = Path(__file__).parents[1] / "tests" / "trained"
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=16)
+USUAL = Sampling()  # of the panels
 PROMPTS = 80  # of the built-in ones; three tenths of them give the corpus
 SHOWN = ("smollm2", "joy")  # whose pictures are drawn, from curves.json beside them
 PLACES = {1: ("late",), 2: ("early", "late"), 3: ("early", "middle", "late")}
@@ -255,7 +256,9 @@ at the strength that spends 0.1 nat per token, and judged at other strengths of 
 the budget, where a calibration relies on them, and up to {BEYOND:g} times as far, where they
 extrapolate; the pictures go up to thirty times. Texts: the built-in concepts, contrastive
 negatives; contexts: the model's own replies to neutral prompts, {SAMPLING.max_new_tokens} tokens at
-temperature {SAMPLING.temperature:g}. A law "holds" where its worst misfit is within the tolerance.
+temperature {SAMPLING.temperature:g}; for presence, other ways to steer and questions, by the
+default sampling, {USUAL.max_new_tokens} tokens at temperature {USUAL.temperature:g} and top-p
+{USUAL.top_p:g}. A law "holds" where its worst misfit is within the tolerance.
 
 - **ΔCE**: relative error of the law's prediction, at most 5 %.
 - **Concept**: error of the log-odds of the mass of the concept's tokens; at most 0.35, a factor of
