@@ -323,16 +323,16 @@ def test_bad_input_that_needs_the_model_is_one_line_and_status_2(
 def test_an_infeasible_request_is_status_3_with_a_report(
     capsys, workplace, model_directory, tiny_options
 ):
-    plain = tiny.texts(tiny.PLAIN, 80, seed=8)
-    (workplace / "these.txt").write_text("\n".join(plain[:40]))
-    (workplace / "those.txt").write_text("\n".join(plain[40:]))
-    texts = ("--concept", "nothing", "--positives", "these.txt", "--negatives", "those.txt")
+    plain = tiny.texts(tiny.PLAIN, 60, seed=8)
+    for name, few, others in (("these", tiny.BRIGHT, plain[:30]), ("those", tiny.DULL, plain[30:])):
+        (workplace / f"{name}.txt").write_text("\n".join([*tiny.texts(few, 10), *others]))
+    texts = ("--concept", "vague", "--positives", "these.txt", "--negatives", "those.txt")
     status, out, err = run(capsys, *main_job(model_directory, tiny_options, *texts))
     assert status == 3
     assert out == ""
-    assert "the probe cannot tell 'nothing' apart" in err
+    assert "the probe cannot tell 'vague' apart" in err
     assert "could be tried: give more texts" in err
-    assert [p.name for p in (workplace / "nothing-tiny").iterdir()] == ["report.html"]
+    assert [p.name for p in (workplace / "vague-tiny").iterdir()] == ["report.html"]
 
 
 @pytest.mark.parametrize(
