@@ -127,7 +127,9 @@ bound on ΔCE, from one plain reply to each of 64 prompts, does not exceed it
 strengths of a [frontier](frontier.md) that had been verified on others. Their mean is taken for the
 truth; "bound holds" is the share of {SAMPLINGS} verifications, with one of these replies to each
 prompt, whose bound is not below it, and the last column the same with the prompts drawn anew, with
-replacement, as well. A share of {SAMPLINGS} is known to about 1.5 points.
+replacement, as well, as a bound for other prompts should have it. The same are drawn at every point
+of a concept, so that the rows stand or fall together; a share of {SAMPLINGS} is known to about 1.5
+points.
 
 """
 

@@ -381,7 +381,8 @@ HEADER = """# What each nat buys
 Written by `scripts/measure_frontier.py`. The default band of blocks, at budgets from 0.05 to 1.6
 nat per token, on replies of 32 tokens to 64 prompts that nothing was tuned on, two replies each;
 "loops" are those of 24 replies of 192 tokens. Every strength was named by the search corpus, and
-its bound holds on the verification's replies. The second judge learned from other graded replies.
+its bound holds on the verification's replies ([and on fresh ones](bounds.md)). The second judge
+learned from other graded replies.
 
 "Nats a reply" is KL(plain‖steered) at the temperature replies are drawn at; "limit" is the least
 that such a change of presence can cost, by data processing (`calibrate/laws/limit.py`), and the
