@@ -162,16 +162,15 @@ class Chat:
 
     def _prompt(self, text: str) -> Prompt:
         """The conversation so far, its oldest turns forgotten where it would not fit."""
-        loaded = self.steered.loaded
-        room = loaded.context_length - self.sampling.max_new_tokens
         while self.history:
-            with suppress(InputError):  # a conversation longer than the context
-                prompt = encode_prompt(loaded, text, history=self.history)
-                if len(prompt.ids) <= room:
-                    return prompt
+            with suppress(InputError):  # it leaves no room for a reply
+                return self._encoded(text)
             self.history.pop(0)
-        prompt = encode_prompt(loaded, text)
-        require_room(loaded, prompt, self.sampling)
+        return self._encoded(text)
+
+    def _encoded(self, text: str) -> Prompt:
+        prompt = encode_prompt(self.steered.loaded, text, history=self.history)
+        require_room(self.steered.loaded, prompt, self.sampling)
         return prompt
 
 

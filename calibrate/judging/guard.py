@@ -81,10 +81,10 @@ def measure_guard(loaded: LoadedModel, guard: Guard, site: Site, strength: float
 
 def guarded(loaded: LoadedModel, guard: Guard, site: Site, strength: float) -> Guarded:
     """`measure_guard` without its warning."""
-    plain = load_or_compute(
-        loaded, ANSWERS, put(loaded, guard), lambda: answered(loaded, guard.items).tolist()
-    )
-    steered = answered(loaded, guard.items, (site, strength))
+    asked = [_Asked.of(loaded, item) for item in guard.items]
+    facts = [one.facts for one in asked]
+    plain = load_or_compute(loaded, ANSWERS, facts, lambda: _answers(loaded, asked, None).tolist())
+    steered = _answers(loaded, asked, (site, strength))
     return Guarded(guard.name, guard.sha256, _shares(steered), _shares(np.array(plain)))
 
 
@@ -106,64 +106,81 @@ def warn_of_guessing(name: str, unsteered: float, guessed: float) -> None:
 def expected_tokens(loaded: LoadedModel, guard: Guard | None) -> int:
     """Token-forwards of putting all questions once."""
     items = () if guard is None else guard.items
-    return sum(len(one.ids) for item in items for one in _worth_running(_encoded(loaded, item)))
+    return sum(len(one.ids) for item in items for one in _Asked.of(loaded, item).worth_running)
 
 
 def put(loaded: LoadedModel, guard: Guard) -> list[Any]:
     """The questions as they are put to a model, as JSON values: what its answers depend on."""
-    return [
-        [item.answer, [[one.start, one.ids] for one in _encoded(loaded, item)]]
-        for item in guard.items
-    ]
+    return [_Asked.of(loaded, item).facts for item in guard.items]
 
 
 def answered(
     loaded: LoadedModel, items: Sequence[GuardItem], steered: tuple[Site, float] | None = None
 ) -> np.ndarray:
     """Which questions are answered rightly, bool (n_items,)."""
-    choices = [_encoded(loaded, item) for item in items]
-    run = [_worth_running(each) for each in choices]
-    (states,) = states_by_sequence(loaded, [one for each in run for one in each], [steered])
+    return _answers(loaded, [_Asked.of(loaded, item) for item in items], steered)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question as it is put to a model.
+
+    choices: each after the question, scored from the same place on. answer: the right one's place.
+    """
+
+    choices: tuple[TokenSequence, ...]
+    answer: int
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, item: GuardItem) -> _Asked:
+        """Encode one for a model: as a conversation, or in a line of its own."""
+        if loaded.is_chat:
+            said = tuple(encode_reply(loaded, item.question, choice) for choice in item.choices)
+            return cls(said, item.answer)
+        cloze = len(item.choices) == 1
+        text = item.question if cloze else f"Question: {item.question}\nAnswer:"
+        more = [f" {choice}" for choice in item.choices]
+        return cls(encode_continuations(loaded, text, more), item.answer)
+
+    @property
+    def facts(self) -> list[Any]:
+        """All of it as JSON values."""
+        return [self.answer, [[choice.start, choice.ids] for choice in self.choices]]
+
+    @property
+    def worth_running(self) -> list[TokenSequence]:
+        """Choices of more than one token; the others are read off any pass over the question."""
+        longer = [choice for choice in self.choices if choice.n_scored > 1]
+        return list(dict.fromkeys(longer or self.choices[:1]))
+
+
+def _answers(
+    loaded: LoadedModel, asked: Sequence[_Asked], steered: tuple[Site, float] | None
+) -> np.ndarray:
+    run = [one.worth_running for one in asked]
+    (states,) = states_by_sequence(loaded, [choice for each in run for choice in each], [steered])
     right, first = [], 0
-    for item, each, ran in zip(items, choices, run, strict=True):
+    for one, ran in zip(asked, run, strict=True):
         found = dict(zip(ran, states[first : first + len(ran)], strict=True))
         first += len(ran)
-        right.append(_is_right(loaded, item, each, found))
+        right.append(_is_right(loaded, one, found))
     return np.array(right, dtype=bool)
 
 
-def _encoded(loaded: LoadedModel, item: GuardItem) -> tuple[TokenSequence, ...]:
-    """Each choice after the question, scored from the same place on."""
-    if loaded.is_chat:
-        return tuple(encode_reply(loaded, item.question, choice) for choice in item.choices)
-    cloze = len(item.choices) == 1
-    asked = item.question if cloze else f"Question: {item.question}\nAnswer:"
-    return encode_continuations(loaded, asked, [f" {choice}" for choice in item.choices])
-
-
-def _worth_running(choices: Sequence[TokenSequence]) -> list[TokenSequence]:
-    """Those of more than one token; the others are read off any pass over the same question."""
-    longer = [choice for choice in choices if choice.n_scored > 1]
-    return list(dict.fromkeys(longer or choices[:1]))
-
-
 def _is_right(
-    loaded: LoadedModel,
-    item: GuardItem,
-    choices: Sequence[TokenSequence],
-    states: dict[TokenSequence, torch.Tensor],
+    loaded: LoadedModel, asked: _Asked, states: dict[TokenSequence, torch.Tensor]
 ) -> bool:
     """Whether the answer is likeliest of the choices, or a cloze's own likeliest continuation."""
     beginning = next(iter(states.values()))[:1]
-    if len(choices) == 1:
-        (only,) = choices
+    if len(asked.choices) == 1:
+        (only,) = asked.choices
         likeliest = [loaded.logits(row[None]).argmax().item() for row in states[only]]
         return likeliest == list(only.ids[only.start :])
     scores = [
         _log_prob(loaded, states.get(choice, beginning), choice.ids[choice.start :])
-        for choice in choices
+        for choice in asked.choices
     ]
-    return int(np.argmax(scores)) == item.answer
+    return int(np.argmax(scores)) == asked.answer
 
 
 def _log_prob(loaded: LoadedModel, states: torch.Tensor, ids: Sequence[int]) -> float:

@@ -8,7 +8,7 @@ from calibrate.common.errors import InputError
 from calibrate.models.model import LoadedModel
 from calibrate.models.rendering import render
 from calibrate.models.thought import opened_by
-from calibrate.models.tokens import Prompt, TokenSequence
+from calibrate.models.tokens import Prompt, TokenSequence, begun_alike
 
 
 def encode_text(loaded: LoadedModel, text: str) -> TokenSequence:
@@ -61,16 +61,9 @@ def encode_continuations(
     A token may reach over the end of the text. All are scored from the first place on at which one
     of them differs from the text alone, and at least one token is not scored.
     """
-    alone = _with_bos(loaded, text)
     whole = [_with_bos(loaded, text + more) for more in continuations]
-    start = max(1, min(_in_common(alone, ids) for ids in whole))
+    start = max(1, begun_alike([_with_bos(loaded, text), *whole]))
     return tuple(_fitting(loaded, TokenSequence(ids, start), text) for ids in whole)
-
-
-def _in_common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences begin with alike."""
-    pairs = zip(one, other, strict=False)
-    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def encode_empty(loaded: LoadedModel) -> Prompt:

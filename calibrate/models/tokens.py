@@ -141,12 +141,15 @@ def common_prefix(all_ids: Sequence[tuple[int, ...]], most: int) -> tuple[int, .
 
     most: its maximal length.
     """
+    length = min(begun_alike(all_ids), most)
+    return all_ids[0][:length] if len(all_ids) > 1 and length >= WORTH_SHARING else ()
+
+
+def begun_alike(all_ids: Sequence[tuple[int, ...]]) -> int:
+    """How many token ids all sequences begin with alike."""
     first, last = min(all_ids), max(all_ids)
-    same = next(
-        (i for i, pair in enumerate(zip(first, last, strict=False)) if len(set(pair)) > 1), most
-    )
-    length = min(same, most)
-    return first[:length] if len(all_ids) > 1 and length >= WORTH_SHARING else ()
+    pairs = enumerate(zip(first, last, strict=False))
+    return next((index for index, (one, other) in pairs if one != other), len(first))
 
 
 @dataclass(frozen=True)

@@ -38,13 +38,10 @@ def fingerprint_of(
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _groups(concept: Concept) -> list[tuple[str | None, str, str]]:
+def _groups(concept: Concept) -> list[tuple[str, str, str]]:
     """The group of each text, by which texts are split, in any order."""
     texts = [*concept.texts.positives, *concept.texts.negatives]
-    return sorted(
-        ((text.prompt, text.text, text.key) for text in texts),
-        key=lambda each: (each[0] or "", *each[1:]),
-    )
+    return sorted((text.prompt or "", text.text, text.key) for text in texts)
 
 
 def fingerprint_from(fingerprint: str, start: str) -> str:

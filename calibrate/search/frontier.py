@@ -45,6 +45,10 @@ FALL = 2.0  # standard errors below its best point at which presence has fallen
 BROKEN = 0.5  # share of the tokens in loops from which nothing more is tried
 
 
+class Silenced(Infeasible):
+    """Hardly a reply says anything, so that nothing can be said of them."""
+
+
 @dataclass(frozen=True, eq=False)
 class Bench:
     """What all points of a frontier are measured on, and by whom.
@@ -110,6 +114,17 @@ class Bench:
         """An unsteered pass over replies that are not empty."""
         corpus = Corpus(tuple(reply.sequence for reply in replies), self_sampled=False)
         return run_unsteered(self.loaded, corpus, [self.site.first])
+
+    def change(self, presence: Presence) -> RatioEstimate:
+        """The change of presence in these replies.
+
+        Raises: Silenced where fewer than two prompts are answered by these and by plain ones.
+        """
+        answered = presence.by_prompt.keys() & self.baseline.by_prompt.keys()
+        first = {reply.prompt_index for reply in presence.first_replies if reply.spoken}
+        if min(len(answered), len(first & {*self.fluency.prompts})) < 2:
+            raise Silenced(["fewer than two prompts are answered with more than silence"])
+        return presence.change_from(self.baseline)
 
     def audited(self, presence: Presence) -> RatioEstimate | None:
         """The change of presence in these replies by the second judge."""
@@ -206,7 +221,7 @@ def measure_frontier(
                 point, law = _measured(bench, law, budget)
         except Infeasible as failure:
             missed[budget] = str(failure)
-            if isinstance(failure, _Silenced):
+            if isinstance(failure, Silenced):
                 ended = f"at {budget:g} nat: {failure}"
             continue
         points.append(point)
@@ -236,7 +251,7 @@ def _measured(bench: Bench, law: CrossEntropyLaw, budget: float) -> tuple[Point,
     (presence,) = measure_presence(
         loaded, bench.reader, [request], settings.sampling, settings.seed
     )
-    change = _change(bench, presence)
+    change = bench.change(presence)
     loops = None
     long_replies = answer_at_length(loaded, prompts, settings, steering)
     if long_replies is not None:
@@ -259,22 +274,6 @@ def _measured(bench: Bench, law: CrossEntropyLaw, budget: float) -> tuple[Point,
         guarded=bench.guarded(strength),
     )
     return point, law
-
-
-class _Silenced(Infeasible):
-    """Hardly a reply at a strength says anything, so that nothing can be said of it."""
-
-
-def _change(bench: Bench, presence: Presence) -> RatioEstimate:
-    """The change of presence.
-
-    Raises: _Silenced where fewer than two prompts are answered at this strength and without it.
-    """
-    answered = presence.by_prompt.keys() & bench.baseline.by_prompt.keys()
-    first = {reply.prompt_index for reply in presence.first_replies if reply.spoken}
-    if min(len(answered), len(first & {*bench.fluency.prompts})) < 2:
-        raise _Silenced(["fewer than two prompts are answered with more than silence"])
-    return presence.change_from(bench.baseline)
 
 
 def _end(points: Sequence[Point], settings: Settings) -> str | None:

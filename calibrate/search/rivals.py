@@ -14,7 +14,6 @@ from itertools import combinations
 
 import numpy as np
 
-from calibrate.common.errors import Infeasible
 from calibrate.common.estimate import RatioEstimate
 from calibrate.engine.divergence import Way, divergence
 from calibrate.engine.generation import Completion, Request, sample_all
@@ -23,7 +22,7 @@ from calibrate.judging.teaching import asked_prompts
 from calibrate.models.steering import Steering
 from calibrate.models.tokens import Prompt
 from calibrate.search.effect import LOOKS
-from calibrate.search.frontier import Bench
+from calibrate.search.frontier import Bench, Silenced
 
 BEST_OF = (2, 4)  # plain replies to choose among
 CE_TEMPERATURE = 1.0  # at which ΔCE is measured
@@ -67,7 +66,7 @@ def measure_rivals(bench: Bench, strength: float) -> tuple[Rival, ...]:
     *drawn, others = sample_all(loaded, requests, settings.sampling, settings.seed)
     measured = []
     for (name, way), replies in zip(ways.items(), drawn, strict=True):
-        with suppress(Infeasible):  # it says nothing, or next to it
+        with suppress(Silenced):
             measured.append(_measured(bench, name, way, replies, plain))
     pool = read(bench.reader, [*bench.plain, *others])
     audited = None if bench.auditor is None else read(bench.auditor, pool.completions).scores
@@ -87,11 +86,9 @@ def _measured(
 ) -> Rival:
     presence = read(bench.reader, replies)
     served = bench.settings.sampling.temperature
-    change = presence.change_from(bench.baseline)
+    change = bench.change(presence)
     before = [reply for reply in bench.replies.first_replies("verify") if reply.ids]
     after = [reply for reply in presence.first_replies if reply.ids]
-    if min(len(change.sums), len(after)) < 2:
-        raise Infeasible([f"{name}: fewer than two prompts are answered with more than silence"])
     delta_ce, cost = divergence(bench.loaded, Way(plain), way, before, [CE_TEMPERATURE, served])
     (back,) = divergence(bench.loaded, way, Way(plain), after, [served])
     return Rival(

@@ -214,7 +214,7 @@ def test_a_silenced_model_ends_the_frontier_and_has_no_point(monkeypatch):
     def measured(bench, law, budget):
         tried.append(budget)
         if budget == 0.2:
-            raise searched._Silenced(["nobody speaks"])
+            raise searched.Silenced(["nobody speaks"])
         return seen(budget), law
 
     monkeypatch.setattr(searched, "_measured", measured)
@@ -236,10 +236,10 @@ def test_a_change_is_seen_where_two_prompts_are_answered_both_ways(steered):
         by_prompt=steered, first_replies=replies, change_from=lambda _: "a change"
     )
     with pytest.raises(Infeasible, match="fewer than two prompts"):
-        searched._change(bench, presence)
+        searched.Bench.change(bench, presence)
     presence.by_prompt = {3: 0.5, 4: 0.5}
     presence.first_replies = [SimpleNamespace(prompt_index=n, spoken=True) for n in (3, 4)]
-    assert searched._change(bench, presence) == "a change"
+    assert searched.Bench.change(bench, presence) == "a change"
 
 
 def test_advice_on_a_decrease_counts_downwards():
