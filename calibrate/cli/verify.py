@@ -73,11 +73,10 @@ def verify(
         loading["dtype"] = dtype
     if against is not None:
         require_stack(against, gguf)
-    if gguf is not None and against != "llama.cpp":
-        given = "no --against" if against is None else f"--against {against}"
+    elif gguf is not None:
         raise InputError(
-            f"--gguf must come with --against llama.cpp, got {given}; give that, or leave --gguf "
-            "out"
+            "--gguf must come with --against llama.cpp, got no --against; give that, or leave "
+            "--gguf out"
         )
     if corpus is not None:
         read_lines(corpus)

@@ -85,7 +85,7 @@ def why_not_same(config: SteeringConfig, loaded: LoadedModel) -> str | None:
 def check_reference(config: SteeringConfig, loaded: LoadedModel) -> Check:
     """Compare the reference's log-probabilities; say which mistake explains a difference."""
     reference, tolerance = ReferenceInput(config, loaded), TOLERANCES[config.model.dtype]
-    if max(config.reference.input_ids) >= loaded.embedding_rows:
+    if max(*config.reference.input_ids, *config.reference.token_ids) >= loaded.embedding_rows:
         return Check(
             "reference", False, "the reference's token ids must be the model's, got others"
         )

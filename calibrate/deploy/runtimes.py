@@ -50,11 +50,16 @@ class Stack:
 
 
 def require_stack(name: str, gguf: str | Path | None = None) -> None:
-    """Raise InputError for a stack there is not, or a GGUF that is missing."""
+    """Raise InputError for a stack there is not, or a GGUF that is missing or that none reads."""
     if name not in STACKS:
         raise InputError(
             f"--against must be one of {', '.join(STACKS)}, got {name!r}"
             f"{did_you_mean(name, STACKS)}"
+        )
+    if gguf is not None and name != "llama.cpp":
+        raise InputError(
+            f"--gguf must come with --against llama.cpp, got --against {name}; give that, or leave "
+            "--gguf out"
         )
     if gguf is not None and not Path(gguf).is_file():
         raise InputError(f"--gguf must be an existing file, got {str(gguf)!r}")
@@ -67,8 +72,8 @@ def serving(
     """Export a config for a stack, and have the stack serve it inside the `with`.
 
     gguf: the model's GGUF for llama.cpp (default: the file the config's model came from).
-    Raises: InputError for a stack there is not, or a GGUF that is missing or of another shape than
-        the config's model; ExportRefused as the export does.
+    Raises: InputError for a stack there is not, or a GGUF that is missing, that the stack does not
+        read or of another shape than the config's model; ExportRefused as the export does.
     """
     require_stack(name, gguf)
     with tempfile.TemporaryDirectory() as folder, preserving_model_state(loaded):

@@ -65,15 +65,25 @@ def check_reading(
     judge: None if nobody reads replies.
     Raises: InputError.
     """
-    named = "nobody" if judge is None else judge_name(judge)
-    if teacher is not None and judge != AUTO:
-        raise InputError(
-            f"--teacher needs --judge auto, got {named}; add it or leave --teacher out"
-        )
     readers = [judge, _asked_teacher(concept, teacher) if judge == AUTO else None]
     for reader in readers:
         if reader is not None:
             check_judges(reader, None, settings)
+    _require_heeded(judge, readers, teacher, settings)
+
+
+def _require_heeded(
+    judge: JudgeChoice | None,
+    readers: Sequence[JudgeChoice | None],
+    teacher: str | None,
+    settings: Settings,
+) -> None:
+    """Refuse a teacher that nobody learns from, and settings that none of the readers heeds."""
+    named = "nobody" if judge is None else judge_name(judge)
+    if teacher not in (None, NOBODY) and judge != AUTO:
+        raise InputError(
+            f"--teacher needs --judge auto, got {named}; add it or leave --teacher out"
+        )
     kinds = {reader.partition(":")[0] for reader in readers if isinstance(reader, str)}
     if settings.judge_question is not None and kinds.isdisjoint(ASKED):
         raise InputError(
@@ -133,13 +143,15 @@ def choose_judges(
 ) -> tuple[JudgeChoice | None, Lesson | None, list[str]]:
     """Return who audits, what the probe learns from, and who reads the final replies, by name.
 
-    Raises and warns as `check_judges`, `choose_audit` and `choose_lesson` do.
+    Raises and warns as `check_judges`, `choose_audit` and `choose_lesson` do; InputError as well
+    for a teacher and settings that none of them would heed.
     """
     check_judges(judge, audit, settings)
     auditor = choose_audit(judge, audit, progress)
     lesson = choose_lesson(concept, judge, teacher, fetch)
     final = judge if lesson is None or lesson.teacher is None else lesson.teacher
     check_judges(final, auditor, settings)
+    _require_heeded(judge, [judge, auditor, final], teacher, settings)
     return auditor, lesson, [judge_name(name) for name in (final, auditor) if name is not None]
 
 

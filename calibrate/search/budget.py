@@ -153,9 +153,12 @@ def verify_long_run(
     Raises: Infeasible if those of the smallest loop too.
     """
     tested = list(budget.tested)
-    for place in reversed([place for place, rung in enumerate(tested) if rung.within]):
+    *smaller, largest = [place for place, rung in enumerate(tested) if rung.within]
+    others = [steering(tested[place].strength) for place in smaller]
+    for place in (largest, *reversed(smaller)):
         rung = tested[place]
-        steered = long_replies.steered(steering(rung.strength))
+        ahead = () if place == largest else others
+        steered = long_replies.steered(steering(rung.strength), ahead)
         excess = long_replies.excess(steered)
         tested[place] = replace(rung, loop_excess=excess.value)
         if excess.value <= LOOP_MARGIN:

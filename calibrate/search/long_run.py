@@ -13,7 +13,7 @@ A strength is not shipped if the share of tokens in loops rises by more than LOO
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -74,8 +74,8 @@ class LongRun:
 class LongReplies:
     """The same prompts answered at length, unsteered, and steered in any way.
 
-    prompts: a few of those of the verification. sampling: with replies as long as in use. ahead:
-    steered replies that were sampled in the same batches as the unsteered ones.
+    prompts: a few of those of the verification. sampling: with replies as long as in use. sampled:
+    the steered replies that there are.
     """
 
     loaded: LoadedModel
@@ -83,20 +83,27 @@ class LongReplies:
     sampling: Sampling
     seed: int
     unsteered: tuple[Completion, ...]
-    ahead: Mapping[Steering, tuple[Completion, ...]] = field(default_factory=dict)
+    sampled: dict[Steering, tuple[Completion, ...]] = field(default_factory=dict)
 
     @property
     def n_tokens(self) -> int:
         """How long the replies may be."""
         return self.sampling.max_new_tokens
 
-    def steered(self, steering: Steering) -> tuple[Completion, ...]:
-        """The replies under steering, with the same noise."""
-        if steering in self.ahead:
-            return self.ahead[steering]
-        request = Request(self.prompts, steering=steering)
-        (replies,) = sample_all(self.loaded, [request], self.sampling, self.seed)
-        return replies
+    def steered(
+        self, steering: Steering, ahead: Sequence[Steering] = ()
+    ) -> tuple[Completion, ...]:
+        """The replies under steering, with the same noise.
+
+        ahead: by what they may be steered next; if anything is sampled, it is in the same batches,
+            since a step of many rows takes hardly longer than one of few.
+        """
+        if steering not in self.sampled:
+            wanted = list(dict.fromkeys([steering, *ahead]))
+            requests = [Request(self.prompts, steering=each) for each in wanted]
+            found = sample_all(self.loaded, requests, self.sampling, self.seed)
+            self.sampled.update(zip(wanted, found, strict=True))
+        return self.sampled[steering]
 
     def loops(self, steered: Sequence[Completion]) -> RatioEstimate:
         """The share of their tokens in loops, over prompts."""

@@ -598,10 +598,13 @@ def test_a_config_that_no_calibration_writes_is_damaged(finished, tmp_path, wher
         calibrate.load(folder)
 
 
-def test_a_reference_of_another_vocabulary_fails_verification(monkeypatch, artefact, tmp_path):
+@pytest.mark.parametrize("name", ["input_ids", "token_ids"])
+def test_a_reference_of_another_vocabulary_fails_verification(
+    monkeypatch, artefact, tmp_path, name
+):
     folder = shutil.copytree(artefact, tmp_path / "copy")
     facts = json.loads((folder / "steering.json").read_text())
-    facts["reference"]["input_ids"] = [99_999]
+    facts["reference"][name][-1] = 99_999
     (folder / "steering.json").write_text(json.dumps(facts))
     status, _, err = run(monkeypatch, "verify", folder, "--quick")
     assert status == 4

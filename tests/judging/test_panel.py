@@ -209,6 +209,10 @@ def all_alike(score, texts=("sun", "rain", "house")):
     return lambda _: reader.require_distinctions(list(texts[:2]), list(texts[2:]))
 
 
+def calibrating(**options):
+    return lambda _: calibrate.calibrate("nothing", "joy", audit=None, **options)
+
+
 MUST = "judge 'mine' must return 2 probabilities, got"
 REFUSED = [
     Refused(
@@ -252,6 +256,21 @@ REFUSED = [
         "judge 'mine' must tell texts apart, got 0.5003 to 0.5005 for all of 3 texts, …; "
         "name another judge",
         all_alike(lambda texts, _: [0.5 + len(text) / 1e4 for text in texts]),
+    ),
+    Refused(
+        "a teacher of whom no probe learns",
+        "--teacher needs --judge auto, got question; add it or leave --teacher out",
+        calibrating(judge="question", teacher="openai:m"),
+    ),
+    Refused(
+        "a judge's question that nobody is asked",
+        "--judge-question needs a judge or a teacher that is asked, got probe; name one, …",
+        calibrating(judge_question="Is {text} full of {concept}?"),
+    ),
+    Refused(
+        "a server's address that nobody is asked at",
+        "--judge-url needs a judge or a teacher on a server, got question; name one, …",
+        calibrating(judge="question", judge_url="http://localhost:1/v1"),
     ),
 ]
 

@@ -180,8 +180,11 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(arguments):
         with pytest.raises(InputError, match="resamples must be 0, or 2 or more"):
             measure(resamples=resamples)
     for wrong, rule in (
-        ({"teacher": "none"}, "--teacher needs --judge auto, got nobody"),
-        ({"teacher": "none", "judge": "embedding"}, "--teacher needs --judge auto, got embedding"),
+        ({"teacher": "qwen2.5-1.5b"}, "--teacher needs --judge auto, got nobody"),
+        (
+            {"teacher": "qwen2.5-1.5b", "judge": "embedding"},
+            "--teacher needs --judge auto, got embedding",
+        ),
         ({"judge_question": "{concept} in {text}?"}, "--judge-question needs a judge"),
         ({"judge_url": "http://localhost:1", "judge": "question"}, "--judge-url needs a judge"),
         ({"judge": "auto", "teacher": "openai:"}, "a judge openai must name a model"),

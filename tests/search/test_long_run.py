@@ -17,11 +17,12 @@ from calibrate.common.estimate import RatioEstimate
 from calibrate.common.record import TestedStrength as Rung
 from calibrate.common.settings import Sampling, Settings
 from calibrate.deploy.verify import check_directory
-from calibrate.engine.generation import completed, sample
+from calibrate.engine.generation import completed, sample, sample_all
 from calibrate.engine.loading import load_model
 from calibrate.judging.loops import MIN_LOOP, longest_loop, looped
 from calibrate.models.prompts import encode_prompt
 from calibrate.models.steering import Steering
+from calibrate.search import long_run
 from calibrate.search.budget import VerifiedBudget, verify_long_run
 from calibrate.search.long_run import (
     LOOP_MARGIN,
@@ -176,7 +177,8 @@ def test_a_long_run_too_short_to_have_two_windows_is_refused(length):
 class Looping(LongReplies):
     """Long replies of which a share loops that grows with the strength."""
 
-    def steered(self, push):
+    def steered(self, push, ahead=()):
+        self.sampled[push] = tuple(ahead)
         return [push] * len(self.unsteered)
 
     def excess(self, steered):
@@ -195,13 +197,27 @@ def looping(slope):
 
 
 def test_the_next_smaller_strength_is_taken_where_long_replies_loop():
-    budget, steered = verify_long_run(
-        looping(LOOP_MARGIN / 0.85), ladder(0.5, 0.8, 0.9, 1.0), lambda strength: strength
-    )
+    replies = looping(LOOP_MARGIN / 0.85)
+    budget, steered = verify_long_run(replies, ladder(0.5, 0.8, 0.9, 1.0), lambda push: push)
     assert budget.strength == 0.8
     assert steered == [0.8] * 4
+    smaller = (0.5, 0.8, 0.9)
+    assert replies.sampled == {1.0: (), 0.9: smaller, 0.8: smaller}
     tried = {one.strength for one in budget.tested if one.loop_excess is not None}
     assert tried == {1.0, 0.9, 0.8}
+
+
+def test_replies_that_were_sampled_ahead_are_those_that_would_be_sampled_later(monkeypatch):
+    loaded, sampled = tiny.loaded(), []
+    monkeypatch.setattr(
+        long_run, "sample_all", lambda *given: sampled.append(given) or sample_all(*given)
+    )
+    prompts = tuple(encode_prompt(loaded, text) for text in ("the house", "sun and rain"))
+    ahead, alone = (LongReplies(loaded, prompts, Sampling(max_new_tokens=64), 0, ()) for _ in range(2))
+    one, other = by(loaded, 1.0), by(loaded, 2.0)
+    ahead.steered(one, [one, other])
+    assert ahead.steered(other) == alone.steered(other) != alone.steered(one)
+    assert len(sampled) == 3
 
 
 def test_the_largest_strength_ships_where_long_replies_do_not_loop():
