@@ -233,15 +233,15 @@ def _lessons(
         )
         return fit_student(list(graded.values()), features[:, list(graded)], layers)
 
-    random_rows = order[:FIRST]  # only these estimate the mean without bias
+    random_rows = order[:FIRST]  # only what begins `order` estimates the mean without bias
     student = grade(random_rows)
     while len(graded) < min(MAX_GRADED, len(pool)):
         if _level_error(student, graded, random_rows) <= LEVEL_ERROR:
             break
-        rest = [row for row in order if row not in graded]
-        drawn = rest[: MORE // 2]
-        unsure = sorted(rest[MORE // 2 :], key=lambda row: abs(_score(student, features, row)))
-        random_rows += drawn
+        random_rows = order[: len(random_rows) + MORE // 2]
+        drawn = [row for row in random_rows if row not in graded]
+        rest = [row for row in order[len(random_rows) :] if row not in graded]
+        unsure = sorted(rest, key=lambda row: abs(_score(student, features, row)))
         student = grade([*drawn, *unsure[: MORE - len(drawn)]])
     return list(graded.values())
 

@@ -130,8 +130,10 @@ def _outwards(*columns: Sequence[float]) -> list[np.ndarray]:
 
 def _fitted(alpha: np.ndarray, y: np.ndarray, n: np.ndarray) -> tuple[PresenceLaw, np.ndarray]:
     """The law of largest likelihood, and the covariance of its parameters."""
+    reach = float(np.abs(alpha).max())
+    if reach == 0:
+        return _level(y, n)
     free = 4 if len(set(alpha)) >= ASYMPTOTE_POINTS else 2
-    reach = max(float(np.abs(alpha).max()), 1e-12)
     shares = alpha / reach
     steepest = STEEPEST if free == 2 else STEEPEST / float(np.diff(np.unique(shares)).min())
     bounds = [(-STEEPEST - steepest, STEEPEST + steepest), (-steepest, steepest)]
@@ -156,6 +158,15 @@ def _fitted(alpha: np.ndarray, y: np.ndarray, n: np.ndarray) -> tuple[PresenceLa
     covariance = np.zeros((4, 4))
     covariance[:free, :free] = np.linalg.pinv(information)
     return PresenceLaw(*map(float, fitted)), covariance
+
+
+def _level(y: np.ndarray, n: np.ndarray) -> tuple[PresenceLaw, np.ndarray]:
+    """The law where nothing is known of any strength but 0: presence as it is there, no gain."""
+    mean = np.atleast_1d((y * n).sum() / n.sum())
+    r = float(clipped_logit(mean)[0])
+    covariance = np.zeros((4, 4))
+    covariance[0, 0] = 1 / float(n.sum() * expit(r) * expit(-r))
+    return PresenceLaw(r, 0.0), covariance
 
 
 def _log_likelihood(y: np.ndarray, f: np.ndarray, n: np.ndarray) -> float:

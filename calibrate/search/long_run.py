@@ -90,9 +90,7 @@ class LongReplies:
         """How long the replies may be."""
         return self.sampling.max_new_tokens
 
-    def steered(
-        self, steering: Steering, ahead: Sequence[Steering] = ()
-    ) -> tuple[Completion, ...]:
+    def steered(self, steering: Steering, ahead: Sequence[Steering] = ()) -> tuple[Completion, ...]:
         """The replies under steering, with the same noise.
 
         ahead: by what they may be steered next; if anything is sampled, it is in the same batches,

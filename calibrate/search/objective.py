@@ -58,7 +58,7 @@ def _by_ratio(rise: RatioEstimate, nearest: RatioEstimate) -> Rise:
     if n == len(nearest.counts):
         return Rise(rise.value, 0.0, n)
     ratio = RatioEstimate(rise.sums, nearest.sums[:n])
-    return Rise(ratio.value * total, abs(total) * ratio.standard_error, n)
+    return Rise(ratio.value * total, abs(total * ratio.standard_error), n)
 
 
 @dataclass(eq=False)

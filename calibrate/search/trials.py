@@ -70,9 +70,21 @@ def presence_law(
 
 
 def best_trial(trials: Sequence[Trial], settings: Settings) -> Trial | None:
-    """The complete trial of most presence, or of least where the goal is to decrease it."""
-    complete = [trial for trial in trials if trial.complete and trial.presence is not None]
+    """The complete trial of most presence, or of least where the goal is to decrease it.
+
+    Those whose replies read worse than allowed do not count.
+    """
+    complete = [
+        trial
+        for trial in trials
+        if trial.complete and trial.presence is not None and not _reads_worse(trial, settings)
+    ]
     return max(complete, key=lambda trial: settings.sign * (trial.presence or 0.0), default=None)
+
+
+def _reads_worse(trial: Trial, settings: Settings) -> bool:
+    drop, most = trial.fluency_drop, settings.max_fluency_drop
+    return drop is not None and most is not None and drop > most
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import warnings
 from collections import Counter
 from dataclasses import replace
@@ -165,6 +166,26 @@ def test_later_rounds_take_what_the_probe_is_least_sure_of_and_some_by_chance(ma
     assert len(unsure) == teaching.MORE - half
     assert min(map(doubt, unsure)) >= max(map(doubt, rest))
     assert min(map(doubt, drawn)) < min(map(doubt, unsure))
+
+
+def test_the_level_is_always_estimated_by_replies_drawn_by_chance(made, monkeypatch):
+    """Those the probe was least sure of count among them only where chance takes them too."""
+    loaded, material, settings = made
+    rounds = []
+
+    def never_known(student, graded, random_rows):
+        rounds.append(tuple(random_rows))
+        assert graded.keys() >= {*random_rows}
+        return 1.0
+
+    monkeypatch.setattr(teaching, "_level_error", never_known)
+    monkeypatch.setattr(teaching, "MAX_GRADED", teaching.FIRST + 2 * teaching.MORE)
+    taught_texts(loaded, material, reader(Teacher()), settings)
+    order = list(range(len(own_replies(*made))))
+    random.Random(settings.seed).shuffle(order)
+    sizes = [len(rows) for rows in rounds]
+    assert len(sizes) > 1
+    assert rounds == [tuple(order[:size]) for size in sizes]
 
 
 def test_what_was_graded_is_kept_and_not_asked_again(made):

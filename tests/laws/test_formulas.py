@@ -213,6 +213,16 @@ def test_degenerate_presence_is_noticed_and_left_out(sign):
     assert fit_presence(strengths[:-1], measured[:-1], [100] * 4).fall is None
 
 
+@pytest.mark.parametrize("rising", [True, False])
+def test_where_presence_turns_back_at_once_no_gain_is_made_up(rising):
+    """Nothing is known then but presence at 0."""
+    level = [0.5, 0.2, 0.1] if rising else [0.5, 0.8, 0.9]
+    fit = fit_presence([0.0, 1.0, 2.0], level, [100.0] * 3, rising=rising)
+    assert fit.fall == 1.0
+    assert np.asarray(fit.law.predict(np.linspace(-4, 4, 9))) == pytest.approx(0.5)
+    assert fit.standard_error(2.0) == pytest.approx(0.05)
+
+
 def test_a_law_of_cross_entropy_is_judged_by_its_worst_relative_error():
     assert judge_rise([1.0, 2.0], [0.1, 0.4], [0.103, 0.4]).good
     verdict = judge_rise([1.0, 2.0], [0.1, 0.4], [0.12, 0.4])

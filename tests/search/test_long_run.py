@@ -213,7 +213,9 @@ def test_replies_that_were_sampled_ahead_are_those_that_would_be_sampled_later(m
         long_run, "sample_all", lambda *given: sampled.append(given) or sample_all(*given)
     )
     prompts = tuple(encode_prompt(loaded, text) for text in ("the house", "sun and rain"))
-    ahead, alone = (LongReplies(loaded, prompts, Sampling(max_new_tokens=64), 0, ()) for _ in range(2))
+    ahead, alone = (
+        LongReplies(loaded, prompts, Sampling(max_new_tokens=64), 0, ()) for _ in range(2)
+    )
     one, other = by(loaded, 1.0), by(loaded, 2.0)
     ahead.steered(one, [one, other])
     assert ahead.steered(other) == alone.steered(other) != alone.steered(one)

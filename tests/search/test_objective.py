@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
+from calibrate.common.estimate import RatioEstimate
 from calibrate.common.settings import Sampling, Settings
 from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.generation import sample_all
@@ -13,7 +14,7 @@ from calibrate.engine.site import Site
 from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.laws.pilot import run_pilots
 from calibrate.models.model import preserving_model_state
-from calibrate.search.objective import FIRST_PART, SearchObjective, rung_sizes
+from calibrate.search.objective import FIRST_PART, SearchObjective, _by_ratio, rung_sizes
 from calibrate.search.trials import PROPOSED_SHARE
 from calibrate.texts.extraction import concept_vectors
 from calibrate.texts.replies import sample_unsteered
@@ -102,3 +103,10 @@ def test_a_batch_is_sampled_in_one_go_and_comes_out_the_same(objective, monkeypa
     assert sizes == [1, 1, 2]
     for together, by_itself in zip(ahead, alone, strict=True):
         assert together.scores == pytest.approx(by_itself.scores)
+
+
+def test_a_ratio_of_either_sign_has_an_error_above_0():
+    """On text the model did not write, sequences' ΔCE may sum to less than 0."""
+    nearest = RatioEstimate(np.array([-0.3, 0.2, 0.5, 0.4]), np.ones(4))
+    part = RatioEstimate(np.array([-0.6, 0.3]), np.ones(2))
+    assert _by_ratio(part, nearest).standard_error > 0

@@ -214,6 +214,18 @@ def test_a_trial_whose_replies_lose_too_much_fluency_does_not_win():
     assert free.best.fluency_drop is None
 
 
+def test_a_search_does_not_stop_at_a_trial_whose_replies_read_too_badly():
+    class Fading(Synthetic):
+        def replies(self, site, strength, rung):
+            drop = estimate(self.share(site, strength))
+            return Replied(super().replies(site, strength, rung).scores, drop)
+
+    settings = Settings(trials=12, max_fluency_drop=0.7)
+    result = study(Fading(ALPHAS, 5), settings, pilots=by_site({5: 1.4}))
+    assert result.best.share <= 0.7
+    assert len(result.trials) > 2
+
+
 def test_decreasing_presence_takes_the_lowest():
     negative = {layer: -alpha for layer, alpha in ALPHAS.items()}
 
