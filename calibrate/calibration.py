@@ -19,24 +19,24 @@ from calibrate.common.layout import REPORT_FILE
 from calibrate.common.progress import SILENT, Progress
 from calibrate.common.settings import Settings
 from calibrate.deploy.beside import opened_beside
-from calibrate.deploy.finished import Calibration
+from calibrate.deploy.finished import Calibration, found_again
 from calibrate.deploy.start import Start, opened_start, start_from
 from calibrate.engine.loading import load_model
 from calibrate.engine.site import Site
 from calibrate.engine.unsteered import run_unsteered
-from calibrate.judging.choice import AUTO, JudgeChoice, choose_judges
+from calibrate.judging.choice import AUTO, JudgeChoice, choose_judges, judge_code
 from calibrate.judging.panel import make_judges
 from calibrate.judging.presence import require_headroom
 from calibrate.judging.teaching import JudgeInputs
 from calibrate.laws.pilot import run_pilots
-from calibrate.models.cache import weights_hashed_once
+from calibrate.models.cache import weights_digest, weights_hashed_once
 from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.search.affordable import checked_larger, verify_affordable
 from calibrate.search.explain import add_advice
 from calibrate.search.fingerprint import fingerprint_at, fingerprint_from, fingerprint_of
 from calibrate.search.forecast import forecast, questions_ahead
 from calibrate.search.objective import FIRST_PART, SearchObjective, rung_sizes
-from calibrate.search.sites import choose_sites
+from calibrate.search.sites import as_first_chosen, choose_sites
 from calibrate.search.storage import StudyStore, check_storage
 from calibrate.search.study import run_study
 from calibrate.search.verification import Verified, verify
@@ -141,8 +141,9 @@ def calibrate(
     )
     for layer in settings.blocks:
         loaded.check_layer(layer)
+    hashed, readers = weights_digest(loaded), [*judges, judge_code(judge), judge_code(audit)]
     fingerprint = fingerprint_of(
-        loaded, concept, prompt_texts, corpus_texts, judges, lesson, guarding, settings
+        loaded, hashed, concept, prompt_texts, corpus_texts, readers, lesson, guarding, settings
     )
     second = None if beside is None else opened_beside(beside, mix, loaded, settings)
     if second is not None:
@@ -155,10 +156,11 @@ def calibrate(
     own_out = loaded.ranks.directory(out, KEPT_FILES)
     directory, finished = open_workspace(own_out, *results.values())
     if directory is not None and finished:
-        return Calibration.load(directory)
+        return found_again(directory, loaded, hashed)
 
     if earlier is not None:
-        with preserving_model_state(loaded), weights_hashed_once(loaded):
+        spent, began = loaded.meter.tokens, loaded.ranks.clock()
+        with preserving_model_state(loaded), weights_hashed_once(loaded, hashed):
             confirmed = _confirmed(
                 earlier, loaded, concept, prompt_texts, corpus_texts, guarding, settings,
                 fingerprint, limits, progress,
@@ -168,6 +170,7 @@ def calibrate(
                 if directory is not None:
                     confirmed.save(directory)
             return confirmed
+        limits = limits.less(loaded.meter.tokens - spent, loaded.ranks.clock() - began)
 
     store = StudyStore(study or f"{concept.name} on {loaded.name}", fingerprint, directory, storage)
     check_storage(store, loaded.ranks)
@@ -186,7 +189,7 @@ def calibrate(
 
     with (
         preserving_model_state(loaded),
-        weights_hashed_once(loaded),
+        weights_hashed_once(loaded, hashed),
         report_if_infeasible(directory, loaded, concept),
     ):
         with ledger.stage("unsteered replies"):
@@ -201,6 +204,8 @@ def calibrate(
                 loaded, corpora["search"], splits["probe"], vectors, ahead.blocks, settings
             )
             sites = require_signal(sites, concept)
+            if settings.layer == "search":
+                sites = as_first_chosen(sites, vectors, store)
 
         with ledger.stage("judges"):
             middle = Site((vectors[loaded.num_layers // 2],))
@@ -234,10 +239,11 @@ def calibrate(
 
             advised = add_advice(pilots, studied.trials, baseline, settings)
             with ledger.stage("verification"), advised:
+                another = ahead.tokens["verification"]
                 bought = verify_affordable(
-                    verify_at, loaded, run, pilot, strength, settings, larger
-                )
-
+                    verify_at, loaded, run, pilot, strength, settings, larger,
+                    lambda: allowance.left_for(another, reserve=0),
+                )  # fmt: skip
                 verified = bought.verified
                 if second is not None:
                     joined = second.section(loaded, verified, weights[pilot.site.name], settings)

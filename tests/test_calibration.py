@@ -20,7 +20,7 @@ import calibrate
 from calibrate.common.errors import ArtefactError, Infeasible, InputError, ModelError
 from calibrate.common.progress import Progress
 from calibrate.common.settings import Sampling
-from calibrate.deploy.finished import Calibration
+from calibrate.deploy.finished import Calibration, found_again
 from calibrate.engine.generation import sample
 from calibrate.engine.loading import load_model
 from calibrate.judging.presence import require_headroom
@@ -237,6 +237,26 @@ def test_an_interrupted_calibration_resumes_to_the_same_answer(finished, tiny_op
     assert run(tiny_options, out=out).config.intervention == finished.result.config.intervention
 
 
+def test_a_search_goes_on_among_the_blocks_it_began_with(tiny_options, tmp_path):
+    """How many those are depends on what may be spent, which may differ the next time."""
+
+    class Interrupting(Progress):
+        def tried(self, trial):
+            raise KeyboardInterrupt
+
+    class Forecast(Progress):
+        def forecast(self, tokens, seconds):
+            self.tokens = sum(tokens.values())
+
+    all_blocks, limited = Forecast(), tmp_path / "limited"
+    whole = run(tiny_options, progress=all_blocks)
+    assert len(whole.evidence.pilots) > 1
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_options, out=limited, progress=Interrupting(), max_tokens=all_blocks.tokens - 1)
+    resumed = run(tiny_options, out=limited)
+    assert 0 < len(resumed.evidence.pilots) < len(whole.evidence.pilots)
+
+
 def test_a_finished_directory_answers_at_once(finished, tiny_options):
     class Refusing(Progress):
         def began(self, stage, total=None, unit="tokens"):
@@ -249,6 +269,37 @@ def test_a_finished_directory_answers_at_once(finished, tiny_options):
 def test_a_finished_directory_is_not_overwritten_by_other_settings(finished, tiny_options):
     with pytest.raises(ArtefactError, match=r"made with other settings.*another --out"):
         run(tiny_options, out=finished.directory, ce_budget=0.2)
+
+
+def test_a_finished_directory_is_not_of_other_weights(finished, tiny_options):
+    """Of the same name and shape, as after a training."""
+    with pytest.raises(ArtefactError, match=r"or another model; choose another --out"):
+        run(tiny_options, retrained(), out=finished.directory)
+
+
+def test_where_no_process_holds_all_weights_the_reference_tells_them_apart(finished):
+    same, other = (load_model(each, tiny.tokenizer()) for each in (tiny.model("gpt2"), retrained()))
+    assert found_again(finished.directory, same, None).config == finished.result.config
+    with pytest.raises(ArtefactError, match=r"another model: unsteered log-prob.*another --out"):
+        found_again(finished.directory, other, None)
+
+
+def retrained():
+    model = tiny.model("gpt2")
+    with torch.no_grad():
+        model.transformer.h[0].mlp.c_fc.weight.mul_(1.5)
+    return model
+
+
+def test_another_judge_of_the_same_name_is_another_calibration(tiny_options):
+    judges = [
+        lambda texts, _: [sum(word in tiny.BRIGHT for word in text.split()) / 40 for text in texts],
+        lambda texts, _: [sum(word in tiny.BRIGHT for word in text.split()) / 50 for text in texts],
+    ]
+    one, again, other = (
+        run(tiny_options, judge=judge).config.provenance for judge in (*judges[:1], *judges)
+    )
+    assert one.fingerprint == again.fingerprint != other.fingerprint
 
 
 def test_texts_in_other_groups_are_another_calibration(finished, tiny_options):
@@ -308,6 +359,19 @@ def test_a_larger_budget_buys_what_the_first_does_not(tiny_options, tmp_path):
     assert again.config.provenance == config.provenance
     with pytest.raises(ArtefactError, match="made with other settings"):
         run(tiny_options, ce_budget=1e-4, out=tmp_path)
+
+
+def test_a_larger_budget_is_left_alone_where_the_limits_have_no_room_for_it(tiny_options):
+    class Counting(Progress):
+        def forecast(self, tokens, seconds):
+            self.most = sum(tokens.values())
+
+    forecast = Counting()
+    with pytest.raises(Infeasible):
+        run(tiny_options, ce_budget=1e-4, progress=forecast)
+    with pytest.raises(Infeasible) as caught:
+        run(tiny_options, ce_budget=1e-4, larger_budgets=[2e-4, 0.4], max_tokens=forecast.most)
+    assert any("verify 0.0002 nat too, with a higher --max" in one for one in caught.value.advice)
 
 
 @pytest.mark.parametrize("larger", [[0.4], [0.5, 0.2], [math.nan], ["much"]])

@@ -54,6 +54,12 @@ class Limits:
             rule = "--max-minutes must be above 0"
             check_number(rule, self.minutes, lambda minutes: minutes > 0)
 
+    def less(self, tokens: int, seconds: float) -> Limits:
+        """What is left after these, never less than something."""
+        left = None if self.tokens is None else max(self.tokens - tokens, 1)
+        minutes = None if self.minutes is None else max(self.minutes - seconds / 60, 1e-9)
+        return Limits(left, minutes)
+
     def allow(self, tokens: int, seconds: float) -> bool:
         """Whether these totals are within the limits."""
         within = self.tokens is None or tokens <= self.tokens

@@ -15,7 +15,11 @@ class Section(BaseModel):
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """The model the config was made on."""
+    """The model the config was made on.
+
+    revision: None for files without one. tokenizer_sha256: of the vocabulary and the special
+    tokens; tokenization_sha256: of the ids of a text, None where it was not recorded.
+    """
 
     id: str
     revision: str | None
@@ -26,6 +30,7 @@ class ModelIdentity:
     tokenizer_sha256: str
     chat_template_sha256: str | None
     adds_bos: bool
+    tokenization_sha256: str | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,11 +46,19 @@ class Beside:
         run: the first sequences of the search corpus.
         Returns: the sites, and by their names its strength per unit of theirs.
         """
-        at_budget, own = self.config.range.strength_at_budget.value, self.config.site
+        at_budget, own = self._at_budget(settings.ce_budget), self.config.site
         mixed = [
             mixed_with(loaded, run, site, own, at_budget, self.mix, settings) for site in sites
         ]
         return [site for site, _ in mixed], {site.name: weight for site, weight in mixed}
+
+    def _at_budget(self, budget: float) -> float:
+        """The strength that spends a budget on its concept alone, by its law where not measured."""
+        known = self.config.range.strength_at_budget.value
+        if budget == self.config.settings.ce_budget:
+            return known
+        foretold = self.config.laws.cross_entropy.invert(budget, 1 if known > 0 else -1)
+        return foretold if math.isfinite(foretold) else known
 
     def section(
         self, loaded: LoadedModel, verified: Verified, weight: float, settings: Settings

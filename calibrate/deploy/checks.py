@@ -41,7 +41,7 @@ def check_identity(config: SteeringConfig, loaded: LoadedModel) -> Iterator[Chec
     expected, identity = config.model, asdict(loaded.identity)
     for name, what in IDENTITY.items():
         was, now = getattr(expected, name), identity[name]
-        unknown = name == "revision" and None in (was, now)
+        unknown = name in MAY_BE_UNKNOWN and None in (was, now)
         if unknown or was == now:
             continue
         yield Check(
@@ -61,9 +61,11 @@ IDENTITY = {
     "dtype": "the precision",
     "revision": "the model's revision",
     "tokenizer_sha256": "the tokenizer",
+    "tokenization_sha256": "how the tokenizer cuts text",
     "chat_template_sha256": "the chat template",
     "adds_bos": "whether texts begin with a BOS",
 }
+MAY_BE_UNKNOWN = ("revision", "tokenization_sha256")
 REMEDIES = {
     "dtype": "load it with --dtype, or calibrate in the precision that is served",
     "revision": "load that revision with --revision, or calibrate this one anew",

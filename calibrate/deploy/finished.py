@@ -11,14 +11,15 @@ from calibrate.artefact import saved
 from calibrate.artefact.config import SteeringConfig
 from calibrate.artefact.evidence import Evidence
 from calibrate.artefact.frontier import Frontier, PointSection
-from calibrate.common.errors import InputError
+from calibrate.common.errors import ArtefactError, InputError
 from calibrate.common.progress import SILENT, Progress
 from calibrate.deploy import frontier
+from calibrate.deploy.checks import why_not_same
 from calibrate.deploy.export import export
 from calibrate.deploy.export.exporter import Exported
 from calibrate.deploy.verify import as_calibrated, open_model
 from calibrate.engine.loading import load_model
-from calibrate.models.model import LoadedModel
+from calibrate.models.model import LoadedModel, preserving_model_state
 from probes import Probe
 
 
@@ -151,3 +152,22 @@ class Calibration:
         Raises: ArtefactError if anything is missing or damaged.
         """
         return cls(*saved.load(directory))
+
+
+def found_again(directory: Path, loaded: LoadedModel, weights: str | None) -> Calibration:
+    """The calibration that the same call has finished before.
+
+    weights: their hash, which its fingerprint knows; where there is none, its reference is held
+        against the model.
+    Raises: ArtefactError if it is of other weights, or damaged.
+    """
+    found = Calibration.load(directory)
+    if weights is None:
+        with preserving_model_state(loaded):
+            why_not = why_not_same(found.config, loaded)
+        if why_not is not None:
+            raise ArtefactError(
+                f"{directory} holds a calibration of another model: {why_not}; choose another "
+                "--out, or remove it"
+            )
+    return found

@@ -31,7 +31,7 @@ from calibrate.texts.concept_tokens import concept_tokens
 from calibrate.texts.extraction import concept_vectors
 from calibrate.texts.guard import Guard
 from calibrate.texts.noise import require_signal
-from calibrate.texts.replies import build_corpora, sample_splits
+from calibrate.texts.replies import build_corpora, require_spoken, sample_splits
 
 Start = Calibration | str | Path
 NO_LIMITS = Limits()
@@ -94,7 +94,8 @@ def start_from(
         limit the drop. fingerprint: of this calibration. limits: what may be spent; they decide
         whether more replies are drawn where the first leave it open.
     Raises: Infeasible if its answer does not hold any longer; ConceptError if its vectors are
-        mostly noise by now; InputError if its judge cannot be made again.
+        mostly noise by now, or the model has fallen silent; InputError if its judge cannot be made
+        again.
     """
     ledger, splits = Ledger(loaded.meter, progress), concept.split()
     allowance = Allowance(loaded.meter, limits, reserve=0, clock=loaded.ranks.clock)
@@ -106,6 +107,7 @@ def start_from(
         fewer = chosen["search"][: max(1, round(SEARCH_SHARE * len(chosen["search"])))]
         parts = {"search": fewer, "verify": chosen["verify"]}
         replies = sample_splits(loaded, parts, settings, FEWER_LOOKS[0])
+        require_spoken(replies)
         corpora = build_corpora(loaded, replies, corpus)
     with ledger.stage("steering vectors"):
         vectors = concept_vectors(loaded, splits["vector"], settings)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 from calibrate.common.errors import CalibrateWarning, InputError, ModelError
@@ -41,6 +43,29 @@ def judge_name(judge: JudgeChoice) -> str:
         return "probe" if judge == AUTO else judge
     named = judge if hasattr(judge, "__qualname__") else type(judge)
     return f"{named.__module__}:{named.__qualname__}"
+
+
+def judge_code(judge: JudgeChoice | None) -> str | None:
+    """A hash of the code of a judge that is a function or an object; None for one that is named.
+
+    The same name may be of another function the next time, in a notebook above all.
+    """
+    if judge is None or isinstance(judge, str):
+        return None
+    function = judge if hasattr(judge, "__code__") else getattr(type(judge), "score", None)
+    code = getattr(function, "__code__", None)
+    return None if code is None else hashlib.sha256(repr(_instructions(code)).encode()).hexdigest()
+
+
+def _instructions(code: CodeType) -> list[Any]:
+    """What code does, wherever it stands."""
+    inner = [_instructions(each) for each in code.co_consts if isinstance(each, CodeType)]
+    plain = [_in_order(each) for each in code.co_consts if not isinstance(each, CodeType)]
+    return [code.co_code, code.co_names, code.co_varnames, plain, inner]
+
+
+def _in_order(constant: Any) -> str:
+    return repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant)
 
 
 def check_judges(judge: JudgeChoice, audit: JudgeChoice | None, settings: Settings) -> None:

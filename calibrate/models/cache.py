@@ -30,7 +30,7 @@ from calibrate.common.files import STAGING, is_plain_file, write_together
 from calibrate.models.converted import cache_directory
 from calibrate.models.model import LoadedModel
 
-VERSION = 4  # part of every entry's name; raise it when the result for a request changes
+VERSION = 5  # part of every entry's name; raise it when the result for a request changes
 MAX_BYTES = 256 << 20
 ENTRY = re.compile(r"[0-9a-f]{64}")
 SUFFIXES = (".json", ".safetensors")
@@ -76,13 +76,22 @@ def load_or_compute(
 
 def is_settled(loaded: LoadedModel) -> bool:
     """Whether a model's weights determine its results, so that these can be stored."""
-    offloaded = any(values.is_meta for values in loaded.model.parameters())
-    return loaded.by_name and loaded.ranks.alone and not offloaded
+    return loaded.by_name and _has_all_weights(loaded)
+
+
+def weights_digest(loaded: LoadedModel) -> str | None:
+    """A hash of the weights; None where they are offloaded, or several processes share them."""
+    return _weights_digest(loaded) if _has_all_weights(loaded) else None
 
 
 def model_digest(loaded: LoadedModel) -> str:
     """A hash of everything about a model that its results depend on."""
     return _digest(loaded, None)
+
+
+def _has_all_weights(loaded: LoadedModel) -> bool:
+    offloaded = any(values.is_meta for values in loaded.model.parameters())
+    return loaded.ranks.alone and not offloaded
 
 
 def _load(form: CacheFormat[Kept], entry: Path) -> Kept | None:
@@ -96,9 +105,12 @@ def _load(form: CacheFormat[Kept], entry: Path) -> Kept | None:
 
 
 @contextmanager
-def weights_hashed_once(loaded: LoadedModel) -> Iterator[None]:
-    """Hash the weights only once: inside the `with` they must not change."""
-    _hashed[id(loaded)] = None
+def weights_hashed_once(loaded: LoadedModel, known: str | None = None) -> Iterator[None]:
+    """Hash the weights only once: inside the `with` they must not change.
+
+    known: their hash, where it is.
+    """
+    _hashed[id(loaded)] = known
     try:
         yield
     finally:

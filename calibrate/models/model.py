@@ -26,6 +26,7 @@ from calibrate.models.ranks import Ranks, sharding
 from calibrate.models.rendering import Rendering, template_of
 
 DEFAULT_BATCH_TOKENS = 2048
+TOKENIZED = "Hello,  World!\n\tIt's 12,345.67 % of naïve cafés: ΩΜΕΓΑ, Привет, 東京 🙂"
 AS_BEFORE_AUTOCAST = "_original_forward"  # where accelerate keeps a model's own forward
 
 
@@ -121,6 +122,7 @@ class LoadedModel:
             tokenizer_sha256=_tokenizer_sha256(self.tokenizer),
             chat_template_sha256=template and _sha256(template),
             adds_bos=self.adds_bos,
+            tokenization_sha256=_tokenization_sha256(self.tokenizer),
         )
 
     @cached_property
@@ -263,9 +265,14 @@ def _sha256(text: str) -> str:
 
 
 def _tokenizer_sha256(tokenizer: Any) -> str:
-    """Hash what decides the ids: the vocabulary and the special tokens."""
+    """Hash the vocabulary and the special tokens."""
     parts = [sorted(tokenizer.get_vocab().items()), sorted(tokenizer.special_tokens_map.items())]
     return _sha256(json.dumps(parts, default=str))
+
+
+def _tokenization_sha256(tokenizer: Any) -> str:
+    """Hash the ids of a text, since merges and normalisation are no part of the vocabulary."""
+    return _sha256(json.dumps(tokenizer(TOKENIZED, add_special_tokens=False)["input_ids"]))
 
 
 @dataclass(frozen=True)

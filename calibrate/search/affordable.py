@@ -3,6 +3,9 @@
 Only a change that is too small is worth more strength: where replies loop, break or forget, more of
 it does more harm. No study is made again. The law of ΔCE names the strength that spends a larger
 budget, passes over the search corpus correct it, and verification holds it to that budget.
+
+Each budget is one more test on the same prompts, at the confidence of a single one: with k budgets
+a change of 0 ships with a probability of up to k times what `search.effect` states.
 """
 
 from __future__ import annotations
@@ -51,10 +54,12 @@ def verify_affordable(
     strength: float,
     settings: Settings,
     larger: Iterable[float],
+    affords_another: Callable[[], bool] = lambda: True,
 ) -> Bought:
     """Verify a strength, and where it buys too little, what the next larger budget names.
 
     verify_at: verifies a strength. run: of the search corpus. larger: budgets from small to large.
+    affords_another: whether the limits leave room for one more verification.
     Raises: Infeasible as `search.verification.verify` does, for the largest budget that can be
         spent.
     """
@@ -63,6 +68,9 @@ def verify_affordable(
         try:
             return Bought(verify_at(strength, settings), pilot, settings)
         except TooLittle as too_little:
+            if not affords_another():
+                more = f"verify {budget:g} nat too, with a higher --max-tokens or --max-minutes"
+                raise TooLittle(too_little.reasons, [more, *too_little.advice]) from None
             try:
                 spending, law = spending_strength(
                     loaded, run, pilot.site, law, budget, settings.sign

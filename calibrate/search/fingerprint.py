@@ -16,17 +16,22 @@ from calibrate.texts.guard import Guard
 
 def fingerprint_of(
     loaded: LoadedModel,
+    weights: str | None,
     concept: Concept,
     prompts: Sequence[str],
     corpus: Mapping[str, Sequence[str]] | None,
-    judges: Sequence[str],
+    judges: Sequence[str | None],
     lesson: Lesson | None,
     guard: Guard | None,
     settings: Settings,
 ) -> str:
-    """Hash of everything the result depends on."""
+    """Hash of everything the result depends on.
+
+    weights: their hash, None where no process holds all of them. judges: their names, and hashes of
+    the code of those that have no other name.
+    """
     parts = [
-        asdict(loaded.identity),
+        [asdict(loaded.identity), weights],
         dict(loaded.rendering.kwargs),
         [concept.name, concept.data_sha256, _groups(concept)],
         list(prompts),

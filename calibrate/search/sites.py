@@ -15,6 +15,8 @@ from calibrate.engine.site import Site, SteeringVector
 from calibrate.engine.unsteered import Corpus
 from calibrate.models.model import LoadedModel
 from calibrate.search.block_ranking import MAX_BLOCKS, carried_blocks, rank_blocks
+from calibrate.search.storage import StudyStore
+from calibrate.search.workers import agreed
 from calibrate.texts.concept import Texts
 
 BAND = (0.27, 0.87)  # shares of the depth; every block from the one to the other is steered
@@ -51,4 +53,19 @@ def choose_sites(
     return ranks, [
         Site(tuple(vectors[layer] for layer in layers), positions)
         for layers, positions in product(groups, settings.position_choices)
+    ]
+
+
+def as_first_chosen(
+    sites: Sequence[Site], vectors: Sequence[SteeringVector], store: StudyStore
+) -> list[Site]:
+    """The sites that the study's first worker chose, among which all of its trials are.
+
+    How many blocks are searched depends on what a worker may spend and how fast it is, and near
+    ties between them on its arithmetic.
+    """
+    own = [[[vector.layer for vector in site.vectors], site.positions] for site in sites]
+    return [
+        Site(tuple(vectors[layer] for layer in layers), positions)
+        for layers, positions in agreed(store, "sites", own)
     ]

@@ -248,10 +248,18 @@ def with_first_date(loaded: LoadedModel, store: StudyStore) -> LoadedModel:
     """
     if loaded.rendering.date is None:
         return loaded
-    study = open_study(replace(store, name=f"{store.name}: date"), "maximize")
-    if "date" not in study.user_attrs:
-        study.set_user_attr("date", loaded.rendering.date)
-    return rendered_with(loaded, None, str(study.user_attrs["date"]))
+    return rendered_with(loaded, None, str(agreed(store, "date", loaded.rendering.date)))
+
+
+def agreed(store: StudyStore, what: str, own: Any) -> Any:
+    """What the study's first worker noted under a name: its `own`, as JSON values.
+
+    Raises: ArtefactError as `shared_study` does.
+    """
+    study = open_study(replace(store, name=f"{store.name}: {what}"), "maximize")
+    if what not in study.user_attrs:
+        study.set_user_attr(what, own)
+    return study.user_attrs[what]
 
 
 def _lock_file(directory: Path, worker: str) -> Path:

@@ -73,13 +73,7 @@ def sample_unsteered(
     """
     chosen = {split: texts for split, texts in split_prompts(prompts).items() if split in splits}
     replies = sample_splits(loaded, chosen, settings, per_verify_prompt)
-    for split, texts in chosen.items():
-        spoken = len(replies.first_replies(split))
-        if spoken < len(texts) / 2:
-            raise ConceptError(
-                f"the model must reply to the {split} prompts, but it had nothing to say to "
-                f"{len(texts) - spoken} of {len(texts)}; give others with --prompts"
-            )
+    require_spoken(replies)
     require_answers([reply for part in replies.completions.values() for reply in part], settings)
     return replies
 
@@ -97,6 +91,17 @@ def sample_splits(
     }
     drawn = _sampled_together(loaded, encoded, settings, per_verify_prompt)
     return UnsteeredReplies(encoded, drawn)
+
+
+def require_spoken(replies: UnsteeredReplies) -> None:
+    """Raise ConceptError if the model has nothing to say to most prompts of a split."""
+    for split, prompts in replies.prompts.items():
+        spoken = len(replies.first_replies(split))
+        if spoken < len(prompts) / 2:
+            raise ConceptError(
+                f"the model must reply to the {split} prompts, but it had nothing to say to "
+                f"{len(prompts) - spoken} of {len(prompts)}; give others with --prompts"
+            )
 
 
 def expected_tokens(counts: Mapping[str, int], reply: float) -> float:

@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 from safetensors.numpy import load_file, save_file
+from tokenizers import normalizers
 
 import calibrate
 import probes
@@ -138,6 +139,21 @@ def test_another_tokenizer_is_named(finished):
         finished.directory, load_model(tiny.model("gpt2"), tiny.tokenizer(bos=True))
     )
     assert "the tokenizer must be" in found
+
+
+def test_a_tokenizer_that_cuts_text_otherwise_is_named(finished):
+    """Of the same vocabulary: a normaliser is no part of it."""
+    lower = tiny.tokenizer()
+    lower.backend_tokenizer.normalizer = normalizers.Replace("It's", "the")
+    (found,) = failures(finished.directory, load_model(tiny.model("gpt2"), lower))
+    assert "how the tokenizer cuts text must be" in found
+
+
+def test_a_config_from_before_tokenization_was_recorded_still_holds(copy, loaded):
+    def forget(facts):
+        del facts["model"]["tokenization_sha256"]
+
+    assert check_directory(tampered(copy, forget), loaded, quick=True).passed
 
 
 def test_another_chat_template_is_named(finished):

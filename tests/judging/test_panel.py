@@ -21,7 +21,7 @@ from calibrate.engine.generation import Request
 from calibrate.engine.loading import load_model
 from calibrate.engine.site import Site
 from calibrate.judging import panel as panels
-from calibrate.judging.choice import Lesson, choose_audit, judge_name
+from calibrate.judging.choice import Lesson, choose_audit, judge_code, judge_name
 from calibrate.judging.graded_replies import graded_replies
 from calibrate.judging.panel import judge_again, judge_from_texts, make_judges
 from calibrate.judging.presence import measure_presence
@@ -185,6 +185,20 @@ def test_a_teacher_is_checked_before_loading_and_is_not_the_auditor(monkeypatch)
             calibrate.calibrate("nothing", "joy", teacher=teacher)
     with pytest.raises(InputError, match="another than the judge, got 'question:x'"):
         calibrate.calibrate("nothing", "joy", teacher="x", audit="question:x")
+
+
+def test_code_tells_judges_of_the_same_name_apart():
+    def of(source):
+        scope = {}
+        exec(source, scope)
+        return judge_code(scope["judge"])
+
+    body = "def judge(texts, _):\n return [float(any(w in {'a', 'b'} for w in t)) for t in texts]"
+    assert of(body) == of("\n\n" + body)
+    assert of(body) != of(body.replace("'b'", "'c'"))
+    assert of(body) != of(body.replace("any", "all"))
+    assert judge_code(FunctionJudge(counting)) == judge_code(FunctionJudge(counting)) is not None
+    assert judge_code("question") is judge_code(None) is None
 
 
 def test_judges_have_names():

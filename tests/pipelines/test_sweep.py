@@ -16,7 +16,7 @@ from test_cli import run
 import calibrate
 from calibrate.common.errors import ArtefactError, InputError
 from calibrate.pipelines.sweep import pool as pools
-from calibrate.pipelines.sweep.cells import cells_of, read_plan
+from calibrate.pipelines.sweep.cells import Cell, cells_of, read_plan
 from calibrate.pipelines.sweep.report import Row, foretold, transfer_error
 from calibrate.pipelines.sweep.run import LOCK, sweep
 
@@ -296,3 +296,13 @@ def test_strengths_are_foretold_by_the_other_models():
     expected = sorted(max(f, 1 / f) for f in factors)[1] - 1
     assert transfer_error(foretold(rows)) == pytest.approx(expected)
     assert transfer_error(rows[:1]) is None
+
+
+def test_a_model_whose_files_were_written_anew_is_another_cell(tmp_path):
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"before")
+    before = Cell("joy", str(tmp_path), "joy").key
+    assert Cell("joy", str(tmp_path), "joy").key == before
+    weights.write_bytes(b"after a training")
+    assert Cell("joy", str(tmp_path), "joy").key != before
+    assert Cell("joy", "smollm2", "joy").key == Cell("joy", "smollm2", "joy").key

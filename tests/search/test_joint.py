@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import calibrate
 from calibrate.common.errors import Infeasible, InputError
 from calibrate.common.settings import Settings
-from calibrate.deploy.beside import opened_beside
+from calibrate.deploy.beside import Beside, opened_beside
 from calibrate.deploy.start import opened_start
 from calibrate.engine.site import Site, SteeringVector
 from calibrate.engine.unsteered import Corpus, run_unsteered
@@ -119,6 +119,16 @@ def test_the_mix_is_in_units_of_the_strengths_alone(loaded, parts):
     alone = measure_log_odds(loaded, run, one, ()).law(1).invert(0.05)
     _, weight = mixed_with(loaded, run, one, other, 3.0, 0.25, settings)
     assert weight == pytest.approx(3.0 / alone / 3)
+
+
+def test_the_mix_is_of_what_each_spends_alone_on_the_budget_asked_for(finished):
+    """Though the earlier one was calibrated at another."""
+    beside = Beside(finished.result, 0.5)
+    config = finished.result.config
+    assert beside._at_budget(0.4) == config.range.strength_at_budget.value
+    quarter = beside._at_budget(0.1)
+    assert config.laws.cross_entropy.predict(quarter) == pytest.approx(0.1)
+    assert 0 < quarter < config.range.strength_at_budget.value
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import tiny
+import torch
 
 from calibrate.common.settings import Settings
+from calibrate.engine.site import Site
 from calibrate.engine.unsteered import Corpus
 from calibrate.models.model import preserving_model_state
-from calibrate.search.sites import choose_sites, most_blocks, steered_band
+from calibrate.search.sites import as_first_chosen, choose_sites, most_blocks, steered_band
+from calibrate.search.storage import StudyStore
 from calibrate.texts.extraction import concept_vectors
 
 
@@ -62,3 +67,19 @@ def test_only_a_search_has_blocks_to_choose_from():
     assert [most_blocks(Settings(layer=layer), 30) for layer in ("auto", 3, "8-26")] == [1, 1, 1]
     assert most_blocks(Settings(layer="search"), 30) == 2
     assert most_blocks(Settings(layer="search"), 1) == 1
+
+
+def test_every_worker_searches_the_blocks_that_the_first_one_chose(tmp_path):
+    vectors = [replace(tiny.site(torch.ones(4), 0).vectors[0], layer=layer) for layer in range(4)]
+    store = StudyStore("joy", "f", tmp_path)
+
+    def names(layers, where):
+        sites = [Site((vectors[layer],), "last") for layer in layers]
+        return [site.name for site in as_first_chosen(sites, vectors, where)]
+
+    assert (
+        names([2, 1], store)
+        == names([3], store)
+        == ["block 2, last position", "block 1, last position"]
+    )
+    assert names([3], StudyStore("joy", "f")) == ["block 3, last position"]

@@ -10,6 +10,7 @@ import tiny
 import torch
 
 import calibrate
+from calibrate.common.cost import Limits
 from calibrate.common.errors import CalibrateWarning, ConceptError, Infeasible, InputError
 from calibrate.common.estimate import Interval
 from calibrate.deploy.start import opened_start
@@ -183,3 +184,21 @@ def test_the_same_share_of_alpha_b_is_kept():
     assert expected.now(Interval(1.5, 1.4, 1.6)) == pytest.approx(1.2)
     below = Expected(strength=-0.8, at_budget=-1.0)
     assert below.now(Interval(-2.0, -2.2, -1.8)) == pytest.approx(-1.6)
+
+
+def test_a_model_that_has_fallen_silent_is_refused_by_name(finished, tiny_options, options):
+    silent = changed(0.02)
+    end = tiny.tokenizer().eos_token_id
+    silent.lm_head = torch.nn.Linear(silent.config.n_embd, silent.config.vocab_size)
+    with torch.no_grad():
+        silent.lm_head.weight.zero_()
+        silent.lm_head.bias.zero_()
+        silent.lm_head.bias[end] = 50.0
+    with pytest.raises(ConceptError, match="the model must reply to the search prompts"):
+        calibrate.calibrate(silent, tiny_options["concept"], start=finished.directory, **options)
+
+
+def test_what_a_start_that_failed_has_spent_counts_towards_the_limits():
+    assert Limits(100, 2.0).less(30, 60.0) == Limits(70, 1.0)
+    assert Limits().less(30, 60.0) == Limits()
+    assert Limits(100).less(130, 60.0) == Limits(1)

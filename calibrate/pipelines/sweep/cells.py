@@ -36,8 +36,8 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Hash of everything that was asked."""
-        asked = [self.model, self.concept, sorted(self.options)]
+        """Hash of everything that was asked, and of when the model's files were written."""
+        asked = [self.model, _written(Path(self.model)), self.concept, sorted(self.options)]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
@@ -137,6 +137,13 @@ def _cells_in(path: Path, table: Mapping[str, Any]) -> tuple[Cell, ...]:
     rest = {name.replace("-", "_"): value for name, value in table.items() if name not in LISTS}
     models, concepts, budgets, layers = lists.values()
     return cells_of(models, concepts, budgets, layers, rest)
+
+
+def _written(model: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of a model's files; none where it is no directory or file."""
+    files = sorted(model.iterdir()) if model.is_dir() else [model]
+    found = [(path.name, path.stat()) for path in files if path.is_file()]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]
 
 
 def _safe(name: str) -> str:
