@@ -313,9 +313,7 @@ one standard error of the difference, paired by prompt. The judges read presence
 tell impolite ([judges.md](judges.md)).
 
 Other bands: "middle" from {MIDDLE[0]:.0%} to {MIDDLE[1]:.0%} of the depth, "four" the blocks at
-{", ".join(f"{share:.0%}" for share in FOUR)}. Other weights: "even" makes ‖v‖ / ‖h‖ the same at
-every block, "differences" adds after each block what its vector has beyond that of the block
-before.
+{", ".join(f"{share:.0%}" for share in FOUR)}.
 """
 
 

@@ -279,7 +279,9 @@ Of humorous and impolite it also learns from 384 replies that were steered at th
 reads the same replies as follows, humorous was refused, and impolite could not be told apart.
 
 {without}
-Humorous is steered by half of α at the budget, since beyond that long replies loop.
+Humorous is steered by half of α at the budget: of the four shares that verification tries, long
+replies loop at the three larger ones. [The frontier](frontier.md#humorous-on-smollm2) has one
+between them that does not.
 
 ## A single block
 

@@ -290,7 +290,8 @@ def stack_table(found: dict[str, Any]) -> str:
         "sampled in that stack to the same prompts with the same noise (two to a prompt in the "
         "first row, one in the others). llama.cpp runs the quantised weights the model came from, "
         "its activations rounded to eight bits, which moves predictions by some hundredths "
-        "before anything is steered.\n\n" + table(headings, rows)
+        "before anything is steered. A single block, presence by an earlier probe.\n\n"
+        + table(headings, rows)
     )
 
 

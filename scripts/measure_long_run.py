@@ -52,8 +52,9 @@ COLOURS = ("#999999", "#dd8452", "#111111")
 
 HEADER = f"""# Replies as long as they are served
 
-Written by `scripts/measure_long_run.py`. Model: the embedded `smollm2`, float32, two cores, default
-settings. The verification has {PROMPTS} prompts answered in up to {LENGTH} tokens, unsteered and
+Written by `scripts/measure_long_run.py`. Model: the embedded `smollm2`, float32, two cores.
+Measured before a band was the default: single blocks, chosen by the study, presence by an earlier
+probe. The verification has {PROMPTS} prompts answered in up to {LENGTH} tokens, unsteered and
 steered, and does not ship a strength with which more than {LOOP_MARGIN:.0%} more of the tokens lie
 in loops (stretches of eight tokens or more that say one group again at once).
 """

@@ -347,7 +347,8 @@ def page(found: dict[str, Any]) -> str:
 HEADER = f"""# The study, and the gates behind it
 
 Written by `scripts/measure_study.py`; every point is in [study.json](study.json). Model: {MODEL},
-budget {SETTINGS.ce_budget:g} nat per token, default settings.
+budget {SETTINGS.ce_budget:g} nat per token. Measured before a band was the
+default: single blocks, presence by an earlier probe.
 """
 
 

@@ -16,7 +16,7 @@ Written by `scripts/write_cli_docs.py` from what `--help` prints.
 | exit status | meaning |
 |---|---|
 | 0 | done |
-| 1 | unexpected; please report it |
+| 1 | unexpected, please report it; of `calibrate sweep`: some cells failed |
 | 2 | bad usage or input: one line says what, the value, and the way out |
 | 3 | infeasible: no strength does what was asked; reasons in `DIR/report.html` |
 | 4 | verification failed |

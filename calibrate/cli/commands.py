@@ -44,7 +44,7 @@ def cli(ctx: click.Context, /, **given: Any) -> None:
     calibrate --model smollm2 --concept joy      find the strength
     calibrate show joy-smollm2                   the summary again
     calibrate frontier joy-smollm2               what other budgets buy, and what prompting does
-    calibrate pick joy-smollm2 --ce-budget 0.2 --out stronger
+    calibrate pick optimistic-smollm2 --ce-budget 0.2 --out stronger
     calibrate verify joy-smollm2                 does it still hold? for deployment pipelines
     calibrate judge joy-smollm2 --texts FILE     does its judge read as people do?
     calibrate generate joy-smollm2 --prompt "…"  unsteered and steered, side by side

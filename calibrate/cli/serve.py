@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command)
 @click.argument("directories", type=TEXT, nargs=-1, required=True, metavar="DIR...")
-@click.option("--host", type=TEXT, default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option(
+    "--host",
+    type=TEXT,
+    default="127.0.0.1",
+    show_default=True,
+    metavar="ADDRESS",
+    help="Where to listen.",
+)
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: a free one."
 )
