@@ -17,7 +17,14 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from calibrate.calibration import calibrate
-from calibrate.common.errors import CalibrateWarning, Infeasible, InputError
+from calibrate.common.errors import (
+    CalibrateError,
+    CalibrateWarning,
+    ConceptError,
+    Infeasible,
+    InputError,
+    NumericalError,
+)
 from calibrate.deploy.finished import Calibration
 from calibrate.models.ranks import Ranks
 from calibrate.pipelines.options import checked_options
@@ -26,6 +33,7 @@ from calibrate.texts.concept import Concept, read_concept
 FOLDER = "steering"  # in the Trainer's output directory
 GIVEN = ("model", "concept", "out", "progress")  # arguments that are not options here
 LAST = "last"  # as start: each calibration begins with the one before it
+ALIKE = (Infeasible, ConceptError, NumericalError)  # what all that hold one model find alike
 STRATEGIES = {"save": "save_strategy", "evaluate": "eval_strategy"}
 
 Metrics = dict[str, float]
@@ -51,8 +59,11 @@ class CalibrationCallback(TrainerCallback):  # type: ignore[misc]
     One artefact a calibration goes to `out`, by default `steering` in the Trainer's output
     directory. `history` holds what was found. Strength, cost, presence and how far α_B has drifted
     since the first go to the Trainer's log once it is attached, and so to TensorBoard, W&B or
-    MLflow. What is infeasible is logged and warned of; the training goes on. With start="last" each
-    calibration begins with the one before it, which takes less than half the time.
+    MLflow. A calibration that fails, whether no strength does what was asked or it cannot be done
+    with these weights, in this memory or on this disk, is logged and warned of, and the training
+    goes on; only where several processes hold a model together does it end if one of them fails
+    alone. With start="last" each calibration begins with the last one that was found, which takes
+    less than half the time.
 
     >>> callback = calibrate.CalibrationCallback(concept, every=100, **options)
     >>> callback.history
@@ -164,13 +175,15 @@ class CalibrationCallback(TrainerCallback):  # type: ignore[misc]
         started = time.perf_counter()
         try:
             result = calibrate(given["model"], self._concept, out=folder, **options)
-        except Infeasible as infeasible:
+        except CalibrateError as error:
+            if not (Ranks.of(given["model"]).alone or isinstance(error, ALIKE)):
+                raise  # the others are still at it, and would wait for this one for ever
             warnings.warn(
-                f"no strength for {self._concept.name!r} at step {step}: {infeasible}",
+                f"no strength for {self._concept.name!r} at step {step}: {error}",
                 CalibrateWarning,
                 stacklevel=2,
             )
-            reasons = tuple(infeasible.reasons)
+            reasons = error.reasons if isinstance(error, Infeasible) else (str(error),)
             return CalibratedStep(step, time.perf_counter() - started, None, reasons)
         return CalibratedStep(step, time.perf_counter() - started, result)
 

@@ -17,7 +17,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 import calibrate
-from calibrate.common.errors import InputError
+from calibrate.common.errors import ArtefactError, InputError
+from calibrate.models.ranks import Ranks
+from calibrate.pipelines import callback as callbacks
 
 pytestmark = pytest.mark.slow
 
@@ -211,6 +213,44 @@ def test_what_is_infeasible_is_logged_and_the_training_goes_on(tiny_options, opt
     assert step.reasons
     assert run.state.global_step == STEPS
     assert any(entry.get("steering/feasible") == 0.0 for entry in run.state.log_history)
+
+
+def test_a_calibration_that_cannot_be_done_is_logged_and_the_training_goes_on(
+    tiny_options, options, tmp_path
+):
+    losses, _ = trained(trainer(tmp_path / "alone"))
+    run = trainer(tmp_path / "beside")
+    thesis = tmp_path / "beside" / "steering" / "step-2" / "thesis.txt"
+    thesis.parent.mkdir(parents=True)
+    thesis.write_text("years")
+    found = callback(tiny_options, options, every=2).attach(run)
+    with pytest.warns(
+        calibrate.CalibrateWarning, match="no strength for 'bright' at step 2: --out"
+    ):
+        assert trained(run)[0] == losses
+    failed, done = found.history
+    assert failed.result is None
+    assert "choose another --out" in failed.reasons[0]
+    assert done.result is not None
+    logged = [one["steering/feasible"] for one in run.state.log_history if "steering/alpha" in one]
+    assert logged == [1.0]
+    assert [path.name for path in thesis.parent.iterdir()] == ["thesis.txt"]
+
+
+def test_what_one_of_several_processes_cannot_do_ends_the_training(
+    tiny_options, options, tmp_path, monkeypatch
+):
+    """The others of those that hold one model are in the middle of it, and wait for the first."""
+
+    def full(*_given, **_options):
+        raise ArtefactError("the disk is full")
+
+    monkeypatch.setattr(callbacks, "calibrate", full)
+    monkeypatch.setattr(Ranks, "of", lambda model: Ranks(0, 2))
+    run = trainer(tmp_path)
+    callback(tiny_options, options, every=2).attach(run)
+    with pytest.raises(ArtefactError, match="full"), learning():
+        run.train()
 
 
 @pytest.mark.parametrize(
