@@ -6,6 +6,8 @@ import csv
 import json
 import math
 import shutil
+import threading
+from concurrent.futures import Future
 
 import psutil
 import pytest
@@ -19,6 +21,8 @@ from calibrate.pipelines.sweep import pool as pools
 from calibrate.pipelines.sweep.cells import Cell, cells_of, read_plan
 from calibrate.pipelines.sweep.report import Row, foretold, transfer_error
 from calibrate.pipelines.sweep.run import LOCK, sweep
+
+PATIENCE = 300  # seconds after which a sweep counts as hanging
 
 
 @pytest.fixture(scope="module")
@@ -270,6 +274,41 @@ def test_a_directory_that_is_not_a_sweeps_is_left_alone(tmp_path):
         sweep(asked, tmp_path / "file")
     with pytest.raises(InputError, match="--workers must be"):
         sweep(asked, tmp_path / "new", workers=0)
+
+
+def ended(*given, **options):
+    """What a sweep returns or raises; one that hangs fails its test, and holds up no other."""
+    found = Future()
+
+    def run_it():
+        try:
+            found.set_result(sweep(*given, **options))
+        except Exception as error:
+            found.set_exception(error)
+
+    threading.Thread(target=run_it, daemon=True).start()
+    return found.result(PATIENCE)
+
+
+def test_a_worker_that_is_gone_before_it_is_asked_ends_no_sweep_in_waiting(tmp_path, monkeypatch):
+    asked = pools.Pool._asked
+
+    def gone(self, process, cell):
+        process.kill()
+        process.wait()
+        return asked(self, process, cell)
+
+    monkeypatch.setattr(pools.Pool, "_asked", gone)
+    swept = ended(cells_of(["m"], ["joy", "evil"]), tmp_path / "out", workers=1)
+    assert [(one.status, one.tries) for one in swept.outcomes] == [("failed", 2)] * 2
+
+
+def test_a_worker_that_cannot_start_ends_the_sweep_with_the_reason(tmp_path):
+    out = tmp_path / "out"
+    (out / "logs" / "worker-0.log").mkdir(parents=True)
+    (out / "sweep.json").write_text('{"format": "steering-sweep", "version": 1, "cells": []}')
+    with pytest.raises(ArtefactError, match=r"log .*worker-0.log be written.*choose another --out"):
+        ended(cells_of(["m"], ["joy"]), out)
 
 
 def test_two_sweeps_do_not_run_in_one_directory(tmp_path):

@@ -15,11 +15,13 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
 
-from calibrate.common.errors import CalibrateError
+from calibrate.common.errors import ArtefactError
 from calibrate.pipelines.sweep.cells import Cell, next_cell
 from calibrate.pipelines.sweep.ledger import Heard, SweepLedger
 from calibrate.pipelines.sweep.store import Store
@@ -49,10 +51,14 @@ class Pool:
         self._alive: set[int] = set()
         self._held: dict[int, str] = {}
         self._largest, self._stopping = 0, False
-        self._broken: CalibrateError | None = None
+        self._broken: Exception | None = None
 
     def run(self, cells: Sequence[Cell]) -> None:
-        """Run every cell, and return when all have ended."""
+        """Run every cell, and return when all have ended.
+
+        Raises: what ended a worker's thread, such as ArtefactError for a ledger that cannot be
+            kept or a log that cannot be written.
+        """
         self._left = list(cells)
         try:
             with self._changed:
@@ -85,31 +91,53 @@ class Pool:
         worker.start()
 
     def _work(self, number: int) -> None:
-        """One worker's thread: hands it cells until none are left, or it dies."""
-        process = self._started(number)
+        """One worker's thread: whatever ends it, `run` is told."""
         try:
-            while (cell := self._take(number)) is not None:
-                if not self._through(process, cell):
-                    break
-        except CalibrateError as error:  # the ledger cannot be kept
+            self._serve(self._started(number), number)
+        except Exception as error:  # raised by `run`
             self._broken = error
         finally:
-            if process.stdin is not None:
-                process.stdin.close()
-            process.wait()
             with self._changed:
                 self._processes.pop(number, None)
                 self._alive.discard(number)
                 self._held.pop(number, None)
                 self._changed.notify_all()
 
+    def _serve(self, process: subprocess.Popen[str], number: int) -> None:
+        """Hand a worker cells until none are left, or it dies."""
+        try:
+            while (cell := self._take(number)) is not None:
+                if not self._through(process, cell):
+                    break
+        finally:
+            if process.stdin is not None:
+                with suppress(OSError):  # it died with a question unread
+                    process.stdin.close()
+            process.wait()
+
     def _started(self, number: int) -> subprocess.Popen[str]:
+        """Start a worker that writes its errors to a log.
+
+        Raises: ArtefactError if it cannot be started, or its log not be written.
+        """
         log = self._store.directory / "logs" / f"worker-{number}.log"
+        try:
+            process = self._begun(log)
+        except OSError as error:
+            raise ArtefactError(
+                f"a worker must be started and its log {log} be written, and that fails "
+                f"({error.strerror}); free memory and disk, or choose another --out"
+            ) from error
+        with self._changed:
+            self._processes[number] = process
+        return process
+
+    def _begun(self, log: Path) -> subprocess.Popen[str]:
         log.parent.mkdir(exist_ok=True)
         threads = str(self._threads)
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         with log.open("ab") as errors:
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 COMMAND,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -118,9 +146,6 @@ class Pool:
                 encoding="utf-8",
                 env=environment,
             )
-        with self._changed:
-            self._processes[number] = process
-        return process
 
     def _take(self, number: int) -> Cell | None:
         """A worker's next cell."""
