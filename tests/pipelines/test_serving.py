@@ -320,7 +320,7 @@ def test_who_hangs_up_frees_the_place(places, monkeypatch):
         assert all(len(reply.ids) <= 4 for reply in seen)
 
 
-def test_what_goes_wrong_ends_the_replies_under_way_and_no_others(places, monkeypatch):
+def test_what_goes_wrong_ends_the_replies_under_way_and_no_others(places, monkeypatch, capsys):
     with serving(monkeypatch, [places / "bright"], model=str(places / "model")) as server:
 
         def broken(self, replies):
@@ -331,6 +331,11 @@ def test_what_goes_wrong_ends_the_replies_under_way_and_no_others(places, monkey
             status, facts = server.post(SAY)
             assert status == 500
             assert facts["error"]["message"] == "RuntimeError while replying"
+            _, headers, _ = server.ask("POST", "/v1/chat/completions", SAY)
+            assert headers["X-Content-Type-Options"] == "nosniff"
+            counted = 'calibrate_requests_total{route="/v1/chat/completions",status="500"} 2.0'
+            assert counted in server.ask("GET", "/metrics")[2]
+            assert "RuntimeError: secret details" in capsys.readouterr().err
         _, facts = server.post({**SAY, "seed": 3, "max_tokens": 6})
         reply = facts["choices"][0]["message"]["content"]
         assert reply == generated(server, "the house", None, 3, 6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
@@ -24,6 +25,7 @@ from calibrate.pipelines.serving.scheduler import Full, Scheduler, Stopped
 
 CONTENT_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
 connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+LOG = logging.getLogger("uvicorn.error")  # where uvicorn tells what it catches itself
 
 
 def make_app(
@@ -50,13 +52,17 @@ def make_app(
 
     @app.middleware("http")
     async def counted(request: Request, call: Callable[[Request], Any]) -> Response:
-        response: Response = await call(request)
+        try:
+            response: Response = await call(request)
+        except Exception as error:  # a handler of its own would answer outside of this count
+            LOG.exception("%s %s fails", request.method, request.url.path)
+            response = await answered(request, error)
         route = getattr(request.scope.get("route"), "path", "other")
         metrics.requests.labels(route, response.status_code).inc()
         response.headers["X-Content-Type-Options"] = "nosniff"
         return response
 
-    for kind in (InputError, Full, Stopped, Gone, Exception):
+    for kind in (InputError, Full, Stopped, Gone):
         app.add_exception_handler(kind, answered)
     app.add_exception_handler(HTTPException, as_http)
 
