@@ -286,6 +286,48 @@ def test_a_full_queue_refuses_and_serves_again(places, monkeypatch):
         assert server.post({**SAY, "max_tokens": 2})[0] == 200
 
 
+def test_who_hangs_up_while_waiting_frees_the_place(places, monkeypatch):
+    with serving(
+        monkeypatch, [places / "bright"], model=str(places / "model"), most_running=1,
+        most_waiting=2,
+    ) as server, ThreadPoolExecutor(1) as pool:  # fmt: skip
+        gate, scheduler = threading.Event(), server.scheduler
+        until(scheduler.do(gate.wait).running)
+        waiting = [HTTPConnection("127.0.0.1", server.port) for _ in range(3)]
+        for connection in waiting:
+            connection.request(
+                "POST",
+                "/v1/chat/completions",
+                json.dumps(SAY),
+                {"Content-Type": "application/json"},
+            )
+        until(lambda: scheduler.waiting == 3)
+        for connection in waiting:
+            connection.close()
+        counted = "calibrate_disconnected_total 3.0"
+        until(lambda: counted in server.ask("GET", "/metrics")[2])
+        asked = pool.submit(server.post, {**SAY, "max_tokens": 2})
+        until(lambda: asked.done() or scheduler.waiting == 1)
+        gate.set()
+        assert asked.result()[0] == 200
+
+
+def test_a_request_that_can_never_fit_is_refused_for_good(places, monkeypatch):
+    with serving(
+        monkeypatch, [places / "bright"], model=str(places / "model"), most_running=1,
+        most_waiting=2,
+    ) as server:  # fmt: skip
+        asked = {"prompt": ["a", "b"], "n": 2, "max_tokens": 2}
+        status, facts = server.post(asked, "/v1/completions")
+        assert status == 400
+        assert facts["error"]["message"] == (
+            "a request must have at most 3 replies, n to each prompt, got 4; send it in parts, or "
+            "serve with a larger --queue"
+        )
+        status, facts = server.post({**asked, "n": 1}, "/v1/completions")
+        assert (status, len(facts["choices"])) == (200, 2)
+
+
 def test_who_hangs_up_frees_the_place(places, monkeypatch):
     with serving(monkeypatch, [places / "bright"], model=str(places / "model")) as server:
         gone, seen = threading.Event(), []

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from calibrate.common.errors import CalibrateError
+from calibrate.common.errors import CalibrateError, InputError
 from calibrate.engine.decoding import end_ids
 from calibrate.engine.running import Ongoing, RunningReplies, reply_alone
 from calibrate.models.model import LoadedModel, preserving_model_state
@@ -48,6 +48,11 @@ class _Work:
 
     do: Callable[[], Any]
     future: Future[Any]
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody waits any longer."""
+        return self.future.cancelled()
 
 
 class Scheduler:
@@ -96,7 +101,8 @@ class Scheduler:
     def reply(self, tickets: Sequence[Ticket]) -> None:
         """Queue some replies, all or none.
 
-        Raises: Full if there is no room for them; Stopped at the end.
+        Raises: Full if there is no room for them; InputError if there never can be; Stopped at the
+            end.
         """
         self._queue(tickets)
 
@@ -113,6 +119,13 @@ class Scheduler:
         with self._changed:
             if not self.alive:
                 raise Stopped("the server ends")
+            self._forget_cancelled()
+            most = self._most_waiting + self._most_running
+            if len(items) > most:
+                raise InputError(
+                    f"a request must have at most {most} replies, n to each prompt, got "
+                    f"{len(items)}; send it in parts, or serve with a larger --queue"
+                )
             room = self._most_waiting + max(0, self._most_running - len(self._running))
             if len(self._waiting) + len(items) > room:
                 raise Full(
@@ -120,6 +133,10 @@ class Scheduler:
                 )
             self._waiting.extend(items)
             self._changed.notify()
+
+    def _forget_cancelled(self) -> None:
+        """Drop what nobody waits for any longer, so that it takes nobody's place."""
+        self._waiting = deque(item for item in self._waiting if not item.cancelled)
 
     def _run(self) -> None:
         with preserving_model_state(self._loaded):
@@ -149,6 +166,7 @@ class Scheduler:
         fresh: list[Ticket] = []
         while True:
             with self._changed:
+                self._forget_cancelled()
                 if not self._waiting:
                     return fresh
                 item = self._waiting[0]
@@ -157,7 +175,7 @@ class Scheduler:
                 self._waiting.popleft()
             if isinstance(item, _Work):
                 self._do(item)
-            elif not item.cancelled:
+            else:
                 self._running.append(item)
                 fresh.append(item)
 
