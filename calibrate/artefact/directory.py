@@ -19,7 +19,7 @@ from calibrate.artefact.evidence import EVIDENCE_FILE
 from calibrate.artefact.frontier import FRONTIER_FILE, FRONTIER_FORMAT
 from calibrate.artefact.grades import GRADES_FILE, is_grades
 from calibrate.common.errors import ArtefactError
-from calibrate.common.files import is_plain_file, never_ours, require_ours
+from calibrate.common.files import is_plain_file, never_ours, require_ours, writing_to
 from calibrate.common.layout import (
     JOURNAL_FILE,
     JOURNAL_LOCK,
@@ -99,12 +99,14 @@ def writing(directory: Path | None, *fingerprints: str) -> Iterator[bool]:
 
     Other writers wait, so the second of two workers finds what the first wrote. The operating
     system releases the lock of a process that dies.
+    Raises: ArtefactError if nothing can be written there.
     """
     if directory is None:
         yield False
         return
     locks, finished = directory / WORKERS_FOLDER, directory / CONFIG_FILE
-    locks.mkdir(exist_ok=True)
+    with writing_to(directory):
+        locks.mkdir(exist_ok=True)
     with FileLock(locks / WRITING_LOCK):
         yield finished.is_file() and _fingerprint_of(finished) in fingerprints
         if finished.is_file():

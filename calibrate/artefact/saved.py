@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import probes
 from calibrate.artefact import report
 from calibrate.artefact.config import CONFIG_FILE, SteeringConfig
 from calibrate.artefact.config import load as load_config
-from calibrate.artefact.directory import FRONTIER_FILES, wrote
+from calibrate.artefact.directory import FRONTIER_FILES, writing, wrote
 from calibrate.artefact.evidence import EVIDENCE_FILE, Evidence
 from calibrate.artefact.frontier import FRONTIER_FILE, Frontier
 from calibrate.artefact.hub import local_directory
+from calibrate.common.errors import ArtefactError
 from calibrate.common.files import remove_ours, write_together
 from probes import Probe
 
 PROBE_FOLDER = "probe"
+
+Saved = tuple[SteeringConfig, Evidence, Probe | None, Frontier | None]
 
 
 def save(
@@ -47,9 +52,35 @@ def save(
         remove_ours(directory, FRONTIER_FILES, wrote)
 
 
-def load(
-    directory: str | Path,
-) -> tuple[SteeringConfig, Evidence, Probe | None, Frontier | None]:
+def save_frontier(directory: Path, frontier: Frontier) -> None:
+    """Write what other budgets buy beside its calibration; all else stays as it is by now.
+
+    Raises: as `changing` and `save`.
+    """
+    with changing(directory, frontier.fingerprint) as (config, evidence, probe, _):
+        save(directory, config, evidence, probe, frontier)
+
+
+@contextmanager
+def changing(directory: Path, fingerprint: str) -> Iterator[Saved]:
+    """Lock a calibration's directory, and yield what is in it by now.
+
+    Others may have added to it since it was first read, and wait inside the `with`.
+
+    fingerprint: of the calibration that was read.
+    Raises: ArtefactError if it is no longer there, or nothing can be written.
+    """
+    with writing(directory, fingerprint) as is_there:
+        if is_there:
+            yield load(directory)
+    if not is_there:
+        raise ArtefactError(
+            f"{directory} must hold the calibration that this command began with until it ends, "
+            "and holds another by now; run the command again"
+        )
+
+
+def load(directory: str | Path) -> Saved:
     """Read what `save` wrote; no probe where others judged, no frontier where none was measured.
 
     Raises: ArtefactError if anything is missing or damaged.

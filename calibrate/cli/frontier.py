@@ -47,6 +47,7 @@ def frontier(
     """
     from calibrate.artefact.config import CONFIG_FILE, load
     from calibrate.artefact.directory import FRONTIER_FILES, require_free
+    from calibrate.artefact.saved import save_frontier
     from calibrate.cli.frontier_table import frontier_summary
     from calibrate.cli.progress_bars import PatientConsole
 
@@ -57,8 +58,8 @@ def frontier(
         measured = calibration.with_frontier(
             wanted, loaded, corpus=corpus, rivals=not no_rivals, progress=progress
         )
-        measured.save(directory)
-    assert measured.frontier is not None
+        assert measured.frontier is not None
+        save_frontier(directory, measured.frontier)
     if as_json:
         say_json(measured.frontier.model_dump_json(indent=2))
     else:

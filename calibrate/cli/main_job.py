@@ -57,6 +57,7 @@ def run_main_job(
     choose_guard(asked["guard"], settings["max_guard_drop"])
     texts = None if describe else read_concept(concept, positives, file)
 
+    from calibrate.artefact.saved import save_frontier
     from calibrate.calibration import calibrate
     from calibrate.engine.loading import load_model
     from calibrate.judging.choice import check_judges
@@ -78,8 +79,8 @@ def run_main_job(
             )
         if len(ce_budget) > 1:
             result = _with_frontier(result, ce_budget, loaded, asked["corpus"], progress)
-            if loaded.ranks.first:
-                result.save(directory)
+            if loaded.ranks.first and result.frontier is not None:
+                save_frontier(directory, result.frontier)
     print_result(result.config, result.evidence, directory, as_json, quiet, result.frontier)
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import tiny
 from test_cli import run
 
+from calibrate.artefact.grades import GRADES_FILE, Grades
 from calibrate.deploy.finished import Calibration
+from calibrate.deploy.grading.blind import ReadingRoom
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,53 @@ def test_a_frontier_is_measured_shown_and_added_to_the_directory(capsys, bright,
     status, _, err = run(capsys, *picking[:-1], bright)
     assert status == 2
     assert "--out must be another directory than DIR" in err
+
+
+def grade(directory):
+    """Grade the replies in a directory, as a reader does who goes by one word."""
+    grades = Grades({})
+    for one in ReadingRoom.open(directory).sample(40, "ann"):
+        grades = grades.with_grade("ann", one.id, min(2, one.text.split().count("sun")))
+    (directory / GRADES_FILE).write_bytes(grades.to_bytes())
+
+
+def measured_while(monkeypatch, happens):
+    """Have something happen at the end of the measurement of every frontier."""
+    measure = Calibration.with_frontier
+
+    def with_frontier(calibration, *given, **options):
+        measured = measure(calibration, *given, **options)
+        happens()
+        return measured
+
+    monkeypatch.setattr(Calibration, "with_frontier", with_frontier)
+
+
+def test_grades_that_are_applied_meanwhile_stay(capsys, bright, model_directory, monkeypatch):
+    grade(bright)
+    before = Calibration.load(bright)
+    measured_while(monkeypatch, lambda: run(capsys, "grade", bright, "--apply"))
+    wanted = ("frontier", bright, "--model", model_directory, "--budgets", "0.1", "--no-rivals")
+    assert run(capsys, *wanted)[0] == 0
+    after = Calibration.load(bright)
+    assert after.config.measured.readers.graders == ["ann"]
+    assert after.probe.scale != before.probe.scale
+    assert [point.budget for point in after.frontier.points] == [0.1]
+
+
+def test_another_calibration_that_came_meanwhile_is_left_alone(
+    capsys, bright, model_directory, monkeypatch
+):
+    result = Calibration.load(bright)
+    provenance = result.config.provenance.model_copy(update={"fingerprint": "another"})
+    other = replace(result, config=result.config.model_copy(update={"provenance": provenance}))
+    measured_while(monkeypatch, lambda: other.save(bright))
+    wanted = ("frontier", bright, "--model", model_directory, "--budgets", "0.1", "--no-rivals")
+    status, _, err = run(capsys, *wanted)
+    assert status == 2
+    assert "holds another by now; run the command again" in err
+    assert Calibration.load(bright).config.provenance.fingerprint == "another"
+    assert not (bright / "frontier.json").exists()
 
 
 def test_json_is_the_frontier_and_nothing_else(capsys, bright, model_directory):

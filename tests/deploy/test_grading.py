@@ -12,6 +12,7 @@ import click
 import numpy as np
 import pytest
 import rich.console
+from filelock import FileLock, Timeout
 from refused import Refused, each
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
@@ -20,6 +21,7 @@ from test_cli import run
 
 import calibrate
 import probes
+from calibrate.artefact import saved
 from calibrate.artefact.config import SteeringConfig
 from calibrate.artefact.evidence import CompletionRecord, Evidence
 from calibrate.artefact.grades import GRADES_FILE, Grades, load_grades
@@ -27,6 +29,7 @@ from calibrate.artefact.sections import BudgetSection, ProvenanceSection
 from calibrate.cli import grade_session
 from calibrate.cli.reader_table import readers_table
 from calibrate.common.errors import ArtefactError, ConceptError
+from calibrate.common.layout import WORKERS_FOLDER, WRITING_LOCK
 from calibrate.deploy.finished import Calibration
 from calibrate.deploy.grading import blind
 from calibrate.deploy.grading.apply import apply_grades
@@ -439,6 +442,29 @@ def test_where_another_judge_read_only_the_artefact_is_corrected(read_by_ann):
     section, changes = apply_grades(ReadingRoom.open(read_by_ann), load_grades(read_by_ann))
     assert section.scale is None
     assert len(changes) == 1
+
+
+def test_grades_are_applied_under_the_directorys_lock_to_what_is_there_by_then(
+    read_by_ann, monkeypatch
+):
+    here, grades = ReadingRoom.open(read_by_ann), load_grades(read_by_ann)
+    save = saved.save
+
+    def locked(directory, *parts):
+        with pytest.raises(Timeout):
+            FileLock(directory / WORKERS_FOLDER / WRITING_LOCK, timeout=0).acquire()
+        save(directory, *parts)
+
+    monkeypatch.setattr(saved, "save", locked)
+    assert len(apply_grades(here, grades)[1]) == 2
+    provenance = here.config.provenance.model_copy(update={"fingerprint": "another"})
+    other = here.config.model_copy(update={"provenance": provenance})
+    result = Calibration.load(read_by_ann)
+    save(read_by_ann, other, result.evidence, result.probe)
+    before = tree(read_by_ann)
+    with pytest.raises(ArtefactError, match="holds another by now; run the command again"):
+        apply_grades(here, grades)
+    assert tree(read_by_ann) == before
 
 
 # --- What is refused ----------------------------------------------------------------------------

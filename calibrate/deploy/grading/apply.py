@@ -23,10 +23,20 @@ def apply_grades(room: ReadingRoom, grades: Grades) -> tuple[ReadersSection, lis
     fitted, so that the same grades change nothing a second time.
 
     Returns: the config's new section, and what changed, a line each; no lines if nothing did.
-    Raises: as `readers.infer`; ArtefactError if the directory cannot be written.
+    Raises: as `readers.infer`; ArtefactError if the directory cannot be written, or holds another
+        calibration by now.
     """
-    config, evidence, probe, frontier = saved.load(room.directory)
-    section, corrected = infer(room, grades), probe
+    section = infer(room, grades)
+    with saved.changing(room.directory, room.config.provenance.fingerprint) as found:
+        return _put(room, grades, section, found)
+
+
+def _put(
+    room: ReadingRoom, grades: Grades, section: ReadersSection, found: saved.Saved
+) -> tuple[ReadersSection, list[str]]:
+    """Put a section into a calibration, and write what it changes."""
+    config, evidence, probe, frontier = found
+    corrected = probe
     if config.measured.judges[0] == "probe" and probe is not None:
         pairs = graded_pairs(room, grades)
         fitted = fit_correction(pairs.scores, pairs.somewhat)
