@@ -41,6 +41,7 @@ from calibrate.search.storage import (
 )
 
 WORKER = "worker"  # trial attribute: who runs it
+STARTED = "started"  # trial attribute: when, in seconds since the epoch
 SURPLUS = "surplus"  # trial attribute: it was started beside another, and dropped
 
 OVERDUE = 3  # times the longest trial, after which one without a heartbeat counts as abandoned
@@ -131,6 +132,7 @@ class SharedStudy:
 
         def objective(trial: optuna.Trial) -> float:
             trial.set_user_attr(WORKER, self.worker)
+            trial.set_user_attr(STARTED, time.time())
             self._step_back_if_surplus(trial, policy.most)
             started.append(trial.number)
             return policy.measure(trial)
@@ -189,8 +191,7 @@ class SharedStudy:
         if has_heartbeat(self.study._storage, trial._trial_id):  # Optuna fails those that stopped
             return True
         longest = max((ended.duration or PATIENCE for ended in self.finished), default=PATIENCE)
-        started = trial.datetime_start or datetime.now()
-        return datetime.now() - started < max(OVERDUE * longest, PATIENCE)
+        return _age(trial) < max(OVERDUE * longest, PATIENCE)
 
 
 @contextmanager
@@ -260,6 +261,17 @@ def agreed(store: StudyStore, what: str, own: Any) -> Any:
     if what not in study.user_attrs:
         study.set_user_attr(what, own)
     return study.user_attrs[what]
+
+
+def _age(trial: FrozenTrial) -> timedelta:
+    """How long a trial has been running.
+
+    Optuna keeps a local time without its zone, which a worker or a proxy elsewhere has another of.
+    It counts only where a worker died before it could say when it started.
+    """
+    if STARTED in trial.user_attrs:
+        return timedelta(seconds=time.time() - trial.user_attrs[STARTED])
+    return datetime.now() - (trial.datetime_start or datetime.now())
 
 
 def _lock_file(directory: Path, worker: str) -> Path:

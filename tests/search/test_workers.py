@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from collections import Counter
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -27,7 +28,7 @@ from calibrate.artefact.config import CONFIG_FILE, VECTOR_FILE
 from calibrate.artefact.directory import open_workspace
 from calibrate.artefact.evidence import EVIDENCE_FILE
 from calibrate.common.layout import WORKERS_FOLDER, WRITING_LOCK
-from calibrate.search.workers import Proposal, SharedStudy
+from calibrate.search.workers import STARTED, WORKER, Proposal, SharedStudy
 
 pytestmark = pytest.mark.slow
 
@@ -103,6 +104,18 @@ def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     crew = Crew(folder, directory=str(folder))
     return crew.answer(crew.hire())
+
+
+def policy_of(most, measure):
+    """A policy of so many trials, measured like this."""
+    return SimpleNamespace(
+        most=most,
+        propose=lambda counting: Proposal("block 3", {"share": 0.5}),
+        sampler=lambda n_finished: optuna.samplers.RandomSampler(seed=0),
+        measure=measure,
+        enough=lambda finished: False,
+        ended=lambda trial: None,
+    )
 
 
 def measured_once(crew):
@@ -293,6 +306,45 @@ def test_a_trial_whose_worker_died_before_its_first_heartbeat_is_given_to_anothe
 
 
 @pytest.fixture
+def zone(monkeypatch):
+    """Set this process's time zone, for the test alone."""
+
+    def put(name):
+        monkeypatch.setenv("TZ", name)
+        time.tzset()
+
+    yield put
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_a_worker_in_another_time_zone_leaves_the_trials_of_the_living_alone(zone):
+    zone("UTC")
+    study, seen = optuna.create_study(direction="maximize"), []
+
+    def measure(trial):
+        zone("Pacific/Kiritimati")  # 14 hours ahead
+        SharedStudy(study, "another", None)._hand_on_abandoned()
+        seen.extend(one.state.name for one in study.trials)
+        return trial.suggest_float("share", 0.0, 1.0)
+
+    SharedStudy(study, "the first", None).take_part(policy_of(1, measure))
+    assert seen == ["RUNNING"]
+
+
+def test_a_worker_in_another_time_zone_takes_over_the_trials_of_the_dead(zone):
+    zone("Pacific/Kiritimati")
+    study = optuna.create_study(direction="maximize")
+    study.enqueue_trial({"share": 0.5})
+    left = study.ask()
+    left.set_user_attr(WORKER, "the dead")
+    left.set_user_attr(STARTED, time.time() - timedelta(hours=1).total_seconds())
+    zone("UTC")
+    SharedStudy(study, "another", None)._hand_on_abandoned()
+    assert [one.state.name for one in study.trials] == ["FAIL", "WAITING"]
+
+
+@pytest.fixture
 def proxy(tmp_path):
     """The URL of a gRPC proxy that answers."""
     pytest.importorskip("grpc")
@@ -336,14 +388,7 @@ def test_the_second_to_finish_a_trial_goes_on(monkeypatch):
             raise optuna.exceptions.UpdateFinishedTrialError
         return done
 
-    policy = SimpleNamespace(
-        most=1,
-        propose=lambda counting: Proposal("block 3", {"share": 0.5}),
-        sampler=lambda n_finished: optuna.samplers.RandomSampler(seed=0),
-        measure=lambda trial: trial.suggest_float("share", 0.0, 1.0),
-        enough=lambda finished: False,
-        ended=lambda trial: None,
-    )
+    policy = policy_of(1, lambda trial: trial.suggest_float("share", 0.0, 1.0))
     monkeypatch.setattr(study._storage, "set_trial_state_values", second)
     shared = SharedStudy(study, "the second", None)
     shared.take_part(policy)
