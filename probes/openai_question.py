@@ -1,7 +1,9 @@
 """The yes/no judge at an address: any server that speaks the OpenAI interface.
 
 Several questions are asked at a time. P(yes) comes from the log-probabilities of the answer's first
-token if the server returns them; otherwise it is 1 or 0, by the answer's first word.
+token if the server returns them; otherwise it is 1 or 0, by the answer's first word. Behind one
+address there may be several servers, of which some return none: a server is asked for words alone
+only as long as no answer had log-probabilities.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ class OpenAIQuestion(Asked):
     at_once: int = AT_ONCE
     timeout: float = TIMEOUT
     retries: int = RETRIES
-    _in_words: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+    _told: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
+    _untold: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     @property
     def identity(self) -> str:  # type: ignore[override]
@@ -75,22 +78,34 @@ class OpenAIQuestion(Asked):
         if failure is not None:
             raise failure
 
+    @property
+    def _in_words(self) -> bool:
+        """Whether answers came without log-probabilities, and none with them."""
+        return self._untold.locked() and not self._told.is_set()
+
     def _ask(self, server: Server, prompt: str) -> Answer:
-        answer = None if self._in_words.locked() else self._by_first_token(server, prompt)
+        answer = None if self._in_words else self._by_first_token(server, prompt)
         if answer is not None:
+            self._told.set()
             return answer
         text = server.reply(prompt, WORDS).message.content or ""
         word = first_word(text)
         if word not in ("yes", "no"):
             return text
-        if self._in_words.acquire(blocking=False):  # once, whichever thread comes first
-            warnings.warn(
-                f"{self.url} tells no log-probabilities: its judge says 1 for yes and 0 for no, "
-                "and nothing between",
-                CalibrateWarning,
-                stacklevel=2,
-            )
+        if self._untold.acquire(blocking=False):  # once, whichever thread comes first
+            warnings.warn(self._why_words(), CalibrateWarning, stacklevel=2)
         return float(word == "yes")
+
+    def _why_words(self) -> str:
+        if self._told.is_set():
+            return (
+                f"{self.url} leaves the log-probabilities out of some answers: these count as 1 "
+                "for yes and 0 for no, and nothing between"
+            )
+        return (
+            f"{self.url} tells no log-probabilities: its judge says 1 for yes and 0 for no, and "
+            "nothing between"
+        )
 
     def _by_first_token(self, server: Server, prompt: str) -> Answer | None:
         """P(yes), or the answer if it is neither; None without log-probabilities."""

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import traceback
 import warnings
 
@@ -186,6 +187,45 @@ def test_without_log_probabilities_the_word_counts_and_that_is_said_once(way):
     assert len(notes) == 1
     assert "tells no log-probabilities" in notes[0]
     assert len(server.bodies) - first == 8  # none is asked for log-probabilities again
+
+
+def test_an_answer_without_log_probabilities_among_others_with_them_counts_by_its_word_alone():
+    """As a router gives it, one of whose servers tells none."""
+
+    def reply(body):
+        return said("No") if body["messages"][0]["content"][0] == "x" else by_first_letter(body)
+
+    texts = ["Sun", "x", "rain", "Moon", "x", "stone"]
+    with (
+        answering(reply) as server,
+        pytest.warns(CalibrateWarning, match="out of some answers") as caught,
+    ):
+        scores = ask(server.url, at_once=1).score(texts, "joy")
+    assert scores == pytest.approx([0.9, 0.0, 0.2, 0.9, 0.0, 0.2])
+    assert len(caught) == 1
+
+
+def test_log_probabilities_that_come_late_end_the_reading_of_words():
+    late = threading.Event()
+
+    def reply(body):
+        """The first answer with log-probabilities comes after one without."""
+        content = body["messages"][0]["content"]
+        if content[0] == "x":
+            return said("No")
+        late.wait()
+        return by_first_letter(body)
+
+    def come(judge):
+        for index, _ in judge.answers(["Sun joy", "x joy"]):
+            late.set()
+            yield index
+
+    with answering(reply) as server:
+        judge = ask(server.url, at_once=2)
+        with pytest.warns(CalibrateWarning, match="tells no log-probabilities"):
+            assert list(come(judge)) == [1, 0]
+        assert judge.score(["Moon", "rain"], "joy") == pytest.approx([0.9, 0.2])
 
 
 def test_a_stray_answer_that_is_neither_counts_as_no():
