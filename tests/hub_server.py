@@ -60,6 +60,8 @@ class Handler(BaseHTTPRequestHandler):
                 entry = json.loads(line)
                 if entry["key"] == "file":
                     files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+                elif entry["key"] == "deletedFile":
+                    del files[entry["value"]["path"]]
             made = digest(files)
             address = f"{self.server.url}/{name}/commit/{made}"
             self._json({"commitUrl": address, "commitOid": made})

@@ -56,15 +56,22 @@ def sums_of(folder: Path) -> bytes:
     return "".join(lines).encode()
 
 
+def sums_in(path: Path) -> dict[str, str]:
+    """The digests that a list gives, by the file's name.
+
+    Raises: OSError if it cannot be read; ValueError if it is no such list.
+    """
+    entries = [line.split("  ", 1) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {name: digest for digest, name in entries}
+
+
 def require_sums(folder: Path) -> None:
     """Raise AlteredError unless every listed file that is here has its digest.
 
     Raises: ArtefactError if there is no list.
     """
     try:
-        lines = (folder / SUMS_FILE).read_text(encoding="utf-8").splitlines()
-        entries = [line.split("  ", 1) for line in lines]
-        listed = {name: digest for digest, name in entries}
+        listed = sums_in(folder / SUMS_FILE)
     except (OSError, ValueError) as error:
         raise ArtefactError(
             f"the repository must hold a {SUMS_FILE}, as `calibrate push` writes it ({error})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from glob import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,7 +13,7 @@ from huggingface_hub import HfApi, ModelCardData
 from jinja2 import Environment, PackageLoader
 
 from calibrate.artefact.config import SteeringConfig
-from calibrate.artefact.hub import REPOSITORY, SUMS_FILE, sums_of
+from calibrate.artefact.hub import REPOSITORY, SUMS_FILE, sums_in, sums_of
 from calibrate.artefact.saved import load
 from calibrate.common.errors import ArtefactError, CalibrateError, InputError
 from calibrate.common.files import made
@@ -53,6 +54,8 @@ def push(
 ) -> Pushed:
     """Put a finished calibration, exports, pictures and a card into a repository of the Hub.
 
+    Files that an earlier push put there, and this one lacks, are removed.
+
     repository: USER/NAME; made if it is not there. formats: exports to put beside it, each checked
         as `calibrate export` does. private: whether a new repository is. dry_run: a folder to
         write instead. model: another place to load the model from, for exports.
@@ -84,9 +87,13 @@ def _send(folder: Path, repository: str, private: bool) -> str:
     api = HfApi()
     try:
         url = api.create_repo(repository, private=private, exist_ok=True)
-        _require_ours(api, repository)
-        message = f"Pushed by {TOOL}"
-        api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
+        left_over = _pushed_before(api, repository) - set(_names(folder))
+        api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            commit_message=f"Pushed by {TOOL}",
+            delete_patterns=[escape(name) for name in sorted(left_over)],
+        )
     except CalibrateError:
         raise
     except Exception as error:  # the hub's own errors, and those of its HTTP library
@@ -171,17 +178,36 @@ def _is_on_hub(name: str) -> bool:
     return name.count("/") == 1 and not Path(name).exists() and not name.startswith((".", "/"))
 
 
-def _require_ours(api: HfApi, repository: str) -> None:
-    """Raise ArtefactError if the repository has a card that we did not write."""
-    if not api.file_exists(repository, CARD_FILE):
-        return
+def _pushed_before(api: HfApi, repository: str) -> set[str]:
+    """The files that an earlier push put into a repository, as its own list has them.
+
+    Raises: ArtefactError if the repository has a card that we did not write, or no such list.
+    """
     with TemporaryDirectory() as work:
-        path = Path(api.hf_hub_download(repository, CARD_FILE, local_dir=work))
-        if not names_us(path):
+        card = _fetched(api, repository, CARD_FILE, work)
+        if card is None:
+            return set()
+        if not names_us(card):
             raise ArtefactError(
                 f"{repository} must be new, or hold a calibration; it has a {CARD_FILE} of other "
                 "origin, which is not replaced"
             )
+        sums = _fetched(api, repository, SUMS_FILE, work)
+        try:
+            return set() if sums is None else set(sums_in(sums))
+        except ValueError as error:
+            raise ArtefactError(
+                f"the {SUMS_FILE} of {repository} must be as `calibrate push` writes it, since it "
+                f"says which files an earlier push left there, got another ({first_line(error)}); "
+                "mend it, or delete it and those files"
+            ) from error
+
+
+def _fetched(api: HfApi, repository: str, name: str, work: str) -> Path | None:
+    """A file of the repository, brought here; None if it has none."""
+    if not api.file_exists(repository, name):
+        return None
+    return Path(api.hf_hub_download(repository, name, local_dir=work))
 
 
 def _names(folder: Path) -> tuple[str, ...]:

@@ -121,6 +121,71 @@ def test_a_card_of_other_origin_is_not_replaced(hub, finished):
     push(finished.directory, REPOSITORY)  # its own card is
 
 
+@pytest.fixture
+def model_folder(tmp_path):
+    """A directory that holds the model of the finished calibration."""
+    tiny.model("gpt2").save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_what_an_earlier_push_left_goes_and_other_files_stay(
+    hub, finished, model_folder, monkeypatch, tmp_path
+):
+    push(finished.directory, REPOSITORY, formats=("gguf",), model=str(model_folder))
+    files = hub.repositories[REPOSITORY]
+    assert "exports/gguf-bright.gguf" in files
+    files["exports/mine.gguf"] = files["notes.md"] = b"not of a push"
+    pushed = push(finished.directory, REPOSITORY)
+    assert set(files) == {*pushed.files, "exports/mine.gguf", "notes.md"}
+    monkeypatch.chdir(tmp_path)
+    assert calibrate.load(REPOSITORY) == finished.result.config
+
+
+def test_an_earlier_frontier_does_not_make_a_later_push_unreadable(
+    hub, finished, monkeypatch, tmp_path
+):
+    push(finished.directory, REPOSITORY)
+    earlier(hub, {"frontier.json": b"{}"})
+    push(finished.directory, REPOSITORY)
+    monkeypatch.chdir(tmp_path)
+    assert calibrate.load(REPOSITORY) == finished.result.config
+
+
+def test_a_name_with_a_star_removes_that_file_alone(hub, finished):
+    push(finished.directory, REPOSITORY)
+    earlier(hub, {"exports/*[a].gguf": b"ours"})
+    files = hub.repositories[REPOSITORY]
+    files["exports/xa.gguf"] = b"not ours"
+    push(finished.directory, REPOSITORY)
+    assert "exports/*[a].gguf" not in files
+    assert files["exports/xa.gguf"] == b"not ours"
+
+
+def test_a_list_beside_no_card_of_ours_removes_nothing(hub, finished):
+    listed = f"{hashlib.sha256(b'mine').hexdigest()}  data.bin\n".encode()
+    hub.repositories[REPOSITORY] = {"data.bin": b"mine", SUMS_FILE: listed}
+    push(finished.directory, REPOSITORY)
+    assert hub.repositories[REPOSITORY]["data.bin"] == b"mine"
+
+
+def test_a_list_of_another_form_is_refused_and_nothing_is_changed(hub, finished):
+    push(finished.directory, REPOSITORY)
+    hub.repositories[REPOSITORY][SUMS_FILE] = b"no digests\n"
+    before = dict(hub.repositories[REPOSITORY])
+    with pytest.raises(ArtefactError, match=r"SHA256SUMS of me/bright must be as `calibrate push`"):
+        push(finished.directory, REPOSITORY)
+    assert hub.repositories[REPOSITORY] == before
+
+
+def earlier(hub, files):
+    """Have files in a repository as if the push before had put them there."""
+    there = hub.repositories[REPOSITORY]
+    there.update(files)
+    lines = (f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n".encode() for name in files)
+    there[SUMS_FILE] += b"".join(lines)
+
+
 def test_a_dry_run_writes_a_folder_and_sends_nothing(hub, finished, tmp_path):
     said = CliRunner().invoke(
         cli, ["push", str(finished.directory), REPOSITORY, "--dry-run", str(tmp_path / "dry")]
@@ -171,13 +236,10 @@ def test_the_command_on_the_card_gives_the_same_settings(finished):
 
 
 @pytest.mark.slow
-def test_exports_are_put_beside_it(finished, tmp_path):
-    model = tmp_path / "model"
-    tiny.model("gpt2").save_pretrained(model)
-    tiny.tokenizer().save_pretrained(model)
+def test_exports_are_put_beside_it(finished, model_folder, tmp_path):
     pushed = push(
         finished.directory, REPOSITORY, formats=("snippet", "svec"), dry_run=tmp_path / "dry",
-        model=str(model),
+        model=str(model_folder),
     )  # fmt: skip
     exported = {name.split("/")[1] for name in pushed.files if name.startswith("exports/")}
     assert exported == {"snippet-bright", "svec-bright"}
