@@ -21,6 +21,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repositories: dict[str, Files] = {}
         self.private: dict[str, bool] = {}
+        self.commits: dict[str, Files] = {}
 
     @property
     def url(self) -> str:
@@ -63,6 +64,7 @@ class Handler(BaseHTTPRequestHandler):
                 elif entry["key"] == "deletedFile":
                     del files[entry["value"]["path"]]
             made = digest(files)
+            self.server.commits[made] = dict(files)
             address = f"{self.server.url}/{name}/commit/{made}"
             self._json({"commitUrl": address, "commitOid": made})
         else:
@@ -77,9 +79,10 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self, with_body: bool) -> None:
         parts = self.path.split("?")[0].strip("/").split("/")
         if parts[0] == "api":
-            self._info("/".join(parts[2:4]), as_tree="tree" in parts[4:])
+            revision = parts[5] if len(parts) > 5 else "main"
+            self._info("/".join(parts[2:4]), revision, as_tree="tree" in parts[4:])
             return
-        files = self.server.repositories.get("/".join(parts[:2]))
+        files = self._files("/".join(parts[:2]), parts[3])
         if files is None:
             self._missing("RepoNotFound")
             return
@@ -95,8 +98,12 @@ class Handler(BaseHTTPRequestHandler):
         if with_body:
             self.wfile.write(content)
 
-    def _info(self, name: str, as_tree: bool) -> None:
-        files = self.server.repositories.get(name)
+    def _files(self, name: str, revision: str) -> Files | None:
+        """What a repository holds, or held at a commit that was made here."""
+        return self.server.commits.get(revision) or self.server.repositories.get(name)
+
+    def _info(self, name: str, revision: str, as_tree: bool) -> None:
+        files = self._files(name, revision)
         if files is None:
             self._missing("RepoNotFound")
             return

@@ -68,7 +68,7 @@ IDENTITY = {
 MAY_BE_UNKNOWN = ("revision", "tokenization_sha256")
 REMEDIES = {
     "dtype": "load it with --dtype, or calibrate in the precision that is served",
-    "revision": "load that revision with --revision, or calibrate this one anew",
+    "revision": "load that one, with --revision or without --model, or calibrate this one anew",
     "chat_template_sha256": "restore the template: every prompt is steered through it",
 }
 

@@ -34,7 +34,7 @@ from calibrate.deploy.checks import (
     check_reference,
 )
 from calibrate.deploy.diagnosis import Check
-from calibrate.engine.loading import load_model, rendered_with
+from calibrate.engine.loading import is_hub_id, load_model, rendered_with
 from calibrate.models.model import LoadedModel, preserving_model_state
 
 
@@ -114,9 +114,14 @@ def check_directory(
 def open_model(config: SteeringConfig, model: str | None = None, **options: Any) -> LoadedModel:
     """Load the model a config is for, in the precision and with the prompts of its calibration.
 
+    From the Hub it comes at the commit it was calibrated at, unless another place or revision is
+    named.
+
     model, options: another place to load it from, and other arguments of `load_model`.
     """
     how: dict[str, Any] = {"dtype": config.model.dtype, **options}
+    if model is None and how.get("revision") is None and is_hub_id(config.model.id):
+        how["revision"] = config.model.revision
     if config.rendering is not None:
         how["chat_template_kwargs"] = config.rendering.kwargs
         how["template_date"] = config.rendering.date

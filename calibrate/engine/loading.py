@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,6 +34,7 @@ from calibrate.models.unreadable import first_line, unmergeable, why_no_tokenize
 from calibrate.models.wheels import EMBEDDED
 
 HUB_TIMEOUT = 10  # seconds
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -90,7 +92,12 @@ def load_model(
     own_tokenizer = _tokenizer_for(name, source, tokenizer, options, progress)
     require_next_token_model(loaded, name)
     parts = _with_parts(
-        loaded, own_tokenizer, blocks, name, known_revision or _commit(loaded), batch_tokens
+        loaded,
+        own_tokenizer,
+        blocks,
+        name,
+        known_revision or _commit(source, revision),
+        batch_tokens,
     )
     parts = replace(parts, by_name=tokenizer is None)
     return _settled(parts, chat_template_kwargs, template_date)
@@ -122,7 +129,8 @@ def _from_memory(
         raise ModelError("an in-memory model needs its tokenizer; pass tokenizer=…")
     own_tokenizer = _tokenizer_for(name, name, tokenizer, {}, progress)
     require_next_token_model(inner, name)
-    return _with_parts(inner, own_tokenizer, blocks, name, _commit(inner), batch_tokens)
+    commit = getattr(inner.config, "_commit_hash", None)  # which older transformers set
+    return _with_parts(inner, own_tokenizer, blocks, name, commit, batch_tokens)
 
 
 def _with_parts(
@@ -156,6 +164,12 @@ def _resolve_source(model: str, progress: Progress) -> tuple[str, str, str | Non
     if not os.path.isdir(model):
         _require_on_hub(model)
     return model, model, None
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a model of that name is looked for on the Hub, and nowhere on this machine."""
+    here = name in EMBEDDED or name.endswith(".gguf") or os.path.exists(name)
+    return not here and HUB_ID.fullmatch(name) is not None
 
 
 def _require_on_hub(name: str) -> None:
@@ -228,6 +242,8 @@ def _tokenizer_for(
     if given is not None and not isinstance(given, str | Path):
         return given_tokenizer(given)
     if given is not None:
+        if str(given) != name:
+            options = {**options, "revision": None}  # the one that is named is of the model
         source, name, _ = _resolve_source(str(given), progress)
     elif not (Path(source) / "tokenizer_config.json").is_file():
         source = _adapted_base(source) or source
@@ -250,11 +266,11 @@ def _loading(name: str, source: str) -> Iterator[None]:
         raise ModelError(why_unloadable(name, _folder_of(source), error)) from error
 
 
-def _folder_of(source: str) -> Path | None:
+def _folder_of(source: str, revision: str | None = None) -> Path | None:
     """Where the files of a model lie: its directory, or its place in the hub's cache."""
     if os.path.isdir(source):
         return Path(source)
-    config = try_to_load_from_cache(source, "config.json")
+    config = try_to_load_from_cache(source, "config.json", revision=revision)
     return Path(config).parent if isinstance(config, str) else None
 
 
@@ -263,5 +279,7 @@ def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
         raise ModelError(f"{what} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def _commit(model: Any) -> str | None:
-    return getattr(model.config, "_commit_hash", None)
+def _commit(source: str, revision: str | None) -> str | None:
+    """The commit that a model of the Hub was loaded at; None for others, and for adapters."""
+    folder = _folder_of(source, revision) if is_hub_id(source) else None
+    return None if folder is None else folder.name

@@ -8,14 +8,16 @@ import shutil
 import hub_server
 import pytest
 import tiny
+import torch
 import yaml
 from click.testing import CliRunner
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import HfApi, ModelCard, constants
 
 import calibrate
 from calibrate.artefact.hub import SUMS_FILE, local_directory
 from calibrate.cli.commands import cli
 from calibrate.common.errors import AlteredError, ArtefactError, InputError
+from calibrate.deploy.verify import open_model
 from calibrate.pipelines.hub import command_of, push
 
 REPOSITORY = "me/bright"
@@ -184,6 +186,47 @@ def earlier(hub, files):
     there.update(files)
     lines = (f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n".encode() for name in files)
     there[SUMS_FILE] += b"".join(lines)
+
+
+def uploaded(folder, seed):
+    """Put a model of other weights on the hub, and return its commit."""
+    torch.manual_seed(seed)
+    type(made := tiny.model("llama"))(made.config).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    api = HfApi()
+    api.create_repo("me/model", exist_ok=True)
+    return api.upload_folder(repo_id="me/model", folder_path=folder).oid
+
+
+def test_a_model_of_the_hub_is_loaded_at_the_commit_it_was_calibrated_at(hub, finished, tmp_path):
+    then = uploaded(tmp_path / "model", seed=1)
+    loaded = calibrate.load_model("me/model")
+    assert loaded.revision == then
+    config = finished.result.config.model_copy(update={"model": loaded.identity})
+    now = uploaded(tmp_path / "model", seed=2)
+    opened = open_model(config)
+    assert opened.revision == then
+    for name, tensor in loaded.model.state_dict().items():
+        assert torch.equal(opened.model.state_dict()[name], tensor)
+    for another in (open_model(config, "me/model"), open_model(config, revision=now)):
+        assert another.revision == now
+    assert open_model(config, str(tmp_path / "model")).revision is None
+
+
+@pytest.mark.parametrize(("named", "at"), [("me/tokenizer", None), ("me/model", "the model's")])
+def test_the_revision_is_the_models_and_not_another_tokenizers(
+    named, at, hub, tmp_path, monkeypatch
+):
+    commit, asked = uploaded(tmp_path / "model", seed=1), []
+    HfApi().create_repo("me/tokenizer")
+
+    def from_pretrained(source, revision, **options):
+        asked.append((source, revision))
+        return tiny.tokenizer()
+
+    monkeypatch.setattr("calibrate.engine.loading.AutoTokenizer.from_pretrained", from_pretrained)
+    calibrate.load_model("me/model", named, revision=commit)
+    assert asked == [(named, at and commit)]
 
 
 def test_a_dry_run_writes_a_folder_and_sends_nothing(hub, finished, tmp_path):

@@ -6,14 +6,12 @@ full path of the directory in the user cache that holds them as transformers loa
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from calibrate.deploy.export.adapters import carries_adapter
+from calibrate.engine.loading import HUB_ID
 from calibrate.models.architecture import base_of
 from calibrate.models.model import LoadedModel
-
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 def place_of(loaded: LoadedModel) -> str | None:
