@@ -230,7 +230,9 @@ export that fails or is interrupted leaves what was there, and the model in memo
 Files name the model so that it is found from any folder: a hub id as it is, a directory by its full
 path, an embedded model or a `.gguf` by its directory in the user cache. Of a model that is only in
 memory the export says what to fill in. Adapters that the model carries are merged into a folded
-checkpoint; the peft format refuses such a model.
+checkpoint; the peft format refuses such a model. What `calibrate push` exports names no place on the
+machine it was written on: the model goes by its hub id, if it has one, and EasySteer's spec finds its
+vector where EasySteer is started in the folder of both.
 """  # noqa: E501
 
 

@@ -20,6 +20,7 @@ from calibrate.common.files import made
 from calibrate.common.marks import TOOL, names_us
 from calibrate.common.progress import SILENT, Progress
 from calibrate.deploy.export import FORMATS, export
+from calibrate.deploy.export.place import hub_id_of
 from calibrate.deploy.finished import Calibration
 from calibrate.deploy.verify import open_model
 from calibrate.models.unreadable import first_line
@@ -136,7 +137,7 @@ def _export(
     served = {}
     for name in dict.fromkeys(formats):
         file = f"{name}-{result.config.concept.name}{SUFFIXES.get(name, '')}"
-        export(result.config, name, folder / EXPORTS / file, loaded)
+        export(result.config, name, folder / EXPORTS / file, loaded, published=True)
         served[name] = f"{EXPORTS}/{file}"
     return served
 
@@ -149,9 +150,11 @@ def card(
     exports: where each is in the repository, by format.
     """
     config = result.config
-    base = config.model.id if _is_on_hub(config.model.id) else None
     data = ModelCardData(
-        base_model=base, library_name=TOOL, tags=list(TAGS), pipeline_tag="text-generation"
+        base_model=hub_id_of(config),
+        library_name=TOOL,
+        tags=list(TAGS),
+        pipeline_tag="text-generation",
     )
     return _environment().get_template("card.md").render(
         metadata=data.to_yaml(), config=config, evidence=result.evidence, repository=repository,
@@ -172,10 +175,6 @@ def command_of(config: SteeringConfig) -> str:
         if value != getattr(defaults, name):
             words += [option] if value is True else [option, str(value)]
     return " ".join(words)
-
-
-def _is_on_hub(name: str) -> bool:
-    return name.count("/") == 1 and not Path(name).exists() and not name.startswith((".", "/"))
 
 
 def _pushed_before(api: HfApi, repository: str) -> set[str]:

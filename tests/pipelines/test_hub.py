@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 
 import hub_server
@@ -17,6 +18,7 @@ import calibrate
 from calibrate.artefact.hub import SUMS_FILE, local_directory
 from calibrate.cli.commands import cli
 from calibrate.common.errors import AlteredError, ArtefactError, InputError
+from calibrate.deploy.export import FORMATS
 from calibrate.deploy.verify import open_model
 from calibrate.pipelines.hub import command_of, push
 
@@ -288,6 +290,30 @@ def test_exports_are_put_beside_it(finished, model_folder, tmp_path):
     assert exported == {"snippet-bright", "svec-bright"}
     card = (tmp_path / "dry" / "README.md").read_text()
     assert "exports/svec-bright" in card
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["org/model", "GPT2LMHeadModel"])
+def test_no_export_that_is_pushed_names_a_place_here(name, finished, model_folder, tmp_path):
+    shutil.copytree(finished.directory, tmp_path / "named")
+    facts = json.loads((tmp_path / "named" / "steering.json").read_text())
+    facts["model"]["id"] = name
+    (tmp_path / "named" / "steering.json").write_text(json.dumps(facts))
+    dry = tmp_path / "dry"
+    push(
+        tmp_path / "named", REPOSITORY, formats=tuple(FORMATS), dry_run=dry,
+        model=str(model_folder),
+    )  # fmt: skip
+    for path in (path for path in dry.rglob("*") if path.is_file()):
+        assert str(tmp_path).encode() not in path.read_bytes(), path
+    exports = dry / "exports"
+    assert f"MODEL, STRENGTH = {name!r}" in (exports / "snippet-bright" / "steer.py").read_text()
+    adapter = json.loads((exports / "peft-bright" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == (name if "/" in name else None)
+    card = (exports / "folded-bright" / "README.md").read_text()
+    assert ("base_model: org/model" in card) == (name == "org/model")
+    (vector,) = json.loads((exports / "easysteer-bright" / "steering.json").read_text())["vectors"]
+    assert (exports / "easysteer-bright" / vector["source"]).is_file()
 
 
 @pytest.mark.parametrize("name", ["bright", "me/bright/more", "me/bright@main", "my name/bright"])

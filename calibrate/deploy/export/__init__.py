@@ -8,7 +8,8 @@ To add a format:
 1. Write a module here with a class as `exporter.Exporter` describes. Derive it from `EveryPosition`
    if the format steers every position, else from `AnyModel` and write `check_config`; set `name`.
 2. Set what differs: `directory` if it writes one, `suffix` if the file's name must end so,
-   `needs_model` if `write` or `serve` reads the model. Refuse a model in `check_model`.
+   `needs_model` if `write` or `serve` reads the model. What `published` ones write names no place
+   on this machine: the model goes by `place`. Refuse a model in `check_model`.
 3. `write` puts the files at `path`; `baked` gives α·v. For a single file, sign its contents
    (`common.marks.signature`) and let `wrote` recognise that; directories are marked by `target`.
 4. `serve` says how to use the export. `loaded_back` reads what was written as the consumer does;
@@ -50,6 +51,7 @@ def export(
     check: bool = True,
     progress: Progress = SILENT,
     source: str | Path | None = None,
+    published: bool = False,
 ) -> Exported:
     """Write a config in the format of a consumer, having checked what was written.
 
@@ -59,12 +61,13 @@ def export(
         back as it was.
     check: load it back and compare; without, nothing is proved.
     source: the directory the config came from.
+    published: whether others are to read it, so that it must name no place on this machine.
 
     Raises: ExportRefused if the format cannot express the config; ArtefactError if it cannot be
         written there; VerificationFailed if what was written does not reproduce the reference.
         Nothing is then changed.
     """
-    exporter, target = _planned(config, format_name, to, source)
+    exporter, target = _planned(config, format_name, to, source, published)
     model = loaded
     if model is None and (check or exporter.needs_model):
         model = open_model(config, progress=progress)
@@ -90,21 +93,26 @@ def check_request(
 
 
 def _planned(
-    config: SteeringConfig, format_name: str, to: str | Path, source: str | Path | None
+    config: SteeringConfig,
+    format_name: str,
+    to: str | Path,
+    source: str | Path | None,
+    published: bool = False,
 ) -> tuple[Exporter, Target]:
-    exporter = _exporter(format_name)
+    exporter = _exporter(format_name, published)
     exporter.check_config(config)
     return exporter, target_for(exporter, to, source)
 
 
-def _exporter(name: str) -> Exporter:
+def _exporter(name: str, published: bool) -> Exporter:
     if name not in FORMATS:
         raise InputError(
             f"--format must be one of {', '.join(FORMATS)}, got {name!r}"
             f"{did_you_mean(name, FORMATS)}"
         )
     module, kind = FORMATS[name]
-    exporter: Exporter = getattr(import_module(f"calibrate.deploy.export.{module}"), kind)()
+    made = getattr(import_module(f"calibrate.deploy.export.{module}"), kind)
+    exporter: Exporter = made(published)
     return exporter
 
 

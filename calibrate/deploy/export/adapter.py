@@ -20,7 +20,6 @@ from calibrate.artefact.config import SteeringConfig
 from calibrate.common.errors import ExportRefused, InputError
 from calibrate.deploy.export.adapters import carries_adapter, is_quantised
 from calibrate.deploy.export.exporter import EveryPosition, NextLogProbs, baked, unsteered
-from calibrate.deploy.export.place import place_of
 from calibrate.deploy.export.projections import residual_writers
 from calibrate.deploy.export.restored import restored
 from calibrate.models.model import LoadedModel
@@ -51,7 +50,8 @@ class Adapter(EveryPosition):
             tensors[f"{key}.lora_B.weight"] = torch.zeros(len(bias), 1)
             tensors[f"{key}.lora_B.bias"] = bias.contiguous()
         transposed = any(isinstance(module, Conv1D) for module in modules.values())
-        _lora_config(place_of(loaded), list(biases), transposed).save_pretrained(path)
+        place = self.place(config, loaded)
+        _lora_config(place, list(biases), transposed).save_pretrained(path)
         save_file(tensors, path / "adapter_model.safetensors")
         for file, content in config.files().items():
             (path / file).write_bytes(content)

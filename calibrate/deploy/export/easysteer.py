@@ -25,9 +25,13 @@ class EasySteer(EveryPosition):
     def write(
         self, config: SteeringConfig, loaded: LoadedModel | None, path: Path, target: Path
     ) -> None:
-        """Write the vector and the spec, which names the vector by its full path."""
+        """Write the vector and the spec, which names the vector by its full path.
+
+        A published spec names it from its own directory, where EasySteer has to be started then.
+        """
         write_directions(path / VECTOR_NAME, config)
-        spec = steering_spec(str(target.resolve() / VECTOR_NAME), config.layers)
+        vector = VECTOR_NAME if self.published else str(target.resolve() / VECTOR_NAME)
+        spec = steering_spec(vector, config.layers)
         (path / SPEC_NAME).write_text(f"{json.dumps(spec, indent=2)}\n", encoding="utf-8")
 
     def serve(

@@ -13,6 +13,7 @@ import torch
 
 from calibrate.artefact.config import SteeringConfig
 from calibrate.common.errors import ExportRefused
+from calibrate.deploy.export.place import hub_id_of, place_of
 from calibrate.engine.site import Site, SteeringVector
 from calibrate.models.model import LoadedModel
 from calibrate.search.reference import next_log_probs
@@ -38,9 +39,11 @@ class Exporter(Protocol):
     """Writes a config in one format, and loads it back as the consumer does.
 
     directory: whether it writes a directory. suffix: how the file's name has to end.
+    published: whether what it writes names no place on this machine.
     """
 
     name: str
+    published: bool
     directory: bool
     suffix: str | None
     needs_model: bool
@@ -91,6 +94,16 @@ class AnyModel:
     directory = False
     suffix: str | None = None
     needs_model = False
+
+    def __init__(self, published: bool = False) -> None:
+        self.published = published
+
+    def place(self, config: SteeringConfig, loaded: LoadedModel) -> str | None:
+        """What `from_pretrained` finds the model by; None if no name that may be told leads to it.
+
+        That is the name in the config for a published export, if it is a hub id.
+        """
+        return hub_id_of(config) if self.published else place_of(loaded)
 
     def subject(self, loaded: LoadedModel) -> LoadedModel:
         """The model as it is."""

@@ -24,7 +24,6 @@ from calibrate.common.errors import ExportRefused
 from calibrate.deploy.export.adapter import writer_biases
 from calibrate.deploy.export.adapters import is_quantised, merged
 from calibrate.deploy.export.exporter import EveryPosition, NextLogProbs, unsteered
-from calibrate.deploy.export.place import place_of
 from calibrate.engine.loading import load_model
 from calibrate.models.architecture import BIAS_FLAGS, LIKE_LLAMA
 from calibrate.models.model import LoadedModel
@@ -72,7 +71,7 @@ class Folded(EveryPosition):
     ) -> None:
         """Write the weights, the tokenizer, the config and the card."""
         assert loaded is not None
-        biases = writer_biases(config, loaded, self.name)
+        biases, place = writer_biases(config, loaded, self.name), self.place(config, loaded)
         folded = _with_biases(loaded.model, biases)
         folded.config.steering = {
             "tool": "steering-calibrate",
@@ -80,12 +79,12 @@ class Folded(EveryPosition):
             "strength": config.intervention.strength,
             "layers": list(config.layers),
             "concept": config.concept.name,
-            "base_model": place_of(loaded) or config.model.id,
+            "base_model": place or config.model.id,
         }
         with quiet_transformers():
             folded.save_pretrained(path)
             loaded.tokenizer.save_pretrained(path)
-        (path / "README.md").write_text(_card(config, place_of(loaded)), encoding="utf-8")
+        (path / "README.md").write_text(_card(config, place), encoding="utf-8")
         for name, content in config.files().items():
             (path / name).write_bytes(content)
 

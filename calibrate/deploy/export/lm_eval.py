@@ -18,7 +18,7 @@ import torch
 from calibrate.artefact.config import SteeringConfig
 from calibrate.common.marks import signature
 from calibrate.deploy.export.exporter import EveryPosition, NextLogProbs, with_shifts
-from calibrate.deploy.export.place import place_of, to_be_named
+from calibrate.deploy.export.place import to_be_named
 from calibrate.models.architecture import base_of
 from calibrate.models.model import LoadedModel
 
@@ -65,9 +65,12 @@ class LmEval(EveryPosition):
     ) -> tuple[str, ...]:
         """By the harness, from any folder."""
         assert loaded is not None
-        model = place_of(loaded) or "MODEL"
-        steering = f"pretrained={model},steer_path={target.resolve()}"
-        return (f"lm_eval --model steered --model_args {steering}", *to_be_named(loaded, "MODEL"))
+        place = self.place(config, loaded)
+        steering = f"pretrained={place or 'MODEL'},steer_path={target.resolve()}"
+        return (
+            f"lm_eval --model steered --model_args {steering}",
+            *to_be_named(place, loaded, "MODEL"),
+        )
 
     @contextmanager
     def loaded_back(

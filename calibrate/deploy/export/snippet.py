@@ -16,7 +16,7 @@ import torch
 
 from calibrate.artefact.config import VECTOR_FILE, SteeringConfig
 from calibrate.deploy.export.exporter import AnyModel, NextLogProbs
-from calibrate.deploy.export.place import place_of, to_be_named
+from calibrate.deploy.export.place import to_be_named
 from calibrate.deploy.verify import as_calibrated
 from calibrate.models.architecture import base_of
 from calibrate.models.model import LoadedModel
@@ -48,7 +48,7 @@ class Snippet(AnyModel):
         frozen = rendering.date is not None
         names = {id(module): name for name, module in base_of(loaded.model).named_modules()}
         code = _template().format(
-            model=place_of(loaded) or loaded.name,
+            model=self.place(config, loaded) or config.model.id,
             verb=config.concept.direction,
             concept=config.concept.name,
             strength=intervention.strength,
@@ -75,8 +75,8 @@ class Snippet(AnyModel):
     ) -> tuple[str, ...]:
         """By itself, from any folder, or imported."""
         assert loaded is not None
-        where = f"MODEL in {target / CODE_FILE}"
-        return (f"python {target / CODE_FILE} 'A prompt'", *to_be_named(loaded, where))
+        place, where = self.place(config, loaded), f"MODEL in {target / CODE_FILE}"
+        return (f"python {target / CODE_FILE} 'A prompt'", *to_be_named(place, loaded, where))
 
     @contextmanager
     def loaded_back(
