@@ -31,7 +31,7 @@ from calibrate.common.settings import Sampling
 from calibrate.deploy.checks import own_replies
 from calibrate.deploy.export import FORMATS, export
 from calibrate.deploy.export.control_vector import read_directions
-from calibrate.deploy.runtimes import Stack, config_length, rise_in, serving
+from calibrate.deploy.runtimes import Stack, rise_in, serving
 from calibrate.engine.generation import sample
 from calibrate.engine.sampling import draw, noise_key
 from calibrate.models.embedded import embedded_gguf
@@ -126,7 +126,9 @@ def in_llama_cpp(result: Calibration, loaded: LoadedModel, vector: Path) -> dict
         export(config, "gguf", vector, loaded)
         sequences = own_replies(config, result.evidence, loaded)
     directions = read_directions(vector)
-    with LlamaCpp(embedded_gguf(MODEL), config_length(config)) as engine:
+    asked = max(len(encode_prompt(loaded, text).ids) for text in verify_prompts(result))
+    longest = asked + config.settings.sampling.max_new_tokens
+    with LlamaCpp(embedded_gguf(MODEL), longest) as engine:
 
         def logits(steering: Any, ids: Sequence[int], after: int = 0) -> np.ndarray:
             engine.steer(steering)
@@ -143,7 +145,8 @@ def in_llama_cpp(result: Calibration, loaded: LoadedModel, vector: Path) -> dict
 def in_folded(result: Calibration, loaded: LoadedModel) -> dict[str, Any]:
     with preserving_model_state(loaded):
         sequences = own_replies(result.config, result.evidence, loaded)
-    with serving("folded", result.config, loaded) as stack:
+    longest = max(len(sequence.ids) for sequence in sequences)
+    with serving("folded", result.config, loaded, longest) as stack:
         rise = rise_in(stack, sequences)
     with tempfile.TemporaryDirectory() as folder:
         result.export("folded", folder, loaded)

@@ -67,11 +67,16 @@ def require_stack(name: str, gguf: str | Path | None = None) -> None:
 
 @contextmanager
 def serving(
-    name: str, config: SteeringConfig, loaded: LoadedModel, gguf: str | Path | None = None
+    name: str,
+    config: SteeringConfig,
+    loaded: LoadedModel,
+    longest: int,
+    gguf: str | Path | None = None,
 ) -> Iterator[Stack]:
     """Export a config for a stack, and have the stack serve it inside the `with`.
 
-    gguf: the model's GGUF for llama.cpp (default: the file the config's model came from).
+    longest: tokens of the longest sequence that it will be given. gguf: the model's GGUF for
+        llama.cpp (default: the file the config's model came from).
     Raises: InputError for a stack there is not, or a GGUF that is missing, that the stack does not
         read or of another shape than the config's model; ExportRefused as the export does.
     """
@@ -80,7 +85,7 @@ def serving(
         target = Path(folder) / "export"
         export(config, STACKS[name], target, loaded)
         if name == "llama.cpp":
-            with _llama_cpp(config, target, gguf) as stack:
+            with _llama_cpp(config, target, longest, gguf) as stack:
                 yield stack
         elif name == "peft":
             yield Stack(name, _logits_of(loaded), _adapted_logits(loaded, target))
@@ -105,7 +110,8 @@ def check_stack(
     with Ledger(loaded.meter, progress).stage(f"ΔCE in {name}"):
         with preserving_model_state(loaded):
             sequences = own_replies(config, evidence, loaded)
-        with serving(name, config, loaded, gguf) as stack:
+        longest = max((len(sequence.ids) for sequence in sequences), default=0)
+        with serving(name, config, loaded, longest, gguf) as stack:
             return judged(f"budget in {name}", rise_in(stack, sequences), config)
 
 
@@ -124,9 +130,11 @@ def rise_in(stack: Stack, sequences: Sequence[TokenSequence]) -> RatioEstimate:
 
 
 @contextmanager
-def _llama_cpp(config: SteeringConfig, vector: Path, gguf: str | Path | None) -> Iterator[Stack]:
+def _llama_cpp(
+    config: SteeringConfig, vector: Path, longest: int, gguf: str | Path | None
+) -> Iterator[Stack]:
     directions, file = read_directions(vector), gguf or _gguf_of(config)
-    with LlamaCpp(file, config_length(config)) as engine:
+    with LlamaCpp(file, longest) as engine:
         _require_shape(engine, config, file)
 
         def steered(ids: Sequence[int]) -> np.ndarray:
@@ -149,11 +157,6 @@ def _require_shape(engine: LlamaCpp, config: SteeringConfig, gguf: str | Path) -
             f"{model.hidden_size}, got {engine.num_layers} blocks of size {engine.hidden_size} in "
             f"{gguf}; name another with --gguf FILE"
         )
-
-
-def config_length(config: SteeringConfig) -> int:
-    """Context length for a reply by the config's own sampling, 512 positions for the prompt."""
-    return 512 + config.settings.sampling.max_new_tokens
 
 
 def _gguf_of(config: SteeringConfig) -> Path:

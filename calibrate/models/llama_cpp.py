@@ -44,7 +44,9 @@ class _Batch(ctypes.Structure):
 class LlamaCpp:
     """A GGUF model in llama.cpp, on the CPU, its attention and cache in float32.
 
+    context_length: how many tokens it is to hold at once.
     A context manager: the model is freed at its end.
+    Raises: ModelError if the file cannot be loaded, or its context does not fit in memory.
     """
 
     def __init__(self, gguf: str | Path, context_length: int = CONTEXT) -> None:
@@ -55,8 +57,15 @@ class LlamaCpp:
         )
         if not self._model:
             raise ModelError(f"llama.cpp cannot load {gguf}; it must be a GGUF model file")
-        params = _exact(self._lib.llama_context_default_params(), context_length)
+        self._length = max(context_length, CONTEXT)
+        params = _exact(self._lib.llama_context_default_params(), self._length)
         self._context = self._lib.llama_init_from_model(self._model, params)
+        if not self._context:
+            self._lib.llama_model_free(self._model)
+            raise ModelError(
+                f"llama.cpp must hold {self._length} tokens of {gguf} at once, and cannot make "
+                "room for them; give shorter prompts, or free some memory"
+            )
         vocabulary = self._lib.llama_model_get_vocab(self._model)
         self.vocabulary_size = int(self._lib.llama_vocab_n_tokens(vocabulary))
         self.hidden_size = int(self._lib.llama_model_n_embd(self._model))
@@ -92,7 +101,13 @@ class LlamaCpp:
         """Logits after every position, float32 array of shape (n_ids, vocabulary_size).
 
         after: how many tokens run before stay as context; 0 starts anew.
+        Raises: ModelError for more tokens than it holds, or that llama.cpp does not run.
         """
+        if after + len(ids) > self._length:  # llama.cpp would end the process
+            raise ModelError(
+                f"llama.cpp must be given at most the {self._length} tokens that it was opened "
+                f"for, got {after + len(ids)}; open it for longer texts"
+            )
         if after == 0:
             self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
         batch = self._lib.llama_batch_init(len(ids), 0, 1)
@@ -162,7 +177,7 @@ SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
 _silence = LOG(lambda _level, _text, _data: None)  # kept, since the library keeps a pointer to it
 
 
-def _exact(params: _Opaque, context_length: int) -> _Opaque:
+def _exact(params: _Opaque, length: int) -> _Opaque:
     """Ask for float32 and a context's length, at the fields recognised by their defaults.
 
     Raises: InputError if they cannot be recognised.
@@ -179,7 +194,6 @@ def _exact(params: _Opaque, context_length: int) -> _Opaque:
             "this release of llama.cpp has parameters that are not recognised; use the xllamacpp "
             "release that the constraints name"
         )
-    length = max(context_length, CONTEXT)
     for index, value in (
         (0, length), (1, length), (2, length), (unset + 3, OFF), (types, F32), (types + 1, F32),
     ):  # fmt: skip

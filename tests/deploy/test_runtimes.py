@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import gguf
 import numpy as np
 import pytest
@@ -9,14 +11,15 @@ import tiny
 import torch
 from test_export import LAYER, config_for
 
-from calibrate.common.errors import ExportRefused, InputError
+from calibrate.common.errors import ExportRefused, InputError, ModelError
 from calibrate.deploy.export import export
 from calibrate.deploy.export.control_vector import read_directions
 from calibrate.deploy.runtimes import STACKS, check_stack, rise_in, serving
 from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.unsteered import Corpus, run_unsteered
-from calibrate.models.llama_cpp import LlamaCpp, is_installed
+from calibrate.models.llama_cpp import LlamaCpp, _library, is_installed
 from calibrate.models.model import preserving_model_state
+from calibrate.models.tokens import TokenSequence
 
 needs_llama_cpp = pytest.mark.skipif(not is_installed(), reason="xllamacpp is not installed")
 
@@ -132,7 +135,7 @@ def test_a_gguf_of_another_shape_is_refused(loaded, config, tmp_path):
     write_gguf(tmp_path / "small.gguf", tiny.model("llama", layers=2))
     with (
         pytest.raises(InputError, match=r"3 blocks of size 32, got 2 blocks of size 32 in .*small"),
-        serving("llama.cpp", config, loaded, tmp_path / "small.gguf"),
+        serving("llama.cpp", config, loaded, 8, tmp_path / "small.gguf"),
     ):
         pass
 
@@ -146,11 +149,47 @@ def test_delta_ce_in_every_stack_is_what_it_is_here(name, loaded, config, model_
         run = run_unsteered(loaded, Corpus(tuple(sequences), self_sampled=True), [done.layer])
         values = config.steering_vector.values
         here = delta_ce(loaded, run, tiny.site(values, done.layer), done.strength)
-    with serving(name, config, loaded, model_gguf) as stack:
+    gguf_file = model_gguf if name == "llama.cpp" else None
+    with serving(name, config, loaded, 18, gguf_file) as stack:
         there = rise_in(stack, sequences)
     assert there.sums == pytest.approx(here.sums, abs=1e-3)
     assert np.array_equal(there.counts, here.counts)
     assert not any(module._forward_hooks for module in loaded.model.modules())
+
+
+@needs_llama_cpp
+def test_prompts_of_any_length_are_served_by_llama_cpp(
+    finished, loaded, config, model_gguf, monkeypatch, tmp_path
+):
+    """llama.cpp ends the process where a batch is longer than it was told."""
+    directory = shutil.copytree(finished.directory, tmp_path / "long")
+    for name, content in config.files().items():
+        (directory / name).write_bytes(content)
+    length = 600 + config.settings.sampling.max_new_tokens
+    ids = tuple(np.random.default_rng(0).integers(5, loaded.vocabulary_size, length).tolist())
+    sequences = tuple(TokenSequence(ids[n:], length - 12) for n in range(3))
+    monkeypatch.setattr("calibrate.deploy.runtimes.own_replies", lambda *_: sequences)
+    found = check_stack(directory, loaded, "llama.cpp", model_gguf)
+    here = check_stack(directory, loaded, "peft")
+    assert found.found == here.found
+
+
+@needs_llama_cpp
+def test_more_tokens_than_llama_cpp_was_opened_for_are_refused(model_gguf):
+    with LlamaCpp(model_gguf, 600) as engine:
+        assert engine.logits([7] * 600).shape[0] == 600
+        with pytest.raises(ModelError, match=r"at most the 600 tokens .*, got 601; open it for"):
+            engine.logits([7] * 601)
+        engine.logits([7] * 599)
+        with pytest.raises(ModelError, match="got 601"):
+            engine.logits([7] * 2, after=599)
+
+
+@needs_llama_cpp
+def test_a_context_that_finds_no_room_is_an_error(model_gguf, monkeypatch):
+    monkeypatch.setattr(_library(), "llama_init_from_model", lambda *_: None)
+    with pytest.raises(ModelError, match=r"must hold 512 tokens of .*gguf at once, and cannot"):
+        LlamaCpp(model_gguf)
 
 
 def test_a_stack_is_judged_by_the_configs_own_budget(finished):
@@ -165,14 +204,17 @@ def test_a_stack_is_judged_by_the_configs_own_budget(finished):
 def test_what_a_stack_cannot_do_is_refused_with_the_way_out(finished, loaded, config):
     with (
         pytest.raises(InputError, match=r"--against must be one of llama\.cpp, .*mean peft"),
-        serving("pfet", config, loaded),
+        serving("pfet", config, loaded, 8),
     ):
         pass
     with (
         pytest.raises(InputError, match="as a GGUF file; name it with --gguf FILE"),
-        serving("llama.cpp", config, loaded),
+        serving("llama.cpp", config, loaded, 8),
     ):
         pass
     last = config_for(finished.result.config, loaded, positions="last")
-    with pytest.raises(ExportRefused, match="steers every position"), serving("peft", last, loaded):
+    with (
+        pytest.raises(ExportRefused, match="steers every position"),
+        serving("peft", last, loaded, 8),
+    ):
         pass
