@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import tiny
-from test_cli import run
+from test_cli import EVERYDAY, main_job, run
 
 from calibrate.artefact.grades import GRADES_FILE, Grades
 from calibrate.deploy.finished import Calibration
@@ -96,6 +96,29 @@ def test_grades_that_are_applied_meanwhile_stay(capsys, bright, model_directory,
     assert after.config.measured.readers.graders == ["ann"]
     assert after.probe.scale != before.probe.scale
     assert [point.budget for point in after.frontier.points] == [0.1]
+
+
+def test_they_stay_too_where_a_calibration_measures_its_budgets(
+    capsys, tmp_path, model_directory, tiny_options, monkeypatch
+):
+    texts = tiny_options["concept"].texts
+    rows = [{"text": one.text, "label": "positive"} for one in texts.positives]
+    rows += [{"text": one.text, "label": "negative"} for one in texts.negatives]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / EVERYDAY).write_text("\n".join(map(json.dumps, rows)))
+    out = tmp_path / "out"
+
+    def graded():
+        grade(out)
+        run(capsys, "grade", out, "--apply")
+
+    measured_while(monkeypatch, graded)
+    several = main_job(model_directory, tiny_options, "--out", out, "--ce-budget", "1.0,0.5")
+    status, _, err = run(capsys, *several)
+    assert status == 0, err
+    result = Calibration.load(out)
+    assert result.config.measured.readers.graders == ["ann"]
+    assert [point.budget for point in result.frontier.points] == [0.5, 1.0]
 
 
 def test_another_calibration_that_came_meanwhile_is_left_alone(
