@@ -104,7 +104,7 @@ def _planned(
     return exporter, target_for(exporter, to, source)
 
 
-def _exporter(name: str, published: bool) -> Exporter:
+def _exporter(name: str, published: bool = False) -> Exporter:
     if name not in FORMATS:
         raise InputError(
             f"--format must be one of {', '.join(FORMATS)}, got {name!r}"
