@@ -236,6 +236,12 @@ memory the export says what to fill in. Adapters that the model carries are merg
 checkpoint; the peft format refuses such a model. What `calibrate push` exports names no place on the
 machine it was written on: the model goes by its hub id, if it has one, and EasySteer's spec finds its
 vector where EasySteer is started in the folder of both.
+
+A calibration rests on how prompts were rendered. A folded checkpoint has the chat template's
+variables set at the head of its template, before what a request gives, and the date of the
+calibration in it; a snippet gives both. The other formats leave the template to the engine:
+`calibrate export` and the model card say what it must be given, such as `chat_template_kwargs` in a
+request to vLLM or `--chat-template-kwargs` of `llama-server`.
 """  # noqa: E501
 
 

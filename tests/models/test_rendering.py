@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import warnings
+from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
@@ -13,6 +14,7 @@ import tiny
 import torch
 from refused import Refused, each
 from tokenizers import processors
+from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
 import calibrate
@@ -20,12 +22,14 @@ from calibrate.artefact.sections import RenderingSection
 from calibrate.common.errors import CalibrateWarning, InputError, ModelError
 from calibrate.common.settings import Sampling
 from calibrate.deploy.chat import open_steered
-from calibrate.deploy.export import export
+from calibrate.deploy.export import FORMATS, export
 from calibrate.deploy.verify import as_calibrated, check_directory, open_model
 from calibrate.engine.generation import sample
 from calibrate.engine.loading import load_model
 from calibrate.models.prompts import encode_empty, encode_prompt, encode_reply, encode_text
 from calibrate.models.rendering import render, settle
+from calibrate.models.settled_template import with_settled_template
+from calibrate.pipelines.hub import card
 from calibrate.texts.extraction import extract_vectors
 
 PARTS = (
@@ -249,6 +253,92 @@ def test_every_later_command_renders_as_the_calibration_did(dated, monkeypatch):
     assert check_directory(directory).passed
     assert check_directory(directory, bare).passed
     assert calibrate.calibrate(config.model.id, out=directory, **options).config == config
+
+
+def as_any_program(folder, **options):
+    """A prompt as any program renders it that loads a tokenizer."""
+    conversation = [{"role": "user", "content": "the house"}]
+    return AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        conversation, tokenize=False, add_generation_prompt=True, **options
+    )
+
+
+def test_a_folded_checkpoint_renders_as_the_calibration_did(dated, monkeypatch, tmp_path):
+    """On another day, and whatever a request gives."""
+    result = dated[0]
+    loaded = open_model(result.config)
+    plain = loaded.tokenizer.chat_template
+    written = result.export("folded", tmp_path / "folded", loaded)
+    assert loaded.tokenizer.chat_template == plain
+    monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
+    expected = text_of(loaded, "the house")
+    assert "calm today" in expected
+    assert as_any_program(tmp_path / "folded") == expected
+    assert as_any_program(tmp_path / "folded", mood="wild") == expected
+    assert not any("chat template" in line for line in written.serve)
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name not in ("folded", "snippet")])
+def test_other_exports_say_what_the_template_must_be_given(name, dated, finished, tmp_path):
+    result, _, _, today = dated
+    target = tmp_path / {"lm-eval": "v.pt"}.get(name, "v")
+    said = result.export(name, target, open_model(result.config)).serve[-1]
+    assert said == (
+        f'the chat template must be given chat_template_kwargs {{"mood": "calm"}} and {today} as '
+        "its date of today, as for the calibration"
+    )
+    again = finished.result.export(
+        name, tmp_path / f"again{target.suffix}", load_model(tiny.model("gpt2"), tiny.tokenizer())
+    )
+    assert not any("chat template" in line for line in again.serve)
+
+
+def test_a_model_card_says_what_the_template_must_be_given(dated, finished):
+    assert 'given chat_template_kwargs {"mood": "calm"} and' in card(dated[0], "me/x", {}, [])
+    assert "chat_template_kwargs" not in card(finished.result, "me/x", {}, [])
+
+
+VALUES = {
+    "a flag": False,
+    "nothing": None,
+    "numbers": [-3, 0.5, 1e-07, 12345678901234567890],
+    "quotes and backslashes": 'it\'s "so" \\ or \\n',
+    "lines and signs": "one\n\ttwo\x00 \u2028 😀 é",
+    "Jinja's own signs": "%} }} {{ x }} {# y #} -%}",
+    "things inside": {"a": {"b": None, "c": [True, {}]}, "d e": "f'"},
+}
+
+
+@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ value | tojson }} {{ value }}",
+        "{% if value is defined and value is none %}none{% endif %}",
+        "{% macro said() %}{{ value }}{% endmacro %}{% for m in [1, 2] %}{{ said() }}{% endfor %}",
+        "\n  {% for m in messages %}{{ value }}{% endfor %}",
+        "{% set value = value or 'else' %}{{ value }}",
+    ],
+)
+@pytest.mark.filterwarnings("ignore::calibrate.common.errors.CalibrateWarning")
+def test_a_variable_at_the_head_of_a_template_is_as_good_as_given(value, template):
+    given = {"value": value, "not-a-name": 1}
+    loaded = loaded_with(template + NO_SYSTEM, chat_template_kwargs=given)
+    again = with_settled_template(loaded.tokenizer, loaded.rendering)
+    expected = text_of(loaded, "the house")
+    assert render(again, replace(loaded.rendering, kwargs={}), "the house") == expected
+    assert render(again, replace(loaded.rendering, kwargs={"value": "x"}), "the house") == expected
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_of_several_templates_the_one_in_use_is_settled(as_list):
+    several = {"tool_use": NO_SYSTEM, "default": THINKING}
+    if as_list:
+        several = [{"name": name, "template": text} for name, text in several.items()]
+    loaded = loaded_with(several, chat_template_kwargs={"enable_thinking": False})
+    again = with_settled_template(loaded.tokenizer, loaded.rendering)
+    assert again.chat_template["tool_use"] == NO_SYSTEM
+    assert render(again, settle(again), "the house").endswith("<none>")
 
 
 class Someday:

@@ -12,7 +12,8 @@ To add a format:
    on this machine: the model goes by `place`. Refuse a model in `check_model`.
 3. `write` puts the files at `path`; `baked` gives α·v. For a single file, sign its contents
    (`common.marks.signature`) and let `wrote` recognise that; directories are marked by `target`.
-4. `serve` says how to use the export. `loaded_back` reads what was written as the consumer does;
+4. `serve` says how to use the export; `renders` tells whether prompts come out as they did for the
+   calibration without anybody's help. `loaded_back` reads what was written as the consumer does;
    `with_shifts` and `unsteered` give the log-probabilities. Import the consumer's library inside.
 5. Add the module and class to FORMATS in common/export_formats.py; run scripts/write_cli_docs.py.
    The tests over FORMATS then cover it.
@@ -32,7 +33,7 @@ from calibrate.common.errors import InputError, VerificationFailed, did_you_mean
 from calibrate.common.export_formats import FORMATS
 from calibrate.common.progress import SILENT, Progress
 from calibrate.deploy.checks import TOLERANCES
-from calibrate.deploy.export.exporter import Exported, Exporter
+from calibrate.deploy.export.exporter import Exported, Exporter, to_be_given
 from calibrate.deploy.export.restored import restored
 from calibrate.deploy.export.target import Target, target_for
 from calibrate.deploy.verify import open_model
@@ -74,14 +75,14 @@ def export(
     if model is None:
         with target.writing() as path:
             exporter.write(config, None, path, target.given)
-        return Exported(target.given, exporter.serve(config, None, target.given))
+        return Exported(target.given, _served(exporter, config, None, target))
     with preserving_model_state(model), restored(model.model):
         subject = exporter.subject(model)
         exporter.check_model(config, subject)
         with target.writing() as path:
             exporter.write(config, subject, path, target.given)
             gap = _gap(exporter, config, subject, path) if check else None
-        served = exporter.serve(config, subject, target.given)
+        served = _served(exporter, config, subject, target)
     return Exported(target.given, served, gap, TOLERANCES[config.model.dtype] if check else None)
 
 
@@ -102,6 +103,14 @@ def _planned(
     exporter = _exporter(format_name, published)
     exporter.check_config(config)
     return exporter, target_for(exporter, to, source)
+
+
+def _served(
+    exporter: Exporter, config: SteeringConfig, model: LoadedModel | None, target: Target
+) -> tuple[str, ...]:
+    """What to do with an export, a line each."""
+    lines = exporter.serve(config, model, target.given)
+    return lines if exporter.renders else (*lines, *to_be_given(config))
 
 
 def _exporter(name: str, published: bool = False) -> Exporter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -39,7 +40,8 @@ class Exporter(Protocol):
     """Writes a config in one format, and loads it back as the consumer does.
 
     directory: whether it writes a directory. suffix: how the file's name has to end.
-    published: whether what it writes names no place on this machine.
+    published: whether what it writes names no place on this machine. renders: whether it brings
+    along what the chat template was given.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Exporter(Protocol):
     directory: bool
     suffix: str | None
     needs_model: bool
+    renders: bool
 
     def check_config(self, config: SteeringConfig) -> None:
         """Raise ExportRefused if the format cannot express the config."""
@@ -94,6 +97,7 @@ class AnyModel:
     directory = False
     suffix: str | None = None
     needs_model = False
+    renders = False
 
     def __init__(self, published: bool = False) -> None:
         self.published = published
@@ -128,6 +132,19 @@ class EveryPosition(AnyModel):
                 "for the last one and would over-steer; calibrate with --positions all, or export "
                 "a snippet"
             )
+
+
+def to_be_given(config: SteeringConfig) -> tuple[str, ...]:
+    """A line that says what the chat template is to be given, if it was given anything."""
+    rendering, given = config.rendering, []
+    if rendering is not None and rendering.kwargs:
+        variables = json.dumps(rendering.kwargs, ensure_ascii=False)
+        given.append(f"chat_template_kwargs {variables}")
+    if rendering is not None and rendering.date is not None:
+        given.append(f"{rendering.date} as its date of today")
+    if not given:
+        return ()
+    return (f"the chat template must be given {' and '.join(given)}, as for the calibration",)
 
 
 def baked(config: SteeringConfig) -> dict[int, np.ndarray]:

@@ -24,10 +24,12 @@ from calibrate.common.errors import ExportRefused
 from calibrate.deploy.export.adapter import writer_biases
 from calibrate.deploy.export.adapters import is_quantised, merged
 from calibrate.deploy.export.exporter import EveryPosition, NextLogProbs, unsteered
+from calibrate.deploy.verify import as_calibrated
 from calibrate.engine.loading import load_model
 from calibrate.models.architecture import BIAS_FLAGS, LIKE_LLAMA
 from calibrate.models.model import LoadedModel
 from calibrate.models.quiet import quiet_transformers
+from calibrate.models.settled_template import with_settled_template
 
 CARD = """---
 {base}tags: [steering]
@@ -49,6 +51,7 @@ class Folded(EveryPosition):
     name = "folded"
     directory = True
     needs_model = True
+    renders = True
 
     def subject(self, loaded: LoadedModel) -> LoadedModel:
         """The model, with the adapters that it carries merged into its weights.
@@ -69,7 +72,10 @@ class Folded(EveryPosition):
     def write(
         self, config: SteeringConfig, loaded: LoadedModel | None, path: Path, target: Path
     ) -> None:
-        """Write the weights, the tokenizer, the config and the card."""
+        """Write the weights, the tokenizer, the config and the card.
+
+        The chat template that is written renders as it did for the calibration, whatever the day.
+        """
         assert loaded is not None
         biases, place = writer_biases(config, loaded, self.name), self.place(config, loaded)
         folded = _with_biases(loaded.model, biases)
@@ -83,7 +89,7 @@ class Folded(EveryPosition):
         }
         with quiet_transformers():
             folded.save_pretrained(path)
-            loaded.tokenizer.save_pretrained(path)
+            _tokenizer(config, loaded).save_pretrained(path)
         (path / "README.md").write_text(_card(config, place), encoding="utf-8")
         for name, content in config.files().items():
             (path / name).write_bytes(content)
@@ -104,6 +110,14 @@ class Folded(EveryPosition):
         """Load the directory as any checkpoint."""
         dtype = config.model.dtype
         yield unsteered(load_model(str(path), device=str(loaded.device), dtype=dtype))
+
+
+def _tokenizer(config: SteeringConfig, loaded: LoadedModel) -> Any:
+    """The model's tokenizer, its chat template given what it was for the calibration."""
+    given = config.rendering
+    if given is None or not (given.kwargs or given.date):
+        return loaded.tokenizer
+    return with_settled_template(loaded.tokenizer, as_calibrated(config, loaded).rendering)
 
 
 def biased_config(model: Any, paths: Collection[str]) -> Any:

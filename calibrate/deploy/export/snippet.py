@@ -34,6 +34,7 @@ class Snippet(AnyModel):
     name = "snippet"
     directory = True
     needs_model = True
+    renders = True
 
     def check_config(self, config: SteeringConfig) -> None:
         """Accept any config."""
