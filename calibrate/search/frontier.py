@@ -7,7 +7,7 @@ be held, or that the law levels off below, is missed, and said to be. Budgets ar
 small to large, and the frontier ends where more strength only breaks the model:
 
     presence has fallen clearly below the best so far; most replies are empty, or all but one;
-    or half of all tokens lie in loops
+    or half of the tokens that lie in no loop unsteered would lie in one
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from calibrate.texts.replies import UnsteeredReplies
 from probes import Reader
 
 FALL = 2.0  # standard errors below its best point at which presence has fallen
-BROKEN = 0.5  # share of the tokens in loops from which nothing more is tried
+BROKEN = 0.5  # share of the tokens newly in loops from which nothing more is tried
 
 
 class Silenced(Infeasible):
@@ -281,8 +281,10 @@ def _end(points: Sequence[Point], settings: Settings) -> str | None:
     last = points[-1]
     if is_silenced(last.presence):
         return f"{last.presence.empty:.0%} of the replies are empty"
-    if last.loops is not None and last.loops[0].value > BROKEN:
-        return f"{last.loops[0].value:.0%} of the tokens of long replies lie in loops"
+    if last.loops is not None:
+        steered, excess = (share.value for share in last.loops)
+        if excess > BROKEN * (1 - (steered - excess)):  # base models loop by themselves
+            return f"{steered:.0%} of the tokens of long replies lie in loops"
     best = max(points, key=lambda point: settings.sign * point.change.value)
     fall = best.presence.change_from(last.presence)
     if best is not last and settings.sign * fall.value > FALL * fall.standard_error:

@@ -178,7 +178,7 @@ def test_a_frontier_of_another_calibration_is_neither_used_nor_left(
     assert Calibration.load(tmp_path / "one").frontier is None
 
 
-def seen(change, error=0.01, empty=0.0, loops=0.0):
+def seen(change, error=0.01, empty=0.0, loops=0.0, unsteered=0.0):
     """A point of which only what ends a frontier is known."""
     spread = np.array([change - error, change + error] * 8)
     presence = SimpleNamespace(
@@ -187,12 +187,14 @@ def seen(change, error=0.01, empty=0.0, loops=0.0):
         change_from=lambda other: RatioEstimate(spread - other.spread, np.ones(16)),
         spread=spread,
     )
-    looping = RatioEstimate(np.full(16, loops), np.ones(16))
+    looping, more = (
+        RatioEstimate(np.full(16, share), np.ones(16)) for share in (loops, loops - unsteered)
+    )
     return SimpleNamespace(
         budget=0.1,
         presence=presence,
         change=RatioEstimate(spread, np.ones(16)),
-        loops=(looping, looping),
+        loops=(looping, more),
     )
 
 
@@ -205,6 +207,8 @@ def test_it_ends_where_replies_break_or_presence_turns_back():
     assert _end([down, more], Settings()) is None
     assert "turned back" in _end([more, seen(0.3)], Settings(goal="decrease"))
     assert "loops" in _end([seen(0.1, loops=0.7)], Settings())
+    assert _end([seen(0.1, loops=0.7, unsteered=0.5)], Settings()) is None
+    assert "loops" in _end([seen(0.1, loops=0.8, unsteered=0.5)], Settings())
     assert "empty" in _end([seen(0.1, empty=0.7)], Settings())
 
 
