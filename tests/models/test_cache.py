@@ -12,8 +12,14 @@ from accelerate import cpu_offload
 
 from calibrate import calibrate
 from calibrate.common.settings import Sampling, Settings
+from calibrate.engine.loading import load_model
 from calibrate.models import cache
-from calibrate.models.cache import load_or_compute, weights_hashed_once
+from calibrate.models.cache import (
+    _sums,
+    load_or_compute,
+    weights_digest,
+    weights_hashed_once,
+)
 from calibrate.texts.concept import read_prompts
 from calibrate.texts.extraction import concept_vectors
 from calibrate.texts.replies import REPLIES, sample_unsteered
@@ -115,6 +121,47 @@ def test_the_weights_are_hashed_once_where_they_stay_as_they_are(loaded, monkeyp
     assert len(hashed) == 1
     load_or_compute(loaded, REPLIES, {"seed": 0}, never)
     assert len(hashed) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_hash_tells_weights_apart_by_any_bit_and_by_their_order(dtype):
+    def hashed(change=lambda weight: None):
+        model = tiny.model("gpt2").to(dtype)
+        with torch.no_grad():
+            change(model.transformer.h[1].mlp.c_fc.weight)
+        return weights_digest(load_model(model, tiny.tokenizer()))
+
+    def least(weight):
+        weight[2, 3] = torch.nextafter(weight[2, 3], torch.tensor(9.0, dtype=dtype))
+
+    def swapped(weight):
+        weight[[0, 5]] = weight[[5, 0]]
+
+    def moved(weight):
+        """Of the same sum."""
+        weight[0, :2] = weight[0, :2].flip(0)
+
+    marks = [hashed(), hashed(least), hashed(swapped), hashed(moved)]
+    assert hashed() == marks[0]
+    assert len({*marks}) == len(marks)
+
+
+def test_weights_are_hashed_in_parts_as_in_one(monkeypatch):
+    values = torch.arange(-50, 51, dtype=torch.float64).reshape(1, 101)
+    whole = _sums(values)
+    monkeypatch.setattr(cache, "AT_ONCE", 7)
+    assert _sums(values) == whole
+    numbers = [int(each) for each in values.flatten().view(torch.int64)]
+    wrapped = sum(n * (place * cache.MIXED) for place, n in enumerate(numbers, 1))
+    assert [each % 2**64 for each in whole] == [sum(numbers) % 2**64, wrapped % 2**64]
+
+
+def test_weights_that_are_not_here_have_no_hash():
+    model = tiny.model("gpt2")
+    loaded = load_model(model, tiny.tokenizer())
+    assert weights_digest(loaded) is not None
+    model.transformer.h[0].to("meta")
+    assert weights_digest(loaded) is None
 
 
 @pytest.mark.parametrize("negatives", ["contrastive", "random"])
