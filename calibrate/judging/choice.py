@@ -17,7 +17,7 @@ from calibrate.judging.graded_replies import is_built_in
 from calibrate.models.embedded import encoder_directory, is_at_hand
 from calibrate.models.llama_cpp import is_installed
 from calibrate.texts.concept import Concept
-from probes.judges import NAMED, Judge, judge_function
+from probes.judges import NAMED, FunctionJudge, Judge, judge_function
 from probes.probe import Source
 
 JudgeChoice = str | Judge | Callable[[Sequence[str], str], Any]
@@ -46,15 +46,23 @@ def judge_name(judge: JudgeChoice) -> str:
 
 
 def judge_code(judge: JudgeChoice | None) -> str | None:
-    """A hash of the code of a judge that is a function or an object; None for one that is named.
+    """A hash of the code of a judge that is a function or an object; None for all others.
 
-    The same name may be of another function the next time, in a notebook above all.
+    The same name may be of another function the next time. What the function calls is not known.
     """
-    if judge is None or isinstance(judge, str):
-        return None
-    function = judge if hasattr(judge, "__code__") else getattr(type(judge), "score", None)
-    code = getattr(function, "__code__", None)
+    if isinstance(judge, str) and not _is_known(judge):
+        judge = judge_function(judge)
+    if isinstance(judge, FunctionJudge):
+        judge = judge.function
+    methods = (getattr(type(judge), name, None) for name in ("score", "__call__"))
+    codes = (getattr(place, "__code__", None) for place in (judge, *methods))
+    code = next((each for each in codes if each is not None), None)
     return None if code is None else hashlib.sha256(repr(_instructions(code)).encode()).hexdigest()
+
+
+def _is_known(name: str) -> bool:
+    """Whether a judge's name is of a kind that is made here, and not of somebody's function."""
+    return name == AUTO or name.partition(":")[0] in set(NAMED) - {AUTO}
 
 
 def _instructions(code: CodeType) -> list[Any]:
@@ -74,8 +82,7 @@ def check_judges(judge: JudgeChoice, audit: JudgeChoice | None, settings: Settin
     Raises: InputError.
     """
     for choice in (judge, None if audit == NOBODY else audit):
-        is_named = choice == AUTO or str(choice).partition(":")[0] in set(NAMED) - {AUTO}
-        if isinstance(choice, str) and not is_named:
+        if isinstance(choice, str) and not _is_known(choice):
             judge_function(choice)
     check_asked([choice for choice in (judge, audit) if isinstance(choice, str)], settings)
     if audit is not None and audit != AUTO and judge_name(audit) == judge_name(judge):

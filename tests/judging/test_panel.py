@@ -187,7 +187,7 @@ def test_a_teacher_is_checked_before_loading_and_is_not_the_auditor(monkeypatch)
         calibrate.calibrate("nothing", "joy", teacher="x", audit="question:x")
 
 
-def test_code_tells_judges_of_the_same_name_apart():
+def test_code_tells_judges_of_the_same_name_apart(monkeypatch):
     def of(source):
         scope = {}
         exec(source, scope)
@@ -197,8 +197,17 @@ def test_code_tells_judges_of_the_same_name_apart():
     assert of(body) == of("\n\n" + body)
     assert of(body) != of(body.replace("'b'", "'c'"))
     assert of(body) != of(body.replace("any", "all"))
-    assert judge_code(FunctionJudge(counting)) == judge_code(FunctionJudge(counting)) is not None
-    assert judge_code("question") is judge_code(None) is None
+    module = types.ModuleType("my_judges")
+    exec(body, vars(module))
+    monkeypatch.setitem(sys.modules, "my_judges", module)
+    assert judge_code("my_judges:judge") == judge_code(FunctionJudge(module.judge)) == of(body)
+    assert {judge_code(each) for each in ("auto", "question", "openai:m", None)} == {None}
+
+    class Mine:
+        def score(self, texts, concept):
+            return [0.5] * len(texts)
+
+    assert judge_code(Mine()) == judge_code(Mine()) not in (None, of(body))
 
 
 def test_judges_have_names():
