@@ -1,0 +1,138 @@
+"""Put the guard's questions to models at strengths of both signs, and write docs/guard.md.
+
+    python scripts/measure_guard.py [--model gemma3-270m] [--concept joy] [--page]
+
+Strengths are what the pilot's law names for the budgets; nothing is verified but the answers. Half
+an hour a model on one core; a model and concept that were measured are kept (docs/guard.json).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from default_band import band_of
+from markdown_tables import DOCS, table
+from records import page_option, read_records, write_records
+
+from calibrate import load_model
+from calibrate.common.errors import Infeasible
+from calibrate.common.settings import Settings
+from calibrate.engine.site import Site
+from calibrate.engine.unsteered import run_unsteered
+from calibrate.judging.guard import Guarded, guarded
+from calibrate.laws.pilot import run_pilot
+from calibrate.models.model import LoadedModel, preserving_model_state
+from calibrate.search.harm import require_guard
+from calibrate.texts.concept import read_prompts
+from calibrate.texts.guard import read_guard
+from calibrate.texts.replies import build_corpora, sample_unsteered
+
+TARGET = DOCS / "guard.json"
+MODELS = ("gemma3-270m",)
+BUDGETS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+TOO_LARGE = 4  # times the strength of the last budget
+MOST = 0.05  # as --max-guard-drop
+SETTINGS = Settings(max_guard_drop=MOST)
+
+
+@click.command()
+@click.option("--model", "models", multiple=True, default=MODELS)
+@click.option("--concept", "concepts", multiple=True, default=("joy",))
+@page_option
+def main(models: tuple[str, ...], concepts: tuple[str, ...], only_page: bool) -> None:
+    for model in () if only_page else models:
+        loaded = load_model(model)
+        for concept in concepts:
+            found, name = read_records(TARGET), f"{concept} on {model}"
+            if name not in found:
+                write_records(TARGET, {**found, name: measured(loaded, concept)})
+    (DOCS / "guard.md").write_text(page(read_records(TARGET)), encoding="utf-8")
+
+
+def measured(loaded: LoadedModel, concept: str) -> list[dict[str, Any]]:
+    """The answers at each strength of either sign, and at one far too large."""
+    points = []
+    with preserving_model_state(loaded):
+        replies = sample_unsteered(loaded, read_prompts(), SETTINGS)
+        site = band_of(loaded, concept, SETTINGS)
+        run = run_unsteered(loaded, build_corpora(loaded, replies, None)["search"], [site.first])
+        law = run_pilot(loaded, run, site, (), SETTINGS).law
+        for sign in (1, -1):
+            for budget in BUDGETS:
+                points.append(at(loaded, site, law.invert(budget, sign), budget))
+        points.append(at(loaded, site, TOO_LARGE * law.invert(BUDGETS[-1], 1), None))
+    return points
+
+
+def at(loaded: LoadedModel, site: Site, strength: float, budget: float | None) -> dict[str, Any]:
+    """What is still answered at a strength, and whether it would be refused for what is not."""
+    answers = guarded(loaded, read_guard(), site, strength)
+    click.echo(f"{loaded.name}: {budget} nat, {answers.accuracy.value:.3f}")
+    return {
+        "budget": budget,
+        "strength": strength,
+        "accuracy": answers.accuracy.value,
+        "baseline": answers.baseline.value,
+        "drop": vars(answers.drop.with_interval(SETTINGS.confidence)),
+        "upper": answers.drop_upper(SETTINGS.confidence),
+        "refused": refusal(answers),
+    }
+
+
+def refusal(answers: Guarded) -> str | None:
+    """Why a calibration refuses these answers; None where it takes them."""
+    try:
+        require_guard(answers, SETTINGS)
+    except Infeasible as infeasible:
+        return str(infeasible)
+    return None
+
+
+def page(found: dict[str, list[dict[str, Any]]]) -> str:
+    parts = [HEADER]
+    for name, points in found.items():
+        refused = next((point["refused"] for point in points[::-1] if point["refused"]), None)
+        parts += [
+            f"## {name}",
+            f"Unsteered, {points[0]['baseline']:.1%} are answered rightly.",
+            table(HEADS, [row(point) for point in sorted(points, key=by_strength)]),
+            "" if refused is None else f"The largest strength is refused: {refused}.",
+        ]
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+def by_strength(point: dict[str, Any]) -> float:
+    return float(point["strength"])
+
+
+HEADS = f"budget|α|answered rightly|drop|bound of the drop|with `--max-guard-drop {MOST:g}`".split(
+    "|"
+)
+
+
+def row(point: dict[str, Any]) -> list[str]:
+    drop = point["drop"]
+    return [
+        "far beyond" if point["budget"] is None else f"{point['budget']:g} nat",
+        f"{point['strength']:+.3g}",
+        f"{point['accuracy']:.1%}",
+        f"{drop['value']:+.1%} ({drop['low']:+.1%} to {drop['high']:+.1%})",
+        f"{point['upper']:.1%}",
+        "refused" if point["refused"] else "passes",
+    ]
+
+
+HEADER = f"""# What is forgotten along the strength
+
+Written by `scripts/measure_guard.py`. The guard's {len(read_guard().items)} questions, put to each
+model with the default band of blocks steered at the strengths that its pilot's law names for the
+budgets, in both directions, and at {TOO_LARGE} times the last of them. Drops are paired by
+question, in brackets their 95 % intervals; the bound is the one-sided 95 % one that
+`--max-guard-drop` is held against. A question of several choices is answered by the one whose
+tokens are likeliest together. [The frontier](frontier.md) has smollm2's answers for seven concepts.
+"""
+
+
+if __name__ == "__main__":
+    main()
