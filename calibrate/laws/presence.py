@@ -162,8 +162,7 @@ def _fitted(alpha: np.ndarray, y: np.ndarray, n: np.ndarray) -> tuple[PresenceLa
 
 def _level(y: np.ndarray, n: np.ndarray) -> tuple[PresenceLaw, np.ndarray]:
     """The law where nothing is known of any strength but 0: presence as it is there, no gain."""
-    mean = np.atleast_1d((y * n).sum() / n.sum())
-    r = float(clipped_logit(mean)[0])
+    r = float(clipped_logit(np.average(y, weights=n)))
     covariance = np.zeros((4, 4))
     covariance[0, 0] = 1 / float(n.sum() * expit(r) * expit(-r))
     return PresenceLaw(r, 0.0), covariance

@@ -25,6 +25,8 @@ from calibrate.common.errors import CalibrateWarning, InputError, ModelError
 
 Message = dict[str, Any]
 
+DEFAULT = "default"  # of several chat templates, the one in use
+
 # Sentences no template contains, for trying one out.
 ASKED, ASKED_OTHERWISE = "Which seven herons nest there?", "Do grey owls ever sing at noon?"
 SAID, SYSTEM = "Nine of them, by the old weir.", "Always name the colour of the boat."
@@ -60,18 +62,29 @@ def template_of(tokenizer: Any) -> str | None:
 
     Raises: ModelError if there are several, and none is called default.
     """
+    templates = templates_of(tokenizer)
+    if len(templates) > 1 and DEFAULT not in templates:
+        raise ModelError(
+            "a tokenizer with several chat templates must call one of them default, got "
+            f"{', '.join(sorted(templates))}; set tokenizer.chat_template to the one that is "
+            "served"
+        )
+    return templates[name_in_use(templates)] or None if templates else None
+
+
+def templates_of(tokenizer: Any) -> dict[str, Any]:
+    """Every chat template, by its name; one without a name is the default. Empty without any."""
     template = getattr(tokenizer, "chat_template", None)
     if isinstance(template, list):
-        template = {each["name"]: each["template"] for each in template}
+        return {each["name"]: each["template"] for each in template}
     if isinstance(template, dict):
-        if len(template) > 1 and "default" not in template:
-            raise ModelError(
-                "a tokenizer with several chat templates must call one of them default, got "
-                f"{', '.join(sorted(template))}; set tokenizer.chat_template to the one that is "
-                "served"
-            )
-        template = template.get("default") or next(iter(template.values()), None)
-    return template or None
+        return template
+    return {DEFAULT: template} if template else {}
+
+
+def name_in_use(templates: Mapping[str, Any]) -> str:
+    """The name of the default template, or else of the first."""
+    return DEFAULT if templates.get(DEFAULT) else next(iter(templates))
 
 
 def settle(

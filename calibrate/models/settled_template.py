@@ -10,19 +10,15 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from calibrate.models.rendering import Rendering, frozen_template
+from calibrate.models.rendering import Rendering, frozen_template, name_in_use, templates_of
 
 
 def with_settled_template(tokenizer: Any, rendering: Rendering) -> Any:
     """A copy of a tokenizer, with `settled_template` for the template in use; others stay."""
-    again, template = copy.copy(tokenizer), tokenizer.chat_template
-    settled: Any = settled_template(tokenizer, rendering)
-    if isinstance(template, list):
-        template = {each["name"]: each["template"] for each in template}
-    if isinstance(template, dict):
-        used = "default" if template.get("default") else next(iter(template))
-        settled = {**template, used: settled}
-    again.chat_template = settled
+    again, templates = copy.copy(tokenizer), templates_of(tokenizer)
+    settled = settled_template(tokenizer, rendering)
+    is_alone = isinstance(tokenizer.chat_template, str)
+    again.chat_template = settled if is_alone else {**templates, name_in_use(templates): settled}
     return again
 
 
