@@ -11,8 +11,10 @@ a warning says so once.
     decoding prefix     run the prompts' common prefix once          or: every prompt whole
     batched generation  several prompts in one `generate`            or: prompt by prompt
     joining             replies join a batch under way               or: batches side by side
+    forking             run a question once for all its answers      or: with each answer
 
-Batched generation is tried only where fast decoding fails, and joining only for a server. The
+Batched generation is tried only where fast decoding fails, joining only for a server, and forking
+only for questions with answers to choose from. The
 reference for replies is `generate` on each prompt alone, since that is what is served.
 """
 
@@ -47,6 +49,7 @@ FALLBACKS = {  # each shortcut, and what is done without it
     "decoding prefix": "every prompt runs whole",
     "batched generation": "prompts are replied to one by one",
     "joining": "replies that begin later run as batches of their own",
+    "forking": "every answer runs with its question",
 }
 
 
@@ -112,6 +115,13 @@ class TriedCapabilities:
         if not self.fast_decoding.works:
             return Capability(False, "fast decoding does not work", FALLBACKS["joining"])
         return self._tried("joining", lambda: self._tries.reply_gap(by_joining))
+
+    @cached_property
+    def forking(self) -> Capability:
+        """Whether ways of going on score the same after a beginning that ran once for all."""
+        if not self.prefix_sharing.works:
+            return Capability(False, "prefix sharing does not work", FALLBACKS["forking"])
+        return self._tried("forking", self._tries.fork_gap)
 
     def check_replies(self, steerings: Sequence[Steering | None]) -> None:
         """Raise ModelError if `generate` cannot make replies steered like this."""

@@ -124,8 +124,9 @@ class _Decoding:
     ) -> None:
         self._loaded, self._steering, self._loop = loaded, steering, loop
         prompts = [prompt for prompt, _ in starts]
-        sharing = share and _within_window(loaded, prompts, loop.most)
-        self._prefix = _shared_by(prompts) if sharing else ()
+        longest = max(len(prompt.ids) for prompt in prompts) + loop.most
+        sharing = share and fits_window(loaded, longest)
+        self._prefix = shared_by(prompts) if sharing else ()
         self._ids, self._mask = padded(prompts, len(self._prefix), loaded.device)
         self._cache = self._prefilled([each for _, each in starts])
 
@@ -188,19 +189,19 @@ class _Decoding:
         return cache
 
 
-def _shared_by(prompts: Sequence[Prompt]) -> tuple[int, ...]:
+def shared_by(prompts: Sequence[Prompt]) -> tuple[int, ...]:
     """The prompts' common prefix, without the last token of any, which its reply follows."""
     all_ids = [prompt.ids for prompt in prompts]
     return common_prefix(all_ids, min(map(len, all_ids)) - 1)
 
 
-def _within_window(loaded: LoadedModel, prompts: Sequence[Prompt], most: int) -> bool:
-    """Whether prompts with replies of `most` tokens fit the model's narrowest attention window.
+def fits_window(loaded: LoadedModel, longest: int) -> bool:
+    """Whether so many tokens fit the model's narrowest attention window.
 
     Beyond it, padding behind a shared prefix would count.
     """
     window = attention_window(loaded.model.config.get_text_config())
-    return window is None or max(len(prompt.ids) for prompt in prompts) + most <= window
+    return window is None or longest <= window
 
 
 def padded(

@@ -9,6 +9,7 @@ from typing import Any, get_args
 import torch
 
 from calibrate.engine.decoding import Loop, Row, by_generate
+from calibrate.engine.forks import Fork, by_forks
 from calibrate.engine.forward import final_hidden, forward
 from calibrate.engine.memory import ResidualStore
 from calibrate.engine.prefix import run_prefix
@@ -16,7 +17,9 @@ from calibrate.models.hooks import (
     KeptResidual,
     Positions,
     add_everywhere,
+    add_where,
     captured,
+    edited,
     edited_after,
     hidden_of,
     keeping,
@@ -116,6 +119,23 @@ class Tries:
             return _gap(
                 final_hidden(loaded, Batch.of(self._texts, loaded.device, ids), cache=cache), whole
             )
+
+    def fork_gap(self) -> float:
+        """The gap where ways of going on follow a beginning that ran once for all of them."""
+        loaded, (one, other) = self._loaded, (text.ids for text in self._texts)
+        forks = [Fork(one, (other[-2:], other[-3:])), Fork(other, (one[-1:], one[-3:]))]
+        shared, whole = [], []
+        for positions in get_args(Positions):
+            states = by_forks(loaded, forks, Steering({self.middle: self._shift}, positions))
+            for fork, found in zip(forks, states, strict=True):
+                for way in fork.ways:
+                    text = TokenSequence((*fork.beginning, *way), len(fork.beginning))
+                    batch = Batch.of([text], loaded.device)
+                    steered = batch.generated() | torch.tensor(positions == "all")
+                    with edited(loaded.blocks[self.middle], add_where(self._shift, steered)):
+                        whole.append(final_hidden(loaded, batch))
+                    shared.append(found[way])
+        return _gap(torch.cat(shared), torch.cat(whole))
 
     @cached_property
     def _rows(self) -> list[Row]:

@@ -20,7 +20,7 @@ from scipy.stats import beta
 
 from calibrate.common.errors import CalibrateWarning
 from calibrate.common.estimate import RatioEstimate
-from calibrate.engine.cross_entropy import states_by_sequence
+from calibrate.engine.forks import Fork, Ids, fork_states
 from calibrate.engine.site import Site
 from calibrate.engine.unsteered import logit_slices
 from calibrate.models.cache import CacheFormat, load_or_compute
@@ -106,7 +106,7 @@ def warn_of_guessing(name: str, unsteered: float, guessed: float) -> None:
 def expected_tokens(loaded: LoadedModel, guard: Guard | None) -> int:
     """Token-forwards of putting all questions once."""
     items = () if guard is None else guard.items
-    return sum(len(one.ids) for item in items for one in _Asked.of(loaded, item).worth_running)
+    return sum(_Asked.of(loaded, item).fork.n_tokens for item in items)
 
 
 def put(loaded: LoadedModel, guard: Guard) -> list[Any]:
@@ -148,39 +148,35 @@ class _Asked:
         return [self.answer, [[choice.start, choice.ids] for choice in self.choices]]
 
     @property
-    def worth_running(self) -> list[TokenSequence]:
-        """Choices of more than one token; the others are read off any pass over the question."""
-        longer = [choice for choice in self.choices if choice.n_scored > 1]
-        return list(dict.fromkeys(longer or self.choices[:1]))
+    def fork(self) -> Fork:
+        """The question, and the ways to go on with its choices, in their order."""
+        one = self.choices[0]
+        ways = tuple(choice.ids[choice.start :] for choice in self.choices)
+        return Fork(one.ids[: one.start], ways)
 
 
 def _answers(
     loaded: LoadedModel, asked: Sequence[_Asked], steered: tuple[Site, float] | None
 ) -> np.ndarray:
-    run = [one.worth_running for one in asked]
-    (states,) = states_by_sequence(loaded, [choice for each in run for choice in each], [steered])
-    right, first = [], 0
-    for one, ran in zip(asked, run, strict=True):
-        found = dict(zip(ran, states[first : first + len(ran)], strict=True))
-        first += len(ran)
-        right.append(_is_right(loaded, one, found))
+    forks = [one.fork for one in asked]
+    states = fork_states(loaded, forks, steered)
+    right = [
+        _is_right(loaded, fork.ways, one.answer, found)
+        for one, fork, found in zip(asked, forks, states, strict=True)
+    ]
     return np.array(right, dtype=bool)
 
 
 def _is_right(
-    loaded: LoadedModel, asked: _Asked, states: dict[TokenSequence, torch.Tensor]
+    loaded: LoadedModel, ways: Sequence[Ids], answer: int, states: dict[Ids, torch.Tensor]
 ) -> bool:
     """Whether the answer is likeliest of the choices, or a cloze's own likeliest continuation."""
-    beginning = next(iter(states.values()))[:1]
-    if len(asked.choices) == 1:
-        (only,) = asked.choices
+    if len(ways) == 1:
+        (only,) = ways
         likeliest = [loaded.logits(row[None]).argmax().item() for row in states[only]]
-        return likeliest == list(only.ids[only.start :])
-    scores = [
-        _log_prob(loaded, states.get(choice, beginning), choice.ids[choice.start :])
-        for choice in asked.choices
-    ]
-    return int(np.argmax(scores)) == asked.answer
+        return likeliest == list(only)
+    scores = [_log_prob(loaded, states[way], way) for way in ways]
+    return int(np.argmax(scores)) == answer
 
 
 def _log_prob(loaded: LoadedModel, states: torch.Tensor, ids: Sequence[int]) -> float:

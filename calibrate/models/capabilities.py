@@ -42,6 +42,11 @@ class Capabilities(Protocol):
         """Whether replies may join a batch that is under way."""
         ...
 
+    @property
+    def forking(self) -> Capability:
+        """Whether a beginning may run once for all ways of going on from it."""
+        ...
+
     def suffix_after(self, layer: int) -> Capability:
         """Whether the blocks after `layer` may run alone, on residuals that were kept."""
         ...

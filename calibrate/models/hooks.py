@@ -125,13 +125,15 @@ def last_logits_only(
 ) -> Iterator[None]:
     """Compute logits at each pass's last position only; all of them would dwarf every other tensor.
 
-    receive: called with what the unembedding would have read, (batch, positions, hidden).
+    receive: called with what the unembedding would have read, (batch, positions, hidden); then only
+        the first row's are computed, since who asks for that makes logits of it.
     """
 
     def shrink(_module: nn.Module, args: Any) -> Any:
-        if receive is not None:
-            receive(args[0])
-        return (args[0][:, -1:], *args[1:])
+        if receive is None:
+            return (args[0][:, -1:], *args[1:])
+        receive(args[0])
+        return (args[0][:1, -1:], *args[1:])
 
     handle = unembedding.register_forward_pre_hook(shrink)
     try:

@@ -85,6 +85,7 @@ def test_ordinary_models_take_every_shortcut_and_nothing_is_warned_of(architectu
     report = loaded.capabilities.report()
     assert all(getattr(report, name).works for name in SHORTCUTS)
     assert report.batched_generation is None
+    assert loaded.capabilities.forking.works
     assert not [one for one in recwarn if one.category is CalibrateWarning]
 
 

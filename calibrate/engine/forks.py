@@ -1,0 +1,180 @@
+"""Score several ways of going on from one beginning, which runs once: a question and its answers.
+
+Beginnings run as one batch, padded on the left as prompts are; their keys and values then serve all
+ways. The last token of a way runs nowhere, since nothing is predicted from it. For models where
+that would score otherwise (`engine.capabilities`), every way runs whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from transformers import DynamicCache
+
+from calibrate.engine.cross_entropy import states_by_sequence
+from calibrate.engine.decoding import fits_window, next_logits, padded, shared_by
+from calibrate.engine.forward import require_finite
+from calibrate.engine.memory import in_parts_that_fit
+from calibrate.engine.site import Site
+from calibrate.models.hooks import Edit, add_everywhere, add_last, edited_after, last_logits_only
+from calibrate.models.model import LoadedModel
+from calibrate.models.steering import Steering
+from calibrate.models.tokens import Batch, Prompt, TokenSequence
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Fork:
+    """Token ids of a beginning, and of the ways it goes on, none of them empty."""
+
+    beginning: Ids
+    ways: tuple[Ids, ...]
+
+    @property
+    def longer(self) -> list[Ids]:
+        """Its ways of more than one token, each once; the beginning alone predicts the others."""
+        return [way for way in dict.fromkeys(self.ways) if len(way) > 1]
+
+    @property
+    def n_tokens(self) -> int:
+        """Token-forwards of scoring all ways."""
+        return len(self.beginning) + sum(len(way) - 1 for way in self.longer)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the beginning and its longest way."""
+        return len(self.beginning) + max(map(len, self.ways))
+
+
+def fork_states(
+    loaded: LoadedModel, forks: Sequence[Fork], steered: tuple[Site, float] | None = None
+) -> list[dict[Ids, torch.Tensor]]:
+    """Final hidden states that predict the tokens of each way.
+
+    steered: site and strength; None for the unsteered model.
+    Returns: for every fork, by way, a tensor of shape (n_tokens, hidden).
+    """
+    fits = all(fits_window(loaded, fork.longest) for fork in forks)
+    if not fits or not loaded.capabilities.forking.works:
+        return _whole(loaded, forks, steered)
+    steering = None if steered is None else steered[0].steering(steered[1])
+    found: dict[Fork, dict[Ids, torch.Tensor]] = {}
+    for group in _batched(forks, loaded.scoring_tokens):
+        parts = in_parts_that_fit(lambda part: by_forks(loaded, part, steering), group)
+        for part, states in parts:
+            found |= zip(part, states, strict=True)
+    return [found[fork] for fork in forks]
+
+
+def by_forks(
+    loaded: LoadedModel, forks: Sequence[Fork], steering: Steering | None
+) -> list[dict[Ids, torch.Tensor]]:
+    """`fork_states` in one batch, with every beginning run once."""
+    prompts = [Prompt("", fork.beginning) for fork in forks]
+    shared = shared_by(prompts)
+    ids, mask = padded(prompts, len(shared), loaded.device)
+    edits, cache = _Edits.of(steering), loaded.empty_cache()
+    if shared:
+        _run(loaded, ids[:1, : len(shared)], mask[:1, : len(shared)], cache, edits.before)
+        _repeat(cache, [0] * len(forks), loaded.device)
+    ends = _run(loaded, ids[:, len(shared) :], mask, cache, edits.beginning)[:, -1:]
+    found = [dict.fromkeys(fork.ways, ends[row]) for row, fork in enumerate(forks)]
+    places = [(row, way) for row, fork in enumerate(forks) for way in fork.longer]
+    if places:
+        rows = [row for row, _ in places]
+        _repeat(cache, rows, loaded.device)
+        more = Batch.of([TokenSequence(way[:-1], 1) for _, way in places], loaded.device)
+        attended = torch.cat([mask[rows], more.mask], dim=1)
+        states = _run(loaded, more.ids, attended, cache, edits.ways)
+        for (row, way), following in zip(places, states, strict=True):
+            found[row][way] = torch.cat([ends[row], following[: len(way) - 1]])
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Edits:
+    """What steers the passes: over what all beginnings share, their rest, and the ways."""
+
+    before: Mapping[int, Edit]
+    beginning: Mapping[int, Edit]
+    ways: Mapping[int, Edit]
+
+    @classmethod
+    def of(cls, steering: Steering | None) -> _Edits:
+        shifts = {} if steering is None else steering.shifts
+        everywhere = {layer: add_everywhere(shift) for layer, shift in shifts.items()}
+        if steering is None or steering.positions == "all":
+            return cls(everywhere, everywhere, everywhere)
+        return cls({}, {layer: add_last(shift) for layer, shift in shifts.items()}, everywhere)
+
+
+def _run(
+    loaded: LoadedModel,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    cache: DynamicCache,
+    edits: Mapping[int, Edit],
+) -> torch.Tensor:
+    """What the unembedding reads at some new positions, (rows, positions, hidden).
+
+    mask: over what is in the cache too, (rows, positions).
+    """
+    seen: list[torch.Tensor] = []
+    with (
+        torch.no_grad(),
+        edited_after(loaded.blocks, edits, None) if edits else nullcontext(),
+        last_logits_only(loaded.unembedding, seen.append),
+    ):
+        next_logits(loaded, ids, mask, cache)
+    require_finite(seen[0][mask[:, -ids.shape[1] :].bool()], loaded)
+    return seen[0]
+
+
+def _repeat(cache: DynamicCache, rows: Sequence[int], device: torch.device) -> None:
+    """Let a batch consist of these of its rows; one may come more than once."""
+    cache.batch_select_indices(torch.tensor(rows, device=device))
+
+
+def _whole(
+    loaded: LoadedModel, forks: Sequence[Fork], steered: tuple[Site, float] | None
+) -> list[dict[Ids, torch.Tensor]]:
+    """`fork_states` with every way run whole, but those of one token, if there is a longer one."""
+    run = [fork.longer or fork.ways[:1] for fork in forks]
+    sequences = [
+        TokenSequence((*fork.beginning, *way), len(fork.beginning))
+        for fork, ways in zip(forks, run, strict=True)
+        for way in ways
+    ]
+    (states,) = states_by_sequence(loaded, sequences, [steered])
+    left, found = iter(states), []
+    for fork, ways in zip(forks, run, strict=True):
+        known = {way: next(left) for way in ways}
+        end = known[ways[0]][:1]
+        found.append({way: known.get(way, end) for way in fork.ways})
+    return found
+
+
+def _batched(forks: Sequence[Fork], most: int) -> Iterator[list[Fork]]:
+    """Cut distinct forks into batches, longest first, none of whose passes has over `most` tokens.
+
+    A fork that has more gets a batch of its own.
+    """
+    group: list[Fork] = []
+    for fork in sorted(dict.fromkeys(forks), key=lambda fork: -len(fork.beginning)):
+        if group and _widest([*group, fork]) > most:
+            yield group
+            group = []
+        group.append(fork)
+    if group:
+        yield group
+
+
+def _widest(group: Sequence[Fork]) -> int:
+    """Positions of the larger of a batch's two passes."""
+    longer = [way for fork in group for way in fork.longer]
+    beginnings = len(group) * max(len(fork.beginning) for fork in group)
+    return max(beginnings, len(longer) * max(map(len, longer), default=0))
