@@ -19,6 +19,7 @@ from calibrate.engine.decoding import fits_window, next_logits, padded, shared_b
 from calibrate.engine.forward import require_finite
 from calibrate.engine.memory import in_parts_that_fit
 from calibrate.engine.site import Site
+from calibrate.engine.unsteered import logit_slices
 from calibrate.models.hooks import Edit, add_everywhere, add_last, edited_after, last_logits_only
 from calibrate.models.model import LoadedModel
 from calibrate.models.steering import Steering
@@ -48,6 +49,66 @@ class Fork:
     def longest(self) -> int:
         """Tokens of the beginning and its longest way."""
         return len(self.beginning) + max(map(len, self.ways))
+
+
+@dataclass(frozen=True)
+class WayScore:
+    """How likely a way is after its beginning.
+
+    log_prob: of its tokens together, nats. likeliest: whether each is the likeliest at its place.
+    """
+
+    log_prob: float
+    likeliest: bool
+
+    @classmethod
+    def of(cls, log_probs: torch.Tensor, likeliest: torch.Tensor) -> WayScore:
+        """Put together what was read for each token, (n_tokens,)."""
+        return cls(float(log_probs.sum()), bool(likeliest.all()))
+
+
+def score_ways(
+    loaded: LoadedModel, forks: Sequence[Fork], steered: tuple[Site, float] | None = None
+) -> list[dict[Ids, WayScore]]:
+    """Score all ways, steered at a site by a strength, or unsteered.
+
+    The first tokens of a fork's ways are read off one row of logits.
+    Returns: for every fork the scores by way.
+    """
+    states = fork_states(loaded, forks, steered)
+    rows: list[torch.Tensor] = []  # of hidden states, each (n, hidden)
+    places: list[int] = []  # of the rows that the tokens are predicted from
+    n_rows = 0
+    for found in states:
+        first, n_rows = n_rows, n_rows + 1
+        rows.append(next(iter(found.values()))[:1])
+        for way, its in found.items():
+            places += [first, *range(n_rows, n_rows + len(way) - 1)]
+            rows.append(its[1:])
+            n_rows += len(way) - 1
+    labels = [token for found in states for way in found for token in way]
+    lengths = [len(way) for found in states for way in found]
+    log_probs, likeliest = (
+        torch.split(values, lengths)
+        for values in _read_off(loaded, torch.cat(rows), places, labels)
+    )
+    scores = map(WayScore.of, log_probs, likeliest)
+    return [{way: next(scores) for way in found} for found in states]
+
+
+def _read_off(
+    loaded: LoadedModel, hidden: torch.Tensor, places: Sequence[int], labels: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each label after the row at its place, float64, and if it is likeliest."""
+    at, token = torch.tensor(places), torch.tensor(labels)
+    log_probs, likeliest = torch.empty(len(at)).double(), torch.empty(len(at), dtype=torch.bool)
+    for part in logit_slices(loaded, hidden):
+        predicted = loaded.logits(hidden[part]).log_softmax(dim=-1)
+        here = (at >= part.start) & (at < part.stop)
+        row, label = at[here] - part.start, token[here]
+        log_probs[here] = predicted[row, label].double().cpu()
+        likeliest[here] = predicted.argmax(dim=-1).cpu()[row] == label
+    return log_probs, likeliest
 
 
 def fork_states(

@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.stats import beta
 
 from calibrate.common.errors import CalibrateWarning
 from calibrate.common.estimate import RatioEstimate
-from calibrate.engine.forks import Fork, Ids, fork_states
+from calibrate.engine.forks import Fork, Ids, WayScore, score_ways
 from calibrate.engine.site import Site
-from calibrate.engine.unsteered import logit_slices
 from calibrate.models.cache import CacheFormat, load_or_compute
 from calibrate.models.model import LoadedModel
 from calibrate.models.prompts import encode_continuations, encode_reply
@@ -159,34 +157,18 @@ def _answers(
     loaded: LoadedModel, asked: Sequence[_Asked], steered: tuple[Site, float] | None
 ) -> np.ndarray:
     forks = [one.fork for one in asked]
-    states = fork_states(loaded, forks, steered)
     right = [
-        _is_right(loaded, fork.ways, one.answer, found)
-        for one, fork, found in zip(asked, forks, states, strict=True)
+        _is_right(fork.ways, one.answer, scores)
+        for one, fork, scores in zip(asked, forks, score_ways(loaded, forks, steered), strict=True)
     ]
     return np.array(right, dtype=bool)
 
 
-def _is_right(
-    loaded: LoadedModel, ways: Sequence[Ids], answer: int, states: dict[Ids, torch.Tensor]
-) -> bool:
+def _is_right(ways: Sequence[Ids], answer: int, scores: dict[Ids, WayScore]) -> bool:
     """Whether the answer is likeliest of the choices, or a cloze's own likeliest continuation."""
     if len(ways) == 1:
-        (only,) = ways
-        likeliest = [loaded.logits(row[None]).argmax().item() for row in states[only]]
-        return likeliest == list(only)
-    scores = [_log_prob(loaded, states[way], way) for way in ways]
-    return int(np.argmax(scores)) == answer
-
-
-def _log_prob(loaded: LoadedModel, states: torch.Tensor, ids: Sequence[int]) -> float:
-    """Log-probability of tokens from the states that predict them, nats."""
-    total = 0.0
-    for part in logit_slices(loaded, states):
-        predicted = loaded.logits(states[part]).log_softmax(dim=-1)
-        labels = torch.tensor(ids[part], device=predicted.device)
-        total += float(predicted.gather(1, labels[:, None]).double().sum())
-    return total
+        return scores[ways[0]].likeliest
+    return int(np.argmax([scores[way].log_prob for way in ways])) == answer
 
 
 def _shares(right: np.ndarray) -> RatioEstimate:

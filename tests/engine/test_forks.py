@@ -8,7 +8,7 @@ import tiny
 import torch
 
 from calibrate.engine import forks as forking
-from calibrate.engine.forks import Fork, fork_states
+from calibrate.engine.forks import Fork, fork_states, score_ways
 from calibrate.engine.loading import load_model
 
 STRENGTH = 2.0
@@ -63,6 +63,31 @@ def test_ways_score_as_they_do_alone(architecture, positions):
         for way, states in found.items():
             expected = read_alone(loaded, fork, way, shift, positions)
             torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_likelihood_of_a_way_is_that_of_its_tokens():
+    loaded, forks = tiny.loaded(spread=0.6), some_forks()
+    forks.append(Fork(forks[0].beginning, likeliest_and_not(loaded, forks[0].beginning)))
+    shift = torch.randn(32, generator=torch.Generator().manual_seed(3))
+    how = tiny.site(shift, 0), STRENGTH
+    for fork, scores in zip(forks, score_ways(loaded, forks, how), strict=True):
+        for way, score in scores.items():
+            read = read_alone(loaded, fork, way, shift, "all")
+            predicted = loaded.logits(read).double().log_softmax(dim=-1)
+            of_tokens = predicted.gather(1, torch.tensor(way)[:, None])
+            assert score.log_prob == pytest.approx(float(of_tokens.sum()), abs=1e-4)
+            assert score.likeliest == (predicted.argmax(dim=-1).tolist() == list(way))
+    likeliest = score_ways(loaded, forks[-1:])[0]
+    assert [score.likeliest for score in likeliest.values()] == [True, False]
+
+
+def likeliest_and_not(loaded, beginning):
+    """What a model goes on with, in two tokens, and the same with another second one."""
+    ids = list(beginning)
+    for _ in range(2):
+        with torch.no_grad():
+            ids.append(int(loaded.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    return (*ids[-2:],), (ids[-2], ids[-1] % 30 + 1)
 
 
 def test_a_beginning_runs_once_for_all_its_ways():
