@@ -44,7 +44,7 @@ from calibrate.search.workers import with_first_date
 from calibrate.texts.concept import Concept, read_concept, read_corpus, read_prompts
 from calibrate.texts.concept_tokens import concept_tokens
 from calibrate.texts.extraction import concept_vectors
-from calibrate.texts.guard import choose_guard
+from calibrate.texts.guard_choice import GuardChoice, choose_guard
 from calibrate.texts.noise import require_signal
 from calibrate.texts.replies import build_corpora, sample_unsteered
 
@@ -64,7 +64,7 @@ def calibrate(
     corpus: str | Path | None = None,
     judge: JudgeChoice = AUTO,
     audit: JudgeChoice | None = AUTO,
-    guard: str | Path | None = AUTO,
+    guard: GuardChoice = AUTO,
     teacher: str | None = None,
     fetch_teacher: bool = False,
     storage: str | None = None,
@@ -101,7 +101,8 @@ def calibrate(
         learned from other graded replies than the probe, or from the texts of your own concept;
         "none" or None for nobody.
     guard: questions that steering should not make the model forget, put to it before and after: a
-        file (`calibrate.texts.guard`), "auto" for the built-in ones, "none" or None for none.
+        file (`calibrate.texts.guard`), "lm-eval:TASK" (`calibrate.texts.harness`), "auto" for the
+        built-in ones, "none" or None for none.
     teacher: who grades the model's replies for the probe to learn from: an embedded model, a hub
         id, a .gguf file, "openai:MODEL" or "none". By default built-in concepts need none, since
         graded replies come with them; others take qwen2.5-1.5b, in llama.cpp, if it was fetched
@@ -134,7 +135,7 @@ def calibrate(
         concept, judge, audit, teacher, fetch_teacher, settings, progress
     )
     prompt_texts = read_prompts(prompts)
-    guarding = choose_guard(guard, settings.max_guard_drop)
+    guarding = choose_guard(guard, settings.max_guard_drop, progress)
     corpus_texts = None if corpus is None else read_corpus(corpus)
     loaded = load_model(
         model, tokenizer, chat_template_kwargs=chat_template_kwargs, progress=progress

@@ -36,7 +36,7 @@ from calibrate.common.layout import stem
     default="none",
     show_default=True,
     metavar="FILE",
-    help="Questions put at every strength: auto for 240 built-in ones, or a file.",
+    help="Questions put at every strength: auto for 240 built-in ones, a file, or lm-eval:TASK.",
 )
 @click.option(
     "--variants",
@@ -78,7 +78,7 @@ def laws(
     from calibrate.common.settings import Settings
     from calibrate.judging.choice import check_reading
     from calibrate.texts.concept import read_concept
-    from calibrate.texts.guard import choose_guard
+    from calibrate.texts.guard_choice import check_guard_choice, choose_guard
 
     concept = named(concept)
     check_resamples(resamples)
@@ -86,7 +86,7 @@ def laws(
     file, loading, settings = checked(negatives, prompts, rest)
     texts = read_concept(concept, positives, file)
     check_reading(texts, judge, teacher, Settings(**settings))
-    choose_guard(guard)
+    check_guard_choice(guard)
     directory = out or Path(f"{stem(concept)}-{stem(loading['model'])}-laws")
     require_free(directory, LAWS_FILE, LAWS_PICTURES)
 
@@ -98,6 +98,7 @@ def laws(
     from calibrate.search.law_experiment import measure_laws
 
     with working(quiet) as progress:
+        questions = choose_guard(guard, progress=progress)
         loaded = load_model(**loading, progress=progress)
         curves = measure_laws(
             loaded,
@@ -109,7 +110,7 @@ def laws(
             variants=variants,
             judge=judge,
             teacher=teacher,
-            guard=guard,
+            guard=questions,
             progress=progress,
             **settings,
         )

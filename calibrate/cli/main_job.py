@@ -44,7 +44,7 @@ def run_main_job(
     """Run the main job and print its result."""
     from calibrate.common.cost import Limits
     from calibrate.texts.concept import read_concept
-    from calibrate.texts.guard import choose_guard
+    from calibrate.texts.guard_choice import check_guard_choice, choose_guard
 
     only_first_speaks(tensor_parallel)
     concept = named(concept)
@@ -54,7 +54,7 @@ def run_main_job(
         negatives, asked["prompts"], {"ce_budget": ce_budget[0], **rest}
     )
     Limits(asked["max_tokens"], asked["max_minutes"])
-    choose_guard(asked["guard"], settings["max_guard_drop"])
+    check_guard_choice(asked["guard"], settings["max_guard_drop"])
     texts = None if describe else read_concept(concept, positives, file)
 
     from calibrate.artefact.saved import save_frontier
@@ -65,6 +65,7 @@ def run_main_job(
     directory = out or Path(f"{stem(concept)}-{stem(loading['model'])}")
     check_judges(judge, asked["audit"], Settings(**settings))
     with working(quiet) as progress:
+        asked["guard"] = choose_guard(asked["guard"], settings["max_guard_drop"], progress)
         loaded = load_model(**loading, tensor_parallel=tensor_parallel, progress=progress)
         with resumable(directory):
             result = calibrate(

@@ -142,7 +142,7 @@ OPTIONS = dict(
             TEXT,
             "FILE",
             "Questions that steering should not make the model forget: auto for 240 built-in ones, "
-            "none, or a file of question, choices and answer.",
+            "none, a file of question, choices and answer, or lm-eval:TASK[:MOST].",
             "auto",
         ),
         _option(

@@ -131,7 +131,9 @@ class _Asked:
 
     @classmethod
     def of(cls, loaded: LoadedModel, item: GuardItem) -> _Asked:
-        """Encode one for a model: as a conversation, or in a line of its own."""
+        """Encode one for a model: as it is, as a conversation, or in a line of its own."""
+        if item.as_is:
+            return cls(encode_continuations(loaded, item.question, item.choices), item.answer)
         if loaded.is_chat:
             said = tuple(encode_reply(loaded, item.question, choice) for choice in item.choices)
             return cls(said, item.answer)

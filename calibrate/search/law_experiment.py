@@ -32,7 +32,8 @@ from calibrate.search.sites import steered_band
 from calibrate.texts.concept import Concept, Text, Texts, read_concept, read_corpus, read_prompts
 from calibrate.texts.concept_tokens import concept_tokens
 from calibrate.texts.extraction import concept_vectors
-from calibrate.texts.guard import Guard, choose_guard
+from calibrate.texts.guard import Guard
+from calibrate.texts.guard_choice import GuardChoice, choose_guard
 from calibrate.texts.replies import MAX_CORPUS_TOKENS, build_corpora, sample_unsteered
 
 LEAST_SEQUENCES = 2  # of the corpus, for its cross-entropy to have an error
@@ -57,7 +58,7 @@ def measure_laws(
     variants: bool = False,
     judge: JudgeChoice | None = None,
     teacher: str | None = None,
-    guard: str | Path | None = None,
+    guard: GuardChoice = None,
     progress: Progress = SILENT,
     **options: Any,
 ) -> LawCurves:
@@ -98,7 +99,7 @@ def measure_laws(
     if judge is not None:
         _, lesson, _ = choose_judges(concept, judge, None, teacher, False, settings, progress)
     prompt_texts = read_prompts(prompts)
-    questions = choose_guard(guard)
+    questions = choose_guard(guard, progress=progress)
     corpus_texts = None if corpus is None else read_corpus(corpus)
     loaded = load_model(model, tokenizer, progress=progress)
     chosen = chosen_blocks(loaded, asked_sites)

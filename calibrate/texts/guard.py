@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from calibrate.common.errors import ConceptError, InputError
+from calibrate.common.errors import ConceptError
 from calibrate.texts.chat_entries import plain_text
 from calibrate.texts.rows import Row, brief, read_rows
 
@@ -32,17 +32,19 @@ class GuardItem:
     """One question.
 
     choices: what may follow it, each once; one alone for a cloze. answer: the place of the right
-    one.
+    one. as_is: whether the question is put word by word, without a template or a line of its own,
+    and the choices follow with their own spaces.
     """
 
     question: str
     choices: tuple[str, ...]
     answer: int
+    as_is: bool = False
 
 
 @dataclass(frozen=True)
 class Guard:
-    """Questions, and what they are called: BUILT_IN, or the name of their file."""
+    """Questions, and what they are called: BUILT_IN, the name of their file, or of their task."""
 
     name: str
     items: tuple[GuardItem, ...]
@@ -56,8 +58,11 @@ class Guard:
     @property
     def sha256(self) -> str:
         """The hash of the questions, choices and answers."""
-        facts = json.dumps([asdict(item) for item in self.items], sort_keys=True)
-        return hashlib.sha256(facts.encode()).hexdigest()
+        asked = [asdict(item) for item in self.items]
+        for facts in asked:
+            if not facts["as_is"]:  # as before there were others
+                del facts["as_is"]
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def read_guard(path: str | Path | None = None) -> Guard:
@@ -80,22 +85,6 @@ def read_guard(path: str | Path | None = None) -> Guard:
             f"{file}"
         )
     return Guard(BUILT_IN if path is None else file.name, items)
-
-
-def choose_guard(guard: str | Path | None, most: float | None = None) -> Guard | None:
-    """The guard of a file; the built-in one for "auto", none for "none" or None.
-
-    most: the largest drop of its accuracy that will do, if any is.
-    Raises: InputError if there is such a limit and no guard; ConceptError as `read_guard` does.
-    """
-    if guard in (None, "none"):
-        if most is not None:
-            raise InputError(
-                f"--max-guard-drop {most:g} must have questions to hold to, got --guard none; give "
-                "--guard auto or a file"
-            )
-        return None
-    return read_guard(None if guard == "auto" else guard)
 
 
 def guard_again(name: str, sha256: str, kept: Sequence[GuardItem]) -> Guard | None:

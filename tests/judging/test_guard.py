@@ -25,7 +25,8 @@ from calibrate.models.prompts import encode_continuations, encode_reply
 from calibrate.models.rendering import Rendering
 from calibrate.models.tokens import TokenSequence
 from calibrate.search.harm import require_guard
-from calibrate.texts.guard import Guard, GuardItem, choose_guard, guard_again, read_guard
+from calibrate.texts.guard import Guard, GuardItem, guard_again, read_guard
+from calibrate.texts.guard_choice import choose_guard
 
 TRAINED = Path(__file__).parents[1] / "trained"
 WORDS = [*tiny.BRIGHT, *tiny.DULL, *tiny.PLAIN]
