@@ -38,6 +38,7 @@ from calibrate.laws.pilot import run_pilot
 from calibrate.laws.presence import fit_presence
 from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.search.frontier import Bench, Point, measure_frontier, stage_of
+from calibrate.search.long_run import LOOP_MARGIN
 from calibrate.search.rivals import measure_rivals
 from calibrate.texts.concept import built_in_concepts, read_prompts
 from calibrate.texts.guard import read_guard
@@ -163,6 +164,7 @@ def refusal_of_pick(result: Calibration, loaded: LoadedModel) -> str | None:
 def page(found: dict[str, Frontier], facts: dict[str, Any]) -> str:
     parts = [
         HEADER,
+        loops_told(found),
         summary(found),
         untold(facts),
         forgotten(found),
@@ -178,6 +180,17 @@ def page(found: dict[str, Frontier], facts: dict[str, Any]) -> str:
             table(RIVAL_HEADS, [rival_row(frontier, rival) for rival in frontier.rivals]),
         ]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+def loops_told(found: dict[str, Frontier]) -> str:
+    """How well the one limit that is put on a mean is known."""
+    excesses = [p.loop_excess for each in found.values() for p in each.points if p.loop_excess]
+    widths = [(excess.high - excess.low) / 2 for excess in excesses if excess.value <= LOOP_MARGIN]
+    return (
+        f"A strength does not ship if {LOOP_MARGIN:.0%} more of the tokens of long replies lie in "
+        "loops than of unsteered ones, on their mean: the 95 % intervals of those that pass are as "
+        f"wide as ±{max(widths):.0%}, so that neighbouring strengths may fall on either side."
+    )
 
 
 POINT_HEADS = (

@@ -178,7 +178,10 @@ def compared_with_harness(compared: dict[str, dict[str, int]]) -> str:
     return (
         "## Against lm-evaluation-harness\n\nThe built-in questions as a task of the harness, put "
         "to the unsteered model by `--guard lm-eval:…` and by the harness itself "
-        "(`--harness`):\n\n" + table(heads, rows)
+        "(`--harness`):\n\n"
+        + table(heads, rows)
+        + "\nThe harness puts a question as a line of text, and a calibration puts it to a chat "
+        "model as a message: what [the frontier](frontier.md) finds of smollm2 is another figure."
     )
 
 

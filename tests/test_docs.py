@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from calibrate.pipelines.sweep.cells import read_plan
+from calibrate.texts.guard import read_guard
+from calibrate.texts.text_files import read_labelled
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -38,6 +42,22 @@ def test_links_between_the_pages_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)", path.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (path.parent / target).exists(), target
+
+
+def test_the_files_that_are_shown_can_be_read(tmp_path):
+    page = (ROOT / "docs" / "files.md").read_text(encoding="utf-8")
+    texts, questions = re.findall(r"```jsonl\n(.*?)```", page, re.DOTALL)
+    (plan,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "texts.jsonl").write_text(texts)
+    labels = [entry.positive for entry in read_labelled(tmp_path / "texts.jsonl")]
+    assert labels == [True, True, False, True, False]
+    lines = questions.strip().split("\n")
+    numbered = [line.replace("ees", f"ees {n}", 1) for n in range(10) for line in lines]
+    (tmp_path / "questions.jsonl").write_text("\n".join(numbered))
+    guard = read_guard(tmp_path / "questions.jsonl")
+    assert {item.choices[item.answer] for item in guard.items} == {"honey"}
+    (tmp_path / "plan.toml").write_text(plan)
+    assert len(read_plan(tmp_path / "plan.toml")) == 8
 
 
 def test_the_readme_shows_exactly_two_commands_for_a_fresh_clone():

@@ -134,7 +134,7 @@ def refusal(point: search.Point, settings: Settings) -> str | None:
     if decision == "undecided":
         return "undecided; pick draws more replies"
     if point.loops is not None and point.loops[1].value > LOOP_MARGIN:
-        return f"long replies loop {point.loops[1].value:+.0%}"
+        return f"long replies loop {point.loops[1].value:+.1%}"
     if is_silenced(point.presence):
         return f"{point.presence.n_empty} of {len(point.presence.completions)} replies are empty"
     if reads_worse(point.fluency_drop, settings):

@@ -126,7 +126,7 @@ class Frontier(Section):
         return missed if self.ended is None else [*missed, f"It ends {self.ended}."]
 
     def at(self, ce_budget: float) -> PointSection:
-        """The point of most strength whose bound keeps to a budget.
+        """The point of most strength whose bound keeps to a budget, whether or not it ships.
 
         Raises: InputError if none does.
         """

@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     metavar="NATS,…",
     help="Budgets, nats per token.  [default: 0.5, 1, 2 and 4 times that of DIR]",
 )
-@click.option("--no-rivals", is_flag=True, help="Leave out asking in words and best of n.")
+@click.option(
+    "--no-rivals",
+    is_flag=True,
+    help="Leave out asking in words, asking and steering, a random vector and best of n.",
+)
 @click.option("--model", type=TEXT, metavar="MODEL", help="Another place to load the model from.")
 @options("corpus", "device", "device-map", "batch-tokens", "revision", "trust-remote-code", "json")
 def frontier(

@@ -36,7 +36,8 @@ from calibrate.common.layout import stem
     default="none",
     show_default=True,
     metavar="FILE",
-    help="Questions put at every strength: auto for 240 built-in ones, a file, or lm-eval:TASK.",
+    help="Questions put at every strength: auto for 240 built-in ones, a file, or "
+    "lm-eval:TASK[:MOST].",
 )
 @click.option(
     "--variants",

@@ -83,7 +83,8 @@ OPTIONS = dict(
             "negatives",
             type=TEXT,
             metavar="|".join((*SETTINGS["negatives"].choices, "FILE")),
-            help="What v is measured against; or a file of texts that do not express it.",
+            help="What v is measured against: the concept's negative texts (contrastive), samples "
+            "of the model (random), or a file of texts that do not express it.",
             default=None,
             multiple=True,
         ),
@@ -111,7 +112,12 @@ OPTIONS = dict(
             "A calibration of the same model whose concept is steered too, under one budget.",
         ),
         _option(
-            "mix", float, "SHARE", "Of --beside in the two, in units of their strengths alone.", 0.5
+            "mix",
+            float,
+            "SHARE",
+            "Share of --beside in the pair, each in units of the strength that spends the budget "
+            "alone.",
+            0.5,
         ),
         _option("prompts", FILE, "FILE", "Neutral prompts, one a line.  [default: built in]"),
         _setting("max_new_tokens", "reply-tokens"),

@@ -65,6 +65,8 @@ class Calibration:
     def at(self, ce_budget: float) -> PointSection:
         """What a budget buys: the frontier's point of most strength that keeps to it.
 
+        Whether that ships, and why not, its `ships` and `why_not` say.
+
         Raises: InputError if no frontier was measured, or none of its points keeps to it.
 
         >>> result.with_frontier([0.05, 0.1], model, tokenizer).at(ce_budget=0.1).upper <= 0.1

@@ -166,7 +166,7 @@ def verify_long_run(
     raise Infeasible(
         [
             f"replies of {long_replies.n_tokens} tokens loop too much: even at strength "
-            f"{rung.strength:.3g}, the smallest tried, {excess.value:.0%} more of their tokens "
+            f"{rung.strength:.3g}, the smallest tried, {excess.value:.1%} more of their tokens "
             f"lie in loops than in unsteered ones, and {LOOP_MARGIN:.0%} more are allowed"
         ],
         ["allow less with --ce-budget", "try another --layer"],
