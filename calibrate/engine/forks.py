@@ -46,9 +46,9 @@ class Fork:
         return len(self.beginning) + sum(len(way) - 1 for way in self.longer)
 
     @property
-    def longest(self) -> int:
-        """Tokens of the beginning and its longest way."""
-        return len(self.beginning) + max(map(len, self.ways))
+    def longest_way(self) -> int:
+        """Tokens of its longest way."""
+        return max(map(len, self.ways))
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ def fork_states(
     steered: site and strength; None for the unsteered model.
     Returns: for every fork, by way, a tensor of shape (n_tokens, hidden).
     """
-    fits = all(fits_window(loaded, fork.longest) for fork in forks)
-    if not fits or not loaded.capabilities.forking.works:
+    widest = max(len(fork.beginning) for fork in forks) + max(fork.longest_way for fork in forks)
+    if not fits_window(loaded, widest) or not loaded.capabilities.forking.works:
         return _whole(loaded, forks, steered)
     steering = None if steered is None else steered[0].steering(steered[1])
     found: dict[Fork, dict[Ids, torch.Tensor]] = {}

@@ -65,6 +65,19 @@ def test_ways_score_as_they_do_alone(architecture, positions):
             torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ["gemma3", "mistral"])
+def test_near_the_end_of_a_window_ways_score_as_they_do_alone(architecture):
+    """Padding of a short beginning counts where a batch is wider than each of its forks."""
+    loaded = tiny.loaded(architecture)
+    window = loaded.model.config.sliding_window
+    ids = tuple(range(5, 5 + window))
+    forks = [Fork(ids[:-2], (ids[-2:],)), Fork(ids[:10], (ids[-6:],))]
+    for fork, found in zip(forks, fork_states(loaded, forks), strict=True):
+        for way, states in found.items():
+            expected = read_alone(loaded, fork, way, None, None)
+            torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_the_likelihood_of_a_way_is_that_of_its_tokens():
     loaded, forks = tiny.loaded(spread=0.6), some_forks()
     forks.append(Fork(forks[0].beginning, likeliest_and_not(loaded, forks[0].beginning)))
