@@ -24,7 +24,7 @@ from calibrate.deploy.start import Start, opened_start, start_from
 from calibrate.engine.loading import load_model
 from calibrate.engine.site import Site
 from calibrate.engine.unsteered import run_unsteered
-from calibrate.judging.choice import AUTO, JudgeChoice, choose_judges, judge_code
+from calibrate.judging.choice import AUTO, JudgeChoice, choose_judges, judge_digest
 from calibrate.judging.panel import make_judges
 from calibrate.judging.presence import require_headroom
 from calibrate.judging.teaching import JudgeInputs
@@ -142,7 +142,9 @@ def calibrate(
     )
     for layer in settings.blocks:
         loaded.check_layer(layer)
-    hashed, readers = weights_digest(loaded), [*judges, judge_code(judge), judge_code(audit)]
+    asked = (judge, audit, None if lesson is None else lesson.teacher)
+    readers = [*judges, *(judge_digest(each, settings.judge_url) for each in asked)]
+    hashed = weights_digest(loaded)
     fingerprint = fingerprint_of(
         loaded, hashed, concept, prompt_texts, corpus_texts, readers, lesson, guarding, settings
     )

@@ -159,12 +159,12 @@ class Calibration:
 def found_again(directory: Path, loaded: LoadedModel, weights: str | None) -> Calibration:
     """The calibration that the same call has finished before.
 
-    weights: their hash, which its fingerprint knows; where there is none, its reference is held
-        against the model.
-    Raises: ArtefactError if it is of other weights, or damaged.
+    weights: their hash, which its fingerprint knows; where there is none, or the model is given in
+        memory, with hooks and switches that no weights show, its reference is held against it.
+    Raises: ArtefactError if it is of another model, or damaged.
     """
     found = Calibration.load(directory)
-    if weights is None:
+    if weights is None or not loaded.by_name:
         with preserving_model_state(loaded):
             why_not = why_not_same(found.config, loaded)
         if why_not is not None:

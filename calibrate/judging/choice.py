@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import CodeType
 from typing import Any
 
@@ -24,6 +26,7 @@ JudgeChoice = str | Judge | Callable[[Sequence[str], str], Any]
 
 AUTO, NOBODY = "auto", "none"
 SECOND = "embedding"  # the default auditor, unless it is the judge
+END = 1 << 20  # bytes at either end of a model's file, by which it is told from another
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,17 @@ def judge_name(judge: JudgeChoice) -> str:
     return f"{named.__module__}:{named.__qualname__}"
 
 
-def judge_code(judge: JudgeChoice | None) -> str | None:
-    """A hash of the code of a judge that is a function or an object; None for all others.
+def judge_digest(judge: JudgeChoice | None, url: str | None = None) -> str | None:
+    """A hash of what the same name may not mean the next time; None where it always does.
 
-    The same name may be of another function the next time. What the function calls is not known.
+    It is of the code of a function or an object, though not of what that calls; of the ends of a
+    model's files; and of the server's address where the environment names it, and not `url`.
     """
-    if isinstance(judge, str) and not _is_known(judge):
+    if isinstance(judge, str) and _is_known(judge):
+        kind, _, what = judge.partition(":")
+        found = (url or os.environ.get("OPENAI_BASE_URL")) if kind == "openai" else _held(what)
+        return hashlib.sha256(repr(found).encode()).hexdigest() if found else None
+    if isinstance(judge, str):
         judge = judge_function(judge)
     if isinstance(judge, FunctionJudge):
         judge = judge.function
@@ -58,6 +66,22 @@ def judge_code(judge: JudgeChoice | None) -> str | None:
     codes = (getattr(place, "__code__", None) for place in (judge, *methods))
     code = next((each for each in codes if each is not None), None)
     return None if code is None else hashlib.sha256(repr(_instructions(code)).encode()).hexdigest()
+
+
+def _held(model: str) -> list[tuple[str, int, str]]:
+    """Name, size and ends of a model's files, the same on every machine; none if it has none."""
+    path = Path(model)
+    files = sorted(path.iterdir()) if model and path.is_dir() else [path]
+    return [(file.name, *_ends(file)) for file in files if model and file.is_file()]
+
+
+def _ends(file: Path) -> tuple[int, str]:
+    """The size of a file, and a hash of how it begins and ends: all of it may be gigabytes."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        begins = opened.read(END)
+        opened.seek(max(size - END, 0))
+        return size, hashlib.sha256(begins + opened.read()).hexdigest()
 
 
 def _is_known(name: str) -> bool:

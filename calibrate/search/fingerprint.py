@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 from calibrate.common.settings import Settings
 from calibrate.judging.choice import Lesson
+from calibrate.models.cache import configuration
 from calibrate.models.model import LoadedModel
 from calibrate.texts.concept import Concept
 from calibrate.texts.guard import Guard
@@ -28,10 +29,10 @@ def fingerprint_of(
     """Hash of everything the result depends on.
 
     weights: their hash, None where no process holds all of them. judges: their names, and hashes of
-    the code of those that have no other name.
+    what they are beside these.
     """
     parts = [
-        [asdict(loaded.identity), weights],
+        [asdict(loaded.identity), configuration(loaded), weights],
         dict(loaded.rendering.kwargs),
         [concept.name, concept.data_sha256, _groups(concept)],
         list(prompts),

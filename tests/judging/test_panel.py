@@ -21,7 +21,7 @@ from calibrate.engine.generation import Request
 from calibrate.engine.loading import load_model
 from calibrate.engine.site import Site
 from calibrate.judging import panel as panels
-from calibrate.judging.choice import Lesson, choose_audit, judge_code, judge_name
+from calibrate.judging.choice import Lesson, choose_audit, judge_digest, judge_name
 from calibrate.judging.graded_replies import graded_replies
 from calibrate.judging.panel import judge_again, judge_from_texts, make_judges
 from calibrate.judging.presence import measure_presence
@@ -191,7 +191,7 @@ def test_code_tells_judges_of_the_same_name_apart(monkeypatch):
     def of(source):
         scope = {}
         exec(source, scope)
-        return judge_code(scope["judge"])
+        return judge_digest(scope["judge"])
 
     body = "def judge(texts, _):\n return [float(any(w in {'a', 'b'} for w in t)) for t in texts]"
     assert of(body) == of("\n\n" + body)
@@ -200,14 +200,31 @@ def test_code_tells_judges_of_the_same_name_apart(monkeypatch):
     module = types.ModuleType("my_judges")
     exec(body, vars(module))
     monkeypatch.setitem(sys.modules, "my_judges", module)
-    assert judge_code("my_judges:judge") == judge_code(FunctionJudge(module.judge)) == of(body)
-    assert {judge_code(each) for each in ("auto", "question", "openai:m", None)} == {None}
+    assert judge_digest("my_judges:judge") == judge_digest(FunctionJudge(module.judge)) == of(body)
+    assert {judge_digest(each) for each in ("auto", "question", "openai:m", None)} == {None}
 
     class Mine:
         def score(self, texts, concept):
             return [0.5] * len(texts)
 
-    assert judge_code(Mine()) == judge_code(Mine()) not in (None, of(body))
+    assert judge_digest(Mine()) == judge_digest(Mine()) not in (None, of(body))
+
+
+def test_a_models_files_and_a_servers_address_tell_judges_of_the_same_name_apart(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "judge.gguf"
+    marks = []
+    for held in (b"one", b"two", b"two longer", b"one"):
+        path.write_bytes(held)
+        marks.append(judge_digest(f"question:{path}"))
+    assert marks[0] == marks[3] is not None
+    assert len({*marks}) == 3
+    addresses = []
+    for address in ("http://one/v1", "http://two/v1"):
+        monkeypatch.setenv("OPENAI_BASE_URL", address)
+        addresses.append(judge_digest("openai:m"))
+    assert addresses[0] != addresses[1] == judge_digest("openai:m", "http://two/v1")
 
 
 def test_judges_have_names():

@@ -17,6 +17,7 @@ from calibrate.models import cache
 from calibrate.models.cache import (
     _sums,
     load_or_compute,
+    model_digest,
     weights_digest,
     weights_hashed_once,
 )
@@ -162,6 +163,23 @@ def test_weights_that_are_not_here_have_no_hash():
     assert weights_digest(loaded) is not None
     model.transformer.h[0].to("meta")
     assert weights_digest(loaded) is None
+
+
+def test_a_configuration_tells_models_of_the_same_weights_apart():
+    def digest(change=lambda model: None):
+        model = tiny.model("llama")
+        change(model)
+        return model_digest(load_model(model, tiny.tokenizer()))
+
+    def ends_elsewhere(model):
+        model.generation_config.eos_token_id = [2, 30]
+
+    def turns_faster(model):
+        model.config.rope_parameters = {**model.config.rope_parameters, "rope_theta": 20.0}
+
+    plain, again, *others = digest(), digest(), digest(ends_elsewhere), digest(turns_faster)
+    assert plain == again
+    assert len({plain, *others}) == 3
 
 
 @pytest.mark.parametrize("negatives", ["contrastive", "random"])
