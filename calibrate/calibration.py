@@ -135,7 +135,7 @@ def calibrate(
         concept, judge, audit, teacher, fetch_teacher, settings, progress
     )
     prompt_texts = read_prompts(prompts)
-    guarding = choose_guard(guard, settings.max_guard_drop, progress)
+    guarding = choose_guard(guard, settings.max_guard_drop, settings.confidence, progress)
     corpus_texts = None if corpus is None else read_corpus(corpus)
     loaded = load_model(
         model, tokenizer, chat_template_kwargs=chat_template_kwargs, progress=progress
@@ -154,8 +154,9 @@ def calibrate(
     earlier = None if start is None else opened_start(start, loaded, concept, settings)
     if earlier is not None:
         fingerprint = fingerprint_from(fingerprint, earlier.config.provenance.fingerprint)
-    results = {budget: fingerprint_at(fingerprint, budget) for budget in larger}
-    results[settings.ce_budget] = fingerprint
+    results = {settings.ce_budget: fingerprint}
+    for place, budget in enumerate(larger, 1):
+        results[budget] = fingerprint_at(fingerprint, *larger[:place])
     own_out = loaded.ranks.directory(out, KEPT_FILES)
     directory, finished = open_workspace(own_out, *results.values())
     if directory is not None and finished:

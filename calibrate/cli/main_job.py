@@ -54,7 +54,8 @@ def run_main_job(
         negatives, asked["prompts"], {"ce_budget": ce_budget[0], **rest}
     )
     Limits(asked["max_tokens"], asked["max_minutes"])
-    check_guard_choice(asked["guard"], settings["max_guard_drop"])
+    limit = settings["max_guard_drop"], settings["confidence"]
+    check_guard_choice(asked["guard"], *limit)
     texts = None if describe else read_concept(concept, positives, file)
 
     from calibrate.artefact.saved import save_frontier
@@ -65,7 +66,7 @@ def run_main_job(
     directory = out or Path(f"{stem(concept)}-{stem(loading['model'])}")
     check_judges(judge, asked["audit"], Settings(**settings))
     with working(quiet) as progress:
-        asked["guard"] = choose_guard(asked["guard"], settings["max_guard_drop"], progress)
+        asked["guard"] = choose_guard(asked["guard"], *limit, progress)
         loaded = load_model(**loading, tensor_parallel=tensor_parallel, progress=progress)
         with resumable(directory):
             result = calibrate(

@@ -55,6 +55,10 @@ def fingerprint_from(fingerprint: str, start: str) -> str:
     return hashlib.sha256(f"{fingerprint} from {start}".encode()).hexdigest()
 
 
-def fingerprint_at(fingerprint: str, budget: float) -> str:
-    """The fingerprint of another budget of a calibration, nats per token."""
-    return hashlib.sha256(f"{fingerprint} at {budget!r}".encode()).hexdigest()
+def fingerprint_at(fingerprint: str, *budgets: float) -> str:
+    """The fingerprint of another budget of a calibration, nats per token.
+
+    budgets: it is the last; those before it were tried, and bought too little.
+    """
+    tried = ", ".join(map(repr, budgets))
+    return hashlib.sha256(f"{fingerprint} at {tried}".encode()).hexdigest()

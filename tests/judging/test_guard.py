@@ -224,6 +224,31 @@ def test_a_limit_needs_questions():
     assert choose_guard("none") is None
 
 
+@pytest.mark.parametrize(
+    ("n", "most", "said"),
+    [
+        (20, 0.05, r"20 mine questions can show to be kept, which is 0\.14 or more.* give 59 ques"),
+        (58, 0.05, "give 59 questions, or a larger limit"),
+        (59, 0.05, None),
+        (20, 0.14, None),
+        (240, 0.0, r"240 mine questions .* is 0\.012 or more.*; give a larger limit"),
+    ],
+)
+def test_a_limit_needs_as_many_questions_as_can_show_it(n, most, said):
+    """And with that many a calibration that changes no answer keeps to it."""
+    guard = Guard("mine", tuple(GuardItem(f"is it {n}?", ("a", "b"), 0) for n in range(n)))
+    settings = Settings(max_guard_drop=most)
+    unchanged = guarded(n // 2, n // 2, n)
+    if said is None:
+        assert choose_guard(guard, most) == guard
+        require_guard(unchanged, settings)
+    else:
+        with pytest.raises(InputError, match=said):
+            choose_guard(guard, most)
+        with pytest.raises(Infeasible):
+            require_guard(unchanged, settings)
+
+
 @pytest.mark.parametrize("n", [20, 240])
 @pytest.mark.parametrize(("lost", "gained"), [(0.01, 0), (0.05, 0), (0.2, 0), (0.1, 0.05)])
 def test_the_bound_on_the_drop_holds_where_few_answers_change_or_none(n, lost, gained):
@@ -271,15 +296,20 @@ def test_only_a_drop_that_surely_keeps_to_the_limit_passes():
         Settings(max_guard_drop=1.5)
 
 
+def known_by(loaded, n=80):
+    """Questions whose keys are what the plain model says."""
+    rng, known = np.random.default_rng(0), []
+    for _ in range(n):
+        question, choices = " ".join(rng.choice(WORDS, 4)), tuple(rng.permutation(WORDS)[:4])
+        items = [GuardItem(question, choices, answer) for answer in range(4)]
+        known.append(items[answered(loaded, items).argmax()])
+    return Guard("known.jsonl", tuple(known))
+
+
 def test_too_large_a_strength_forgets_and_the_plain_answers_are_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("STEERING_CALIBRATE_CACHE", str(tmp_path))
     loaded = load_model(tiny.model(spread=0.6), tiny.tokenizer())
-    rng, known = np.random.default_rng(0), []
-    for _ in range(80):
-        question, choices = " ".join(rng.choice(WORDS, 4)), tuple(rng.permutation(WORDS)[:4])
-        items = [GuardItem(question, choices, answer) for answer in range(4)]
-        known.append(items[answered(loaded, items).argmax()])  # what the plain model says
-    guard = Guard("known.jsonl", tuple(known))
+    guard = known_by(loaded)
     shift = torch.randn(32, generator=torch.Generator().manual_seed(3))
     weak = measure_guard(loaded, guard, tiny.site(shift, 1), 0.01)
     spent = loaded.meter.tokens
@@ -310,8 +340,9 @@ def test_a_guard_file_goes_through_calibration_gate_and_refusal(tiny_options, tm
     loaded = load_model(model, tiny_options["tokenizer"])
     checks = {check.name: check for check in check_directory(tmp_path / "out", loaded).checks}
     assert checks["guard"].passed, checks["guard"].found
-    with pytest.raises(Infeasible, match="--max-guard-drop 0"):
-        calibrate.calibrate(model, **(tiny_options | {"guard": "auto", "max_guard_drop": 0.0}))
+    known = known_by(loaded)  # so that any other answer is a drop
+    with pytest.raises(Infeasible, match=r"--max-guard-drop 0\.04"):
+        calibrate.calibrate(model, **(tiny_options | {"guard": known, "max_guard_drop": 0.04}))
     elsewhere = of_another_release(result.config, most=None)
     assert open_guard(elsewhere, result.evidence) is None
     (check,) = check_guard(elsewhere, result.evidence, loaded)
