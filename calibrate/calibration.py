@@ -13,12 +13,12 @@ from calibrate.artefact import report
 from calibrate.artefact.assemble import build_config, build_evidence, build_laws
 from calibrate.artefact.directory import KEPT_FILES, open_workspace, writing, wrote
 from calibrate.common.cost import Allowance, Ledger, Limits
-from calibrate.common.errors import CalibrateWarning, Infeasible, InputError
+from calibrate.common.errors import CalibrateWarning, Infeasible
 from calibrate.common.files import write_together
 from calibrate.common.layout import REPORT_FILE
 from calibrate.common.progress import SILENT, Progress
 from calibrate.common.settings import Settings
-from calibrate.deploy.beside import opened_beside
+from calibrate.deploy.beside import checked_mix, opened_beside
 from calibrate.deploy.finished import Calibration, found_again
 from calibrate.deploy.start import Start, opened_start, start_from
 from calibrate.engine.loading import load_model
@@ -59,7 +59,7 @@ def calibrate(
     out: str | Path | None = None,
     start: Start | None = None,
     beside: Start | None = None,
-    mix: float = 0.5,
+    mix: float | None = None,
     prompts: str | Path | None = None,
     corpus: str | Path | None = None,
     judge: JudgeChoice = AUTO,
@@ -91,7 +91,8 @@ def calibrate(
         not hold any longer, everything is searched anew.
     beside: an earlier calibration of the same model, or its directory, whose concept is to be
         steered too: both share the budget and one strength, and the config holds the vectors of
-        both. mix: its share of the two, in units of the strengths that spend the budget alone.
+        both. mix: its share of the two, in units of the strengths that spend the budget alone;
+        half if None.
     prompts: file of neutral prompts; corpus: file of texts to measure ΔCE on
         (default: the model's own unsteered replies).
     judge: who reads presence: "auto", a probe that learns from graded replies; "question",
@@ -123,8 +124,7 @@ def calibrate(
     >>> result.config.measured.delta_ce.upper <= options["ce_budget"]
     True
     """
-    if start is not None and beside is not None:
-        raise InputError("give either start or beside; a pair is calibrated from nothing")
+    mix = checked_mix(mix, beside, start)
     settings, limits = Settings(**options), Limits(max_tokens, max_minutes)
     larger = checked_larger(larger_budgets, settings)
     if reply_tokens is not None:

@@ -60,11 +60,13 @@ def run_main_job(
 
     from calibrate.artefact.saved import save_frontier
     from calibrate.calibration import calibrate
+    from calibrate.deploy.beside import checked_mix
     from calibrate.engine.loading import load_model
     from calibrate.judging.choice import check_judges
 
     directory = out or Path(f"{stem(concept)}-{stem(loading['model'])}")
     check_judges(judge, asked["audit"], Settings(**settings))
+    checked_mix(asked["mix"], asked["beside"], asked["start"])
     with working(quiet) as progress:
         asked["guard"] = choose_guard(asked["guard"], *limit, progress)
         loaded = load_model(**loading, tensor_parallel=tensor_parallel, progress=progress)

@@ -116,8 +116,7 @@ OPTIONS = dict(
             float,
             "SHARE",
             "Share of --beside in the pair, each in units of the strength that spends the budget "
-            "alone.",
-            0.5,
+            "alone.  [default: 0.5]",
         ),
         _option("prompts", FILE, "FILE", "Neutral prompts, one a line.  [default: built in]"),
         _setting("max_new_tokens", "reply-tokens"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from calibrate.artefact.beside_section import BesideSection
 from calibrate.artefact.config import SteeringConfig
 from calibrate.common.errors import Infeasible, InputError
+from calibrate.common.numbers import check_number
 from calibrate.common.settings import Settings
 from calibrate.deploy.checks import reader_again, why_not_same
 from calibrate.deploy.finished import Calibration
@@ -19,6 +20,8 @@ from calibrate.judging.presence import read
 from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.search.joint import mixed_with
 from calibrate.search.verification import Verified
+
+HALF = 0.5  # the share of a concept beside another, by default
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,14 +98,27 @@ class Beside:
         )
 
 
+def checked_mix(mix: float | None, beside: Start | None, start: Start | None = None) -> float:
+    """The share of a concept beside another; HALF where none is asked for.
+
+    Raises: InputError for a share out of range, or of nothing, and for a pair that is begun with.
+    """
+    if beside is None and mix is not None:
+        raise InputError(f"--mix needs --beside, got {mix!r}; add it or leave --mix out")
+    if beside is not None and start is not None:
+        raise InputError("give either start or beside; a pair is calibrated from nothing")
+    if mix is None:
+        return HALF
+    return check_number("--mix must be between 0 and 1", mix, lambda share: 0 < share < 1)
+
+
 def opened_beside(beside: Start, mix: float, loaded: LoadedModel, settings: Settings) -> Beside:
     """The earlier calibration, if it holds for the model.
 
-    Raises: InputError for another model, other positions, blocks still to be searched, a pair or a
-        share out of range; ArtefactError if it cannot be read.
+    mix: as `checked_mix` returns it.
+    Raises: InputError for another model, other positions, blocks still to be searched or a pair;
+        ArtefactError if it cannot be read.
     """
-    if not 0 < mix < 1:
-        raise InputError(f"--mix must be between 0 and 1, got {mix:g}")
     if settings.layer == "search":
         raise InputError(
             "two concepts steered together must steer blocks chosen beforehand, got --layer "

@@ -10,11 +10,12 @@ import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from refused import Refused, each
 
 import calibrate
 from calibrate.common.errors import Infeasible, InputError
 from calibrate.common.settings import Settings
-from calibrate.deploy.beside import Beside, opened_beside
+from calibrate.deploy.beside import Beside, checked_mix, opened_beside
 from calibrate.deploy.start import opened_start
 from calibrate.engine.site import Site, SteeringVector
 from calibrate.engine.unsteered import Corpus, run_unsteered
@@ -206,12 +207,10 @@ def test_what_cannot_be_beside_is_refused(finished, tiny_options, options):
     loaded = calibrate.load_model(tiny.model("gpt2"), tiny.tokenizer())
     settings = finished.result.config.settings
 
-    def refused(words, mix=0.5, model=loaded, **changes):
+    def refused(words, model=loaded, **changes):
         with pytest.raises(InputError, match=words):
-            opened_beside(finished.directory, mix, model, replace(settings, **changes))
+            opened_beside(finished.directory, 0.5, model, replace(settings, **changes))
 
-    for mix in (0.0, 1.0, -1.0, float("nan")):
-        refused("--mix must be between 0 and 1", mix)
     refused("the same positions", positions="last")
     refused("got --layer search; give --layer N or N-M, or leave it out", layer="search")
     refused("must hold for this model", model=tiny.loaded("llama"))
@@ -223,6 +222,33 @@ def test_what_cannot_be_beside_is_refused(finished, tiny_options, options):
             beside=finished.directory,
             **options,
         )
+
+
+def test_the_share_is_half_unless_another_is_asked_for():
+    assert checked_mix(None, "joy") == 0.5
+    assert checked_mix(0.4, "joy") == 0.4
+
+
+REFUSED = [
+    *(
+        Refused(
+            f"a share of {mix}",
+            f"--mix must be between 0 and 1, got {mix:g}",
+            lambda _, mix=mix: calibrate.calibrate("nothing", "joy", beside="evil", mix=mix),
+        )
+        for mix in (0.0, 1.0, -1.0, float("nan"))
+    ),
+    Refused(
+        "a share of a second concept that is not named",
+        "--mix needs --beside, got 0.5; add it or leave --mix out",
+        lambda _: calibrate.calibrate("nothing", "joy", mix=0.5),
+    ),
+]
+
+
+@each(REFUSED)
+def test_what_is_no_share_is_refused(row, tmp_path):
+    row.check(tmp_path)
 
 
 def test_a_model_in_training_is_compared_without_its_dropout(finished):
