@@ -11,13 +11,13 @@ from typing import Any
 
 from calibrate.common.blocks import check_sites
 from calibrate.common.cost import Ledger
-from calibrate.common.errors import CalibrateWarning, Infeasible, InputError
+from calibrate.common.errors import CalibrateWarning, Infeasible
 from calibrate.common.numbers import check_resamples
 from calibrate.common.progress import SILENT, Progress
 from calibrate.common.settings import Settings
 from calibrate.engine.loading import load_model
 from calibrate.engine.site import Site
-from calibrate.engine.unsteered import Corpus, run_unsteered
+from calibrate.engine.unsteered import run_unsteered
 from calibrate.judging.choice import JudgeChoice, check_reading, choose_judges
 from calibrate.judging.guard import warn_of_guessing
 from calibrate.judging.panel import make_judges
@@ -34,9 +34,8 @@ from calibrate.texts.concept_tokens import concept_tokens
 from calibrate.texts.extraction import concept_vectors
 from calibrate.texts.guard import Guard
 from calibrate.texts.guard_choice import GuardChoice, choose_guard
-from calibrate.texts.replies import MAX_CORPUS_TOKENS, build_corpora, sample_unsteered
+from calibrate.texts.replies import build_corpora, sample_unsteered
 
-LEAST_SEQUENCES = 2  # of the corpus, for its cross-entropy to have an error
 RESAMPLED_AGAIN = 1_000_003  # added to the seed where a side came out empty
 DEPTHS = (1 / 6, 1 / 2, 5 / 6)  # early, middle and late block, as shares of the depth
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -111,7 +110,6 @@ def measure_laws(
             answered = ("search",) if judge is None else ("probe", "search", "verify")
             replies = sample_unsteered(loaded, prompt_texts, settings, splits=answered)
             search = build_corpora(loaded, replies, corpus_texts)["search"]
-            require_sequences(search)
             firsts = sorted({layers[0] for layers in chosen})
             run = run_unsteered(loaded, search, firsts)  # laws and curves of the same sequences
         with ledger.stage("steering vectors"):
@@ -159,16 +157,6 @@ def measure_laws(
         blocks=blocks,
         variants=ways,
     )
-
-
-def require_sequences(corpus: Corpus) -> None:
-    """Raise InputError for a corpus whose cross-entropy has no error, since it is of one text."""
-    found = len(corpus.sequences)
-    if found < LEAST_SEQUENCES:
-        raise InputError(
-            f"cross-entropy must be measured on {LEAST_SEQUENCES} texts or more, got {found} in "
-            f"the first {MAX_CORPUS_TOKENS} tokens; give shorter texts, or more, with --corpus"
-        )
 
 
 def chosen_blocks(loaded: LoadedModel, asked: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:

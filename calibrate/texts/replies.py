@@ -26,6 +26,7 @@ from calibrate.texts.concept import split_prompts
 VERIFY_COMPLETIONS = 2  # replies to each verify prompt; the baseline and the final presence
 MAX_UNANSWERED = 0.5  # share of replies that may end while still thinking
 MAX_CORPUS_TOKENS = 8192  # used from each half of a corpus file, search and verification
+LEAST_SEQUENCES = 2  # of a corpus file, for its cross-entropy to have an error
 
 REPLIES_FILE = "replies.json"
 
@@ -162,6 +163,7 @@ def build_corpora(
     """Return the corpora ΔCE is measured on, "search" and "verify".
 
     texts: a corpus's texts by split (`concept.read_corpus`), or None to use the replies.
+    Raises: InputError if too few of a split's texts can be used.
     """
     if texts is None:
         return {
@@ -196,7 +198,10 @@ def random_negatives(loaded: LoadedModel, n: int, settings: Settings) -> tuple[T
 
 
 def corpus_texts(loaded: LoadedModel, texts: Sequence[str]) -> tuple[TokenSequence, ...]:
-    """The first texts that fit into MAX_CORPUS_TOKENS together, without those of one token."""
+    """The first texts that fit into MAX_CORPUS_TOKENS together, without those of one token.
+
+    Raises: InputError if fewer than LEAST_SEQUENCES are left.
+    """
     chosen: list[TokenSequence] = []
     total = 0
     for text in texts:
@@ -206,4 +211,11 @@ def corpus_texts(loaded: LoadedModel, texts: Sequence[str]) -> tuple[TokenSequen
             break
         if sequence.n_scored:
             chosen.append(sequence)
+    if len(chosen) < LEAST_SEQUENCES:
+        other = "shorter" if chosen and total > MAX_CORPUS_TOKENS else "longer"
+        raise InputError(
+            f"cross-entropy must be measured on {LEAST_SEQUENCES} texts or more, of at least two "
+            f"tokens each, got {len(chosen)} in the first {MAX_CORPUS_TOKENS:,} tokens of "
+            f"{len(texts)} texts; give {other} ones with --corpus"
+        )
     return tuple(chosen)

@@ -18,18 +18,15 @@ from calibrate.common.errors import CalibrateWarning, Infeasible, InputError, Mo
 from calibrate.common.settings import Settings
 from calibrate.engine.generation import sample
 from calibrate.engine.loading import load_model
-from calibrate.engine.unsteered import Corpus
 from calibrate.judging.presence import scored
 from calibrate.laws.curves import SHARES, block_curves
 from calibrate.laws.law_curves import LawCurves
 from calibrate.laws.plots import law_pictures
-from calibrate.models.tokens import TokenSequence
 from calibrate.search import kept_curves
 from calibrate.search.law_experiment import (
     chosen_blocks,
     early_middle_late,
     measure_laws,
-    require_sequences,
     resampled,
 )
 from calibrate.search.law_panels import PROMPTS, SIDE, ReadingBench
@@ -356,13 +353,6 @@ def test_presence_is_unknown_where_fewer_than_two_replies_are_heard(arguments, m
     assert "presence.png" in files
     assert LawCurves.model_validate_json(files["laws.json"]) == found
     laws_summary(found, Path("here"))
-
-
-def test_a_corpus_of_one_text_is_refused():
-    sequences = (TokenSequence((1, 2, 3), 1),)
-    with pytest.raises(InputError, match=r"on 2 texts or more, got 1 in .* --corpus"):
-        require_sequences(Corpus(sequences, self_sampled=False))
-    require_sequences(Corpus(2 * sequences, self_sampled=False))
 
 
 def test_questions_are_put_at_strengths_of_both_signs(panels):

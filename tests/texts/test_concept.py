@@ -14,7 +14,8 @@ import tiny
 from refused import Refused, each
 
 from calibrate.common.alike import near_copies
-from calibrate.common.errors import ConceptError
+from calibrate.common.errors import ConceptError, InputError
+from calibrate.texts import replies
 from calibrate.texts.concept import (
     MIN_CORPUS,
     MIN_PROMPTS,
@@ -27,6 +28,7 @@ from calibrate.texts.concept import (
     split_prompts,
 )
 from calibrate.texts.dealing import deal
+from calibrate.texts.replies import corpus_texts
 
 GOOD = [{"text": t, "label": "positive"} for t in tiny.texts(tiny.BRIGHT, 20)] + [
     {"text": t, "label": "negative"} for t in tiny.texts(tiny.DULL, 20)
@@ -277,12 +279,28 @@ REFUSED = [
         ),
         ConceptError,
     ),
+    Refused(
+        "a corpus of texts of one token",
+        "cross-entropy must be measured on 2 texts or more, of at least two tokens each, got 1 in "
+        "the first 8,192 tokens of 25 texts; give longer ones with --corpus",
+        lambda _: corpus_texts(tiny.loaded(), [*tiny.BRIGHT, *tiny.DULL, "the sun"]),
+    ),
 ]
 
 
 @each(REFUSED)
 def test_what_cannot_be_a_concept_or_its_prompts_is_refused(row, tmp_path):
     row.check(tmp_path)
+
+
+def test_a_corpus_of_which_one_text_fits_needs_shorter_ones(loaded, monkeypatch):
+    texts = tiny.prompts(8)
+    longest = max(len(text.split()) for text in texts)
+    monkeypatch.setattr(replies, "MAX_CORPUS_TOKENS", longest)
+    with pytest.raises(InputError, match="give shorter ones with --corpus"):
+        corpus_texts(loaded, texts)
+    monkeypatch.setattr(replies, "MAX_CORPUS_TOKENS", 2 * longest)
+    assert len(corpus_texts(loaded, texts)) >= 2
 
 
 def test_texts_in_memory_make_a_concept():
