@@ -29,6 +29,7 @@ from calibrate.artefact.ranges import (
     wrong_blocks,
     wrong_budget,
     wrong_intervention,
+    wrong_names,
     wrong_reference,
     wrong_vector,
 )
@@ -254,9 +255,10 @@ def _require_in_range(path: Path, config: SteeringConfig) -> None:
         raise ArtefactError(f"{path} is damaged: provenance.settings: {error}") from error
     first, num_layers = config.intervention.layer, config.model.num_layers
     wrong = {
+        **wrong_names(config.model, config.concept, config.measured, config.beside),
         **wrong_intervention(config.intervention, num_layers),
         **wrong_blocks(config.layers, first, config.interventions or [], num_layers),
-        **wrong_vector(config.vector),
+        **wrong_vector(config.vector, VECTOR_FILE),
         **wrong_budget(config.budget),
         **wrong_reference(config.reference),
     }

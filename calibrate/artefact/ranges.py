@@ -5,13 +5,37 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from calibrate.artefact.beside_section import BesideSection
+from calibrate.artefact.measured_sections import MeasuredSection
 from calibrate.artefact.sections import (
     BudgetSection,
+    ConceptSection,
     InterventionSection,
     SteeredBlockSection,
     VectorSection,
 )
-from calibrate.common.record import Reference
+from calibrate.common.names import is_name
+from calibrate.common.record import ModelIdentity, Reference
+
+
+def wrong_names(
+    model: ModelIdentity,
+    concept: ConceptSection,
+    measured: MeasuredSection,
+    beside: BesideSection | None,
+) -> dict[str, bool]:
+    """By the fields with names, whether any is no name: they stand in code, commands and cards."""
+    names = {
+        "model.id": [model.id],
+        "model.revision": [model.revision or ""],
+        "model.architecture": [model.architecture],
+        "concept.name": [concept.name],
+        "measured.judges": measured.judges,
+        "measured.audit": [measured.audit.judge] if measured.audit else [],
+        "measured.guard": [measured.guard.name] if measured.guard else [],
+        "beside": [beside.name, beside.judge] if beside else [],
+    }
+    return {field: not all(map(is_name, found)) for field, found in names.items()}
 
 
 def wrong_intervention(intervention: InterventionSection, num_layers: int) -> dict[str, bool]:
@@ -41,9 +65,10 @@ def wrong_blocks(
     }
 
 
-def wrong_vector(vector: VectorSection) -> dict[str, bool]:
-    """By the vector's fields, whether they are wrong."""
+def wrong_vector(vector: VectorSection, file: str) -> dict[str, bool]:
+    """By the vector's fields, whether they are wrong; `file` is what it is always written to."""
     return {
+        "vector.file": vector.file != file,
         "vector.norm": not 0 < vector.norm < math.inf,
         "vector.signal": not 0 <= (vector.signal or 0) <= 1,
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -135,9 +137,9 @@ def _export(
         return {}
     loaded = open_model(result.config, model, progress=progress)
     (folder / EXPORTS).mkdir()
-    served = {}
+    served, concept = {}, re.sub(r"[^\w.-]+", "-", result.config.concept.name)
     for name in dict.fromkeys(formats):
-        file = f"{name}-{result.config.concept.name}{SUFFIXES.get(name, '')}"
+        file = f"{name}-{concept}{SUFFIXES.get(name, '')}"
         export(result.config, name, folder / EXPORTS / file, loaded, published=True)
         served[name] = f"{EXPORTS}/{file}"
     return served
@@ -175,7 +177,7 @@ def command_of(config: SteeringConfig) -> str:
         option, value = f"--{name.replace('_', '-')}", getattr(settings, name)
         if value != getattr(defaults, name):
             words += [option] if value is True else [option, str(value)]
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def _pushed_before(api: HfApi, repository: str) -> set[str]:

@@ -25,6 +25,7 @@ from typing import Any
 
 from calibrate.common.alike import near_copies
 from calibrate.common.errors import ConceptError, did_you_mean
+from calibrate.common.names import is_name
 from calibrate.texts.chat_entries import plain_text
 from calibrate.texts.dealing import deal, sha256
 from calibrate.texts.rows import brief, shown
@@ -114,8 +115,8 @@ class Concept:
         """Make a concept from texts in memory.
 
         Near copies are put into one group, and so are near copies of near copies.
-        Raises: ConceptError if a label has fewer than MIN_TEXTS different texts, or a text is
-            empty, repeated, or has both labels.
+        Raises: ConceptError if a label has fewer than MIN_TEXTS different texts, a text is empty,
+            repeated, or has both labels, or the name is more than one line.
         """
         texts = _as_texts(name, "positive", positives), _as_texts(name, "negative", negatives)
         _check(name, *texts)
@@ -236,6 +237,10 @@ def _as_texts(name: str, label: str, texts: Iterable[str | Text]) -> tuple[Text,
 
 
 def _check(name: str, positives: Sequence[Text], negatives: Sequence[Text]) -> None:
+    if not is_name(name):
+        raise ConceptError(
+            f"a concept's name must be one line of plain characters, got {name!r}; choose another"
+        )
     if {text.text for text in positives} == {text.text for text in negatives} != set():
         raise ConceptError(
             f"concept {name!r} must have negatives that differ from its positives, got "

@@ -586,6 +586,8 @@ def _put(facts: dict, path: str, value: object) -> None:
         ("reference.unsteered_log_probs", [-1.0]),
         *(("budget.limit", 0.0), ("budget.limit", INFINITE), ("budget.limit", NAN)),
         *(("budget.confidence", 0.5), ("budget.confidence", 1.0)),
+        *(("concept.name", 'joy"""\nimport os'), ("model.id", "a\u2028b"), ("model.id", "\x1b[2J")),
+        *(("measured.judges", ["probe\n"]), ("vector.file", "../steering.safetensors")),
     ],
 )
 def test_a_config_that_no_calibration_writes_is_damaged(finished, tmp_path, where, value):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.util
 import json
+import runpy
 import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
@@ -288,6 +291,38 @@ def test_every_way_of_going_wrong_is_caught_and_nothing_is_kept(
     assert list(tmp_path.iterdir()) == []
     assert not any(module._forward_hooks for module in loaded.model.modules())
     export(config, name, target(tmp_path, name), loaded, check=False)
+
+
+SAYS_MORE = [
+    'joy"""\nimport os\nos.mkdir("pwned")\n"""',
+    "joy'); __import__('os').mkdir('pwned') #",
+    *("{model}", "joy\\", "joy'\"\\"),
+]
+
+
+@pytest.mark.parametrize("name", SAYS_MORE)
+@pytest.mark.parametrize("architecture", ["llama"], indirect=True)
+def test_no_name_is_run_as_code(name, loaded, config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    concept = config.concept.model_copy(update={"name": name})
+    named = {"concept": concept, "model": dataclasses.replace(config.model, id=name)}
+    named = config.model_copy(update=named)
+    export(named, "snippet", tmp_path / "code", loaded)
+    assert not (tmp_path / "pwned").exists()
+    assert export(named, "snippet", tmp_path / "pushed", loaded, published=True).gap < 1e-4
+    assert not (tmp_path / "pwned").exists()
+    found = runpy.run_path(str(tmp_path / "pushed" / "steer.py"))
+    assert (found["MODEL"], found["CONCEPT"]) == (name, f"towards {name}")
+
+
+@pytest.mark.parametrize("architecture", ["gpt2"], indirect=True)
+def test_a_folded_card_is_valid_whatever_its_names(loaded, config, tmp_path):
+    place = tmp_path / "mine: 'a' #1"
+    place.mkdir()
+    loaded.model.config._name_or_path = str(place)
+    export(config, "folded", tmp_path / "folded", loaded)
+    _, metadata, _ = (tmp_path / "folded" / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(metadata) == {"base_model": str(place), "tags": ["steering"]}
 
 
 @SITES

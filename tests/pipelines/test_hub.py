@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 
 import hub_server
@@ -272,7 +273,7 @@ def test_the_card_says_what_was_measured(finished, tmp_path):
 
 def test_the_command_on_the_card_gives_the_same_settings(finished):
     """Read by the command line itself, as far as options can say it."""
-    words = command_of(finished.result.config).split()[1:]
+    words = shlex.split(command_of(finished.result.config))[1:]
     context = cli.make_context("calibrate", words, resilient_parsing=True)
     assert context.params["ce_budget"] == (0.4,)
     assert context.params["trials"] == finished.result.config.settings.trials

@@ -137,6 +137,14 @@ def by_coin(texts):
 
 REFUSED = [
     Refused(
+        "a concept whose name has a line break in it",
+        "a concept's name must be one line of plain characters, got 'joy\\n'; choose another",
+        lambda _: Concept.from_texts(
+            "joy\n", tiny.texts(tiny.BRIGHT, 12), tiny.texts(tiny.DULL, 12)
+        ),
+        ConceptError,
+    ),
+    Refused(
         "a concept file with texts of one label only",
         f"concept 'mine' needs at least {MIN_TEXTS} different negative texts, got 0",
         concept_file(GOOD[:20]),

@@ -17,6 +17,7 @@ from shlex import quote
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCardData
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from calibrate.artefact.config import SteeringConfig
@@ -32,7 +33,7 @@ from calibrate.models.quiet import quiet_transformers
 from calibrate.models.settled_template import with_settled_template
 
 CARD = """---
-{base}tags: [steering]
+{metadata}
 ---
 
 # {model}, steered {verb} {concept}
@@ -188,7 +189,7 @@ def _with_biases(model: Any, biases: Mapping[str, torch.Tensor]) -> Any:
 def _card(config: SteeringConfig, place: str | None) -> str:
     measured = config.measured
     return CARD.format(
-        base=f"base_model: {place}\n" if place else "",
+        metadata=ModelCardData(base_model=place, tags=["steering"]).to_yaml(),
         model=config.model.id,
         verb=config.concept.direction,
         concept=config.concept.name,

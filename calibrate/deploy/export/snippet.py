@@ -50,11 +50,8 @@ class Snippet(AnyModel):
         names = {id(module): name for name, module in base_of(loaded.model).named_modules()}
         code = _template().format(
             model=self.place(config, loaded) or config.model.id,
-            verb=config.concept.direction,
-            concept=config.concept.name,
+            concept=f"{config.concept.direction} {config.concept.name}",
             strength=intervention.strength,
-            where=config.where,
-            positions=intervention.positions,
             last_only=intervention.positions == "last",
             blocks=names[id(loaded.blocks)],
             file=CODE_FILE,
