@@ -22,7 +22,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from calibrate.artefact.beside_section import BesideSection
-from calibrate.artefact.hub import local_directory
+from calibrate.artefact.hub import Origin, local_directory, origin_of
 from calibrate.artefact.law_sections import LawsSection
 from calibrate.artefact.measured_sections import MeasuredSection
 from calibrate.artefact.ranges import (
@@ -87,6 +87,12 @@ class SteeringConfig(Section):
     beside: BesideSection | None = None
 
     _vector_file: bytes = PrivateAttr(default=b"")
+    _origin: Origin = PrivateAttr(default=Origin())
+
+    @property
+    def origin(self) -> Origin:
+        """Where it was read."""
+        return self._origin
 
     @property
     def steered_blocks(self) -> list[SteeredBlockSection]:
@@ -160,10 +166,10 @@ class SteeringConfig(Section):
             raise ArtefactError(f"this config steers {self.where}; use config.site.vectors")
         return vectors[0]
 
-    def with_vector(self, vector_file: bytes) -> SteeringConfig:
+    def with_vector(self, vector_file: bytes, origin: Origin | None = None) -> SteeringConfig:
         """Return this config carrying its vector, the contents of a safetensors file."""
         config = self.model_copy()
-        config._vector_file = vector_file
+        config._vector_file, config._origin = vector_file, origin or self._origin
         return config
 
     @contextmanager
@@ -243,7 +249,7 @@ def load(directory: str | Path) -> SteeringConfig:
             f"{folder / CONFIG_FILE} is damaged: {where}: {first['msg']}"
         ) from error
     _require_in_range(folder / CONFIG_FILE, config)
-    return config.with_vector(_checked_vector(folder, config))
+    return config.with_vector(_checked_vector(folder, config), origin_of(folder))
 
 
 def _require_in_range(path: Path, config: SteeringConfig) -> None:

@@ -8,7 +8,9 @@ nothing is ever unpickled. Each must have the SHA-256 that the repository's own 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from calibrate.common.errors import AlteredError, ArtefactError
 from calibrate.common.marks import sha256_of
@@ -16,6 +18,22 @@ from calibrate.common.marks import sha256_of
 SUMS_FILE = "SHA256SUMS"  # as `sha256sum --check` reads it
 FETCHED = ("steering.*", "evidence.json", "frontier.json", "report.html", "probe/*", SUMS_FILE)
 REPOSITORY = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a config was read; no part of what it says, so that any two are equal.
+
+    place: "memory" where it was made by this process, a "directory", or what was pushed to a
+        "repository", wherever it lies by now.
+    """
+
+    place: Literal["memory", "directory", "repository"] = field(default="memory", compare=False)
+
+
+def origin_of(folder: Path) -> Origin:
+    """The origin of what is read in a directory: what was pushed has the list of its digests."""
+    return Origin("repository" if (folder / SUMS_FILE).is_file() else "directory")
 
 
 def local_directory(name: str | Path) -> Path:

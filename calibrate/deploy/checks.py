@@ -14,11 +14,11 @@ from calibrate.common.errors import Infeasible, InputError
 from calibrate.common.estimate import RatioEstimate
 from calibrate.common.settings import Sampling
 from calibrate.deploy.diagnosis import Check, ReferenceInput
+from calibrate.deploy.trusted import trusted_judge
 from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.generation import Completion, Request, sample, sample_all
 from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.judging.guard import measure_guard
-from calibrate.judging.panel import judge_again
 from calibrate.judging.presence import read
 from calibrate.models.model import LoadedModel
 from calibrate.models.prompts import encode_prompt
@@ -187,13 +187,11 @@ def reader_again(
 ) -> Reader:
     """One of the calibration's judges; the probe as it was fitted, before any grades.
 
-    Raises: InputError if its name is not enough to make it.
+    Raises: InputError if its name is not enough to make it, or not to be trusted.
     """
-    concept = config.concept
     if name == "probe" and probe is not None:
-        return Reader(probe.as_fitted.on(loaded), concept.name, name)
-    judge = judge_again(loaded, name, concept.name, concept.data_sha256, config.settings)
-    return Reader(judge, concept.name, name)
+        return Reader(probe.as_fitted.on(loaded), config.concept.name, name)
+    return Reader(trusted_judge(name, config, loaded), config.concept.name, name)
 
 
 def _drawn_again(

@@ -1,0 +1,46 @@
+"""The judges that a config names, made again where its word may be taken for it.
+
+A name can have any function run, and a server asked that the key is then sent to. What was made by
+this process may do both. A config in a directory of the user's may, but the key goes only to the
+address in the user's own OPENAI_BASE_URL. One from a repository is somebody else's, and may do
+neither, nor load a sentence encoder that it names, since those name classes to import.
+"""
+
+from __future__ import annotations
+
+import os
+
+from calibrate.artefact.config import SteeringConfig
+from calibrate.artefact.hub import SUMS_FILE
+from calibrate.common.errors import InputError
+from calibrate.judging.panel import judge_again
+from calibrate.models.model import LoadedModel
+from probes.judges import Judge
+
+
+def trusted_judge(name: str, config: SteeringConfig, loaded: LoadedModel) -> Judge:
+    """One of a calibration's judges, made again from its name.
+
+    Raises: InputError for one that is not to be trusted, or that its name is not enough to make.
+    """
+    place = config.origin.place
+    if place == "repository" and not _is_harmless(name):
+        raise InputError(
+            f"judge {name!r} is named by a repository, which may have no code run here and no "
+            f"server asked; where you trust it, copy its files but {SUMS_FILE} to a directory, and "
+            "name that"
+        )
+    url, own = config.settings.judge_url or "", os.environ.get("OPENAI_BASE_URL") or ""
+    would_send = name.startswith("openai:") and url and os.environ.get("OPENAI_API_KEY")
+    if place == "directory" and would_send and url.rstrip("/") != own.rstrip("/"):
+        raise InputError(
+            f"judge {name!r} must be asked at an address of yours, since OPENAI_API_KEY is sent "
+            f"there, and the config names {url}; set OPENAI_BASE_URL to it, or unset the key"
+        )
+    concept = config.concept
+    return judge_again(loaded, name, concept.name, concept.data_sha256, config.settings)
+
+
+def _is_harmless(name: str) -> bool:
+    """Whether making a judge of this name only loads weights, the way any model's are loaded."""
+    return name in ("probe", "embedding") or name.partition(":")[0] == "question"
