@@ -218,7 +218,7 @@ Written by `scripts/measure_exports.py`; every point is in [exports.json](export
 
 An export that cannot express a calibration is refused. Every other is loaded back as its consumer
 does before it is put where it was asked for, and must reproduce the reference log-probabilities of
-the config.
+the config, and their shift by the steering.
 llama.cpp itself, PEFT and stock transformers load these files in the tests; lm-evaluation-harness,
 nnsight and TransformerLens do where they are installed. EasySteer needs a GPU, and AISteer360 and
 activation-steering are not on PyPI: their files were checked by the rules they document only.

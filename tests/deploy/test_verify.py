@@ -7,19 +7,24 @@ import json
 import shutil
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tiny
 import torch
 from safetensors.numpy import load_file, save_file
+from test_export import config_for
 from tokenizers import normalizers
 
 import calibrate
 import probes
-from calibrate.common.errors import ArtefactError, InputError
+from calibrate.common.errors import ArtefactError, InputError, VerificationFailed
+from calibrate.deploy.checks import TOLERANCES, why_not_same
+from calibrate.deploy.export import export
 from calibrate.deploy.verify import check_directory
 from calibrate.engine.loading import load_model
+from calibrate.models.model import preserving_model_state
 
 
 @pytest.fixture(scope="module")
@@ -262,3 +267,61 @@ def test_a_config_that_was_verified_on_a_file_wants_one(copy, loaded):
 def test_a_directory_without_a_config_is_an_error_not_a_failure(tmp_path, loaded):
     with pytest.raises(ArtefactError, match=r"must hold a steering\.json"):
         check_directory(tmp_path, loaded)
+
+
+@pytest.fixture(scope="module")
+def half():
+    """A model in bfloat16, whose rounding is as large as a weak steering's effect."""
+    return load_model(tiny.model("llama").to(torch.bfloat16), tiny.tokenizer())
+
+
+def weak(finished, half, by=1.0, seed=None):
+    """A config whose reference was made with its strength times `by`.
+
+    seed: of noise as large as what rounding on another machine does, if any.
+    """
+    config = config_for(
+        finished.result.config, half, strength=0.1, recorded=((1,), 0.1 * by, False)
+    )
+    reference = config.reference
+    effect = np.subtract(reference.log_probs, reference.unsteered_log_probs)
+    assert np.abs(effect).max() < TOLERANCES["bfloat16"]
+    if seed is None:
+        return config
+    rng, n = np.random.default_rng(seed), len(reference.token_ids)
+    rounded = {
+        name: (getattr(reference, name) + rng.uniform(-0.02, 0.02, n)).tolist()
+        for name in ("log_probs", "unsteered_log_probs")
+    }
+    return config.model_copy(update={"reference": replace(reference, **rounded)})
+
+
+def test_a_weak_effect_in_bfloat16_is_told_from_none_and_from_its_opposite(finished, half):
+    with preserving_model_state(half):
+        assert why_not_same(weak(finished, half), half) is None
+        assert all(why_not_same(weak(finished, half, seed=n), half) is None for n in range(8))
+        right = weak(finished, half)
+        off = right.intervention.model_copy(update={"strength": 1e-6})
+        found = why_not_same(right.model_copy(update={"intervention": off}), half)
+        negated = why_not_same(weak(finished, half, by=-1.0), half)
+    assert "must shift log-probabilities by 0.5 to 1.5 times what was recorded, got 0" in found
+    assert "opposite sign: the vector or the strength is negated" in negated
+
+
+def test_an_effect_that_rounding_hides_is_no_pass_but_says_so(finished, half):
+    config = weak(finished, half)
+    shifted = [value + 0.01 for value in config.reference.unsteered_log_probs]
+    reference = replace(config.reference, log_probs=shifted)
+    config = config.model_copy(update={"reference": reference})
+    with preserving_model_state(half):
+        found = why_not_same(config, half)
+    assert "rounding in bfloat16 can do as much to so small an effect" in found
+    assert "this cannot tell; verify on the machine it was calibrated on" in found
+
+
+@pytest.mark.parametrize("name", ["peft", "folded", "snippet"])
+def test_an_export_in_bfloat16_of_a_weak_effect_has_to_steer(finished, half, tmp_path, name):
+    assert export(weak(finished, half), name, tmp_path / "right", half).gap is not None
+    with pytest.raises(VerificationFailed, match=r"by 0\.5 to 1\.5 times what was recorded, got -"):
+        export(weak(finished, half, by=-1.0), name, tmp_path / "wrong", half)
+    assert not (tmp_path / "wrong").exists()

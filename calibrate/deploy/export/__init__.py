@@ -26,18 +26,18 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
-import torch
-
 from calibrate.artefact.config import SteeringConfig
 from calibrate.common.errors import InputError, VerificationFailed, did_you_mean
 from calibrate.common.export_formats import FORMATS
 from calibrate.common.progress import SILENT, Progress
 from calibrate.deploy.checks import TOLERANCES
+from calibrate.deploy.diagnosis import distance
 from calibrate.deploy.export.exporter import Exported, Exporter, to_be_given
 from calibrate.deploy.export.restored import restored
 from calibrate.deploy.export.target import Target, target_for
 from calibrate.deploy.verify import open_model
 from calibrate.models.model import LoadedModel, preserving_model_state
+from calibrate.search.reference import next_log_probs
 
 __all__ = ["FORMATS", "Exported", "check_request", "export"]
 
@@ -128,13 +128,13 @@ def _exporter(name: str, published: bool = False) -> Exporter:
 def _gap(exporter: Exporter, config: SteeringConfig, model: LoadedModel, path: Path) -> float:
     """How far what was written is from the reference; raises if it is too far."""
     reference, tolerance = config.reference, TOLERANCES[config.model.dtype]
-    with exporter.loaded_back(config, model, path) as next_log_probs:
-        log_probs = next_log_probs(reference.input_ids)[reference.token_ids]
-    gap = float((log_probs - torch.tensor(reference.log_probs)).abs().max())
-    if not gap <= tolerance:
+    unsteered = next_log_probs(model, reference.input_ids)
+    with exporter.loaded_back(config, model, path) as steered:
+        found = distance(steered(reference.input_ids), unsteered, reference)
+    if not found.within(tolerance):
         raise VerificationFailed(
-            f"the {exporter.name} export must reproduce the reference log-probabilities within "
-            f"{tolerance:g}, but is off by {gap:.2g}; nothing was kept. Does `calibrate verify` "
-            "pass with this model?"
+            f"the {exporter.name} export must reproduce the reference log-probabilities: "
+            f"{found.why_not(tolerance)}; nothing was kept. Does `calibrate verify` pass with this "
+            "model?"
         )
-    return gap
+    return found.gap
