@@ -40,7 +40,7 @@ def generate(
     """
     from dataclasses import replace
 
-    from calibrate.common.settings import Sampling, check_seed, finite_strength
+    from calibrate.common.settings import check_seed, finite_strength
     from calibrate.deploy.chat import open_steered
     from calibrate.engine.generation import sample
     from calibrate.models.model import preserving_model_state
@@ -54,7 +54,7 @@ def generate(
         open_steered(directory, model, progress) as opened,
         preserving_model_state(opened.loaded),
     ):
-        sampling = replace(Sampling(), max_new_tokens=max_tokens)
+        sampling = replace(opened.config.settings.sampling, max_new_tokens=max_tokens)
         encoded = [encode_prompt(opened.loaded, prompt)]
         _require_reply(opened.loaded, encoded[0], max_tokens)
         unsteered, steered = (
@@ -77,7 +77,6 @@ def chat(directory: Path, model: str | None, max_tokens: int) -> None:
     from dataclasses import replace
 
     from calibrate.common.errors import InputError
-    from calibrate.common.settings import Sampling
     from calibrate.deploy.chat import HELP, Chat, open_steered
     from calibrate.models.model import preserving_model_state
 
@@ -90,7 +89,7 @@ def chat(directory: Path, model: str | None, max_tokens: int) -> None:
         progress.close()
         talk = Chat(
             opened,
-            replace(Sampling(), max_new_tokens=max_tokens),
+            replace(opened.config.settings.sampling, max_new_tokens=max_tokens),
             opened.config.intervention.strength,
         )
         say(f"{talk.command('/concept')}\n{HELP}")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import tiny
 import torch
+from test_cli import run
 
 from calibrate.common.errors import ArtefactError, InputError
 from calibrate.common.settings import Sampling
 from calibrate.deploy.chat import Chat, open_steered
 from calibrate.deploy.export import export
+from calibrate.engine.generation import sample
 from calibrate.engine.loading import load_model
 from calibrate.models.model import preserving_model_state
+from calibrate.models.prompts import encode_prompt
 
 IDS = [7, 12, 20, 9, 30]
 
@@ -143,3 +148,30 @@ def test_nothing_to_open_is_named(tmp_path):
         open_steered(tmp_path),
     ):
         pass
+
+
+def test_generate_draws_as_the_calibration_did(capsys, places):
+    directory, model = places / "directory", str(places / "model")
+    asked = ["--prompt", "the house", "--model", model, "--max-tokens", 12, "--seed", 3, "--json"]
+    status, out, _ = run(capsys, "generate", directory, *asked)
+    assert status == 0
+    with open_steered(directory, model) as opened, preserving_model_state(opened.loaded):
+        encoded = [encode_prompt(opened.loaded, "the house")]
+        calibrations, usual = (
+            sample(opened.loaded, encoded, sampling, 3, within=opened.at(0.0))[0].text
+            for sampling in (Sampling(1.0, 1.0, 12), Sampling(max_new_tokens=12))
+        )
+    assert json.loads(out)["unsteered"] == calibrations != usual
+
+
+def test_chat_draws_as_the_calibration_did(capsys, places, monkeypatch):
+    drawn = []
+
+    def noted(steered, sampling, strength):
+        drawn.append(sampling)
+        return Chat(steered, sampling, strength)
+
+    monkeypatch.setattr("builtins.input", lambda _: "/quit")
+    monkeypatch.setattr("calibrate.deploy.chat.Chat", noted)
+    run(capsys, "chat", places / "directory", "--model", places / "model", "--max-tokens", 8)
+    assert drawn == [Sampling(1.0, 1.0, 8)]

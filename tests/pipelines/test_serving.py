@@ -67,8 +67,9 @@ def generated(server, prompt, strength, seed, tokens):
     loaded, config = server.catalogue.loaded, server.catalogue.calibrations[0].config
     at = config.intervention.strength if strength is None else strength
     encoded = [encode_prompt(loaded, prompt)]
+    sampling = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=tokens)  # the calibration's
     with preserving_model_state(loaded), config.steer(loaded, at):
-        return sample(loaded, encoded, Sampling(max_new_tokens=tokens), seed)[0].text
+        return sample(loaded, encoded, sampling, seed)[0].text
 
 
 def test_fifty_clients_at_once_get_what_generate_replies(server, client):

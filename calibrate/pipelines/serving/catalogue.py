@@ -15,6 +15,7 @@ from calibrate.artefact.frontier import Frontier
 from calibrate.artefact.hub import REPOSITORY, local_directory
 from calibrate.common.errors import InputError, VerificationFailed, did_you_mean
 from calibrate.common.progress import SILENT, Progress
+from calibrate.common.settings import Sampling
 from calibrate.deploy.checks import why_not_same
 from calibrate.deploy.verify import as_calibrated, open_model
 from calibrate.engine.site import Site
@@ -94,11 +95,15 @@ class Served:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What a request asks for: a calibration and a strength; None and 0 for the plain model."""
+    """What a request asks for: a calibration and a strength; None and 0 for the plain model.
+
+    sampling: how its tokens are drawn unless the request says otherwise.
+    """
 
     name: str
     served: Served | None
     strength: float
+    sampling: Sampling
 
     def steering(self) -> Steering | None:
         """What steers its replies."""
@@ -122,6 +127,7 @@ class Catalogue:
     def choose(self, model: str | None, concept: str | None, strength: float | None) -> Choice:
         """What a request asks for; without `model` the first calibration.
 
+        The plain model's tokens are drawn as they were for the first calibration.
         Raises: UnknownModel; InputError for a concept that is not served, or a strength where there
             is nothing to steer along.
         """
@@ -137,9 +143,10 @@ class Catalogue:
                     f"a strength needs a concept or a calibration's name as model, got {strength:g}"
                     f" with {name!r} alone"
                 )
-            return Choice(name, None, 0.0)
-        at = served.config.intervention.strength if strength is None else strength
-        return Choice(name, served, at)
+            return Choice(name, None, 0.0, self.calibrations[0].config.settings.sampling)
+        config = served.config
+        at = config.intervention.strength if strength is None else strength
+        return Choice(name, served, at, config.settings.sampling)
 
     def _of_concept(self, concept: str, served: Served | None) -> Served:
         if served is not None and served.config.concept.name == concept:

@@ -128,7 +128,7 @@ def listen(
     """
     stops, steering = request.stops, choice.steering()
     seed = secrets.randbits(63) if request.seed is None else request.seed
-    sampling = _sampling(request)
+    sampling = _sampling(request, choice.sampling)
     listeners = [
         Listener(
             Ongoing(
@@ -147,14 +147,13 @@ def listen(
     return listeners
 
 
-def _sampling(request: ChatRequest | CompletionRequest) -> Sampling | None:
-    """How tokens are drawn: as `calibrate generate` draws them, unless the request says otherwise.
+def _sampling(request: ChatRequest | CompletionRequest, usual: Sampling) -> Sampling | None:
+    """How tokens are drawn: as `usual`, unless the request says otherwise.
 
     Returns: None for the likeliest token each time.
     """
     if request.temperature == 0:
         return None
-    usual = Sampling()
     temperature = usual.temperature if request.temperature is None else request.temperature
     return Sampling(temperature, usual.top_p if request.top_p is None else request.top_p)
 
