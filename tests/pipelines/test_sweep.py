@@ -6,7 +6,9 @@ import csv
 import json
 import math
 import shutil
+import sys
 import threading
+import types
 from concurrent.futures import Future
 
 import psutil
@@ -345,3 +347,46 @@ def test_a_model_whose_files_were_written_anew_is_another_cell(tmp_path):
     weights.write_bytes(b"after a training")
     assert Cell("joy", str(tmp_path), "joy").key != before
     assert Cell("joy", "smollm2", "joy").key == Cell("joy", "smollm2", "joy").key
+
+
+@pytest.mark.parametrize("option", ["concept", "prompts", "corpus", "guard", "lm-eval"])
+def test_a_file_that_holds_something_else_makes_another_cell(tmp_path, option):
+    file = tmp_path / "given.jsonl"
+
+    def key():
+        if option == "concept":
+            return Cell("joy", "smollm2", str(file)).key
+        given = ("guard", f"lm-eval:{file}") if option == "lm-eval" else (option, str(file))
+        return Cell("joy", "smollm2", "joy", (given,)).key
+
+    file.write_text("before")
+    before = key()
+    file.write_text("edited")
+    edited = key()
+    file.write_text("before")  # at another time
+    assert before == key() != edited
+
+
+@pytest.mark.parametrize("option", ["start", "beside"])
+def test_an_earlier_calibration_that_is_written_anew_makes_another_cell(tmp_path, option):
+    cell = Cell("joy", "smollm2", "joy", ((option, str(tmp_path)),))
+    (tmp_path / "steering.json").write_text("{}")
+    before = cell.key
+    (tmp_path / "steering.json").write_text('{"strength": 2}')
+    assert cell.key != before
+
+
+def test_a_judge_of_another_code_makes_another_cell(monkeypatch):
+    module = types.ModuleType("house_judges")
+    monkeypatch.setitem(sys.modules, "house_judges", module)
+    cell = Cell("joy", "smollm2", "joy", (("judge", "house_judges:score"),))
+    unknown = cell.key
+    module.score = lambda texts, concept: [0.0 for _ in texts]
+    before = cell.key
+    module.score = lambda texts, concept: [1.0 for _ in texts]
+    assert len({unknown, before, cell.key}) == 3
+
+
+def test_a_text_too_long_for_a_path_is_a_value_like_any_other():
+    asked = (("judge_question", "Is it so? " * 1000),)
+    assert Cell("joy", "smollm2", "joy", asked).key != Cell("joy", "smollm2", "joy").key

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 
 from calibrate.common.errors import InputError, did_you_mean
 from calibrate.common.layout import stem
+from calibrate.common.marks import sha256_of
+from calibrate.judging.choice import judge_code
 from calibrate.pipelines.options import checked_options
 
 if sys.version_info >= (3, 11):
@@ -36,9 +39,16 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Hash of everything that was asked, and of when the model's files were written."""
+        """Hash of everything that was asked, and of what the files named by it hold.
+
+        Of a model and of directories it is when their files were written; of judges that are
+        functions, their code.
+        """
         asked = [self.model, _written(Path(self.model)), self.concept, sorted(self.options)]
-        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+        named = [self.concept, *(value for _, value in sorted(self.options))]
+        held = [_held(each) for each in named if isinstance(each, str)]
+        code = [_code(value) for name, value in self.options if name in ("judge", "audit")]
+        return hashlib.sha256(json.dumps([*asked, held, code]).encode()).hexdigest()
 
 
 def cells_of(
@@ -144,6 +154,25 @@ def _written(model: Path) -> list[tuple[str, int, int]]:
     files = sorted(model.iterdir()) if model.is_dir() else [model]
     found = [(path.name, path.stat()) for path in files if path.is_file()]
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]
+
+
+def _held(value: str) -> Any:
+    """What the file or directory holds that a value names, as in FILE or lm-eval:FILE, if any."""
+    for name in (value, value.partition(":")[2]):
+        with suppress(OSError, ValueError):  # no name of a path
+            path = Path(name)
+            if path.is_file() and path.suffix != ".gguf":
+                return sha256_of(path)
+            if name and path.exists():
+                return _written(path)
+    return None
+
+
+def _code(judge: str | None) -> str | None:
+    """A hash of a judge's code; None for one that is no function, or not to be found here."""
+    with suppress(InputError):
+        return judge_code(judge)
+    return None
 
 
 def _safe(name: str) -> str:
