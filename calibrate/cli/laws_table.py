@@ -76,4 +76,4 @@ def _verdict(goodness: Goodness | None) -> str:
     if goodness is None:
         return "–"
     colour, word = ("green", "holds") if goodness.good else ("red", "fails")
-    return f"[{colour}]{word}[/] ({goodness.error:.3f}, {goodness.tolerance:g} will do)"
+    return f"[{colour}]{word}[/] ({goodness.error:.3f}, {goodness.tolerance:.3g} will do)"

@@ -216,10 +216,11 @@ def _judge_laws(
     steered = near & (strengths != 0)
     measured, by_law = watched.measured.up_to(reach), watched.by_law.up_to(reach)
     at, (rise, mass) = strengths[steered], (row[steered] for row in truth)
+    unsteered = float(truth[1][strengths == 0].item())
     peaks = judge_peaks(measured.peaks(), by_law.peaks(), float(measured.strengths[-1]))
     return {
         **{law: judge_rise(at, row[steered], rise) for law, row in rises.items()},
-        **{law: judge_mass(at, row[steered], mass) for law, row in masses.items()},
+        **{law: judge_mass(at, row[steered], mass, unsteered) for law, row in masses.items()},
         "bumps": judge_shapes(measured.probabilities.reshape(-1, len(measured.strengths))),
         **({} if peaks is None else {"peaks": peaks}),
     }

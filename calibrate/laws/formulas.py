@@ -32,6 +32,8 @@ from calibrate.laws.dose import dose_of, saturation_of, strength_of
 
 GOOD_RISE = 0.05  # largest relative error of ΔCE, of points no smaller than a tenth of the largest
 GOOD_LOG_ODDS = 0.35  # largest error of the log-odds of a mass: a factor of √2 of the odds
+GOOD_MOVE = 0.25  # largest error of the log-odds of a mass, as a share of how far they move
+LEAST_ERROR = 0.01  # of log-odds: an error that always does, a hundredth of the odds
 
 MAX_DOSE = 2.0  # times the strength: a law of mass that needs a larger dose is not believed
 HIGHEST_SHARE = 0.99  # of the plateau: a rise beyond it does not tell the saturation
@@ -42,7 +44,7 @@ class Goodness:
     """How a law did at points it was not fitted on.
 
     points: (strength, predicted, measured). error: the worst misfit, in the law's own measure.
-    tolerance: the largest error that is accepted.
+    tolerance: the largest error that is accepted there.
     """
 
     points: tuple[tuple[float, float, float], ...]
@@ -73,11 +75,28 @@ def judge_rise(
 
 
 def judge_mass(
-    strengths: Sequence[float], predicted: Sequence[float], measured: Sequence[float]
+    strengths: Sequence[float],
+    predicted: Sequence[float],
+    measured: Sequence[float],
+    unsteered: float,
 ) -> Goodness:
-    """Judge a law of a probability mass by the largest error of its log-odds."""
-    errors = np.abs(clipped_logit(np.asarray(predicted)) - clipped_logit(np.asarray(measured)))
-    return Goodness.of(_points(strengths, predicted, measured), float(errors.max()), GOOD_LOG_ODDS)
+    """Judge a law of a probability mass by the error of its log-odds.
+
+    unsteered: the mass at strength 0.
+    GOOD_LOG_ODDS is the most that will do, and GOOD_MOVE of the farthest that the log-odds move at
+    strengths of the same sign: within a budget they may move by less than GOOD_LOG_ODDS
+    altogether, and a law that says nothing moves, or the other way, has to fail there too. Signs
+    stand alone since a calibration relies on one. The error and tolerance returned are those of
+    the point that does worst by its own tolerance.
+    """
+    at, found = np.asarray(strengths, dtype=float), clipped_logit(np.asarray(measured))
+    errors = np.abs(clipped_logit(np.asarray(predicted)) - found)
+    moves = np.abs(found - clipped_logit(np.asarray(unsteered)))
+    farthest = np.array([moves[np.sign(at) == sign].max() for sign in np.sign(at)])
+    tolerances = np.clip(GOOD_MOVE * farthest, LEAST_ERROR, GOOD_LOG_ODDS)
+    worst = int(np.argmax(errors / tolerances))
+    points = _points(strengths, predicted, measured)
+    return Goodness.of(points, float(errors[worst]), float(tolerances[worst]))
 
 
 @dataclass(frozen=True)

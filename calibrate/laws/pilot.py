@@ -265,5 +265,10 @@ def _test_laws(
     mass_law = mass_law_through(odds, at, nearest.mass)
     return (
         judge_rise([test], [float(law.predict(test))], [measured.rise.value]),
-        judge_mass([test], [float(mass_law.predict(test))], [measured.mass.value]),
+        judge_mass(
+            [test],
+            [float(mass_law.predict(test))],
+            [measured.mass.value],
+            float(mass_law.predict(0.0)),
+        ),
     )

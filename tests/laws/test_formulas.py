@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from scipy.special import expit
 
 from calibrate.laws.formulas import CrossEntropyLaw, MassLaw, judge_mass, judge_rise
 from calibrate.laws.presence import PresenceLaw, fit_both_ways, fit_presence, judge_presence
@@ -278,9 +279,34 @@ def test_two_bumps_break_the_law_of_tokens():
 
 
 def test_a_mass_is_judged_by_its_log_odds():
-    assert judge_mass([1.0], [0.010], [0.013]).good
-    assert not judge_mass([1.0], [0.010], [0.020]).good
-    assert not judge_mass([1.0], [0.990], [0.980]).good
+    assert judge_mass([1.0], [0.010], [0.013], 0.001).good
+    assert not judge_mass([1.0], [0.010], [0.020], 0.001).good
+    assert not judge_mass([1.0], [0.990], [0.980], 0.5).good
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("moved", [0.05, 0.2, 1.2])
+def test_a_mass_that_is_said_not_to_move_or_the_other_way_fails(moved, sign):
+    """However little moves in all, and however much moves at strengths of the other sign."""
+    strengths = np.array([-1.0, -0.5, 0.5, 1.0])
+    moves = np.where(np.sign(strengths) == sign, moved, 3.0) * strengths
+    truth = expit(-2 + moves)
+
+    def judged(said):
+        return judge_mass(strengths, expit(-2 + said), truth, expit(-2.0))
+
+    there = np.sign(strengths) == sign
+    assert judged(moves).good
+    assert judged(np.where(there, 0.9 * moves, moves)).good
+    for wrong in (0.0, -1.0):
+        verdict = judged(np.where(there, wrong * moves, moves))
+        assert not verdict.good
+        assert verdict.error == pytest.approx((1 - wrong) * moved)
+        assert verdict.tolerance == pytest.approx(min(0.25 * moved, 0.35))
+
+
+def test_a_mass_that_hardly_moves_may_be_said_not_to():
+    assert judge_mass([1.0], [0.5], [0.501], 0.5).good
 
 
 def test_peaks_are_judged_by_their_order_in_contexts_that_have_some():
