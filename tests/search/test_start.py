@@ -28,10 +28,10 @@ def options(tiny_options):
 
 
 def changed(by):
-    """The tiny model after a training that moved every weight of its last block a little."""
+    """The tiny model after a training that moved every weight of its blocks a little."""
     model = tiny.model("gpt2")
     generator = torch.Generator().manual_seed(5)
-    for weight in model.transformer.h[-1].parameters():
+    for weight in model.transformer.h.parameters():
         weight.data += by * weight.data.std() * torch.randn(weight.shape, generator=generator)
     return model
 
@@ -73,8 +73,7 @@ def test_its_vectors_are_the_changed_models(warm, finished, tiny_options):
     layer = result.config.layers[0]
     assert torch.allclose(result.config.steering_vector.values, vectors[layer].values, atol=1e-6)
     before = finished.result.config.steering_vector.values
-    if layer == loaded.num_layers - 1:
-        assert not torch.allclose(vectors[layer].values, before, atol=1e-6)
+    assert not torch.allclose(vectors[layer].values, before, atol=1e-4)
 
 
 def test_it_is_shown_verified_and_found_again(warm, finished, tiny_options, options):
