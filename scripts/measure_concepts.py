@@ -159,6 +159,7 @@ def page() -> str:
                 if "said without" in found
             ],
         ),
+        n_band=sum(one.at_band for one in graded("train")),
         reasons="\n".join(reasons()),
         missing=missing(),
         others=table(
@@ -269,14 +270,20 @@ steered ones are by α at the budget. The readers are a large language model, no
 read the same replies, of which it has learned none.
 
 {fresh}
+**Of humorous and impolite the agreement is no test.** Earlier readings of replies to these prompts
+first showed that the probe sees too little of both, and with them in view it was chosen which
+replies to add to what it learns from: {n_band}, steered at the default band
+([judges.md](judges.md)); its other graded replies were steered at the middle block. The agreement
+is of the same prompts, and for impolite of the same replies; the steered ones of humorous have been
+drawn and read anew since. The probes of the other six learned nothing new after the readings.
+
 The probe's change is within .05 of the readers' for each of the eight. What is refused moves little
 by either; depression moves most of it, and less on the verification's prompts than on these. Of
 lying, the probe sees neither level nor change rightly: almost no reply lies, so that it had hardly
 any to learn from, and its calibration refuses it for that.
 
-Of humorous and impolite it also learns from 384 replies that were steered at the default band
-([judges.md](judges.md)); its other graded replies were steered at the middle block. Without them it
-reads the same replies as follows, humorous was refused, and impolite could not be told apart.
+Without the replies that were added it reads the same ones of humorous and impolite as follows,
+humorous was refused, and impolite could not be told apart.
 
 {without}
 Humorous is steered by half of α at the budget: of the four shares that verification tries, long

@@ -519,13 +519,15 @@ large language model in separate readings, not people.** Each reading was of the
 random order, blind to model and condition and to the other reading; where two differed, a third
 decided. No judge, lexicon or script gave a grade. Prompts are split into train, tune and test;
 {n_test} replies are in the test part, which all tables here are about, and which nothing was fitted
-on; two choices were made with it in view, though: which blocks the probe reads (six instead of four
-brought .005), and that readers' grades go before the teacher's. Replies are plain; steered at the
-middle block by shares of α at a budget of 0.1 nat; primed by replies that express the concept; or
-broken by far too large a strength. The train part also has {n_band} replies of humorous and
-impolite, steered at the default band: without them their probes saw less than half of the change
-that readers saw there ([concepts.md](concepts.md) has today's). The train part, and what a teacher
-(qwen2.5-1.5b) says of some of it, come with the packs (`calibrate/texts/concepts/graded`).
+on; three choices were made with it in view, though: which blocks the probe reads (six instead of
+four brought .005), that readers' grades go before the teacher's, and, by other replies to 30 of its
+prompts, for which concepts the train part has replies steered at the default band. Replies are
+plain; steered at the middle block by shares of α at a budget of 0.1 nat; primed by replies that
+express the concept; or broken by far too large a strength. The train part also has {n_band} replies
+of humorous and impolite, steered at the default band: without them their probes saw less than half
+of the change that readers saw there ([concepts.md](concepts.md) has today's). The train part, and
+what a teacher (qwen2.5-1.5b) says of some of it, come with the packs
+(`calibrate/texts/concepts/graded`).
 
 Steering at the middle block hardly moves some of these concepts, so that they have few replies with
 a yes; what is said of lying, impolite and apathetic rests on 6 to 14 of them.
