@@ -91,7 +91,7 @@ def laws(
     directory = out or Path(f"{stem(concept)}-{stem(loading['model'])}-laws")
     require_free(directory, LAWS_FILE, LAWS_PICTURES)
 
-    from calibrate.cli.laws_table import laws_summary
+    from calibrate.cli.laws_table import laws_headline, laws_summary
     from calibrate.cli.progress_bars import PatientConsole
     from calibrate.common.files import remove_ours, write_together
     from calibrate.engine.loading import load_model
@@ -120,5 +120,8 @@ def laws(
     remove_ours(directory, {*LAWS_PICTURES} - pictures.keys(), wrote)
     if as_json:
         say_json(curves.to_bytes().decode())
-    else:
-        PatientConsole().print(laws_summary(curves, directory))
+        return
+    console = PatientConsole()
+    console.print(laws_headline(curves), soft_wrap=True)
+    if not quiet:
+        console.print(laws_summary(curves, directory))

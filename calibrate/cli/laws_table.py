@@ -25,8 +25,17 @@ LAW_NAMES = {
 }
 
 
+def laws_headline(curves: LawCurves) -> Text:
+    """Return what was measured, on how much, in one line."""
+    return Text.from_markup(
+        f"The laws of steering [bold]{escape(curves.model.id)}[/] towards "
+        f"[bold]{escape(curves.concept)}[/], on {curves.n_sequences} sequences, judged up to "
+        "α at the budget"
+    )
+
+
 def laws_summary(curves: LawCurves, directory: Path) -> RenderableType:
-    """Return where each law held, block by block."""
+    """Return where each law held, block by block; it goes below the headline."""
     table = headed("steered", "α at budget", *LAW_NAMES.values())
     blocks = {block.where: block for block in curves.blocks}
     ways = {f"{block.where}, {name}": block for name, block in curves.variants.items()}
@@ -38,11 +47,6 @@ def laws_summary(curves: LawCurves, directory: Path) -> RenderableType:
             *(_verdict(block.goodness.get(law)) for law in LAW_NAMES),
         )
     return Group(
-        Text.from_markup(
-            f"The laws of steering [bold]{escape(curves.model.id)}[/] towards "
-            f"[bold]{escape(curves.concept)}[/], on {curves.n_sequences} sequences, judged up to "
-            "α at the budget"
-        ),
         "",
         table,
         *_panels(curves),
@@ -58,10 +62,14 @@ def _panels(curves: LawCurves) -> list[RenderableType]:
         if (panel := block.presence) is not None:
             falls = [f"{at:.3g}" for at in panel.fall.values() if at is not None]
             turns = f", turning back at {' and '.join(falls)}" if falls else ""
+            held = (
+                "too few points to judge the sigmoid by"
+                if panel.goodness is None
+                else f"the sigmoid is off by {panel.goodness.error:.1f} standard errors"
+            )
             lines.append(
                 f"{block.where.capitalize()}: presence by {escape(panel.judge)} from "
-                f"{min(panel.heard):.2f} to {max(panel.heard):.2f}{turns}; the sigmoid is "
-                f"off by {panel.goodness.error:.1f} standard errors"
+                f"{min(panel.heard):.2f} to {max(panel.heard):.2f}{turns}; {held}"
             )
         if (asked := block.accuracy) is not None:
             zero, least = asked.strengths.index(0.0), min(asked.accuracy)

@@ -414,6 +414,10 @@ def test_laws_writes_pictures_and_points_and_says_where_each_law_held(
     status, out, _ = run(capsys, *arguments, "--json", "--quiet")
     assert status == 0
     assert json.loads(out) == json.loads((workplace / "curves" / "laws.json").read_text())
+    status, out, err = run(capsys, *arguments, "--quiet")
+    assert (status, err) == (0, "")
+    (headline,) = out.splitlines()
+    assert headline.startswith("The laws of steering")
 
 
 def test_laws_refuses_before_the_model_loads_what_no_judge_would_heed(capsys, workplace):
