@@ -38,7 +38,8 @@ def draw_presence(axes: Axes, curves: LawCurves, block: BlockCurves) -> None:
         axes.axhline(level, color=MUTED, lw=0.8, ls="-.")
     axes.set_ylim(0, 1)
     axes.set_ylabel("share of replies (dashed: where presence turns back)")
-    axes.set_title(f"off by {panel.goodness.error:.1f} standard errors")
+    if panel.goodness is not None:
+        axes.set_title(f"off by {panel.goodness.error:.1f} standard errors")
     near = [abs(strength) <= np.abs(strengths).max() for strength in block.strengths]
     mass = axes.twinx()
     mass.plot(

@@ -14,7 +14,8 @@ class PresenceCurve(Section):
     plain model. law: the fitted sigmoid between floor and ceiling. fall: by sign, the strength
     from which presence turns back, which the law does not cover; None where it does not.
     degenerate: by sign, the end of the strengths, where text has degenerated; None where it had
-    not. goodness: of the law, up to the falls. Where fewer than two prompts are replied to,
+    not. goodness: of the law, up to the falls; None where it has as many parameters as there are
+    points, which it then meets whatever they are. Where fewer than two prompts are replied to,
     presence, error and fluency_drop are None.
     """
 
@@ -29,7 +30,7 @@ class PresenceCurve(Section):
     ceiling: float
     fall: dict[str, float | None]
     degenerate: dict[str, float | None]
-    goodness: Goodness
+    goodness: Goodness | None
 
     @property
     def heard(self) -> list[float]:

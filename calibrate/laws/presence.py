@@ -122,6 +122,16 @@ def fit_both_ways(
     return law, falls
 
 
+def n_fitted(strengths: Sequence[float] | np.ndarray) -> int:
+    """How many parameters are fitted to presence at these strengths.
+
+    r alone where nothing but 0 is known, ν with others, floor and ceiling with ASYMPTOTE_POINTS.
+    """
+    if not np.any(strengths):
+        return 1
+    return 4 if len(set(strengths)) >= ASYMPTOTE_POINTS else 2
+
+
 def _outwards(*columns: Sequence[float]) -> list[np.ndarray]:
     """Columns in the order of the first one's size."""
     order = np.argsort(np.abs(columns[0]), kind="stable")
@@ -130,10 +140,10 @@ def _outwards(*columns: Sequence[float]) -> list[np.ndarray]:
 
 def _fitted(alpha: np.ndarray, y: np.ndarray, n: np.ndarray) -> tuple[PresenceLaw, np.ndarray]:
     """The law of largest likelihood, and the covariance of its parameters."""
-    reach = float(np.abs(alpha).max())
-    if reach == 0:
+    free = n_fitted(alpha)
+    if free == 1:
         return _level(y, n)
-    free = 4 if len(set(alpha)) >= ASYMPTOTE_POINTS else 2
+    reach = float(np.abs(alpha).max())
     shares = alpha / reach
     steepest = STEEPEST if free == 2 else STEEPEST / float(np.diff(np.unique(shares)).min())
     bounds = [(-STEEPEST - steepest, STEEPEST + steepest), (-steepest, steepest)]

@@ -17,7 +17,7 @@ from calibrate.judging.presence import MAX_EMPTY, Presence, measure_presence
 from calibrate.laws.curves import name_of
 from calibrate.laws.formulas import Goodness
 from calibrate.laws.panels import AccuracyCurve, PresenceCurve
-from calibrate.laws.presence import fit_both_ways
+from calibrate.laws.presence import fit_both_ways, n_fitted
 from calibrate.models.model import LoadedModel
 from calibrate.models.tokens import Prompt
 from calibrate.texts.guard import Guard
@@ -29,7 +29,7 @@ REACHES = (2.0, 4.0, 8.0, 16.0, 32.0)  # shares of α_B at which degenerate text
 DEGENERATE_DROP = 3.0  # nats per token that replies are less likely to the plain model
 DEGENERATE_LOOP = 0.5  # share of a reply's tokens in its longest loop
 LEAST_HEARD = 2  # replies that are not empty, for presence to have an error
-GOOD_CURVE = 1.5  # largest root mean square misfit of presence, in standard errors
+GOOD_CURVE = 1.5  # largest misfit of presence, in standard errors
 ACCURACY_SHARES = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0)  # of α_B, of either sign
 
 
@@ -65,11 +65,9 @@ class ReadingBench:
         predicted = np.asarray(law.predict(strengths))
         low, high = (falls[sign] or sign * np.inf for sign in (-1, 1))
         covered = heard & (strengths > low) & (strengths < high)
-        points = zip(strengths[covered], predicted[covered], presence[covered], strict=True)
         least = np.where(
             error > 0, error, 1 / np.maximum(spoken, 1)
         )  # all alike shows no certainty
-        misfits = ((presence - predicted) / least)[covered]
         return PresenceCurve(
             judge=self.reader.name,
             n_replies=len(self.prompts),
@@ -86,10 +84,8 @@ class ReadingBench:
             degenerate={
                 name_of(sign): end if found else None for sign, (end, found) in ends.items()
             },
-            goodness=Goodness.of(
-                tuple((float(a), float(b), float(c)) for a, b, c in points),
-                float(np.sqrt((misfits**2).mean())),
-                GOOD_CURVE,
+            goodness=judge_curve(
+                *(column[covered] for column in (strengths, predicted, presence, least))
             ),
         )
 
@@ -126,6 +122,22 @@ class ReadingBench:
     def _fluency(self, replies: Sequence[Completion]) -> Fluency | None:
         spoken = any(reply.spoken for reply in replies)
         return measure_fluency(self.loaded, replies) if spoken else None
+
+
+def judge_curve(
+    strengths: np.ndarray, predicted: np.ndarray, measured: np.ndarray, errors: np.ndarray
+) -> Goodness | None:
+    """Judge a law of presence by the points it was fitted to; errors: standard ones.
+
+    The squared misfits are shared among the points that are left over once every parameter has
+    taken one; None if none is.
+    """
+    left = len(strengths) - n_fitted(strengths)
+    if left <= 0:
+        return None
+    misfit = float(np.sqrt((((measured - predicted) / errors) ** 2).sum() / left))
+    rows = zip(strengths, predicted, measured, strict=True)
+    return Goodness.of([(float(a), float(b), float(c)) for a, b, c in rows], misfit, GOOD_CURVE)
 
 
 def _where(heard: np.ndarray, values: np.ndarray | Sequence[float]) -> list[float | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from rich.console import Console
 from scipy.special import logit
 
 from calibrate.cli.laws_table import LAW_NAMES, laws_summary
@@ -22,6 +24,7 @@ from calibrate.judging.presence import scored
 from calibrate.laws.curves import SHARES, block_curves
 from calibrate.laws.law_curves import LawCurves
 from calibrate.laws.plots import law_pictures
+from calibrate.laws.presence import fit_both_ways
 from calibrate.search import kept_curves
 from calibrate.search.law_experiment import (
     chosen_blocks,
@@ -29,7 +32,7 @@ from calibrate.search.law_experiment import (
     measure_laws,
     resampled,
 )
-from calibrate.search.law_panels import PROMPTS, SIDE, ReadingBench
+from calibrate.search.law_panels import PROMPTS, SIDE, ReadingBench, judge_curve
 from calibrate.search.objective import FIRST_PART
 from calibrate.texts.concept import Text, Texts, read_prompts
 from calibrate.texts.extraction import concept_vectors
@@ -355,6 +358,28 @@ def test_presence_is_unknown_where_fewer_than_two_replies_are_heard(arguments, m
     laws_summary(found, Path("here"))
 
 
+def test_a_law_of_presence_is_judged_by_the_points_left_over():
+    strengths = np.linspace(-1, 1, 8)
+    said = 0.5 + 0.1 * strengths
+    off = 0.05 * np.array([1, -1, 1, -1, 1, -1, 1, -1])
+    found = judge_curve(strengths, said, said + off, np.full(8, 0.05))
+    assert found.error == pytest.approx(np.sqrt(8 / 4))  # of 8 points four went into the law
+    few = judge_curve(strengths[:4], said[:4], said[:4] + off[:4], np.full(4, 0.05))
+    assert few.error == pytest.approx(np.sqrt(4 / 2))
+    assert len(few.points) == 4
+
+
+def test_a_law_of_presence_through_all_its_points_has_no_verdict():
+    """As where presence falls from strength 0 on at both sides, which leaves the point at 0."""
+    strengths = np.linspace(-2, 2, 9)
+    presences = np.where(strengths == 0, 0.6, np.where(strengths > 0, 0.2, 0.9))
+    law, falls = fit_both_ways(strengths, presences, [100.0] * 9)
+    assert falls == {1: 0.5, -1: -0.5}
+    for kept in (np.array([0.0]), np.array([0.0, 1.0])):
+        said = np.asarray(law.predict(kept))
+        assert judge_curve(kept, said, said, np.full(len(kept), 0.1)) is None
+
+
 def test_questions_are_put_at_strengths_of_both_signs(panels):
     panel = panels.blocks[0].accuracy
     zero = panel.strengths.index(0.0)
@@ -372,6 +397,19 @@ def test_the_middle_block_is_steered_in_other_ways_on_request(panels, arguments)
     files = law_pictures(panels)
     assert {"variants.png", "presence.svg", "accuracy.png"} <= set(files)
     assert LawCurves.model_validate(json.loads(files["laws.json"])) == panels
+
+
+def test_presence_without_a_verdict_is_drawn_and_told(panels):
+    block = panels.blocks[0]
+    presence = block.presence.model_copy(update={"goodness": None})
+    found = panels.model_copy(
+        update={"blocks": [block.model_copy(update={"presence": presence})], "variants": {}}
+    )
+    files = law_pictures(found)
+    assert LawCurves.model_validate_json(files["laws.json"]) == found
+    console = Console(width=200, file=io.StringIO())
+    console.print(laws_summary(found, Path("here")))
+    assert "too few points to judge the sigmoid by" in console.file.getvalue()
 
 
 def test_far_out_the_likeliest_tokens_are_those_foretold(curves):
