@@ -214,7 +214,8 @@ def _judge_laws(
     """
     near = np.abs(strengths) <= reach
     steered = near & (strengths != 0)
-    measured, by_law = watched.measured.up_to(reach), watched.by_law.up_to(reach)
+    measured = watched.measured.up_to(reach)
+    by_law = watched.by_law.at(measured.strengths)
     at, (rise, mass) = strengths[steered], (row[steered] for row in truth)
     unsteered = float(truth[1][strengths == 0].item())
     peaks = judge_peaks(measured.peaks(), by_law.peaks(), float(measured.strengths[-1]))
@@ -287,7 +288,7 @@ def _token_curves(
             token=bench.loaded.tokenizer.decode([int(watched.ids[context, row])]),
             log_odds=float(tilt.log_odds[context, watched.ids[context, row]]),
             probability=measured.probabilities[context, row].tolist(),
-            predicted=by_law.at(strengths)[context, row].tolist(),
+            predicted=by_law.at(strengths).probabilities[context, row].tolist(),
             peak=float(measured.peaks()[context, row]),
             peak_predicted=float(by_law.peaks()[context, row]),
         )

@@ -137,10 +137,10 @@ class ProbabilityCurves:
         peaks: np.ndarray = self.strengths[self.probabilities.argmax(axis=2)]
         return peaks
 
-    def at(self, strengths: np.ndarray) -> np.ndarray:
-        """Probabilities at some of its strengths."""
-        at: np.ndarray = self.probabilities[:, :, np.searchsorted(self.strengths, strengths)]
-        return at
+    def at(self, strengths: np.ndarray) -> ProbabilityCurves:
+        """The curves at some of their strengths."""
+        rows = np.searchsorted(self.strengths, strengths)
+        return ProbabilityCurves(strengths, self.probabilities[:, :, rows])
 
 
 def judge_shapes(curves: np.ndarray) -> Goodness:
@@ -160,8 +160,9 @@ def judge_shapes(curves: np.ndarray) -> Goodness:
 def judge_peaks(measured: np.ndarray, predicted: np.ndarray, reach: float) -> Goodness | None:
     """Judge predicted peaks by their rank correlation with those measured up to `reach`.
 
-    measured, predicted: strengths, (n_contexts, n_tokens). What is likeliest at `reach` or beyond
-    has no peak there. Points are (context, rank correlation, peaks compared), of the contexts with
+    measured, predicted: strengths, (n_contexts, n_tokens), both looked for at the same ones: ties
+    on one side alone cost rank correlation. What is likeliest at `reach` or beyond has no peak
+    there. Points are (context, rank correlation, peaks compared), of the contexts with
     MIN_PEAKS or more, that vary both as measured and as predicted; the error is 1 less the median
     correlation. None if there is no such context: monotone tokens, which Theorem 3.3 allows, have
     no peaks.

@@ -21,10 +21,11 @@ from calibrate.common.settings import Settings
 from calibrate.engine.generation import sample
 from calibrate.engine.loading import load_model
 from calibrate.judging.presence import scored
-from calibrate.laws.curves import SHARES, block_curves
+from calibrate.laws.curves import SHARES, _judge_laws, _Watched, block_curves
 from calibrate.laws.law_curves import LawCurves
 from calibrate.laws.plots import law_pictures
 from calibrate.laws.presence import fit_both_ways
+from calibrate.laws.tokens import ProbabilityCurves
 from calibrate.search import kept_curves
 from calibrate.search.law_experiment import (
     chosen_blocks,
@@ -410,6 +411,21 @@ def test_presence_without_a_verdict_is_drawn_and_told(panels):
     console = Console(width=200, file=io.StringIO())
     console.print(laws_summary(found, Path("here")))
     assert "too few points to judge the sigmoid by" in console.file.getvalue()
+
+
+def test_an_exact_law_has_exact_peaks_though_it_is_known_between_the_strengths_measured():
+    strengths = np.array([-(share) for share in reversed(SHARES)] + [0.0, *SHARES])
+    fine = np.union1d(strengths, np.linspace(-30, 30, 801))
+    at = np.linspace(-1.4, 1.4, 40)[None, :, None]
+
+    def bumps(strengths):
+        return ProbabilityCurves(strengths, np.exp(-((strengths - at) ** 2)))
+
+    ids = np.arange(40)[None]
+    watched = _Watched(ids, bumps(strengths), bumps(fine))
+    flat = {"cross_entropy": strengths**2}, {"concept": np.full(21, 0.5)}
+    found = _judge_laws(strengths, 3.0, *flat, (strengths**2, np.full(21, 0.5)), watched)
+    assert found["peaks"].error == pytest.approx(0.0)
 
 
 def test_far_out_the_likeliest_tokens_are_those_foretold(curves):
