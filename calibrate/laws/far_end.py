@@ -8,6 +8,7 @@ log-odds; in a transformer only as far as the blocks behind the steered one leav
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from calibrate.models.model import LoadedModel
 
 FAR, FAR_NORMALISED = 200.0, 2000.0  # the strengths of the paper, for v as it is and of length 1
 LISTED = 10  # likeliest tokens
-EXTREME = 0.01  # share of the vocabulary whose mean log-odds count as extreme
+EXTREME = 0.01  # share of the vocabulary whose mean log-odds count as extreme, LISTED at least
 
 
 class FarEnd(Section):
@@ -29,7 +30,8 @@ class FarEnd(Section):
     predicted: from norm(±v)·W_Uᵀ, the likeliest first; measured: in a pass at that strength, over
     contexts. shared: how many stand in both. total_variation: between the two distributions, in
     [0, 1]. extreme: share of the predicted tokens whose mean log-odds are among the EXTREME of
-    the vocabulary, at the end of the strength's sign.
+    the vocabulary, or the LISTED most extreme ones where those are more, at the end of the
+    strength's sign.
     """
 
     strength: float
@@ -56,12 +58,13 @@ def measure_far_end(
     foretold = far_logits(loaded, site, sign).softmax(dim=-1).double().cpu().numpy()
     steered = measure_steered(loaded, run, site, strength, watched=contexts).watched.mean(axis=0)
     predicted, measured = (np.argsort(-values)[:LISTED] for values in (foretold, steered))
-    rank = np.argsort(np.argsort(-sign * log_odds))
+    n_extreme = max(ceil(EXTREME * len(log_odds)), LISTED)
+    at_the_end = np.argsort(-sign * log_odds)[:n_extreme]
     return FarEnd(
         strength=strength,
         predicted=[loaded.tokenizer.decode([int(token)]) for token in predicted],
         measured=[loaded.tokenizer.decode([int(token)]) for token in measured],
         shared=len(set(predicted.tolist()) & set(measured.tolist())),
         total_variation=float(0.5 * np.abs(foretold - steered).sum()),
-        extreme=float((rank[predicted] < EXTREME * len(rank)).mean()),
+        extreme=float(np.isin(predicted, at_the_end).mean()),
     )

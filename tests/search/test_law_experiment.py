@@ -20,12 +20,16 @@ from calibrate.common.errors import CalibrateWarning, Infeasible, InputError, Mo
 from calibrate.common.settings import Settings
 from calibrate.engine.generation import sample
 from calibrate.engine.loading import load_model
+from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.judging.presence import scored
 from calibrate.laws.curves import SHARES, _judge_laws, _Watched, block_curves
+from calibrate.laws.far_end import EXTREME, LISTED, measure_far_end
 from calibrate.laws.law_curves import LawCurves
+from calibrate.laws.log_odds import far_logits
 from calibrate.laws.plots import law_pictures
 from calibrate.laws.presence import fit_both_ways
 from calibrate.laws.tokens import ProbabilityCurves
+from calibrate.models.tokens import TokenSequence
 from calibrate.search import kept_curves
 from calibrate.search.law_experiment import (
     chosen_blocks,
@@ -426,6 +430,19 @@ def test_an_exact_law_has_exact_peaks_though_it_is_known_between_the_strengths_m
     flat = {"cross_entropy": strengths**2}, {"concept": np.full(21, 0.5)}
     found = _judge_laws(strengths, 3.0, *flat, (strengths**2, np.full(21, 0.5)), watched)
     assert found["peaks"].error == pytest.approx(0.0)
+
+
+def test_of_a_small_vocabulary_as_many_tokens_are_extreme_as_are_listed():
+    """The ten likeliest far out are all extreme where log-odds and far logits are ordered alike."""
+    loaded = tiny.loaded("gpt2")
+    sequence = TokenSequence(tuple(range(1, 9)), 4)
+    run = run_unsteered(loaded, Corpus((sequence,), self_sampled=True), [1])
+    site = tiny.site(torch.randn(loaded.hidden_size, generator=torch.Generator().manual_seed(0)), 1)
+    assert loaded.vocabulary_size < LISTED / EXTREME
+    for sign in (1, -1):
+        log_odds = sign * far_logits(loaded, site, sign).double().cpu().numpy()
+        assert measure_far_end(loaded, run, site, sign * 200.0, log_odds, [0]).extreme == 1.0
+        assert measure_far_end(loaded, run, site, sign * 200.0, -log_odds, [0]).extreme == 0.0
 
 
 def test_far_out_the_likeliest_tokens_are_those_foretold(curves):
