@@ -25,10 +25,10 @@ import measure_large_corpus as large_corpus
 import numpy as np
 from markdown_tables import DOCS, table
 from records import page_option, read_records, write_records
+from reproduction_companion import companion
 from reproduction_sections import (
     UNJUDGED,
     Panel,
-    companion,
     eleven_models,
     far_tokens,
     panel_sections,
@@ -39,13 +39,15 @@ from calibrate import LawCurves, Sampling, measure_laws
 from calibrate.cli.laws_table import LAW_NAMES
 from calibrate.laws.curves import BEYOND, SHARES, BlockCurves
 from calibrate.laws.dose import EXPONENT
-from calibrate.laws.formulas import Goodness
+from calibrate.laws.formulas import GOOD_LOG_ODDS, GOOD_MOVE, Goodness
 from calibrate.laws.plots import law_pictures
+from calibrate.laws.tokens import GOOD_PEAKS
 from calibrate.texts.concept import PACKS, built_in_concepts
 
 PICTURES = DOCS / "reproduction"
 TARGET = PICTURES / "blocks.json"
 UFM = PICTURES / "ufm.json"
+ONE_LAYER = "gpt2-1layer"
 TRAINED = Path(__file__).parents[1] / "tests" / "trained"
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=16)
 USUAL = Sampling()  # of the panels
@@ -58,7 +60,12 @@ PANELS: dict[str, dict[int, dict[str, Any]]] = {  # by concept and block, of SHO
     "depression": {15: {"variants": True}},
     "evil": {15: {"resamples": 5, "variants": True, "guard": "auto"}},
 }
+REACHES = ("within", "beyond")  # the budget
 EXPONENTS = (1.0, 1.25, 1.5, 2.0)  # of the effective dose, compared
+
+
+Judged = tuple[float | None, float | None]  # a misfit, and the largest that will do
+UNKNOWN: Judged = (None, None)
 
 
 @dataclass(frozen=True)
@@ -66,9 +73,9 @@ class Block:
     """One block of a model and a concept.
 
     units: α at the budget, by sign. plateaus: by sign. rises: ΔCE by sign, at NEAR times the
-    positive unit. quadratic: ½cα² at that unit. misfits: by law, within the budget, beyond it, and
-    the largest that will do; None where too few tokens peak. far: by sign, the likeliest tokens at
-    the paper's ±200.
+    positive unit. quadratic: ½cα² at that unit. misfits: by law, within the budget and beyond it:
+    the misfit, and the largest that will do, None where that is not known; None where too few
+    tokens peak. far: by sign, the likeliest tokens at the paper's ±200.
     """
 
     model: str
@@ -79,18 +86,29 @@ class Block:
     plateaus: dict[str, float]
     quadratic: float
     rises: dict[str, list[float]]
-    misfits: dict[str, tuple[float | None, float | None, float]]
+    misfits: dict[str, list[float | None]]
     far: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def holds(self, law: str, reach: str) -> bool:
-        """reach: within or beyond."""
-        error = self.misfit(law, reach)
-        return error is not None and error <= self.misfits[law][2]
+    def holds(self, law: str, reach: str) -> bool | None:
+        """None where there is no verdict; reach: within or beyond."""
+        error, tolerance = self._judged(law, reach)
+        return None if error is None or tolerance is None else error <= tolerance
 
     def misfit(self, law: str, reach: str) -> float | None:
         """None where the law was not held against this block; reach: within or beyond."""
-        within, beyond, _ = self.misfits.get(law, (None, None, None))
-        return within if reach == "within" else beyond
+        return self._judged(law, reach)[0]
+
+    @property
+    def without_verdict(self) -> bool:
+        """Whether some misfit is known, and the largest that will do is not."""
+        judged = [self._judged(law, reach) for law in self.misfits for reach in REACHES]
+        return any(error is not None and tolerance is None for error, tolerance in judged)
+
+    def _judged(self, law: str, reach: str) -> Judged:
+        if law not in self.misfits:
+            return UNKNOWN
+        error, tolerance = self.misfits[law][REACHES.index(reach) * 2 :][:2]
+        return error, tolerance
 
 
 @click.command()
@@ -180,8 +198,7 @@ def blocks_of(curves: LawCurves, key: tuple[str, str]) -> list[Block]:
 def block_of(curves: BlockCurves, key: tuple[str, str], place: str) -> Block:
     units = {sign: at.value for sign, at in curves.strength_at_budget.items()}
     zero, end = curves.strengths.index(0.0), len(NEAR) + 1
-    judged = curves.goodness | curves.goodness_beyond
-    tolerances = {law: one.tolerance for law, one in judged.items()}
+    both = curves.goodness, curves.goodness_beyond
     return Block(
         *key, place, curves.layer, units, curves.plateaus,
         quadratic=curves.quadratic[zero + 1 + NEAR.index(1.0)],
@@ -189,16 +206,13 @@ def block_of(curves: BlockCurves, key: tuple[str, str], place: str) -> Block:
             "positive": curves.delta_ce[zero:][1:end],
             "negative": curves.delta_ce[zero::-1][1:end],
         },
-        misfits={
-            law: (error_of(curves.goodness, law), error_of(curves.goodness_beyond, law), tolerance)
-            for law, tolerance in tolerances.items()
-        },
+        misfits={law: [*judged(both[0], law), *judged(both[1], law)] for law in both[0] | both[1]},
         far={sign: far.model_dump() for sign, far in curves.far.items()},
     )  # fmt: skip
 
 
-def error_of(judged: dict[str, Goodness], law: str) -> float | None:
-    return judged[law].error if law in judged else None
+def judged(goodness: dict[str, Goodness], law: str) -> Judged:
+    return (goodness[law].error, goodness[law].tolerance) if law in goodness else UNKNOWN
 
 
 def drawn(curves: LawCurves) -> dict[str, Any]:
@@ -234,7 +248,7 @@ def page(found: list[Block], panels: list[Panel]) -> str:
     ufm = read_records(UFM)
     parts = [
         HEADER,
-        companion(),
+        companion(panels, [one for one in found if one.model == ONE_LAYER]),
         tallies(found),
         by_remainder(found),
         PICTURED,
@@ -261,15 +275,21 @@ default sampling, {USUAL.max_new_tokens} tokens at temperature {USUAL.temperatur
 {USUAL.top_p:g}. A law "holds" where its worst misfit is within the tolerance.
 
 - **ΔCE**: relative error of the law's prediction, at most 5 %.
-- **Concept**: error of the log-odds of the mass of the concept's tokens; at most 0.35, a factor of
-  √2 of the odds.
+- **Concept**: error of the log-odds of the mass of the concept's tokens; at most {GOOD_LOG_ODDS},
+  a factor of √2 of the odds, and at most {GOOD_MOVE:.0%} of how far they move at strengths of that
+  sign.
 - **Bumps**: share of the 200 likeliest tokens in 16 contexts whose probability rises twice, which
   Theorem 3.3 forbids; at most 10 %.
 - **Peaks**: 1 - rank correlation of predicted and measured peaks, the median over contexts; at
-  most 0.1. They are predicted by the law of the bounded remainder ([measured](remainder.md)).
+  most {GOOD_PEAKS}, at the strengths measured. They are predicted by the law of the bounded
+  remainder ([measured](remainder.md)).
 - **By the remainder**: the same of what that law foretells of ΔCE and of the concept. A {UNJUDGED}
   stands where a law was not held against a cell: in this form not yet, or too few tokens peak.
 """
+
+WITHOUT_VERDICT = """ Those in italics are without a verdict, and not counted above: it is not kept
+how far the concept moved there, or peaks were predicted between the strengths measured too, whose
+ties alone cost rank correlation."""
 
 PICTURED = """## Pictures
 
@@ -288,23 +308,20 @@ def tallies(found: list[Block]) -> str:
     for model in sorted({one.model for one in found}):
         for place in PLACES[3]:
             blocks = [one for one in found if (one.model, one.place) == (model, place)]
-            for reach in ("within", "beyond") if blocks else ():
-                judged = [
-                    [one for one in blocks if one.misfit(law, reach) is not None]
-                    for law in LAW_NAMES
-                ]
-                counts = [
-                    f"{sum(one.holds(law, reach) for one in those)} of {len(those)}"
-                    if those
-                    else UNJUDGED
-                    for law, those in zip(LAW_NAMES, judged, strict=True)
-                ]
-                rows.append([model, place, reach, *counts])
+            for reach in REACHES if blocks else ():
+                rows.append(
+                    [model, place, reach, *(tally(blocks, law, reach) for law in LAW_NAMES)]
+                )
     return (
         "## Where the laws hold\n\nConcepts for which each law holds, within the budget and up to "
         f"{BEYOND:g} times the strength that spends it.\n\n"
         + table(["model", "block", "", *LAW_NAMES.values()], rows)
     )
+
+
+def tally(blocks: list[Block], law: str, reach: str) -> str:
+    held = [holds for one in blocks if (holds := one.holds(law, reach)) is not None]
+    return f"{sum(held)} of {len(held)}" if held else UNJUDGED
 
 
 def by_remainder(found: list[Block]) -> str:
@@ -316,7 +333,7 @@ def by_remainder(found: list[Block]) -> str:
         for law in ("cross_entropy", "concept"):
             shown = []
             for by in (law, f"{law}_remainder"):
-                for reach in ("within", "beyond"):
+                for reach in REACHES:
                     every = (one.misfit(by, reach) for one in cells)
                     errors = [error for error in every if error is not None]
                     shown.append(f"{np.median(errors):.3f}, {max(errors):.3f}")
@@ -374,20 +391,26 @@ def every_block(found: list[Block]) -> str:
         misfits = [", ".join(verdicts(one, law)) for law in LAW_NAMES]
         rows.append([one.model, one.concept, str(one.layer), unit, *misfits])
     headings = ["model", "concept", "block", "α at budget, both signs", *LAW_NAMES.values()]
+    unknown = any(one.without_verdict for one in found)
     return (
         "## Every block\n\nMisfits within the budget, and beyond it; those that are too large are "
-        "in bold.\n\n" + table(headings, rows)
+        f"in bold.{WITHOUT_VERDICT if unknown else ''}\n\n" + table(headings, rows)
     )
 
 
 def verdicts(block: Block, law: str) -> list[str]:
     if law not in block.misfits:
         return [UNJUDGED]
-    *errors, tolerance = block.misfits[law]
-    return [
-        UNJUDGED if error is None else f"{error:.3f}" if error <= tolerance else f"**{error:.3f}**"
-        for error in errors
-    ]
+    return [verdict(block, law, reach) for reach in REACHES]
+
+
+def verdict(block: Block, law: str, reach: str) -> str:
+    """The misfit: in bold where it is too large, in italics where nobody can tell."""
+    error = block.misfit(law, reach)
+    if error is None:
+        return UNJUDGED
+    mark = {True: "", False: "**", None: "*"}[block.holds(law, reach)]
+    return f"{mark}{error:.3f}{mark}"
 
 
 if __name__ == "__main__":

@@ -54,12 +54,6 @@ class FarBlock(Protocol):
     def far(self) -> dict[str, dict[str, Any]]: ...
 
 
-def companion() -> str:
-    """Every figure and table of the paper, and where its like stands here."""
-    rows = [list(row) for row in FIGURES]
-    return f"{COMPANION}\n{table(['paper', 'what it shows', 'here', 'the same?'], rows)}"
-
-
 def panel_sections(panels: Sequence[Panel]) -> list[str]:
     """Presence, other ways to steer, and questions."""
     return [presence(panels), ways(panels), accuracy(panels)] if panels else []
@@ -85,7 +79,7 @@ def presence(panels: Sequence[Panel]) -> str:
                 ", ".join(
                     in_units(found.degenerate[sign], unit) for sign in ("negative", "positive")
                 ),
-                f"{found.goodness.error:.1f}",
+                UNJUDGED if found.goodness is None else f"{found.goodness.error:.1f}",
             ]
         )
         pictures.append(f"![{panel.name}](reproduction/presence-{panel.name}.png)")
@@ -222,42 +216,6 @@ def eleven_models() -> str:
     return f"{ELEVEN}\n{table(heads, rows)}"
 
 
-COMPANION = """## The paper's figures and tables
-
-What each shows, what stands beside it here, and whether it is the same. The paper steers models of
-.1 to 8 billion parameters on GPUs; here are two small ones on two cores, and models trained for it.
-"""
-
-FIGURES = (
-    ("2, 3, 4, 5, B.1", "data and theorems of the unconstrained features model",
-     "[trained](#the-papers-own-model)", "yes"),
-    ("6, A.5, A.8", "tokens rise, peak and fall, middle block",
-     "bumps and peaks, [where the laws hold](#where-the-laws-hold)",
-     "within the budget; the share that rises twice is in [every block](#every-block)"),
-    ("A.7", "the same, early block: tokens less often of the concept",
-     "bumps, early", "no: a fifth of the tokens rise twice, since the direction in which logits "
-     "move turns with α ([why](remainder.md))"),
-    ("A.9", "the same, last block", "bumps, late: block 25 of 0 to 29, and 15 of 0 to 17",
-     "at a late block yes; the last one was measured of the GPTs of one and two layers only"),
-    ("A.10", "tokens at negative strengths", "both signs are in every row and picture", "yes"),
-    ("7, top; A.11, A.12", "a judge reads the concept in replies: mostly a sigmoid, sometimes a "
-     "fall", "[presence](#presence-in-replies)", "mostly, as there"),
-    ("7, bottom; A.13", "ΔCE: quadratic near 0, a plateau far out",
-     "ΔCE, [where the laws hold](#where-the-laws-hold)", "yes"),
-    ("A.1", "v of length 1", "[other ways to steer](#other-ways-to-steer)", "yes: only α's unit"),
-    ("A.2", "the last token alone is steered", "[other ways to steer](#other-ways-to-steer)",
-     "yes: the laws hold as far as at every token"),
-    ("A.3", "texts resampled", "error bars by `calibrate laws --resamples`", "not measured here"),
-    ("A.4", "a 1-layer GPT, uppercase words", "gpt2-1layer in [every block](#every-block)",
-     "within the budget, but for its peaks: their misfit is 0.111, and 0.1 will do"),
-    ("A.6", "MMLU falls with strength of either sign", "[questions](#questions-answered-rightly)",
-     "yes, from about three times the budget's strength on; up to twice, by a hundredth at most"),
-    ("Table A.1", "eleven models", "[the eleven models](#the-eleven-models)",
-     "their shapes, tiny; the real weights are a line each"),
-    ("Table A.2", "likeliest tokens at 200", "[the far end](#the-far-end-by-token)",
-     "late blocks; for earlier ones 200 is not far yet"),
-)  # fmt: skip
-
 PRESENCE = """## Presence in replies
 
 A probe that learned from graded replies reads 32 replies at each of 41 strengths, of both signs, up
@@ -287,8 +245,9 @@ FAR_TOKENS = f"""## The far end by token
 
 At ±{FAR:g} the likeliest {LISTED} tokens, over 16 contexts, beside those that norm(±v)·W_Uᵀ
 foretells without a pass; total variation between the two distributions; and the share of the
-foretold tokens whose mean log-odds are among the most extreme {EXTREME:.0%} of the vocabulary. The
-paper finds that dominating tokens have extreme log-odds at the last block but not at middle ones.
+foretold tokens whose mean log-odds are among the most extreme {EXTREME:.0%} of the vocabulary, of
+which a small one has fewer: there among the {LISTED} most extreme. The paper finds that dominating
+tokens have extreme log-odds at the last block but not at middle ones.
 """
 
 ELEVEN = """## The eleven models

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -36,6 +37,31 @@ def test_every_script_can_be_imported():
     )
     assert names
     assert found.returncode == 0, found.stderr
+
+
+@pytest.mark.skipif(not SCRIPTS.is_dir(), reason="an installed package has no scripts")
+def test_what_is_said_beside_the_papers_figures_is_counted(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    from reproduction_companion import at_last_token, sigmoids, within_budget
+
+    def panel(good, fall, last, every):
+        found = SimpleNamespace(goodness=SimpleNamespace(good=good), fall={"positive": fall})
+        ways = [
+            SimpleNamespace(goodness={"concept": SimpleNamespace(good=one)}, presence=found)
+            for one in (last, every)
+        ]
+        curves = SimpleNamespace(variants={"last token": ways[0]})
+        return SimpleNamespace(curves=curves, block=ways[1])
+
+    panels = [panel(True, None, False, True), panel(True, 2.0, False, True)]
+    assert sigmoids(panels[:1]) == "of 1 curve 1 a sigmoid within errors, 0 with a fall"
+    assert sigmoids(panels) == "of 2 curves 2 a sigmoid within errors, 1 with a fall"
+    assert at_last_token(panels).endswith("within the budget: concept for 0 and 2 of 2")
+    held = {"cross_entropy": True, "concept": True, "bumps": False, "peaks": None}
+    block = SimpleNamespace(holds=lambda law, reach: held[law])
+    assert within_budget([block]) == "ΔCE, concept within the budget; not bumps"
+    nothing = {sigmoids([]), at_last_token([]), within_budget([])}
+    assert nothing == {"not measured here"}
 
 
 @pytest.mark.skipif(not SCRIPTS.is_dir(), reason="an installed package has no scripts")
