@@ -31,7 +31,7 @@ from calibrate.common.files import STAGING, is_plain_file, write_together
 from calibrate.models.converted import cache_directory
 from calibrate.models.model import LoadedModel
 
-VERSION = 5  # part of every entry's name; raise it when the result for a request changes
+VERSION = 6  # part of every entry's name; raise it when the result for a request changes
 MAX_BYTES = 256 << 20
 ENTRY = re.compile(r"[0-9a-f]{64}")
 SUFFIXES = (".json", ".safetensors")

@@ -16,7 +16,7 @@ from typing import Any
 from calibrate.common.errors import InputError, did_you_mean
 from calibrate.common.layout import stem
 from calibrate.common.marks import sha256_of
-from calibrate.judging.choice import judge_code
+from calibrate.judging.choice import judge_digest
 from calibrate.pipelines.options import checked_options
 
 if sys.version_info >= (3, 11):
@@ -169,9 +169,9 @@ def _held(value: str) -> Any:
 
 
 def _code(judge: str | None) -> str | None:
-    """A hash of a judge's code; None for one that is no function, or not to be found here."""
+    """A hash of what a judge is beside its name, where there is one and it is to be found here."""
     with suppress(InputError):
-        return judge_code(judge)
+        return judge_digest(judge)
     return None
 
 
