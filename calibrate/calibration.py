@@ -24,7 +24,7 @@ from calibrate.deploy.start import Start, opened_start, start_from
 from calibrate.engine.loading import load_model
 from calibrate.engine.site import Site
 from calibrate.engine.unsteered import run_unsteered
-from calibrate.judging.choice import AUTO, JudgeChoice, choose_judges, judge_digest
+from calibrate.judging.choice import AUTO, JudgeChoice, asked_reader, choose_judges, judge_digest
 from calibrate.judging.panel import make_judges
 from calibrate.judging.presence import require_headroom
 from calibrate.judging.teaching import JudgeInputs
@@ -142,8 +142,8 @@ def calibrate(
     )
     for layer in settings.blocks:
         loaded.check_layer(layer)
-    asked = (judge, audit, None if lesson is None else lesson.teacher)
-    readers = [*judges, *(judge_digest(each, settings.judge_url) for each in asked)]
+    named = (judge, audit, None if lesson is None else lesson.teacher)
+    readers = [*judges, *(judge_digest(each, settings.judge_url) for each in named)]
     hashed = weights_digest(loaded)
     fingerprint = fingerprint_of(
         loaded, hashed, concept, prompt_texts, corpus_texts, readers, lesson, guarding, settings
@@ -151,7 +151,8 @@ def calibrate(
     second = None if beside is None else opened_beside(beside, mix, loaded, settings)
     if second is not None:
         fingerprint = fingerprint_from(fingerprint, second.key)
-    earlier = None if start is None else opened_start(start, loaded, concept, settings)
+    asked = asked_reader(judge, teacher, lesson)
+    earlier = None if start is None else opened_start(start, loaded, concept, settings, asked)
     if earlier is not None:
         fingerprint = fingerprint_from(fingerprint, earlier.config.provenance.fingerprint)
     results = {settings.ce_budget: fingerprint}
@@ -166,7 +167,7 @@ def calibrate(
         spent, began = loaded.meter.tokens, loaded.ranks.clock()
         with preserving_model_state(loaded), weights_hashed_once(loaded, hashed):
             confirmed = _confirmed(
-                earlier, loaded, concept, prompt_texts, corpus_texts, guarding, settings,
+                earlier, loaded, concept, prompt_texts, corpus_texts, asked, guarding, settings,
                 fingerprint, limits, progress,
             )  # fmt: skip
         if confirmed is not None:
@@ -179,6 +180,7 @@ def calibrate(
     store = StudyStore(study or f"{concept.name} on {loaded.name}", fingerprint, directory, storage)
     check_storage(store, loaded.ranks)
     loaded = with_first_date(loaded, store)
+    second = None if second is None else second.ready(loaded)
     splits = concept.split()
     ahead = forecast(
         limits, loaded, concept, prompt_texts, settings, corpus is not None, lesson, guarding
@@ -250,7 +252,7 @@ def calibrate(
                 )  # fmt: skip
                 verified = bought.verified
                 if second is not None:
-                    joined = second.section(loaded, verified, weights[pilot.site.name], settings)
+                    joined = second.section(verified, weights[pilot.site.name], settings)
 
             laws = build_laws(pilots, studied, baseline, verified, bought.settings)
             result = results[bought.settings.ce_budget]

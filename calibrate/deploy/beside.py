@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from calibrate.artefact.beside_section import BesideSection
 from calibrate.artefact.config import SteeringConfig
@@ -20,16 +20,21 @@ from calibrate.judging.presence import read
 from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.search.joint import mixed_with
 from calibrate.search.verification import Verified
+from probes import Reader
 
 HALF = 0.5  # the share of a concept beside another, by default
 
 
 @dataclass(frozen=True, eq=False)
 class Beside:
-    """An earlier calibration of the same model, and its share of the budget's strengths."""
+    """An earlier calibration of the same model, and its share of the budget's strengths.
+
+    reader: its judge; None until it is `ready`.
+    """
 
     earlier: Calibration
     mix: float
+    reader: Reader | None = None
 
     @property
     def config(self) -> SteeringConfig:
@@ -40,6 +45,14 @@ class Beside:
     def key(self) -> str:
         """What a fingerprint has to know of it."""
         return f"{self.config.provenance.fingerprint} at {self.mix!r}"
+
+    def ready(self, loaded: LoadedModel) -> Beside:
+        """With its judge made again, before anything is spent.
+
+        Raises: InputError if its name is not enough to make it.
+        """
+        judge = self.config.measured.judges[0]
+        return replace(self, reader=reader_again(judge, self.config, loaded, self.earlier.probe))
 
     def join(
         self, loaded: LoadedModel, run: UnsteeredRun, sites: Sequence[Site], settings: Settings
@@ -63,18 +76,15 @@ class Beside:
         foretold = self.config.laws.cross_entropy.invert(budget, 1 if known > 0 else -1)
         return foretold if math.isfinite(foretold) else known
 
-    def section(
-        self, loaded: LoadedModel, verified: Verified, weight: float, settings: Settings
-    ) -> BesideSection:
-        """What became of its concept in the final replies.
+    def section(self, verified: Verified, weight: float, settings: Settings) -> BesideSection:
+        """What became of its concept in the final replies, once it is `ready`.
 
         Raises: Infeasible if it does not move in the direction it was calibrated for.
         """
         config, confidence = self.config, settings.confidence
-        judge = config.measured.judges[0]
-        reader = reader_again(judge, config, loaded, self.earlier.probe)
+        assert self.reader is not None
         after, before = (
-            read(reader, each.completions) for each in (verified.presence, verified.baseline)
+            read(self.reader, each.completions) for each in (verified.presence, verified.baseline)
         )
         change = after.change_from(before).with_interval(confidence)
         towards = change.low if config.concept.goal == "increase" else -change.high
@@ -91,7 +101,7 @@ class Beside:
             goal=config.concept.goal,
             fingerprint=config.provenance.fingerprint,
             weight=weight,
-            judge=judge,
+            judge=self.reader.name,
             presence=after.estimate.with_interval(confidence),
             baseline=before.estimate.value,
             change=change,

@@ -25,7 +25,7 @@ from calibrate.models.prompts import encode_prompt
 from calibrate.models.steering import Steering
 from calibrate.models.tokens import TokenSequence
 from calibrate.search.long_run import unsteered_at_length
-from calibrate.texts.concept import read_lines
+from calibrate.texts.concept import Texts, read_lines
 from calibrate.texts.guard import guard_again
 from calibrate.texts.replies import corpus_texts
 from probes import Probe, Reader
@@ -183,15 +183,20 @@ def check_presence(
 
 
 def reader_again(
-    name: str, config: SteeringConfig, loaded: LoadedModel, probe: Probe | None
+    name: str,
+    config: SteeringConfig,
+    loaded: LoadedModel,
+    probe: Probe | None,
+    texts: Texts | None = None,
 ) -> Reader:
     """One of the calibration's judges; the probe as it was fitted, before any grades.
 
+    texts: the "probe" split of its concept, where that is at hand.
     Raises: InputError if its name is not enough to make it, or not to be trusted.
     """
     if name == "probe" and probe is not None:
         return Reader(probe.as_fitted.on(loaded), config.concept.name, name)
-    return Reader(trusted_judge(name, config, loaded), config.concept.name, name)
+    return Reader(trusted_judge(name, config, loaded, texts), config.concept.name, name)
 
 
 def _drawn_again(

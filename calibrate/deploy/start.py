@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from calibrate.artefact.assemble_start import started
+from calibrate.artefact.config import SteeringConfig
 from calibrate.common.cost import Allowance, Ledger, Limits
 from calibrate.common.errors import InputError
 from calibrate.common.progress import SILENT, Progress
@@ -14,36 +15,44 @@ from calibrate.deploy.checks import reader_again
 from calibrate.deploy.finished import Calibration
 from calibrate.engine.site import Site
 from calibrate.engine.unsteered import run_unsteered
-from calibrate.judging.panel import Panel
+from calibrate.judging.choice import AUTO, JudgeChoice, judge_name
+from calibrate.judging.panel import Panel, reader_of
 from calibrate.laws.pilot import run_pilot
 from calibrate.models.model import LoadedModel
 from calibrate.search.affordable import Bought
 from calibrate.search.confirmation import (
     FEWER_LOOKS,
-    SEARCH_SHARE,
     Expected,
     confirm,
+    fewer_prompts,
     require_same_reading,
 )
+from calibrate.search.forecast import require_room
 from calibrate.search.objective import FIRST_PART, rung_sizes
-from calibrate.texts.concept import Concept, split_prompts
+from calibrate.texts.concept import Concept, Texts
 from calibrate.texts.concept_tokens import concept_tokens
 from calibrate.texts.extraction import concept_vectors
 from calibrate.texts.guard import Guard
 from calibrate.texts.noise import require_signal
 from calibrate.texts.replies import build_corpora, require_spoken, sample_splits
+from probes import Reader
 
 Start = Calibration | str | Path
 NO_LIMITS = Limits()
 
 
 def opened_start(
-    start: Start, loaded: LoadedModel, concept: Concept, settings: Settings
+    start: Start,
+    loaded: LoadedModel,
+    concept: Concept,
+    settings: Settings,
+    judge: JudgeChoice | None = None,
 ) -> Calibration:
     """The earlier calibration, if a new one can begin with it.
 
-    Raises: InputError for one of another concept, direction or kind of model, or of two concepts;
-        ArtefactError if it cannot be read.
+    judge: who was asked for, to read the replies; None where that is left open.
+    Raises: InputError for one of another concept, direction or kind of model, or of two concepts,
+        or if another site or judge is asked for; ArtefactError if it cannot be read.
     """
     found = start if isinstance(start, Calibration) else Calibration.load(start)
     config, model = found.config, found.config.model
@@ -68,12 +77,37 @@ def opened_start(
                 f"{what} must be as in the calibration to start with, {str(was)[:12]}, got "
                 f"{str(now)[:12]}; calibrate without --start"
             )
-    if settings.blocks and settings.blocks != config.layers:
+    _require_same_site(config, settings)
+    reads = config.measured.judges[0]
+    if judge is not None and judge_name(judge) != reads:
+        raise InputError(
+            f"a calibration that begins with another has its judge, {reads}, got "
+            f"{judge_name(judge)}; leave --judge and --teacher out, or calibrate without --start"
+        )
+    return found
+
+
+def _require_same_site(config: SteeringConfig, settings: Settings) -> None:
+    """Refuse another site than a calibration steers, or a search for one that it did not make.
+
+    Raises: InputError.
+    """
+    before, default = config.provenance.settings, Settings()
+    if (settings.blocks or settings.layer) not in (
+        default.layer,
+        before.get("layer"),
+        config.layers,
+    ):
         raise InputError(
             f"a calibration that begins with another steers its {config.where}, got --layer "
             f"{settings.layer}; leave --layer out, or calibrate without --start"
         )
-    return found
+    steered = config.intervention.positions
+    if settings.positions not in (default.positions, before.get("positions"), steered):
+        raise InputError(
+            f"a calibration that begins with another steers its positions, {steered}, got "
+            f"--positions {settings.positions}; leave --positions out, or calibrate without --start"
+        )
 
 
 def start_from(
@@ -82,6 +116,7 @@ def start_from(
     concept: Concept,
     prompts: Sequence[str],
     corpus: Mapping[str, Sequence[str]] | None,
+    judge: JudgeChoice | None,
     guard: Guard | None,
     settings: Settings,
     fingerprint: str,
@@ -90,23 +125,24 @@ def start_from(
 ) -> Calibration:
     """Confirm an earlier calibration on a model that has changed, or correct it.
 
-    prompts, corpus: as for a calibration from nothing. guard: questions, put only where settings
-        limit the drop. fingerprint: of this calibration. limits: what may be spent; they decide
-        whether more replies are drawn where the first leave it open.
+    prompts, corpus: as for a calibration from nothing. judge: as for `opened_start`. guard:
+        questions, put only where settings limit the drop. fingerprint: of this calibration.
+        limits: what may be spent; they decide whether more replies are drawn where the first leave
+        it open.
     Raises: Infeasible if its answer does not hold any longer; ConceptError if its vectors are
         mostly noise by now, or the model has fallen silent; InputError if its judge cannot be made
-        again.
+        again, or the limits leave no room.
     """
     ledger, splits = Ledger(loaded.meter, progress), concept.split()
+    asked = guard if settings.max_guard_drop is not None else None
+    reader = _reader(start, loaded, judge, splits["probe"], settings)
+    require_room(limits, loaded, concept, prompts, settings, corpus is not None, asked)
     allowance = Allowance(loaded.meter, limits, reserve=0, clock=loaded.ranks.clock)
     expected = Expected(
         start.config.intervention.strength, start.config.range.strength_at_budget.value
     )
     with ledger.stage("unsteered replies"):
-        chosen = split_prompts(prompts)
-        fewer = chosen["search"][: max(1, round(SEARCH_SHARE * len(chosen["search"])))]
-        parts = {"search": fewer, "verify": chosen["verify"]}
-        replies = sample_splits(loaded, parts, settings, FEWER_LOOKS[0])
+        replies = sample_splits(loaded, fewer_prompts(prompts), settings, FEWER_LOOKS[0])
         require_spoken(replies)
         corpora = build_corpora(loaded, replies, corpus)
     with ledger.stage("steering vectors"):
@@ -115,7 +151,6 @@ def start_from(
         site = Site(tuple(vectors[layer] for layer in layers), positions)
         require_signal([site], concept)
     with ledger.stage("judges"):
-        reader = reader_again(start.config.measured.judges[0], start.config, loaded, start.probe)
         require_same_reading(reader, splits["held_out"])
         probe = None if start.probe is None else start.probe.as_fitted
         panel = Panel(reader, reader, None, probe)
@@ -125,7 +160,6 @@ def start_from(
         tokens = concept_tokens(loaded, splits["vector"], replies)
         pilot = run_pilot(loaded, run, site, tokens, settings)
     found = pilot.strength_at_budget
-    asked = guard if settings.max_guard_drop is not None else None
     with ledger.stage("verification"):
         verified = confirm(
             loaded, reader, site, expected.now(found), corpora, replies, settings, asked, allowance
@@ -144,3 +178,20 @@ def start_from(
         ledger,
     )
     return Calibration(config, evidence, probe)
+
+
+def _reader(
+    start: Calibration,
+    loaded: LoadedModel,
+    judge: JudgeChoice | None,
+    texts: Texts,
+    settings: Settings,
+) -> Reader:
+    """The judge of the earlier calibration: the one at hand, or else made again.
+
+    texts: the concept's "probe" split.
+    """
+    if judge is None or judge == AUTO:
+        name = start.config.measured.judges[0]
+        return reader_again(name, start.config, loaded, start.probe, texts)
+    return reader_of(loaded, judge, start.config.concept.name, texts, settings)

@@ -15,12 +15,16 @@ from calibrate.artefact.hub import SUMS_FILE
 from calibrate.common.errors import InputError
 from calibrate.judging.panel import judge_again
 from calibrate.models.model import LoadedModel
+from calibrate.texts.concept import Texts
 from probes.judges import Judge
 
 
-def trusted_judge(name: str, config: SteeringConfig, loaded: LoadedModel) -> Judge:
+def trusted_judge(
+    name: str, config: SteeringConfig, loaded: LoadedModel, texts: Texts | None = None
+) -> Judge:
     """One of a calibration's judges, made again from its name.
 
+    texts: the "probe" split of its concept, where that is at hand.
     Raises: InputError for one that is not to be trusted, or that its name is not enough to make.
     """
     place = config.origin.place
@@ -38,7 +42,8 @@ def trusted_judge(name: str, config: SteeringConfig, loaded: LoadedModel) -> Jud
             f"there, and the config names {url}; set OPENAI_BASE_URL to it, or unset the key"
         )
     concept = config.concept
-    return judge_again(loaded, name, concept.name, concept.data_sha256, config.settings)
+    sha256, settings = concept.data_sha256, config.settings
+    return judge_again(loaded, name, concept.name, sha256, settings, texts)
 
 
 def _is_harmless(name: str) -> bool:

@@ -205,10 +205,26 @@ def choose_judges(
     check_judges(judge, audit, settings)
     auditor = choose_audit(judge, audit, progress)
     lesson = choose_lesson(concept, judge, teacher, fetch)
-    final = judge if lesson is None or lesson.teacher is None else lesson.teacher
+    final = _final_reader(judge, lesson)
     check_judges(final, auditor, settings)
     _require_heeded(judge, [judge, auditor, final], teacher, settings)
     return auditor, lesson, [judge_name(name) for name in (final, auditor) if name is not None]
+
+
+def asked_reader(
+    judge: JudgeChoice, teacher: str | None, lesson: Lesson | None
+) -> JudgeChoice | None:
+    """Who was asked for, to read the final replies; None where that is left open.
+
+    judge, teacher: as `calibrate` takes them. lesson: as chosen for them.
+    """
+    left_open = judge == AUTO and teacher is None
+    return None if left_open else _final_reader(judge, lesson)
+
+
+def _final_reader(judge: JudgeChoice, lesson: Lesson | None) -> JudgeChoice:
+    """Who reads the final replies: the teacher where there is one."""
+    return judge if lesson is None or lesson.teacher is None else lesson.teacher
 
 
 def wants_fetching(judge: JudgeChoice, teacher: str | None, concept: Concept | None) -> bool:

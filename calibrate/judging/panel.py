@@ -86,15 +86,20 @@ def make_judges(
     Raises: InputError for a judge that cannot be made, or scores all texts alike; Infeasible if the
         probe cannot tell the concept.
     """
+
+    def made(choice: JudgeChoice) -> Reader:
+        texts = material.splits["probe"]
+        return reader_of(loaded, choice, material.concept, texts, settings, progress)
+
     probe = final = None
     if lesson is not None:
-        teacher = _teacher(loaded, material.concept, lesson, settings, progress)
+        teacher = None if lesson.teacher is None else made(lesson.teacher)
         probe = train_probe(loaded, material, lesson, teacher, settings)
         reader = Reader(probe.on(loaded), material.concept, "probe")
         final = teacher
     else:
-        reader = _reader(loaded, judge, material, settings, progress)
-    auditor = None if audit is None else _reader(loaded, audit, material, settings, progress)
+        reader = made(judge)
+    auditor = None if audit is None else made(audit)
     for candidate in (reader, auditor):
         if candidate is not None:
             _require_distinctions(candidate, material)
@@ -126,15 +131,6 @@ def _require_distinctions(reader: Reader, material: JudgeInputs) -> None:
     texts, replies = material.splits["held_out"], material.replies.completions["search"]
     written = [text.text for text in (*texts.positives, *texts.negatives)]
     reader.require_distinctions(written, [reply.text for reply in replies])
-
-
-def _teacher(
-    loaded: LoadedModel, concept: str, lesson: Lesson, settings: Settings, progress: Progress
-) -> Reader | None:
-    if lesson.teacher is None:
-        return None
-    judge = _asked(lesson.teacher, lambda: loaded, settings, progress)
-    return Reader(read_once(judge, lesson.teacher, loaded), concept, lesson.teacher)
 
 
 def _asked(
@@ -202,42 +198,58 @@ def _written_probe(loaded: LoadedModel, material: JudgeInputs) -> Probe:
 
 
 def judge_again(
-    loaded: LoadedModel, name: str, concept: str, sha256: str, settings: Settings
+    loaded: LoadedModel,
+    name: str,
+    concept: str,
+    sha256: str,
+    settings: Settings,
+    texts: Texts | None = None,
 ) -> Judge:
     """The judge of a finished calibration, made again from its name.
 
-    concept, sha256: the concept's name, and the hash of its texts.
+    concept, sha256: the concept's name, and the hash of its texts. texts: its "probe" split, where
+        those are at hand; a built-in concept's always are.
     Raises: InputError for a judge that its name is not enough to make.
     """
     kind, _, _ = name.partition(":")
     if name == f"question:{TEACHER}" and not is_at_hand(TEACHER):
-        raise InputError(f"judge {name!r} is not at hand")
+        raise InputError(f"judge {name!r} is not at hand; calibrate with --fetch-teacher once")
     if kind in ASKED:
         return _asked(name, lambda: loaded, settings, SILENT)
     if kind in NAMED:
         if concept in built_in_concepts() and read_concept(concept).data_sha256 == sha256:
-            return judge_from_texts(name, concept, read_concept(concept).split()["probe"])
-        raise InputError(f"judge {name!r} was fitted on texts that are not kept")
+            texts = read_concept(concept).split()["probe"]
+        if texts is None:
+            fitted = f"judge {name!r} was fitted on texts that are not kept"
+            raise InputError(f"{fitted}; calibrate anew with another --judge")
+        return judge_from_texts(name, concept, texts)
     judge = judge_function(name)
     if isinstance(judge.function, type):
         raise InputError(
-            f"judge {name!r} was an object in memory, of which the class is known only"
+            f"judge {name!r} was an object in memory, of which the class is known only; calibrate "
+            "anew with --judge module:function"
         )
     return judge
 
 
-def _reader(
+def reader_of(
     loaded: LoadedModel,
     choice: JudgeChoice,
-    material: JudgeInputs,
+    concept: str,
+    texts: Texts,
     settings: Settings,
-    progress: Progress,
+    progress: Progress = SILENT,
 ) -> Reader:
+    """A judge that was asked for, any but the probe.
+
+    concept, texts: the concept's name and "probe" split.
+    Raises: InputError for one that cannot be made.
+    """
     judge = judge_without_texts(choice, lambda: loaded, settings, progress)
     if judge is None:
-        judge = judge_from_texts(str(choice), material.concept, material.splits["probe"])
+        judge = judge_from_texts(str(choice), concept, texts)
     name = judge_name(choice)
-    return Reader(read_once(judge, name, loaded), material.concept, name)
+    return Reader(read_once(judge, name, loaded), concept, name)
 
 
 def judge_without_texts(

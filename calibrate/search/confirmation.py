@@ -9,7 +9,7 @@ apart. Nothing is searched, and neither controls nor a second judge are repeated
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,7 @@ from calibrate.common.cost import Allowance
 from calibrate.common.errors import Infeasible
 from calibrate.common.estimate import Interval
 from calibrate.common.settings import Settings
+from calibrate.engine.cross_entropy import SUFFIX_SHARE
 from calibrate.engine.generation import Request
 from calibrate.engine.site import Site
 from calibrate.engine.unsteered import Corpus, run_unsteered
@@ -26,8 +27,9 @@ from calibrate.judging.presence import measure_presence, read
 from calibrate.models.model import LoadedModel
 from calibrate.search.budget import largest_strength
 from calibrate.search.effect import LOOKS
+from calibrate.search.long_run import expected_tokens as long_run_tokens
 from calibrate.search.verification import Replies, Verified, measure_harm, reply_until_decided
-from calibrate.texts.concept import Texts
+from calibrate.texts.concept import Texts, split_prompts
 from calibrate.texts.guard import Guard
 from calibrate.texts.replies import UnsteeredReplies, require_answers
 from probes import Reader
@@ -59,6 +61,26 @@ class Expected:
         if self.confirmed_by(found):
             return self.strength
         return self.strength * found.value / self.at_budget
+
+
+def fewer_prompts(prompts: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The prompts that are answered, "search" and "verify"."""
+    chosen = split_prompts(prompts)
+    n = max(1, round(SEARCH_SHARE * len(chosen["search"])))
+    return {"search": chosen["search"][:n], "verify": chosen["verify"]}
+
+
+def expected_tokens(
+    n_prompts: int, reply: float, corpus: float, settings: Settings, guarded: float = 0.0
+) -> float:
+    """Token-forwards of `confirm`, where the first look at replies decides.
+
+    As for `verification.expected_tokens`.
+    """
+    read = 2 * settings.sampling.max_new_tokens  # unsteered and steered replies
+    replies = n_prompts * (FEWER_LOOKS[0] * (reply + read) + reply)
+    tested = corpus * (1 + len(RUNGS) * SUFFIX_SHARE)
+    return tested + replies + long_run_tokens(n_prompts, settings) + 2 * guarded
 
 
 def require_same_reading(reader: Reader, texts: Texts) -> None:

@@ -24,7 +24,7 @@ from calibrate.laws import pilot
 from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.models.prompts import encode_prompt
 from calibrate.models.tokens import batches, common_prefix
-from calibrate.search import block_ranking, objective, verification
+from calibrate.search import block_ranking, confirmation, objective, verification
 from calibrate.search.long_run import KINDS
 from calibrate.search.long_run import READ as LONG_READ
 from calibrate.search.sites import most_blocks
@@ -94,6 +94,65 @@ def forecast(
     )
 
 
+def require_room(
+    limits: Limits,
+    loaded: LoadedModel,
+    concept: Concept,
+    prompts: Sequence[str],
+    settings: Settings,
+    has_corpus: bool,
+    guard: Guard | None = None,
+) -> None:
+    """Refuse limits within which an earlier calibration cannot be confirmed.
+
+    guard: questions, where they are put.
+    Raises: InputError.
+    """
+    if limits == Limits():
+        return
+    tokens = round(_tokens_to_confirm(loaded, concept, prompts, settings, has_corpus, guard))
+    seconds = tokens / loaded.ranks.told(_tokens_per_second(loaded, prompts))
+    if not limits.allow(tokens, seconds):
+        raise InputError(
+            f"the limits must allow for confirming the calibration to start with: about {tokens:,} "
+            f"token-forwards and {seconds / 60:.1f} minutes; raise --max-tokens or --max-minutes, "
+            "or give fewer --prompts"
+        )
+
+
+def _tokens_to_confirm(
+    loaded: LoadedModel,
+    concept: Concept,
+    prompts: Sequence[str],
+    settings: Settings,
+    has_corpus: bool,
+    guard: Guard | None,
+) -> float:
+    """Token-forwards of a calibration that begins with an earlier one, and finds that it holds."""
+    chosen, split = confirmation.fewer_prompts(prompts), concept.split()
+    searched, verified = len(chosen["search"]), len(chosen["verify"])
+    reply = _prompt_tokens(loaded, prompts)[1] + settings.sampling.max_new_tokens
+    corpus, held_out = (
+        replies.expected_corpus_tokens(n, reply, has_corpus) for n in (searched, verified)
+    )
+    texts = sum(extraction.expected_tokens(loaded, split[part]) for part in ("vector", "held_out"))
+    first = corpus * min(objective.FIRST_PART, searched) / searched
+    asked = guarding.expected_tokens(loaded, guard)
+    return (
+        (searched + verified) * reply
+        + texts
+        + pilot.expected_tokens(1, corpus, first)
+        + confirmation.expected_tokens(verified, reply, held_out, settings, asked)
+    )
+
+
+def _prompt_tokens(loaded: LoadedModel, prompts: Sequence[str]) -> tuple[int, float]:
+    """How many tokens all prompts begin with, and how many more they have on average."""
+    encoded = [encode_prompt(loaded, text).ids for text in prompts]
+    shared = len(common_prefix(encoded, min(map(len, encoded)) - 1))
+    return shared, sum(map(len, encoded)) / len(prompts) - shared
+
+
 def _tokens(
     loaded: LoadedModel,
     concept: Concept,
@@ -107,10 +166,8 @@ def _tokens(
     """Token-forwards of each stage, by its name."""
     counts = {split: len(texts) for split, texts in split_prompts(prompts).items()}
     searched, verified = counts["search"], counts["verify"]
-    encoded = [encode_prompt(loaded, text).ids for text in prompts]
-    shared = len(common_prefix(encoded, min(map(len, encoded)) - 1))
+    shared, prompt = _prompt_tokens(loaded, prompts)
     longest = settings.sampling.max_new_tokens
-    prompt = sum(map(len, encoded)) / len(prompts) - shared
     reply = prompt + longest
     split = concept.split()
     texts = {name: extraction.expected_tokens(loaded, part) for name, part in split.items()}

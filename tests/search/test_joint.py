@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from refused import Refused, each
 
 import calibrate
+from calibrate import calibration
 from calibrate.common.errors import Infeasible, InputError
 from calibrate.common.settings import Settings
 from calibrate.deploy.beside import Beside, checked_mix, opened_beside
@@ -222,6 +223,17 @@ def test_what_cannot_be_beside_is_refused(finished, tiny_options, options):
             beside=finished.directory,
             **options,
         )
+
+
+def test_a_judge_that_cannot_be_made_again_is_told_before_anything_is_spent(
+    finished, tiny_options, options, monkeypatch
+):
+    config = finished.result.config
+    measured = config.measured.model_copy(update={"judges": ["embedding"]})
+    beside = replace(finished.result, config=config.model_copy(update={"measured": measured}))
+    monkeypatch.setattr(calibration, "forecast", None)
+    with pytest.raises(InputError, match="not kept; calibrate anew with another --judge"):
+        calibrate.calibrate(tiny.model("gpt2"), tiny_options["concept"], beside=beside, **options)
 
 
 def test_the_share_is_half_unless_another_is_asked_for():

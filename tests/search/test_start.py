@@ -13,8 +13,11 @@ import calibrate
 from calibrate.common.cost import Limits
 from calibrate.common.errors import CalibrateWarning, ConceptError, Infeasible, InputError
 from calibrate.common.estimate import Interval
+from calibrate.deploy import start as deploy
+from calibrate.deploy.checks import reader_again
 from calibrate.deploy.start import opened_start
 from calibrate.engine.loading import load_model
+from calibrate.judging import panel
 from calibrate.search.confirmation import Expected, require_same_reading
 from calibrate.texts.extraction import concept_vectors
 from probes import Reader
@@ -163,18 +166,77 @@ def test_only_the_same_question_can_be_begun_with(finished, tiny_options):
     loaded = load_model(tiny.model("gpt2"), tiny.tokenizer())
     concept, settings = tiny_options["concept"], finished.result.config.settings
 
-    def refused(words, model=loaded, of=concept, **changes):
+    def refused(words, model=loaded, of=concept, judge=None, **changes):
         with pytest.raises(InputError, match=words):
-            opened_start(finished.directory, model, of, replace(settings, **changes))
+            opened_start(finished.directory, model, of, replace(settings, **changes), judge)
 
     refused("the goal must be as in", goal="decrease")
     refused("the concept's texts must be as in", of=tiny.concept(40))
     refused("leave --layer out", layer=0 if finished.result.config.layers != (0,) else 1)
+    refused("steers its positions, all, got --positions last; leave", positions="last")
+    refused("leave --positions out", positions="auto")
+    refused("has its judge, probe, got question; leave --judge", judge="question")
     refused("the number of blocks must be", model=tiny.loaded("gpt2-1-layer"))
     refused(
         "the chat template must be", model=load_model(tiny.model("gpt2"), tiny.tokenizer(chat=True))
     )
-    assert opened_start(finished.directory, loaded, concept, settings).config.layers
+    found = opened_start(finished.directory, loaded, concept, settings, "auto")
+    assert found.config.layers
+    provenance = found.config.provenance
+    unsearched = provenance.model_copy(
+        update={"settings": {**provenance.settings, "layer": "auto"}}
+    )
+    start = replace(found, config=found.config.model_copy(update={"provenance": unsearched}))
+    with pytest.raises(InputError, match="got --layer search; leave --layer out"):
+        opened_start(start, loaded, concept, replace(settings, layer="search"))
+
+
+class Counted:
+    """A judge of which nothing but the class is known afterwards."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def score(self, texts, concept):
+        self.asked += 1
+        return tiny.share_of_bright_words(texts, concept)
+
+
+def test_a_judge_at_hand_reads_again_and_another_is_told_before_anything_is_spent(
+    finished, tiny_options, options, monkeypatch
+):
+    first, again, concept = Counted(), Counted(), tiny_options["concept"]
+    options = {name: value for name, value in options.items() if name != "teacher"}
+    start = calibrate.calibrate(tiny.model("gpt2"), concept, judge=first, **options)
+    result = calibrate.calibrate(changed(0.02), concept, start=start, judge=again, **options)
+    assert again.asked > 0
+    assert result.config.measured.judges == start.config.measured.judges
+    monkeypatch.setattr(deploy, "sample_splits", None)
+    with pytest.raises(InputError, match="was an object in memory"):
+        calibrate.calibrate(changed(0.02), concept, start=start, **options)
+
+
+def test_the_texts_at_hand_make_its_judge_again(finished, tiny_options, monkeypatch):
+    concept, config = tiny_options["concept"], finished.result.config
+    loaded = load_model(tiny.model("gpt2"), tiny.tokenizer())
+    texts, seen = concept.split()["probe"], []
+    monkeypatch.setattr(panel, "fit_embedding", lambda examples, _: seen.append(examples))
+    reader_again("embedding", config, loaded, None, texts)
+    assert seen == [panel.written_examples(texts)]
+
+
+def test_limits_that_leave_no_room_to_confirm_are_refused(finished, tiny_options, options):
+    spent = finished.result.config.cost
+    with pytest.raises(InputError, match=r"allow for confirming .* raise --max-tokens"):
+        calibrate.calibrate(
+            changed(0.02), tiny_options["concept"], start=finished.result, max_tokens=1, **options
+        )
+    within = 2 * sum(stage.token_forwards for stage in spent.values())
+    found = calibrate.calibrate(
+        changed(0.02), tiny_options["concept"], start=finished.result, max_tokens=within, **options
+    )
+    assert found.config.provenance.start is not None
+    assert sum(stage.token_forwards for stage in found.config.cost.values()) <= within
 
 
 def test_the_same_share_of_alpha_b_is_kept():
