@@ -18,9 +18,12 @@ from calibrate.common.layout import stem
 from calibrate.common.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from calibrate.artefact.config import SteeringConfig
     from calibrate.artefact.evidence import Evidence
     from calibrate.artefact.frontier import Frontier
+    from calibrate.common.cost import Limits
     from calibrate.common.progress import Progress
     from calibrate.deploy.finished import Calibration
     from calibrate.models.model import LoadedModel
@@ -53,9 +56,9 @@ def run_main_job(
     file, loading, settings = checked(
         negatives, asked["prompts"], {"ce_budget": ce_budget[0], **rest}
     )
-    Limits(asked["max_tokens"], asked["max_minutes"])
-    limit = settings["max_guard_drop"], settings["confidence"]
-    check_guard_choice(asked["guard"], *limit)
+    limits = Limits(asked["max_tokens"], asked["max_minutes"])
+    kept = settings["max_guard_drop"], settings["confidence"]
+    check_guard_choice(asked["guard"], *kept)
     texts = None if describe else read_concept(concept, positives, file)
 
     from calibrate.artefact.saved import save_frontier
@@ -68,8 +71,9 @@ def run_main_job(
     check_judges(judge, asked["audit"], Settings(**settings))
     checked_mix(asked["mix"], asked["beside"], asked["start"])
     with working(quiet) as progress:
-        asked["guard"] = choose_guard(asked["guard"], *limit, progress)
+        asked["guard"] = choose_guard(asked["guard"], *kept, progress)
         loaded = load_model(**loading, tensor_parallel=tensor_parallel, progress=progress)
+        spent, began = loaded.meter.tokens, loaded.ranks.clock()
         with resumable(directory):
             result = calibrate(
                 loaded,
@@ -82,7 +86,8 @@ def run_main_job(
                 **settings,
             )
         if len(ce_budget) > 1:
-            result = _with_frontier(result, ce_budget, loaded, asked["corpus"], progress)
+            left = limits.less(loaded.meter.tokens - spent, loaded.ranks.clock() - began)
+            result = _with_frontier(result, ce_budget, loaded, asked["corpus"], left, progress)
             if loaded.ranks.first and result.frontier is not None:
                 save_frontier(directory, result.frontier)
     print_result(result.config, result.evidence, directory, as_json, quiet, result.frontier)
@@ -93,15 +98,51 @@ def _with_frontier(
     budgets: tuple[float, ...],
     loaded: LoadedModel,
     corpus: Path | None,
+    left: Limits,
     progress: Progress,
 ) -> Calibration:
-    """The calibration with what all these budgets buy; as it is where that was measured."""
+    """The calibration with what all these budgets buy; as it is where that was measured.
+
+    left: what may still be spent.
+    Warns with CalibrateWarning of budgets that are not measured.
+    """
+    from calibrate.common.errors import InputError
+
     frontier = result.frontier
     tried = set() if frontier is None else {*frontier.tried}
     missing = [budget for budget in budgets if budget not in tried]
-    if not missing:
+    afforded = missing[: _affordable(len(missing), result.config, left)]
+    if beyond := missing[len(afforded) :]:
+        _warn_unmeasured(beyond, "the limits leave no room; raise --max-tokens or --max-minutes")
+    if not afforded:
         return result
-    return result.with_frontier(missing, loaded, corpus=corpus, progress=progress)
+    try:
+        return result.with_frontier(afforded, loaded, corpus=corpus, progress=progress)
+    except InputError as error:
+        _warn_unmeasured(afforded, str(error))
+        return result
+
+
+def _affordable(most: int, config: SteeringConfig, left: Limits) -> int:
+    """How many budgets can be measured, if each takes what the verification took.
+
+    As much again is set aside for the replies before them and the rivals after them.
+    """
+    one = config.cost["verification"]
+    return sum(
+        left.allow((n + 1) * one.token_forwards, (n + 1) * one.seconds) for n in range(1, most + 1)
+    )
+
+
+def _warn_unmeasured(budgets: Sequence[float], reason: str) -> None:
+    import warnings
+
+    from calibrate.common.errors import CalibrateWarning
+
+    shown = ", ".join(f"{budget:g}" for budget in budgets)
+    warnings.warn(
+        f"what {shown} nat buys is not measured: {reason}", CalibrateWarning, stacklevel=3
+    )
 
 
 def _may_fetch(judge: str, teacher: str | None, concept: Any) -> bool:

@@ -11,6 +11,10 @@ import tiny
 from test_cli import EVERYDAY, main_job, run
 
 from calibrate.artefact.grades import GRADES_FILE, Grades
+from calibrate.cli.main_job import _affordable, _with_frontier
+from calibrate.common.cost import Limits
+from calibrate.common.errors import CalibrateWarning
+from calibrate.common.progress import SILENT
 from calibrate.deploy.finished import Calibration
 from calibrate.deploy.grading.blind import ReadingRoom
 
@@ -119,6 +123,21 @@ def test_they_stay_too_where_a_calibration_measures_its_budgets(
     result = Calibration.load(out)
     assert result.config.measured.readers.graders == ["ann"]
     assert [point.budget for point in result.frontier.points] == [0.5, 1.0]
+
+
+def test_budgets_beyond_the_limits_or_without_a_judge_leave_the_calibration_as_it_is(finished):
+    result, loaded = finished.result, tiny.loaded("gpt2")
+    config = result.config
+    one = config.cost["verification"].token_forwards
+    assert _affordable(3, config, Limits()) == 3
+    assert _affordable(3, config, Limits(3 * one)) == 2
+    assert _affordable(3, config, Limits(minutes=1e-9)) == 0
+    with pytest.warns(CalibrateWarning, match=r"what 0\.1, 0\.2 nat buys .* raise --max-tokens"):
+        assert _with_frontier(result, (0.1, 0.2), loaded, None, Limits(one), SILENT) is result
+    measured = config.measured.model_copy(update={"judges": ["embedding"]})
+    unread = replace(result, config=config.model_copy(update={"measured": measured}))
+    with pytest.warns(CalibrateWarning, match="not kept; calibrate anew with another --judge"):
+        assert _with_frontier(unread, (0.1, 0.2), loaded, None, Limits(), SILENT) is unread
 
 
 def test_another_calibration_that_came_meanwhile_is_left_alone(
