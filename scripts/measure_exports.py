@@ -213,7 +213,7 @@ Written by `scripts/measure_exports.py`; every point is in [exports.json](export
 | folded | a checkpoint with the bias in its weights | – | transformers, vLLM, whatever serves the architecture |
 | easysteer | the control vector and a steering spec | the calibrated strength | EasySteer (vLLM) |
 | lm-eval | a `.pt` of plain values for `--model steered` | – | lm-evaluation-harness |
-| svec | JSON directions | the calibrated strength | AISteer360, activation-steering |
+| svec | JSON directions, under the block that each enters | the calibrated strength | activation-steering, CAST of AISteer360 |
 | snippet | code, and the vector | – | transformers, nnsight, TransformerLens |
 
 An export that cannot express a calibration is refused. Every other is loaded back as its consumer
@@ -221,7 +221,7 @@ does before it is put where it was asked for, and must reproduce the reference l
 the config, and their shift by the steering.
 llama.cpp itself, PEFT and stock transformers load these files in the tests; lm-evaluation-harness,
 nnsight and TransformerLens do where they are installed. EasySteer needs a GPU, and AISteer360 and
-activation-steering are not on PyPI: their files were checked by the rules they document only.
+activation-steering are not on PyPI: their files were checked by the rules of their sources only.
 
 An export replaces an earlier export of ours, and nothing else. A file says in its own format who
 wrote it: a key of the GGUF, a key of the JSON, the comment of the `.pt` archive, each with a digest

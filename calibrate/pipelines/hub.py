@@ -24,13 +24,14 @@ from calibrate.common.progress import SILENT, Progress
 from calibrate.deploy.export import FORMATS, export
 from calibrate.deploy.export.exporter import to_be_given
 from calibrate.deploy.export.place import hub_id_of
+from calibrate.deploy.export.svec import entered
 from calibrate.deploy.finished import Calibration
 from calibrate.deploy.verify import open_model
 from calibrate.models.unreadable import first_line
 
 CARD_FILE = "README.md"
 EXPORTS = "exports"
-SUFFIXES = {"gguf": ".gguf", "lm-eval": ".pt"}  # of the exports' files
+SUFFIXES = {"gguf": ".gguf", "lm-eval": ".pt", "svec": ".svec"}  # of the exports' files
 OPTIONS = (  # settings that the command line has an option for, of the same name
     "ce_budget", "goal", "negatives", "positions", "pooling", "normalize", "min_gain", "trials",
     "long_run", "seed", "confidence", "max_fluency_drop", "max_guard_drop",
@@ -161,7 +162,7 @@ def card(
     )
     return _environment().get_template("card.md").render(
         metadata=data.to_yaml(), config=config, evidence=result.evidence, repository=repository,
-        exports=exports, pictures=pictures, given=to_be_given(config),
+        exports=exports, pictures=pictures, given=to_be_given(config), entered=entered(config),
         command=command_of(config), tool=TOOL,
     )  # fmt: skip
 

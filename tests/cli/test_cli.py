@@ -187,7 +187,7 @@ def test_export_says_how_close_it_came_and_how_to_serve_it(capsys, calibrated, t
     assert status == 0
     assert json.loads(out)["steered"] != json.loads(out)["unsteered"]
     status, out, _ = run(
-        capsys, "export", directory, "--format", "svec", "--to", tmp_path / "v", "--no-check"
+        capsys, "export", directory, "--format", "svec", "--to", tmp_path / "v.svec", "--no-check"
     )
     assert status == 0
     assert "unchecked" in out

@@ -61,6 +61,7 @@ FOLDS = ("llama", "gpt2", "qwen2", "mistral-full", "gpt-neox", "falcon", "falcon
          "opt", "phi", "granite", "granite-scaled")  # fmt: skip
 NO_SLOT = ("qwen3", "gemma", "mistral")
 POST_NORM = ("gemma2", "gemma3", "opt-post-norm")
+FOUR = {"llama": 4, "gpt2": 4}  # so that a block follows those of SEVERAL
 OTHERS = (*POST_NORM, "mixtral", "gemma3-multimodal")
 
 
@@ -74,7 +75,7 @@ def loaded(architecture, monkeypatch):
     """A random model of an architecture, biases and norms random as well."""
     if architecture in MORE:
         monkeypatch.setitem(tiny.CONFIGS, architecture, MORE[architecture])
-    return randomised(tiny.model(architecture))
+    return randomised(tiny.model(architecture, layers=FOUR.get(architecture)))
 
 
 def randomised(model):
@@ -255,6 +256,43 @@ def test_block_0_has_no_direction_in_a_control_vector(finished, layers, loaded, 
     with pytest.raises(ExportRefused, match="counts blocks from 1, so block 0 has no direction"):
         export(config, "gguf", tmp_path / "v.gguf", loaded)
     assert export(config, "easysteer", tmp_path / "e", loaded).gap < 1e-4
+
+
+@pytest.mark.parametrize("layers", [(3,), (1, 3)])
+@pytest.mark.parametrize("architecture", ["llama"], indirect=True)
+def test_nothing_enters_after_the_last_block_in_a_svec(loaded, config, tmp_path):
+    with pytest.raises(ExportRefused, match="nothing can be added after the last, block 3"):
+        export(config, "svec", tmp_path / "v.svec", loaded)
+
+
+class Leash(torch.nn.Module):
+    """A block as activation-steering wraps it: what is filed under it is added to its input."""
+
+    def __init__(self, block, shift):
+        super().__init__()
+        self.block, self.shift = block, shift
+
+    def forward(self, hidden_states, *args, **kwargs):
+        return self.block(hidden_states + self.shift, *args, **kwargs)
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.block, name)
+
+
+@SITES
+@pytest.mark.parametrize("architecture", ["llama"], indirect=True)
+def test_a_svec_steers_what_leashes_blocks_as_it_was_calibrated(layers, loaded, config, tmp_path):
+    written = export(config, "svec", tmp_path / "v.svec", loaded)
+    directions = json.loads((tmp_path / "v.svec").read_text())["directions"]
+    assert list(map(int, directions)) == [layer + 1 for layer in layers]
+    assert all(f"behavior_layer_ids={[n + 1 for n in layers]}" in line for line in written.serve)
+    for name, direction in directions.items():
+        loaded.blocks[int(name)] = Leash(loaded.blocks[int(name)], torch.tensor(direction))
+    found = log_probs(loaded.model, config.reference.input_ids)[config.reference.token_ids]
+    assert found == pytest.approx(torch.tensor(config.reference.log_probs), abs=1e-4)
 
 
 WRONG = {

@@ -438,17 +438,17 @@ def test_an_earlier_export_is_replaced_and_a_changed_one_is_not(name, loaded, co
 
 
 def test_files_of_another_format_or_library_are_not_taken_for_ours(loaded, config, tmp_path):
-    export(config, "svec", tmp_path / "v", loaded)
-    facts = json.loads((tmp_path / "v").read_text())
+    export(config, "svec", tmp_path / "v.svec", loaded)
+    facts = json.loads((tmp_path / "v.svec").read_text())
     facts.pop("written_by")
-    (tmp_path / "theirs").write_text(json.dumps(facts))
+    (tmp_path / "theirs.svec").write_text(json.dumps(facts))
     torch.save(
         {"h.1": {"steering_vector": torch.ones(2), "steering_coefficient": 1.0, "action": "add",
                  "bias": None, "head_index": None}},
         tmp_path / "theirs.pt",
     )  # fmt: skip
     before = tree(tmp_path)
-    for name, to in (("svec", "theirs"), ("lm-eval", "theirs.pt"), ("gguf", "v")):
+    for name, to in (("svec", "theirs.svec"), ("lm-eval", "theirs.pt"), ("gguf", "v.svec")):
         with pytest.raises(ArtefactError, match="is another file"):
             export(config, name, tmp_path / to, loaded)
     assert tree(tmp_path) == before
@@ -471,8 +471,8 @@ def test_an_empty_directory_and_one_of_another_format_are_taken(loaded, config, 
 
 
 def test_a_link_stays_a_link(loaded, config, tmp_path):
-    for name in ("svec", "peft"):
-        real, link = tmp_path / f"real-{name}", tmp_path / f"link-{name}"
+    for name, ends in (("svec", ".svec"), ("peft", "")):
+        real, link = tmp_path / f"real{ends}", tmp_path / f"link{ends}"
         link.symlink_to(real)
         for _ in range(2):
             export(config, name, link, loaded, check=False)

@@ -288,9 +288,11 @@ def test_exports_are_put_beside_it(finished, model_folder, tmp_path):
         model=str(model_folder),
     )  # fmt: skip
     exported = {name.split("/")[1] for name in pushed.files if name.startswith("exports/")}
-    assert exported == {"snippet-bright", "svec-bright"}
+    assert exported == {"snippet-bright", "svec-bright.svec"}
     card = (tmp_path / "dry" / "README.md").read_text()
-    assert "exports/svec-bright" in card
+    assert "exports/svec-bright.svec" in card
+    after = [layer + 1 for layer in finished.result.config.layers]
+    assert f"behavior_layer_ids={after}" in card
 
 
 @pytest.mark.slow

@@ -1,24 +1,31 @@
-"""`.svec`, the JSON of AISteer360 and IBM's activation-steering: directions by block, α baked in.
+"""`.svec`, the JSON of IBM's activation-steering and AISteer360: directions by block, α baked in.
 
-The second of the two insists on explained variances; a difference of means has none to report, so
-1 stands for a block's only direction. Both look keys up by name, so that one more, which says who
+activation-steering and the CAST of AISteer360 add a direction to the input of the block that it is
+filed under. What is calibrated after a block is therefore filed under the next, and the last block
+has none. (The CAA of AISteer360 adds after a block, and after one only: this file is not for it.)
+
+activation-steering insists on explained variances; a difference of means has none to report, so 1
+stands for a block's only direction. Both look keys up by name, so that one more, which says who
 wrote the file, does no harm.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 
 from calibrate.artefact.config import SteeringConfig
+from calibrate.common.errors import ExportRefused
 from calibrate.common.marks import facts_in, signature
-from calibrate.deploy.export.exporter import EveryPosition, NextLogProbs, baked, with_shifts
+from calibrate.deploy.export.exporter import EveryPosition, NextLogProbs, baked
+from calibrate.models.hooks import recompiling
 from calibrate.models.model import LoadedModel
+from calibrate.search.reference import next_log_probs
 
 SIGNATURE = "written_by"
 
@@ -28,6 +35,18 @@ class Svec(EveryPosition):
 
     name = "svec"
     needs_model = True
+
+    suffix = ".svec"  # which both libraries append where it is missing
+
+    def check_config(self, config: SteeringConfig) -> None:
+        """Refuse the last block and the last position."""
+        super().check_config(config)
+        last = config.model.num_layers - 1
+        if last in config.layers:
+            raise ExportRefused(
+                f"what loads a .svec adds to the input of a block, so that nothing can be added "
+                f"after the last, block {last}; calibrate another --layer, or export peft or folded"
+            )
 
     def wrote(self, path: Path) -> bool:
         """Whether the key that signs the rest is there, and right."""
@@ -40,7 +59,7 @@ class Svec(EveryPosition):
     ) -> None:
         """Write the directions of the steered blocks."""
         assert loaded is not None
-        shifts = baked(config)
+        shifts = dict(zip(entered(config), baked(config).values(), strict=True))
         facts: dict[str, Any] = {
             "model_type": loaded.model.config.get_text_config().model_type,
             "directions": {str(layer): shift.tolist() for layer, shift in shifts.items()},
@@ -52,15 +71,49 @@ class Svec(EveryPosition):
     def serve(
         self, config: SteeringConfig, loaded: LoadedModel | None, target: Path
     ) -> tuple[str, ...]:
-        """By both libraries, in the same words."""
-        return (f"SteeringVector.load({str(target)!r}), multiplier 1.0",)
+        """By each library, which would take blocks of its own choice where none are named."""
+        vector = f"SteeringVector.load({str(target)!r})"
+        blocks = f"behavior_layer_ids={entered(config)}"
+        return (
+            f"activation-steering: MalleableModel.steer({vector}, {blocks}), one prompt at a time",
+            f"AISteer360: CAST(behavior_vector={vector}, {blocks})",
+        )
 
     @contextmanager
     def loaded_back(
         self, config: SteeringConfig, loaded: LoadedModel, path: Path
     ) -> Iterator[NextLogProbs]:
-        """Apply the file's directions to their blocks."""
+        """Add the file's directions to the inputs of their blocks."""
         directions = json.loads(path.read_text(encoding="utf-8"))["directions"]
-        yield with_shifts(
-            loaded, {int(n): np.array(values, dtype=np.float32) for n, values in directions.items()}
-        )
+        shifts = {int(n): torch.tensor(values) for n, values in directions.items()}
+
+        def steered(ids: Sequence[int]) -> torch.Tensor:
+            with _entering(loaded.blocks, shifts):
+                return next_log_probs(loaded, ids)
+
+        yield steered
+
+
+def entered(config: SteeringConfig) -> list[int]:
+    """The blocks that the steered ones lead to, which is what a `.svec` files vectors under."""
+    return [layer + 1 for layer in config.layers]
+
+
+@contextmanager
+def _entering(blocks: torch.nn.ModuleList, shifts: Mapping[int, torch.Tensor]) -> Iterator[None]:
+    """Add shifts, (hidden_size,), to what enters blocks, at every position."""
+
+    def adding(shift: torch.Tensor) -> Any:
+        def hook(_block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if args:
+                return (args[0] + shift.to(args[0]), *args[1:]), kwargs
+            hidden = kwargs["hidden_states"]
+            return args, {**kwargs, "hidden_states": hidden + shift.to(hidden)}
+
+        return hook
+
+    with ExitStack() as stack, recompiling():
+        for layer, shift in shifts.items():
+            handle = blocks[layer].register_forward_pre_hook(adding(shift), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
