@@ -16,8 +16,8 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial
-from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import make_url, text
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from calibrate.common.errors import ArtefactError, InputError
 from calibrate.common.files import require_ours
@@ -81,8 +81,26 @@ def open_storage(store: StudyStore) -> BaseStorage:
     except Exception as error:  # SQLAlchemy's, gRPC's, and those of every database driver
         raise ArtefactError(
             f"--storage must be a database URL or grpc://HOST:PORT that can be opened, got "
-            f"{store.url!r} ({error})"
+            f"{shown_url(store.url)!r} ({_without_secrets(str(error), store.url)})"
         ) from error
+
+
+def shown_url(url: str) -> str:
+    """A database's URL without what is secret in it: no password, and no options."""
+    try:
+        return make_url(url).set(query={}).render_as_string(hide_password=True)
+    except (ArgumentError, ValueError):
+        return f"{url.partition(':')[0]}:…" if {"@", "?"} & {*url} else url
+
+
+def _without_secrets(said: str, url: str) -> str:
+    """A driver's message, which may repeat the URL or the password."""
+    try:
+        password = make_url(url).password
+    except (ArgumentError, ValueError):  # then any part of it may be the password
+        return "it cannot be read as one"
+    said = said.replace(url, shown_url(url))
+    return said.replace(password, "***") if password else said
 
 
 def _database(url: str, heartbeat: int) -> BaseStorage:

@@ -19,7 +19,7 @@ from calibrate.laws.formulas import CrossEntropyLaw, MassLaw, judge_mass, judge_
 from calibrate.laws.pilot import Pilot, PilotPoint
 from calibrate.laws.tokens import TokenLaw
 from calibrate.search.objective_types import Replied, Rise
-from calibrate.search.storage import StudyStore
+from calibrate.search.storage import StudyStore, open_storage
 from calibrate.search.study import run_study
 from calibrate.search.trials import LOWER_SHARE, PROPOSED_SHARE, SHARES, WIDE_SHARES
 from calibrate.search.workers import shared_study
@@ -358,6 +358,24 @@ def test_trials_carry_their_measurements_and_constraints_in_the_storage(tmp_path
         assert stored.constraints["delta_ce"] == pytest.approx(trial.delta_ce - 0.1)
         # What optuna-dashboard reads.
         assert stored.system_attrs["constraints"] == [pytest.approx(trial.delta_ce - 0.1)]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysterious://me:hunter2@host/study",
+        "postgresql+none://me:hunter2@host:5432/study",
+        "postgresql+none://host/study?password=hunter2",
+        "postgresql:/me:hunter2@host/study",
+        "me:hunter2@host:x/study?a@b",
+        "grpc://me:hunter2@host:port",
+    ],
+)
+def test_a_storage_that_cannot_be_opened_is_named_without_its_password(url):
+    with pytest.raises(ArtefactError, match="--storage must be a database URL") as refused:
+        open_storage(StudyStore("study", "abc", url=url))
+    assert "hunter2" not in str(refused.value)
+    assert url.partition(":")[0] in str(refused.value)
 
 
 def test_a_storage_that_cannot_be_opened_is_named():
