@@ -23,7 +23,7 @@ from calibrate.common.marks import TOOL, names_us
 from calibrate.common.progress import SILENT, Progress
 from calibrate.deploy.export import FORMATS, export
 from calibrate.deploy.export.exporter import to_be_given
-from calibrate.deploy.export.place import hub_id_of
+from calibrate.deploy.export.place import commit_of, hub_id_of
 from calibrate.deploy.export.svec import entered
 from calibrate.deploy.finished import Calibration
 from calibrate.deploy.verify import open_model
@@ -163,7 +163,7 @@ def card(
     return _environment().get_template("card.md").render(
         metadata=data.to_yaml(), config=config, evidence=result.evidence, repository=repository,
         exports=exports, pictures=pictures, given=to_be_given(config), entered=entered(config),
-        command=command_of(config), tool=TOOL,
+        command=command_of(config), tool=TOOL, commit=commit_of(config, hub_id_of(config)),
     )  # fmt: skip
 
 

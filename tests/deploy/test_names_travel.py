@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -79,7 +80,7 @@ def test_an_adapter_of_a_relative_path_finds_its_base_from_another_folder(
 def test_the_harness_and_the_card_name_a_relative_path_in_full(named):
     config, loaded, home = named
     (serve,) = export(config, "lm-eval", "v.pt", loaded).serve
-    assert f"pretrained={home / 'model'},steer_path={home / 'v.pt'}" in serve
+    assert f"pretrained={home / 'model'},dtype=float32,steer_path={home / 'v.pt'}" in serve
     export(config, "folded", "folded", loaded)
     assert f"\nbase_model: {home / 'model'}\n" in (home / "folded" / "README.md").read_text()
     facts = json.loads((home / "folded" / "config.json").read_text())
@@ -116,6 +117,52 @@ def test_a_gguf_is_named_by_the_directory_it_was_converted_to(finished, monkeypa
 def test_a_hub_id_is_named_as_it_is(name, loaded):
     loaded.model.config._name_or_path = name
     assert place_of(loaded) == name
+
+
+def test_a_model_of_the_hub_is_named_with_its_commit_and_precision(finished, loaded, tmp_path):
+    loaded.model.config._name_or_path = "org/model-7B"
+    base = config_for(finished.result.config, loaded)
+    of_hub = replace(base.model, id="org/model-7B", revision="abc123", dtype="float32")
+    config = base.model_copy(update={"model": of_hub})
+    (serve, *_) = export(config, "lm-eval", tmp_path / "v.pt", loaded, check=False).serve
+    assert "pretrained=org/model-7B,revision=abc123,dtype=float32,steer_path=" in serve
+    export(config, "peft", tmp_path / "adapter", loaded)
+    facts = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert facts["revision"] == "abc123"
+    export(config, "snippet", tmp_path / "code", loaded)
+    asked = run_snippet(tmp_path / "code")
+    assert asked == [{"revision": "abc123"}, {"revision": "abc123", "dtype": "float32"}]
+
+
+def test_no_commit_is_named_of_another_place_than_the_configs(finished, loaded, tmp_path):
+    loaded.model.config._name_or_path = "org/a-copy"
+    base = config_for(finished.result.config, loaded)
+    of_hub = replace(base.model, id="org/model-7B", revision="abc123")
+    config = base.model_copy(update={"model": of_hub})
+    export(config, "snippet", tmp_path / "code", loaded)
+    assert [asked["revision"] for asked in run_snippet(tmp_path / "code")] == [None, None]
+
+
+def run_snippet(folder):
+    """What a snippet's own code asks `from_pretrained` for: tokenizer, then model."""
+    asked = []
+
+    def noted(_, **options):
+        asked.append(options)
+        if len(asked) == 2:
+            raise Asked
+        return tiny.tokenizer()
+
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in ("AutoTokenizer", "AutoModelForCausalLM"):
+            patch.setattr(f"transformers.{kind}.from_pretrained", noted)
+        with pytest.raises(Asked):
+            runpy.run_path(str(folder / "steer.py"), run_name="__main__")
+    return asked
+
+
+class Asked(Exception):
+    """Both were asked for."""
 
 
 @pytest.mark.parametrize("name", ["", "./gone", "/nowhere/model", "a/b/c", "with space"])

@@ -271,6 +271,20 @@ def test_the_card_says_what_was_measured(finished, tmp_path):
     assert "{%" not in card.text
 
 
+@pytest.mark.parametrize(("name", "pinned"), [("org/model", True), ("smollm2", False)])
+def test_the_code_on_the_card_loads_the_calibrated_commit(finished, tmp_path, name, pinned):
+    """An embedded model has a revision that is no commit of the Hub."""
+    shutil.copytree(finished.directory, tmp_path / "named")
+    facts = json.loads((tmp_path / "named" / "steering.json").read_text())
+    facts["model"] |= {"id": name, "revision": "abc123"}
+    (tmp_path / "named" / "steering.json").write_text(json.dumps(facts))
+    push(tmp_path / "named", REPOSITORY, dry_run=tmp_path / "dry")
+    code = (tmp_path / "dry" / "README.md").read_text().split("```")[1]
+    assert ('    revision="abc123",\n' in code) == pinned
+    assert '    dtype="float32",\n' in code
+    compile(code.removeprefix("python"), "card", "exec")
+
+
 def test_the_command_on_the_card_gives_the_same_settings(finished):
     """Read by the command line itself, as far as options can say it."""
     words = shlex.split(command_of(finished.result.config))[1:]

@@ -20,6 +20,7 @@ from calibrate.artefact.config import SteeringConfig
 from calibrate.common.errors import ExportRefused, InputError
 from calibrate.deploy.export.adapters import carries_adapter, is_quantised
 from calibrate.deploy.export.exporter import EveryPosition, NextLogProbs, baked, unsteered
+from calibrate.deploy.export.place import commit_of
 from calibrate.deploy.export.projections import residual_writers
 from calibrate.deploy.export.restored import restored
 from calibrate.models.model import LoadedModel
@@ -51,7 +52,8 @@ class Adapter(EveryPosition):
             tensors[f"{key}.lora_B.bias"] = bias.contiguous()
         transposed = any(isinstance(module, Conv1D) for module in modules.values())
         place = self.place(config, loaded)
-        _lora_config(place, list(biases), transposed).save_pretrained(path)
+        commit = commit_of(config, place)
+        _lora_config(place, commit, list(biases), transposed).save_pretrained(path)
         save_file(tensors, path / "adapter_model.safetensors")
         for file, content in config.files().items():
             (path / file).write_bytes(content)
@@ -140,10 +142,11 @@ def _width_in(module: Any) -> int:
     return width
 
 
-def _lora_config(model: str | None, paths: list[str], transposed: bool) -> Any:
+def _lora_config(model: str | None, commit: str | None, paths: list[str], transposed: bool) -> Any:
     return _peft().LoraConfig(
         task_type="CAUSAL_LM",
         base_model_name_or_path=model,
+        revision=commit,
         r=1,
         lora_alpha=1,
         target_modules=paths,

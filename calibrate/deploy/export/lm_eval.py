@@ -18,7 +18,7 @@ import torch
 from calibrate.artefact.config import SteeringConfig
 from calibrate.common.marks import signature
 from calibrate.deploy.export.exporter import EveryPosition, NextLogProbs, with_shifts
-from calibrate.deploy.export.place import to_be_named
+from calibrate.deploy.export.place import commit_of, to_be_named
 from calibrate.models.architecture import base_of
 from calibrate.models.model import LoadedModel
 
@@ -66,7 +66,10 @@ class LmEval(EveryPosition):
         """By the harness, from any folder."""
         assert loaded is not None
         place = self.place(config, loaded)
-        steering = f"pretrained={place or 'MODEL'},steer_path={target.resolve()}"
+        commit = commit_of(config, place)
+        revision = f",revision={commit}" if commit else ""
+        model = f"{place or 'MODEL'}{revision},dtype={config.model.dtype}"
+        steering = f"pretrained={model},steer_path={target.resolve()}"
         return (
             f"lm_eval --model steered --model_args {steering}",
             *to_be_named(place, loaded, "MODEL"),

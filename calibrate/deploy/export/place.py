@@ -34,6 +34,11 @@ def hub_id_of(config: SteeringConfig) -> str | None:
     return model.id if known and is_hub_id(model.id) else None
 
 
+def commit_of(config: SteeringConfig, place: str | None) -> str | None:
+    """The commit of the config's model, if a name is its hub id and the commit is known."""
+    return config.model.revision if place and place == hub_id_of(config) else None
+
+
 def to_be_named(place: str | None, loaded: LoadedModel, what: str) -> tuple[str, ...]:
     """A line that says what is to be filled in, for a model that no name leads to."""
     if place is not None:

@@ -16,7 +16,7 @@ import torch
 
 from calibrate.artefact.config import VECTOR_FILE, SteeringConfig
 from calibrate.deploy.export.exporter import AnyModel, NextLogProbs
-from calibrate.deploy.export.place import to_be_named
+from calibrate.deploy.export.place import commit_of, to_be_named
 from calibrate.deploy.verify import as_calibrated
 from calibrate.models.architecture import base_of
 from calibrate.models.model import LoadedModel
@@ -48,8 +48,11 @@ class Snippet(AnyModel):
         rendering = as_calibrated(config, loaded).rendering
         frozen = rendering.date is not None
         names = {id(module): name for name, module in base_of(loaded.model).named_modules()}
+        place = self.place(config, loaded)
         code = _template().format(
-            model=self.place(config, loaded) or config.model.id,
+            model=place or config.model.id,
+            revision=commit_of(config, place),
+            dtype=config.model.dtype,
             concept=f"{config.concept.direction} {config.concept.name}",
             strength=intervention.strength,
             last_only=intervention.positions == "last",
