@@ -28,7 +28,7 @@ from calibrate.artefact.config import SteeringConfig
 from calibrate.common.errors import ExportRefused
 from calibrate.common.estimate import RatioEstimate
 from calibrate.common.settings import Sampling
-from calibrate.deploy.checks import own_replies
+from calibrate.deploy.checks import budget_corpus
 from calibrate.deploy.export import FORMATS, export
 from calibrate.deploy.export.control_vector import read_directions
 from calibrate.deploy.runtimes import Stack, rise_in, serving
@@ -124,7 +124,7 @@ def in_llama_cpp(result: Calibration, loaded: LoadedModel, vector: Path) -> dict
     config = result.config
     with preserving_model_state(loaded):
         export(config, "gguf", vector, loaded)
-        sequences = own_replies(config, result.evidence, loaded)
+        corpus = budget_corpus(config, result.evidence, loaded)
     directions = read_directions(vector)
     asked = max(len(encode_prompt(loaded, text).ids) for text in verify_prompts(result))
     longest = asked + config.settings.sampling.max_new_tokens
@@ -137,17 +137,17 @@ def in_llama_cpp(result: Calibration, loaded: LoadedModel, vector: Path) -> dict
         stack = Stack(
             "llama.cpp", lambda ids: logits(None, ids), lambda ids: logits(directions, ids)
         )
-        rise = rise_in(stack, sequences)
+        rise = rise_in(stack, corpus)
         texts = [replies(result, loaded, partial(logits, how)) for how in (directions, None)]
     return measured(result, loaded, rise, texts)
 
 
 def in_folded(result: Calibration, loaded: LoadedModel) -> dict[str, Any]:
     with preserving_model_state(loaded):
-        sequences = own_replies(result.config, result.evidence, loaded)
-    longest = max(len(sequence.ids) for sequence in sequences)
+        corpus = budget_corpus(result.config, result.evidence, loaded)
+    longest = max(len(sequence.ids) for sequence in corpus.sequences)
     with serving("folded", result.config, loaded, longest) as stack:
-        rise = rise_in(stack, sequences)
+        rise = rise_in(stack, corpus)
     with tempfile.TemporaryDirectory() as folder:
         result.export("folded", folder, loaded)
         folded = load_model(folder, dtype=result.config.model.dtype)

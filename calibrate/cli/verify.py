@@ -87,7 +87,8 @@ def verify(
             loaded = None
         report = check_directory(directory, loaded, corpus, quick, progress)
         if against is not None and loaded is not None and report.passed:
-            report = report.with_check(check_stack(directory, loaded, against, gguf, progress))
+            elsewhere = check_stack(directory, loaded, against, gguf, progress, corpus)
+            report = report.with_check(elsewhere)
     if as_json:
         say_json(as_json_text(report.facts()))
     else:

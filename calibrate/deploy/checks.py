@@ -23,7 +23,6 @@ from calibrate.judging.presence import read
 from calibrate.models.model import LoadedModel
 from calibrate.models.prompts import encode_prompt
 from calibrate.models.steering import Steering
-from calibrate.models.tokens import TokenSequence
 from calibrate.search.long_run import unsteered_at_length
 from calibrate.texts.concept import Texts, read_lines
 from calibrate.texts.guard import guard_again
@@ -117,7 +116,23 @@ def check_budget(
     loaded: LoadedModel,
     corpus: str | Path | None = None,
 ) -> Check:
-    """Measure ΔCE on a corpus file, or on the replies it was verified on, drawn again.
+    """Measure ΔCE as `budget_corpus` says.
+
+    Raises: InputError if it was verified on a file, and none is given.
+    """
+    texts = budget_corpus(config, evidence, loaded, corpus)
+    run = run_unsteered(loaded, texts, [config.site.first])
+    rise = delta_ce(loaded, run, config.site, config.intervention.strength)
+    return judged("budget", rise, config)
+
+
+def budget_corpus(
+    config: SteeringConfig,
+    evidence: Evidence,
+    loaded: LoadedModel,
+    corpus: str | Path | None = None,
+) -> Corpus:
+    """What a budget is checked on: a corpus file, or the replies it was verified on, drawn again.
 
     Raises: InputError if it was verified on a file, and none is given.
     """
@@ -126,13 +141,11 @@ def check_budget(
             "this config was verified on a corpus file, so its budget holds for such text only; "
             "give texts like those with --corpus FILE"
         )
-    if corpus is None:
-        sequences = own_replies(config, evidence, loaded)
-    else:
-        sequences = corpus_texts(loaded, read_lines(corpus))
-    run = run_unsteered(loaded, Corpus(sequences, self_sampled=corpus is None), [config.site.first])
-    rise = delta_ce(loaded, run, config.site, config.intervention.strength)
-    return judged("budget", rise, config)
+    if corpus is not None:
+        return Corpus(corpus_texts(loaded, read_lines(corpus)), self_sampled=False)
+    prompts = [encode_prompt(loaded, text) for text in evidence.splits.prompts["verify"]]
+    replies = sample(loaded, prompts, *_sampling(config))
+    return Corpus(tuple(each.sequence for each in replies if each.spoken), self_sampled=True)
 
 
 def judged(name: str, rise: RatioEstimate, config: SteeringConfig) -> Check:
@@ -145,16 +158,6 @@ def judged(name: str, rise: RatioEstimate, config: SteeringConfig) -> Check:
     if upper <= limit:
         return Check(name, True, f"{measured}, within {limit:g} nat")
     return Check(name, False, f"{measured}, above the budget of {limit:g} nat")
-
-
-def own_replies(
-    config: SteeringConfig, evidence: Evidence, loaded: LoadedModel
-) -> tuple[TokenSequence, ...]:
-    """The unsteered replies a config was verified on, drawn again."""
-    prompts = [encode_prompt(loaded, text) for text in evidence.splits.prompts["verify"]]
-    sampling, seed = _sampling(config)
-    replies = sample(loaded, prompts, sampling, seed)
-    return tuple(reply.sequence for reply in replies if reply.spoken)
 
 
 def check_presence(
@@ -204,10 +207,9 @@ def _drawn_again(
 ) -> list[tuple[Completion, ...]]:
     """The replies it was verified on, unsteered and steered."""
     prompts = [encode_prompt(loaded, text) for text in evidence.splits.prompts["verify"]]
-    sampling, seed = _sampling(config)
     n_replies = config.measured.presence.n_replies
     requests = [Request(prompts, n_replies, steering) for steering in (None, _steering(config))]
-    return sample_all(loaded, requests, sampling, seed)
+    return sample_all(loaded, requests, *_sampling(config))
 
 
 def _steering(config: SteeringConfig) -> Steering:

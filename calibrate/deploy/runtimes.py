@@ -1,8 +1,9 @@
 """Other serving stacks for a steered model, and what the same steering costs in them.
 
 ΔCE in a stack is the KL of its steered from its own unsteered predictions, on the replies the
-config was verified on. A quantised model, another engine or a folded bias may respond to α
-otherwise than the calibrated model; this measures whether the budget still holds.
+config was verified on; on a corpus file it is the rise of the cross-entropy of its tokens. A
+quantised model, another engine or a folded bias may respond to α otherwise than the calibrated
+model; this measures whether the budget still holds.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from calibrate.common.cost import Ledger
 from calibrate.common.errors import InputError, did_you_mean
 from calibrate.common.estimate import RatioEstimate
 from calibrate.common.progress import SILENT, Progress
-from calibrate.deploy.checks import judged, own_replies
+from calibrate.deploy.checks import budget_corpus, judged
 from calibrate.deploy.diagnosis import Check
 from calibrate.deploy.export import export
 from calibrate.deploy.export.adapter import adapted
 from calibrate.deploy.export.control_vector import read_directions
 from calibrate.deploy.verify import as_calibrated
 from calibrate.engine.loading import load_model
+from calibrate.engine.unsteered import Corpus
 from calibrate.models.embedded import embedded_gguf
 from calibrate.models.llama_cpp import LlamaCpp
 from calibrate.models.model import LoadedModel, preserving_model_state
-from calibrate.models.tokens import TokenSequence
 from calibrate.models.wheels import EMBEDDED
 
 STACKS = {"llama.cpp": "gguf", "peft": "peft", "folded": "folded"}  # by name, the format exported
@@ -100,31 +101,38 @@ def check_stack(
     name: str,
     gguf: str | Path | None = None,
     progress: Progress = SILENT,
+    corpus: str | Path | None = None,
 ) -> Check:
-    """Measure ΔCE in another stack, on the replies a config was verified on, and judge it.
+    """Measure ΔCE in another stack, on what `budget_corpus` gives for it, and judge it.
 
-    Raises: InputError as `serving` does; ArtefactError if the directory holds no config.
+    Raises: InputError as `serving` and `budget_corpus` do; ArtefactError if the directory holds no
+        config.
     """
     config, evidence = load(directory), Evidence.load(Path(directory))
     loaded = as_calibrated(config, loaded)
     with Ledger(loaded.meter, progress).stage(f"ΔCE in {name}"):
         with preserving_model_state(loaded):
-            sequences = own_replies(config, evidence, loaded)
-        longest = max((len(sequence.ids) for sequence in sequences), default=0)
+            texts = budget_corpus(config, evidence, loaded, corpus)
+        longest = max((len(sequence.ids) for sequence in texts.sequences), default=0)
         with serving(name, config, loaded, longest, gguf) as stack:
-            return judged(f"budget in {name}", rise_in(stack, sequences), config)
+            return judged(f"budget in {name}", rise_in(stack, texts), config)
 
 
-def rise_in(stack: Stack, sequences: Sequence[TokenSequence]) -> RatioEstimate:
-    """ΔCE in a stack over sequences the model sampled itself, nats per token."""
+def rise_in(stack: Stack, corpus: Corpus) -> RatioEstimate:
+    """ΔCE in a stack over sequences, nats per token: by the KL where it sampled them itself."""
     sums, counts = [], []
-    for sequence in sequences:
+    for sequence in corpus.sequences:
         scored = slice(sequence.start - 1, len(sequence.ids) - 1)
         before, after = (
             torch.log_softmax(torch.from_numpy(logits(sequence.ids)[scored]).double(), dim=-1)
             for logits in (stack.unsteered, stack.steered)
         )
-        sums.append(float((before.exp() * (before - after)).sum()))
+        if corpus.self_sampled:
+            rises = (before.exp() * (before - after)).sum(dim=-1)
+        else:
+            labels = torch.tensor(sequence.ids[sequence.start :])
+            rises = (before - after)[torch.arange(len(labels)), labels]
+        sums.append(float(rises.sum()))
         counts.append(float(sequence.n_scored))
     return RatioEstimate(np.array(sums), np.array(counts))
 

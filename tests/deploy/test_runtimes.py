@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import gguf
@@ -11,7 +12,9 @@ import tiny
 import torch
 from test_export import LAYER, config_for
 
+from calibrate.artefact.evidence import Evidence
 from calibrate.common.errors import ExportRefused, InputError, ModelError
+from calibrate.deploy.checks import check_budget
 from calibrate.deploy.export import export
 from calibrate.deploy.export.control_vector import read_directions
 from calibrate.deploy.runtimes import STACKS, check_stack, rise_in, serving
@@ -140,18 +143,22 @@ def test_a_gguf_of_another_shape_is_refused(loaded, config, tmp_path):
         pass
 
 
+@pytest.mark.parametrize("self_sampled", [True, False])
 @pytest.mark.parametrize("name", STACKS)
-def test_delta_ce_in_every_stack_is_what_it_is_here(name, loaded, config, model_gguf, sequences):
+def test_delta_ce_in_every_stack_is_what_it_is_here(
+    name, self_sampled, loaded, config, model_gguf, sequences
+):
     if name == "llama.cpp" and not is_installed():
         pytest.skip("xllamacpp is not installed: pip install -e .[llama-cpp]")
     done = config.intervention
+    corpus = Corpus(tuple(sequences), self_sampled)
     with preserving_model_state(loaded):
-        run = run_unsteered(loaded, Corpus(tuple(sequences), self_sampled=True), [done.layer])
+        run = run_unsteered(loaded, corpus, [done.layer])
         values = config.steering_vector.values
         here = delta_ce(loaded, run, tiny.site(values, done.layer), done.strength)
     gguf_file = model_gguf if name == "llama.cpp" else None
     with serving(name, config, loaded, 18, gguf_file) as stack:
-        there = rise_in(stack, sequences)
+        there = rise_in(stack, corpus)
     assert there.sums == pytest.approx(here.sums, abs=1e-3)
     assert np.array_equal(there.counts, here.counts)
     assert not any(module._forward_hooks for module in loaded.model.modules())
@@ -168,7 +175,8 @@ def test_prompts_of_any_length_are_served_by_llama_cpp(
     length = 600 + config.settings.sampling.max_new_tokens
     ids = tuple(np.random.default_rng(0).integers(5, loaded.vocabulary_size, length).tolist())
     sequences = tuple(TokenSequence(ids[n:], length - 12) for n in range(3))
-    monkeypatch.setattr("calibrate.deploy.runtimes.own_replies", lambda *_: sequences)
+    corpus = Corpus(sequences, self_sampled=True)
+    monkeypatch.setattr("calibrate.deploy.runtimes.budget_corpus", lambda *_: corpus)
     found = check_stack(directory, loaded, "llama.cpp", model_gguf)
     here = check_stack(directory, loaded, "peft")
     assert found.found == here.found
@@ -199,6 +207,27 @@ def test_a_stack_is_judged_by_the_configs_own_budget(finished):
     assert check.passed
     assert check.name == "budget in folded"
     assert f"ΔCE {recorded.value:.4f}" in check.found
+
+
+def test_a_stack_is_judged_on_the_corpus_that_is_given(finished, tmp_path):
+    loaded = tiny.loaded("gpt2")
+    file = tmp_path / "corpus.txt"
+    file.write_text("\n".join(tiny.texts(tiny.DULL, 60, seed=5)))
+    evidence = Evidence.load(finished.directory)
+    with preserving_model_state(loaded):
+        here = check_budget(finished.result.config, evidence, loaded, file)
+    there = check_stack(finished.directory, loaded, "folded", corpus=file)
+    assert "on 60 sequences" in there.found
+    assert (there.found, there.passed) == (here.found, here.passed)
+
+
+def test_a_budget_of_a_corpus_file_is_judged_on_no_other_text(finished, tmp_path):
+    directory = shutil.copytree(finished.directory, tmp_path / "copy")
+    facts = json.loads((directory / "steering.json").read_text())
+    facts["measured"]["delta_ce"]["corpus"] = "file"
+    (directory / "steering.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match="give texts like those with --corpus FILE"):
+        check_stack(directory, tiny.loaded("gpt2"), "peft")
 
 
 def test_what_a_stack_cannot_do_is_refused_with_the_way_out(finished, loaded, config):
