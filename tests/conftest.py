@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from calibrate.calibration import calibrate
 from calibrate.common.settings import Sampling
 from calibrate.deploy.finished import Calibration
+from calibrate.models.converted import cache_directory
 from calibrate.models.model import LoadedModel
 from calibrate.models.tokens import TokenSequence
 
@@ -30,6 +32,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the slow files, so that no worker is left alone with one at the end."""
     slow = {item.path for item in items if "slow" in item.keywords}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache with the models that are at hand, and with no results of earlier runs."""
+    own, users = tmp_path_factory.mktemp("cache"), cache_directory().resolve()
+    for kept in ("models", "wheels"):
+        with suppress(OSError):  # where there can be none, the tests that need one say so
+            (users / kept).mkdir(parents=True, exist_ok=True)
+        (own / kept).symlink_to(users / kept)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STEERING_CALIBRATE_CACHE", str(own))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import platformdirs
 import pytest
 import tiny
 import torch
@@ -38,6 +40,10 @@ def loaded(tmp_path, monkeypatch):
 
 def never():
     raise AssertionError("sampled again")
+
+
+def test_the_tests_keep_nothing_where_users_do():
+    assert cache.cache_directory() != Path(platformdirs.user_cache_dir("steering-calibrate"))
 
 
 def test_what_was_said_is_recalled(loaded):
