@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import tiny
 from answering import answering, refused, said
+from patience import PATIENCE
 from refused import Refused, each
 
 import calibrate
@@ -213,7 +214,7 @@ def test_log_probabilities_that_come_late_end_the_reading_of_words():
         content = body["messages"][0]["content"]
         if content[0] == "x":
             return said("No")
-        late.wait()
+        late.wait(PATIENCE)
         return by_first_letter(body)
 
     def come(judge):

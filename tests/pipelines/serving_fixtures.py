@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from contextlib import contextmanager
 from http.client import HTTPConnection
 
 import tiny
+from patience import PATIENCE, wait_until
 
 from calibrate.pipelines.serving import server
 from calibrate.pipelines.serving.scheduler import Scheduler
@@ -73,7 +73,7 @@ def serving(monkeypatch, directories, **options):
     monkeypatch.setattr(server, "Scheduler", scheduler)
     running = Running(directories, **options)
     running.thread.start()
-    running.ready.wait()
+    assert running.ready.wait(PATIENCE), "the server never began"
     if running.failed is not None:
         raise running.failed
     running.scheduler = schedulers[0]
@@ -81,13 +81,13 @@ def serving(monkeypatch, directories, **options):
         yield running
     finally:
         servers[0].should_exit = True
-        running.thread.join()
+        running.thread.join(PATIENCE)
+        assert not running.thread.is_alive(), "the server never ended"
 
 
 def until(holds):
     """Wait for what another thread brings about."""
-    while not holds():
-        time.sleep(0.005)
+    wait_until(holds, "what the server should bring about")
 
 
 def saved(folder, finished, *names):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from http.client import HTTPConnection
 
@@ -19,6 +20,7 @@ import openai
 import pytest
 import tiny
 import torch
+from patience import PATIENCE
 from serving_fixtures import saved, serving, until
 
 from calibrate.common.errors import InputError, VerificationFailed
@@ -270,7 +272,7 @@ def test_a_full_queue_refuses_and_serves_again(places, monkeypatch):
     ) as server:  # fmt: skip
         client = openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0)
         gate, scheduler = threading.Event(), server.scheduler
-        until(scheduler.do(gate.wait).running)
+        until(scheduler.do(lambda: gate.wait(PATIENCE)).running)
 
         def ask(_):
             try:
@@ -293,8 +295,8 @@ def test_who_hangs_up_while_waiting_frees_the_place(places, monkeypatch):
         most_waiting=2,
     ) as server, ThreadPoolExecutor(1) as pool:  # fmt: skip
         gate, scheduler = threading.Event(), server.scheduler
-        until(scheduler.do(gate.wait).running)
-        waiting = [HTTPConnection("127.0.0.1", server.port) for _ in range(3)]
+        until(scheduler.do(lambda: gate.wait(PATIENCE)).running)
+        waiting = [HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE) for _ in range(3)]
         for connection in waiting:
             connection.request(
                 "POST",
@@ -338,7 +340,7 @@ def test_who_hangs_up_frees_the_place(places, monkeypatch):
             """Past its first tokens no reply goes on before its client is gone."""
             found = step(replies)
             if any(len(reply.ids) == 4 for reply in found):
-                gone.wait()
+                gone.wait(PATIENCE)
             return found
 
         monkeypatch.setattr(RunningReplies, "step", patient)
@@ -348,7 +350,7 @@ def test_who_hangs_up_frees_the_place(places, monkeypatch):
         monkeypatch.setattr(Ongoing, "is_over", lambda reply, _: len(reply.ids) >= reply.most)
         for stream in (True, False):
             gone.clear()
-            connection = HTTPConnection("127.0.0.1", server.port)
+            connection = HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
             body = json.dumps({**SAY, "max_tokens": 100, "stream": stream, "stop": ["</s>"]})
             connection.request(
                 "POST", "/v1/chat/completions", body, {"Content-Type": "application/json"}
@@ -433,6 +435,30 @@ def digests(folder):
     }
 
 
+@contextmanager
+def started(command):
+    """A process, and the lines that it prints; it ends with the `with`, or where it takes long."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ})
+    patience = threading.Timer(PATIENCE, process.kill)
+    patience.start()
+    try:
+        yield process
+    finally:
+        patience.cancel()
+        process.kill()
+        process.communicate()
+
+
+def told(process):
+    """The JSON that a process prints first."""
+    lines = ""
+    for line in process.stdout:
+        lines += line
+        if "}" in line:
+            return json.loads(lines)
+    raise AssertionError(f"the server ended, having said {lines!r}")
+
+
 def test_a_kill_and_a_restart_lose_nothing(places):
     before = digests(places)
     command = [
@@ -440,19 +466,16 @@ def test_a_kill_and_a_restart_lose_nothing(places):
         "0", "--model", str(places / "model"), str(places / "bright"),
     ]  # fmt: skip
     for end in (signal.SIGKILL, signal.SIGINT):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ})
-        lines = ""
-        while "}" not in lines:
-            lines += process.stdout.readline()
-        port = int(json.loads(lines)["address"].rsplit(":", 1)[1])
-        connection = HTTPConnection("127.0.0.1", port)
-        connection.request(
-            "POST", "/v1/chat/completions", json.dumps({**SAY, "max_tokens": 3}),
-            {"Content-Type": "application/json"},
-        )  # fmt: skip
-        assert connection.getresponse().status == 200
-        process.send_signal(end)
-        assert process.wait() == (0 if end is signal.SIGINT else -signal.SIGKILL)
+        with started(command) as process:
+            port = int(told(process)["address"].rsplit(":", 1)[1])
+            connection = HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+            connection.request(
+                "POST", "/v1/chat/completions", json.dumps({**SAY, "max_tokens": 3}),
+                {"Content-Type": "application/json"},
+            )  # fmt: skip
+            assert connection.getresponse().status == 200
+            process.send_signal(end)
+            assert process.wait(PATIENCE) == (0 if end is signal.SIGINT else -signal.SIGKILL)
     assert digests(places) == before
 
 

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import tiny
 from filelock import FileLock
+from patience import PATIENCE
 from test_cli import run
 
 import calibrate
@@ -23,8 +24,6 @@ from calibrate.pipelines.sweep import pool as pools
 from calibrate.pipelines.sweep.cells import Cell, cells_of, read_plan
 from calibrate.pipelines.sweep.report import Row, foretold, transfer_error
 from calibrate.pipelines.sweep.run import LOCK, sweep
-
-PATIENCE = 300  # seconds after which a sweep counts as hanging
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +301,7 @@ def test_a_worker_that_is_gone_before_it_is_asked_ends_no_sweep_in_waiting(tmp_p
 
     def gone(self, process, cell):
         process.kill()
-        process.wait()
+        process.wait(PATIENCE)
         return asked(self, process, cell)
 
     monkeypatch.setattr(pools.Pool, "_asked", gone)

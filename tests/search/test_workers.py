@@ -21,7 +21,7 @@ import pytest
 import sqlalchemy
 import tiny
 import worker as workers
-from worker import PATIENCE, wait_until
+from patience import PATIENCE, wait_until
 
 import calibrate
 from calibrate.artefact.config import CONFIG_FILE, VECTOR_FILE
@@ -75,7 +75,7 @@ class Crew:
         """Kill -9 a worker that waits for it."""
         self.wait_for("waiting to be killed", by=worker)
         worker.kill()
-        worker.join()
+        worker.join(PATIENCE)
 
     def answer(self, worker):
         self.wait_for("answer", by=worker)
@@ -95,7 +95,7 @@ def crew_of():
     yield make
     for worker in (worker for crew in crews for worker in crew.workers):
         worker.kill()
-        worker.join()
+        worker.join(PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -366,7 +366,7 @@ def proxy(tmp_path):
         yield f"grpc://localhost:{port}"
     finally:
         server.kill()
-        server.wait()
+        server.wait(PATIENCE)
 
 
 def test_workers_share_a_grpc_proxy(crew_of, tmp_path, proxy):

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-import time
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from patience import wait_until
 from test_study import ALPHAS, BASELINE, Synthetic, by_site
 
 from calibrate.artefact.config import CONFIG_FILE
@@ -23,20 +22,6 @@ from calibrate.artefact.directory import writing
 from calibrate.common.settings import Settings
 from calibrate.search.storage import StudyStore
 from calibrate.search.study import run_study
-
-PATIENCE = 300  # seconds after which whoever waits takes it that something is broken
-
-
-def wait_until(happened: Callable[[], bool], what: str) -> None:
-    """Return once something has happened.
-
-    Raises: TimeoutError if it does not.
-    """
-    end = time.monotonic() + PATIENCE
-    while not happened():
-        if time.monotonic() > end:
-            raise TimeoutError(f"{what} did not come")
-        time.sleep(0.01)
 
 
 @dataclass(frozen=True)
