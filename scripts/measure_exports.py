@@ -3,9 +3,10 @@
     python scripts/measure_exports.py [--artefact DIR] [--page]
 
 Every architecture is a random model of three blocks with random biases; every format is written,
-loaded back as its consumer does, and compared with the reference. Then the joy config of smollm2 is
-served by transformers, by llama.cpp with the quantised weights the model came from, and folded:
-ΔCE and presence in each. Twenty minutes on two cores; what was measured is kept.
+loaded back as its consumer does, and compared with the reference. Then a config of joy on smollm2,
+by `--layer search` or from DIR, is served by transformers, by llama.cpp with the quantised weights
+the model came from, and folded: ΔCE and presence in each. Twenty minutes on two cores; what was
+measured is kept.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import click
 import numpy as np
 import torch
 from markdown_tables import DOCS, table
-from records import page_option, read_records, write_records
+from records import notes_of, page_option, read_records, write_records
 
 from calibrate import Calibration, calibrate, load_model
 from calibrate.artefact.config import SteeringConfig
@@ -102,12 +103,14 @@ def stacks(artefact: Path | None) -> dict[str, dict[str, Any]]:
     """ΔCE and presence of one config in three stacks."""
     loaded = load_model(MODEL)
     with tempfile.TemporaryDirectory() as folder:
-        result = Calibration.load(artefact) if artefact else calibrate(loaded, CONCEPT)
-        return {
+        given = Calibration.load(artefact) if artefact else None
+        result = given or calibrate(loaded, CONCEPT, layer="search")
+        found = {
             "transformers, float32": in_transformers(result),
             "llama.cpp, Q4_1": in_llama_cpp(result, loaded, Path(folder) / "v.gguf"),
             "folded, transformers": in_folded(result, loaded),
         }
+    return {name: {"where": result.config.where, **one} for name, one in found.items()}
 
 
 def in_transformers(result: Calibration) -> dict[str, Any]:
@@ -286,8 +289,9 @@ def why(outcome: str) -> str:
 
 
 def stack_table(found: dict[str, Any]) -> str:
-    rows = []
-    for name, one in found["stacks"].items():
+    rows, stacks = [], found["stacks"]
+    (where,) = {one["where"] for one in stacks.values()}
+    for name, one in stacks.items():
         value, low, high, upper = one["delta_ce"]
         presence, p_low, p_high = one["presence"]
         rows.append(
@@ -302,7 +306,7 @@ def stack_table(found: dict[str, Any]) -> str:
         "sampled in that stack to the same prompts with the same noise (two to a prompt in the "
         "first row, one in the others). llama.cpp runs the quantised weights the model came from, "
         "its activations rounded to eight bits, which moves predictions by some hundredths "
-        "before anything is steered. A single block, presence by an earlier probe.\n\n"
+        f"before anything is steered. Steered at {where}. {notes_of(stacks)}\n\n"
         + table(headings, rows)
     )
 

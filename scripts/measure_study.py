@@ -2,10 +2,10 @@
 
     python scripts/measure_study.py [--concept joy --concept evil] [--page]
 
-How far the shipped strength stays below the best of a dense grid; how well blocks are ranked; which
-sampler finds most; how often the shipped strength would break the budget; what survives kill -9;
-what the gate says to every kind of tampering. Two hours on two cores; what was measured is kept,
-and not measured again.
+With `--layer search`, where the study chooses a single block: how far the shipped strength stays
+below the best of a dense grid; how well blocks are ranked; which sampler finds most; how often the
+shipped strength would break the budget; what survives kill -9; what the gate says to every kind of
+tampering. Two hours on two cores; what was measured is kept, and not measured again.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import patch
 
 import click
 import numpy as np
 import optuna
 from markdown_tables import DOCS, table
-from records import page_option, read_records, write_records
+from records import notes_of, page_option, read_records, write_records
 from safetensors.numpy import load_file, save_file
 from scipy.stats import spearmanr
 
@@ -55,7 +55,8 @@ MODEL, OTHER_MODEL = "smollm2", "gemma3-270m"
 CONCEPTS = ("joy", "evil", "impolite", "optimistic")
 GRID_STEP = 4  # every fourth block of the middle of the model, and those the study tried
 GRID_SHARES = (0.2, 0.35, 0.5, 0.65, 0.75, 0.85, 0.95, 1.0)  # of α_B
-SETTINGS = Settings()
+LAYER: Literal["search"] = "search"  # of the calibrations: the study chooses a block
+SETTINGS = Settings(layer=LAYER)
 REPETITIONS = 10
 SURVIVORS = (
     "test_killed_in_the_middle_of_a_trial_it_resumes_to_the_same_answer",
@@ -108,10 +109,13 @@ class Cell:
 
 
 def grid(concept: str, scratch: Path) -> dict[str, Any]:
-    """Calibrate, then measure a dense grid with the same judge, prompts and noise."""
+    """Calibrate, then measure a dense grid with the same judge, prompts and noise.
+
+    What ships is measured again beside the grid: on the search prompts, by which it was chosen.
+    """
     loaded = load_model(MODEL)
     with graded_all_the_same() as refusals:
-        result = calibrate(loaded, concept, out=scratch / concept)
+        result = calibrate(loaded, concept, out=scratch / concept, layer=LAYER)
     assert result.probe is not None
     reader = Reader(result.probe.on(loaded), concept, "probe")
     layers = sorted(
@@ -125,42 +129,41 @@ def grid(concept: str, scratch: Path) -> dict[str, Any]:
         vectors = concept_vectors(loaded, read_concept(concept).split()["vector"], SETTINGS)
         baseline = read(reader, replies.completions["search"])
 
-        def measured(layer: int, strengths: Sequence[float]) -> list[Cell]:
-            vector, prompts = vectors[layer], replies.prompts["search"]
+        def measured(site: Site, strengths: Sequence[float]) -> list[Cell]:
+            prompts = replies.prompts["search"]
             presences = measure_presence(
                 loaded,
                 reader,
-                [Request(prompts, 1, Site((vector,)).steering(strength)) for strength in strengths],
+                [Request(prompts, 1, site.steering(strength)) for strength in strengths],
                 SETTINGS.sampling,
                 SETTINGS.seed,
             )
             return [
                 Cell(
-                    layer,
-                    strength / alphas[layer],
+                    site.first,
+                    strength / alphas[site.first],
                     strength,
-                    delta_ce(loaded, run, Site((vector,)), strength).value,
+                    delta_ce(loaded, run, site, strength).value,
                     presence.estimate.value,
                     presence.change_from(baseline).standard_error,
                 )
                 for strength, presence in zip(strengths, presences, strict=True)
             ]
 
+        sites = {layer: Site((vectors[layer],)) for layer in layers}
         alphas = {
-            layer: run_pilot(
-                loaded, run, Site((vectors[layer],)), (), SETTINGS
-            ).strength_at_budget.value
-            for layer in layers
+            layer: run_pilot(loaded, run, site, (), SETTINGS).strength_at_budget.value
+            for layer, site in sites.items()
         }
         before = loaded.meter.tokens
         cells = [
             cell
-            for layer in layers
-            for cell in measured(layer, [share * alphas[layer] for share in GRID_SHARES])
+            for layer, site in sites.items()
+            for cell in measured(site, [share * alphas[layer] for share in GRID_SHARES])
         ]
         spent = loaded.meter.tokens - before
-        done = result.config.intervention
-        (shipped,) = measured(done.layer, [done.strength])
+        strength = result.config.intervention.strength
+        (shipped,) = measured(result.config.site, [strength])
     cost = result.config.cost
     return {
         "refused": "; ".join(refusals),
@@ -202,7 +205,7 @@ def gate(scratch: Path) -> list[tuple[str, bool, str]]:
     directory = scratch / "joy"
     loaded = load_model(MODEL)
     if not (directory / "steering.json").exists():
-        calibrate(loaded, "joy", out=directory)
+        calibrate(loaded, "joy", out=directory, layer=LAYER)
     vector = directory / "steering.safetensors"
 
     def negated(facts: dict[str, Any], folder: Path) -> None:
@@ -333,7 +336,7 @@ def page(found: dict[str, Any]) -> str:
     grids = {key.removeprefix("grid "): one for key, one in found.items() if key[:5] == "grid "}
     return "\n".join(
         [
-            HEADER,
+            HEADER.format(notes=notes_of(grids)),
             regret_table(grids),
             ranking_table(grids),
             sampler_table(found["samplers"]),
@@ -347,8 +350,8 @@ def page(found: dict[str, Any]) -> str:
 HEADER = f"""# The study, and the gates behind it
 
 Written by `scripts/measure_study.py`; every point is in [study.json](study.json). Model: {MODEL},
-budget {SETTINGS.ce_budget:g} nat per token. Measured before a band was the
-default: single blocks, presence by an earlier probe.
+budget {SETTINGS.ce_budget:g} nat per token, `--layer {LAYER}`: the study chooses a single block.
+{{notes}}
 """
 
 
@@ -379,8 +382,10 @@ def regret_table(grids: dict[str, Any]) -> str:
     return (
         "## How close to the best\n\nPresence of the shipped strength against the best of a grid "
         f"of {len(GRID_SHARES)} strengths at up to {blocks} blocks, under the same budget, in "
-        "replies to the same prompts with the same noise. The grid's best is the largest of many "
-        "noisy values; the standard error is that of one of them. Token-forwards are those of "
+        "replies to the same prompts with the same noise: those of the search, by which the study "
+        "chose what ships, so that its presence is flattered, and how far it stays below the best "
+        "looks smaller than it is. The grid's best, too, is the largest of many noisy values; the "
+        "standard error is that of one of them. Token-forwards are those of "
         "ranking, pilots and study against those of the grid. Where there is a star, the study's "
         "choice is graded here though the verification, on other prompts, would not ship it.\n\n"
         + "\n".join([table(headings, rows), *refused])

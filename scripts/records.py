@@ -7,6 +7,7 @@ records is opened, an item a line, so that a change of one shows as a change of 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,21 @@ def write_records(path: Path, facts: Any) -> Any:
     """Write, and return what will be read: a page from it is the same now and later."""
     path.write_text(_text(_rounded(facts)) + "\n", encoding="utf-8")
     return read_records(path)
+
+
+def notes_of(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """What each record's "note" says of a measurement that today's script would make otherwise.
+
+    records: by the names that a note is given where not all of them have it.
+    """
+    names: dict[str, list[str]] = {}
+    for name, record in records.items():
+        if note := record.get("note"):
+            names.setdefault(note, []).append(name)
+    return " ".join(
+        f"{note}." if len(of) == len(records) else f"{', '.join(of)}: {note}."
+        for note, of in names.items()
+    )
 
 
 def _text(facts: Any) -> str:

@@ -75,3 +75,14 @@ def test_the_benchmark_of_gpus_runs_on_what_is_there(monkeypatch, tmp_path):
     done = CliRunner().invoke(benchmark_gpu.main, asked, catch_exceptions=False)
     assert done.exit_code == 0
     assert "grid of 129" in (tmp_path / "benchmark-gpu.md").read_text()
+
+
+@pytest.mark.skipif(not SCRIPTS.is_dir(), reason="an installed package has no scripts")
+def test_a_note_is_of_the_record_that_has_it(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    from records import notes_of
+
+    old, new = {"note": "Measured before"}, {"note": ""}
+    assert notes_of({"joy": old, "evil": old}) == "Measured before."
+    assert notes_of({"joy": old, "evil": new, "lying": {}}) == "joy: Measured before."
+    assert notes_of({"joy": new, "lying": {}}) == ""
