@@ -219,7 +219,10 @@ def taught(n: int) -> Callable[[str], tuple[Sequence[GradedText], Scale | None]]
 
 
 def by_written() -> Scores:
-    """A probe that learned from written texts alone."""
+    """A probe that learned from written texts, on the scale of what ships.
+
+    That scale was fitted to readers' grades of the train part of the same concepts.
+    """
     found: Scores = {}
     for name in MODELS[:1]:
         loaded = LIBRARY.model(name)
@@ -540,8 +543,10 @@ Share of replies of which readers say yes, at least somewhat, by condition:
 AUC for a grade of 1 or more; the limit is what one reading reaches against the other. Students are
 ridge regressions on the token means of the model that wrote the reply. `graded` learned from the
 train part; `taught by n` from n grades of the teacher, with the concept left out of everything
-else; `written` from the pack's written texts (four concepts on smollm2). The embedding judge
-learned from graded replies of its own, or as `written` does.
+else; `written` from the pack's written texts (four concepts on smollm2). The scale that puts
+`written` on the readers' level was fitted to their grades of the train part of these very four, so
+that its level and change are flattered, and its ranks are not: a concept of one's own has no such
+grades. The embedding judge learned from graded replies of its own, or from written texts.
 
 {taught}
 
