@@ -283,8 +283,9 @@ client.chat.completions.create(
   `response_format`. Completions take token ids, `echo` and `logprobs`, so that
   lm-evaluation-harness's `local-completions` scores the steered model.
 - **Under load.** `--batch` replies run at once and `--queue` requests wait; beyond that the answer
-  is 429. A client that hangs up frees its place at the next step. A request has at most 1 MiB. The
-  server writes nothing to disk.
+  is 429, and 400 to a request of more replies than both together. A client that hangs up frees its
+  place at the next step, and one that waits at once. A request has at most 1 MiB. The server writes
+  nothing to disk.
 - **Who may ask.** It listens on 127.0.0.1, answers to the names 127.0.0.1 and localhost alone,
   sends no CORS headers and takes nothing but `application/json`, so that no web page can use it.
   With another `--host` every name is answered: put what guards it in front.
