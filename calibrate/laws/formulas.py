@@ -144,8 +144,9 @@ class CrossEntropyLaw:
     ) -> CrossEntropyLaw:
         """Return this law with the slope and saturation with which it passes through two points.
 
-        near, other: strength, and the ΔCE measured there, nats; of one sign. Where no slope up to
-            c·α explains both, the law has its own slope and passes through the near one.
+        near, other: strength, and the ΔCE measured there, nats; of one sign. Where the near one
+            is no rise, or no slope up to c·α explains both, the law has its own slope and passes
+            through the near one.
         """
 
         def misfit(slope: float) -> float:
@@ -153,10 +154,14 @@ class CrossEntropyLaw:
             return float(law.predict(other[0])) - other[1]
 
         steepest = self.curvature * abs(near[0])
-        if min(near[1], other[1]) <= 0 or misfit(-steepest) * misfit(steepest) >= 0:
+        if near[1] <= 0 or misfit(-steepest) * misfit(steepest) >= 0:
             return self.through(*near)
         slope = float(brentq(misfit, -steepest, steepest))
         return replace(self, slope=slope).through(*near)
+
+    def through_nearest(self, points: Sequence[tuple[float, float]]) -> CrossEntropyLaw:
+        """Return this law through one point, or through two where its slope is to be fitted too."""
+        return self.through(*points[0]) if len(points) == 1 else self.through_both(*points)
 
     def _dose(self, rise: float, sign: int) -> float:
         """The dose that costs `rise`, which is below the plateau.

@@ -3,23 +3,19 @@
 1. One derivative on the first sequences gives every token's log-odds M = ∂logit/∂α
    (`laws.log_odds`), and from them the curvature, the slope, the plateau, and the gain of the
    concept's tokens.
-2. A pass over all sequences, at the strength that spends the budget by these alone, gives the
-   saturation, and with it the law names another strength. If that is less than CLOSE away it is
-   taken without a pass: an error of a twentieth in the law's exponent would move it by CLOSE/20.
-   Otherwise the next pass runs there, up to MAX_PASSES. The laws are fitted through the pass
-   nearest to the budget, where they have to be right. On text the model has not written, the first
-   sequences give only a rough slope: from the second pass on it is fitted, so that the law of ΔCE
-   goes through the two nearest passes.
+2. Passes over all sequences, from the strength that spends the budget by these alone on, correct
+   it and give the saturation (`laws.spending`). The laws are fitted through the pass nearest to the
+   budget, where they have to be right. On text the model has not written, the first sequences give
+   only a rough slope: from the second pass on it is fitted, so that the law of ΔCE goes through the
+   two nearest passes.
 3. One pass over the first sequences, at TEST_SHARE of α_B, tests the form of the laws.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-
-import numpy as np
 
 from calibrate.common.errors import Infeasible
 from calibrate.common.estimate import Interval, RatioEstimate
@@ -38,17 +34,14 @@ from calibrate.laws.bootstrap import (
 )
 from calibrate.laws.formulas import CrossEntropyLaw, Goodness, MassLaw, judge_mass, judge_rise
 from calibrate.laws.log_odds import LogOdds, measure_log_odds
+from calibrate.laws.spending import spend_budget
 from calibrate.laws.tokens import TokenLaw
 from calibrate.models.model import LoadedModel
 
-CLOSE = 0.03  # relative change of α_B below which no further pass is made
-MAX_PASSES = 3  # pilot strengths over all sequences, beyond the derivative and the test
 TEST_SHARE = 0.75  # of α_B, at which the laws are tested
 USUAL_PASSES = 2  # pilot strengths, as a rule at most
 FIRST_PASSES = 3  # over the first sequences, for the derivative and for the test
 PEAK_REACH = 5.0  # times α_B: the peak of the concept's mass is sought up to here
-
-Pass = tuple[float, Steered]  # a strength, and what it does
 
 
 @dataclass(frozen=True)
@@ -171,17 +164,24 @@ def fit_pilot(
 
     n_sequences = len(run.corpus.sequences)
     slope_known = run.corpus.self_sampled or len(odds.counts) == n_sequences
-    law, strength, passes = _spend_budget(
-        lambda strength: steered_at(strength, run), odds, slope_known, site, settings
-    )
-    at, nearest = _by_nearness(passes, settings.ce_budget)[0]
+    passes: dict[float, Steered] = {}
+
+    def rise_at(strength: float) -> float:
+        passes[strength] = steered_at(strength, run)
+        return passes[strength].rise.value
+
+    budget, sign = settings.ce_budget, settings.sign
+    law = _spendable_law(odds, site, settings)
+    spent = spend_budget(rise_at, law, slope_known, budget, sign, site.name)
+    at, strength = spent.fitted_at[0], spent.strength
+    nearest = passes[at]
     test = TEST_SHARE * strength
-    goodness = _test_laws(odds, at, nearest, test, steered_at(test, run.first), settings.sign)
+    goodness = _test_laws(odds, at, nearest, test, steered_at(test, run.first), sign)
     laws = resampled_laws(odds, at, nearest.rise, settings)
     low, high = strength_interval(laws, n_sequences, settings)
     return Pilot(
         site=site,
-        law=law,
+        law=spent.law,
         mass_law=mass_law_through(odds, at, nearest.mass),
         errors=standard_errors(laws),
         mass_errors=standard_errors(resampled_mass_laws(odds, at, nearest.mass, settings)),
@@ -190,7 +190,7 @@ def fit_pilot(
         strength_at_budget=Interval(strength, low, high),
         points=tuple(
             PilotPoint(tried, steered.rise.value, of_first_sequences(steered.mass, odds).value)
-            for tried, steered in passes
+            for tried, steered in passes.items()
         ),
         nearest=nearest.rise,
         contexts=odds.tokens,
@@ -198,63 +198,22 @@ def fit_pilot(
     )
 
 
-def _spend_budget(
-    steered_at: Callable[[float], Steered],
-    odds: LogOdds,
-    slope_known: bool,
-    site: Site,
-    settings: Settings,
-) -> tuple[CrossEntropyLaw, float, list[Pass]]:
-    """Run passes until the strength that spends the budget settles.
+def _spendable_law(odds: LogOdds, site: Site, settings: Settings) -> CrossEntropyLaw:
+    """The law of ΔCE by the derivative alone.
 
-    Returns: the law of ΔCE, that strength, and the passes in the order they ran.
     Raises: Infeasible if no strength spends the budget.
     """
-    budget, sign = settings.ce_budget, settings.sign
-    law = odds.law(sign)
-    strength = _strength_at_budget(law, budget, sign, site)
-    passes: list[Pass] = []
-    settled = False
-    while not settled and len(passes) < MAX_PASSES:
-        passes.append((strength, steered_at(strength)))
-        law = _fitted_law(odds, _by_nearness(passes, budget), sign, slope_known)
-        following = _strength_at_budget(law, budget, sign, site)
-        settled = abs(following / strength - 1) < CLOSE
-        strength = following
-    return law, strength, passes
-
-
-def _by_nearness(passes: Sequence[Pass], budget: float) -> list[Pass]:
-    """Passes by how nearly they spent the budget; those without a rise last, latest first."""
-    rising = [(at, steered) for at, steered in passes if steered.rise.value > 0]
-    flat = [(at, steered) for at, steered in passes if steered.rise.value <= 0]
-    nearest = sorted(rising, key=lambda run: abs(np.log(run[1].rise.value / budget)))
-    return nearest + flat[::-1]
-
-
-def _strength_at_budget(law: CrossEntropyLaw, budget: float, sign: int, site: Site) -> float:
-    strength = law.invert(budget, sign)
-    if not np.isfinite(strength):
+    law, sign = odds.law(settings.sign), settings.sign
+    if law.plateau <= settings.ce_budget:
         raise Infeasible(
             [
                 f"no {'positive' if sign > 0 else 'negative'} strength at {site.name} raises "
-                f"cross-entropy by the budget of {budget:g} nat: the law levels off at "
-                f"{law.plateau:.3g} nat"
+                f"cross-entropy by the budget of {settings.ce_budget:g} nat: the law levels off "
+                f"at {law.plateau:.3g} nat"
             ],
             ["ask for a smaller --ce-budget, or another --layer"],
         )
-    return strength
-
-
-def _fitted_law(
-    odds: LogOdds, passes: Sequence[Pass], sign: int, slope_known: bool
-) -> CrossEntropyLaw:
-    """The law of ΔCE through the first pass, or the first two where its slope is to be fitted."""
-    if slope_known or len(passes) == 1:
-        at, nearest = passes[0]
-        return rise_law_through(odds, at, nearest.rise, sign)
-    near, other = ((at, steered.rise.value) for at, steered in passes[:2])
-    return odds.law(sign).through_both(near, other)
+    return law
 
 
 def _test_laws(

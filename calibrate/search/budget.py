@@ -15,7 +15,7 @@ from calibrate.engine.generation import Completion
 from calibrate.engine.site import Site
 from calibrate.engine.unsteered import UnsteeredRun
 from calibrate.laws.formulas import CrossEntropyLaw
-from calibrate.laws.pilot import CLOSE, MAX_PASSES
+from calibrate.laws.spending import spend_budget
 from calibrate.models.model import LoadedModel
 from calibrate.models.steering import Steering
 from calibrate.models.tokens import Prompt
@@ -64,19 +64,22 @@ def spending_strength(
 
     run: of the search corpus. law: of ΔCE at the site, corrected by a few passes over it.
     Raises: Infeasible if the law levels off below the budget.
+    Warns with CalibrateWarning if no pass comes near to the budget.
     """
     if law.plateau <= budget:
         raise Infeasible(
             [f"the law of ΔCE levels off at {law.plateau:.3g} nat"],
             ["ask for a smaller --ce-budget"],
         )
-    strength = law.invert(budget, sign)
-    for _ in range(MAX_PASSES):
-        law = law.through(strength, delta_ce(loaded, run, site, strength).value)
-        before, strength = strength, law.invert(budget, sign)
-        if abs(strength / before - 1) < CLOSE:
-            break
-    return strength, law
+    spent = spend_budget(
+        lambda strength: delta_ce(loaded, run, site, strength).value,
+        law,
+        run.corpus.self_sampled,
+        budget,
+        sign,
+        site.name,
+    )
+    return spent.strength, spent.law
 
 
 def largest_strength(

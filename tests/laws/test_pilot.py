@@ -17,7 +17,8 @@ from calibrate.engine.generation import sample
 from calibrate.engine.site import Site, SteeringVector
 from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.laws.log_odds import measure_log_odds
-from calibrate.laws.pilot import MAX_PASSES, TEST_SHARE, fit_pilot, run_pilot, run_pilots
+from calibrate.laws.pilot import TEST_SHARE, fit_pilot, run_pilot, run_pilots
+from calibrate.laws.spending import MAX_PASSES
 from calibrate.models.prompts import encode_prompt
 from calibrate.models.tokens import TokenSequence
 from calibrate.texts.concept_tokens import concept_token_ids
