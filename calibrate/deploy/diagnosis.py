@@ -45,9 +45,10 @@ class Distance:
     recorded: float
 
     def within(self, tolerance: float) -> bool:
-        """Whether the gap is within a tolerance, and the shift is there, which may be smaller.
+        """Whether the gap is within a tolerance, and about the recorded shift is found.
 
-        Rounding is alone in what a tolerance must allow for, and averages out in the share.
+        An effect smaller than the tolerance is seen by its share alone, in which the rounding of
+        single tokens averages out.
         """
         return self.gap <= tolerance and abs(self.share - 1) <= MOST_OFF
 
