@@ -332,7 +332,7 @@ def coverage(
         drawn = set(rng.sample(sorted(rest), N_OWN - len(first)))
         own = [*first, *(rng.choice(rest[prompt]) for prompt in sorted(drawn))]
         others = [index for prompt in rest if prompt not in drawn for index in rest[prompt]]
-        laws = resampled_laws(odds, strength, taken(measured, own), settings)
+        laws = resampled_laws(odds, [(strength, taken(measured, own))], settings)
         low, high = strength_interval(laws, len(own), settings)
         hits += low <= stepped(pilot.law, strength, taken(measured, others), budget) <= high
     return hits / DEALS

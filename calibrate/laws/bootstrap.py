@@ -1,4 +1,4 @@
-"""The laws fitted through one pass, and their errors by resampling its sequences."""
+"""The laws fitted through passes, and their errors by resampling the sequences."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ RESAMPLES = 1000  # bootstrap resamples of the sequences, for intervals and stan
 
 
 def resampled_laws(
-    odds: LogOdds, strength: float, rise: RatioEstimate, settings: Settings
+    odds: LogOdds, passes: Sequence[tuple[float, RatioEstimate]], settings: Settings
 ) -> list[CrossEntropyLaw]:
-    """The laws of ΔCE for RESAMPLES bootstrap resamples of the sequences of a pass.
+    """The laws of ΔCE for RESAMPLES bootstrap resamples of the sequences, fitted as the law was.
 
-    rise: ΔCE at the strength; its first sequences are those of the log-odds.
+    passes: what it was fitted to: the strength of one pass and its ΔCE, or of two, the one nearest
+    to the budget first, where its slope was fitted too. Their first sequences are those of the
+    log-odds.
     """
     return [
-        rise_law_through(odds, strength, rise, settings.sign, weights)
-        for weights in _resample_counts(len(rise.counts), settings)
+        rise_law_through(odds, passes, settings.sign, weights)
+        for weights in _resample_counts(len(passes[0][1].counts), settings)
     ]
 
 
@@ -64,18 +66,20 @@ def _resample_counts(n: int, settings: Settings) -> np.ndarray:
 
 def rise_law_through(
     odds: LogOdds,
-    strength: float,
-    rise: RatioEstimate,
+    passes: Sequence[tuple[float, RatioEstimate]],
     sign: int,
     weights: np.ndarray | None = None,
 ) -> CrossEntropyLaw:
-    """The law of ΔCE through one pass.
+    """The law of ΔCE through one pass, or through two.
 
     weights: how often each sequence counts; once each if None.
     """
-    weights = np.ones(len(rise.counts)) if weights is None else weights
-    value = float(weights @ rise.sums / (weights @ rise.counts))
-    return odds.law(sign, _of_first(weights, odds)).through(strength, value)
+    weights = np.ones(len(passes[0][1].counts)) if weights is None else weights
+    points = [
+        (strength, float(weights @ rise.sums / (weights @ rise.counts)))
+        for strength, rise in passes
+    ]
+    return odds.law(sign, _of_first(weights, odds)).through_nearest(points)
 
 
 def mass_law_through(

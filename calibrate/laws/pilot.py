@@ -177,7 +177,7 @@ def fit_pilot(
     nearest = passes[at]
     test = TEST_SHARE * strength
     goodness = _test_laws(odds, at, nearest, test, steered_at(test, run.first), sign)
-    laws = resampled_laws(odds, at, nearest.rise, settings)
+    laws = resampled_laws(odds, [(each, passes[each].rise) for each in spent.fitted_at], settings)
     low, high = strength_interval(laws, n_sequences, settings)
     return Pilot(
         site=site,
@@ -220,7 +220,7 @@ def _test_laws(
     odds: LogOdds, at: float, nearest: Steered, test: float, measured: Steered, sign: int
 ) -> tuple[Goodness, Goodness]:
     """Judge both laws, fitted to the first sequences alone, on these at the test's strength."""
-    law = rise_law_through(odds, at, of_first_sequences(nearest.rise, odds), sign)
+    law = rise_law_through(odds, [(at, of_first_sequences(nearest.rise, odds))], sign)
     mass_law = mass_law_through(odds, at, nearest.mass)
     return (
         judge_rise([test], [float(law.predict(test))], [measured.rise.value]),

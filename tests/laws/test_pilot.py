@@ -102,6 +102,7 @@ def test_on_other_texts_two_passes_make_up_for_a_slope_of_few_sequences():
     assert pilot.law.slope > wrong.law(1).slope
     named = pilot.strength_at_budget.value
     assert measured(loaded, run, site, named) == pytest.approx(0.1, rel=0.005)
+    assert pilot.strength_at_budget.low < named < pilot.strength_at_budget.high
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
