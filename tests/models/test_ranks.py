@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,23 +25,27 @@ from calibrate.engine.loading import load_model
 from calibrate.judging.read_once import read_once
 from calibrate.models.placement import place, require_divisible
 from calibrate.models.ranks import Ranks
-from calibrate.models.unreadable import why_unloadable
 from calibrate.search.storage import StudyStore, check_storage
 
 SOME = ("llama", "gemma3", "gpt-neox")  # docs/devices.md has six
 SCRIPT = Path(__file__).with_name("several_processes.py")
 
 
-def run(folder, way, *architectures, processes=1):
-    """What each process found, by architecture and process."""
+def done_by(folder, way, *architectures, processes=1):
+    """The processes' end: their status, and all that they printed."""
     started = [sys.executable]
     if processes > 1:
         meeting = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
         started += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", *meeting]
-    done = subprocess.run(
+    return subprocess.run(
         [*started, str(SCRIPT), str(folder), way, *architectures],
         capture_output=True, text=True, timeout=600, check=False, env=environment(way),
     )  # fmt: skip
+
+
+def run(folder, way, *architectures, processes=1):
+    """What each process found, by architecture and process."""
+    done = done_by(folder, way, *architectures, processes=processes)
     assert done.returncode == 0, done.stderr[-3000:]
     return {
         name: [
@@ -61,7 +66,7 @@ def environment(way):
 def folder(tmp_path_factory):
     """Tiny models and prompts."""
     made = tmp_path_factory.mktemp("ranks")
-    for name in (*SOME, "gpt2"):
+    for name in SOME:
         tiny.model(name).save_pretrained(made / name)
         tiny.tokenizer().save_pretrained(made / name)
     (made / "prompts.txt").write_text("\n".join(tiny.prompts(100)))
@@ -202,9 +207,14 @@ def dealt(heads, shared_heads):
 
 
 def without_plan(folder):
-    """What transformers says of an architecture without a plan."""
-    error = ValueError("`tp_size=2` was requested, but `GPT2LMHeadModel` has no `tp_plan`.")
-    raise ModelError(why_unloadable("gpt2", None, error))
+    """Raise what both of two processes said that were to share an architecture without a plan."""
+    tiny.model("gpt2").save_pretrained(folder / "gpt2")
+    tiny.tokenizer().save_pretrained(folder / "gpt2")
+    done = done_by(folder, "tensor", "gpt2", processes=2)
+    said = re.findall(r"^(?:\[rank\d\]: *)?\S+\.ModelError: (.*)$", done.stderr, re.MULTILINE)
+    assert said, done.stderr[-3000:]
+    (message,) = {*said}
+    raise ModelError(message)
 
 
 def in_zero_3(_folder):
@@ -262,7 +272,8 @@ REFUSED = [
     ),
     Refused(
         "an architecture that transformers cannot share",
-        "--tensor-parallel needs a plan of how to share gpt2, …; give --device-map auto",
+        "--tensor-parallel needs a plan of how to share …gpt2, and transformers has none for its "
+        "architecture; give --device-map auto",
         without_plan,
         ModelError,
     ),
