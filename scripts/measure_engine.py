@@ -60,6 +60,7 @@ def measured() -> dict[str, Any]:
         site = Site((concept_vectors(loaded, texts, Settings())[LAYER],))
         loaded.capabilities.report()  # tried before anything is timed
         return {
+            "torch": torch.__version__,
             "replies": {name: replies(loaded, site, *shape) for name, shape in SHAPES.items()},
             "delta_ce": scoring(loaded, site),
         }
@@ -123,7 +124,7 @@ def in_turn(ways: dict[str, Callable[[], Any]]) -> tuple[dict[str, Any], dict[st
 
 
 def page(found: dict[str, Any]) -> str:
-    parts = [HEADER.format(torch=torch.__version__)]
+    parts = [HEADER.format(torch=found["torch"])]
     for name, one in found["replies"].items():
         seconds = one["seconds"]
         rows = [
