@@ -157,7 +157,7 @@ def page(found: dict[str, Any]) -> str:
     parts = [HEADER]
     compared = found.pop(HARNESS, {})
     for name, points in found.items():
-        refused = next((point["refused"] for point in points[::-1] if point["refused"]), None)
+        refused = max(points, key=lambda point: abs(by_strength(point)))["refused"]
         parts += [
             f"## {name}",
             f"Unsteered, {points[0]['baseline']:.1%} are answered rightly.",
