@@ -22,7 +22,7 @@ import click
 import numpy as np
 import torch
 from markdown_tables import DOCS, table
-from records import notes_of, page_option, read_records, write_records
+from records import page_option, read_records, sentences, write_records
 
 from calibrate import Calibration, calibrate, load_model
 from calibrate.artefact.config import SteeringConfig
@@ -306,7 +306,7 @@ def stack_table(found: dict[str, Any]) -> str:
         "sampled in that stack to the same prompts with the same noise (two to a prompt in the "
         "first row, one in the others). llama.cpp runs the quantised weights the model came from, "
         "its activations rounded to eight bits, which moves predictions by some hundredths "
-        f"before anything is steered. Steered at {where}. {notes_of(stacks)}\n\n"
+        f"before anything is steered. Steered at {where}. {sentences(stacks, 'note')}\n\n"
         + table(headings, rows)
     )
 

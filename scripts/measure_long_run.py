@@ -20,7 +20,7 @@ import click
 import numpy as np
 from markdown_tables import DOCS, table
 from matplotlib.figure import Figure
-from records import notes_of, page_option, read_records, write_records
+from records import page_option, read_records, sentences, write_records
 
 from calibrate import Calibration, LoadedModel, calibrate, load_model
 from calibrate.common.estimate import RatioEstimate
@@ -102,7 +102,7 @@ def main(concepts: tuple[str, ...], only_page: bool) -> None:
 
 
 def page(found: Sequence[Measured]) -> str:
-    header = HEADER.format(notes=notes_of({one.concept: asdict(one) for one in found}))
+    header = HEADER.format(notes=sentences({one.concept: asdict(one) for one in found}, "note"))
     return "\n".join([header, strengths(found), loops(found), along(found), minutes(found)])
 
 

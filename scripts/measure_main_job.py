@@ -27,7 +27,7 @@ import torch
 from checkouts import command_of, commit_of
 from kept import forget
 from markdown_tables import DOCS, table
-from records import page_option, read_records, write_records
+from records import page_option, read_records, sentences, write_records
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from calibrate import Calibration, load, load_model
@@ -77,12 +77,6 @@ def main(names: tuple[str, ...], teaching: bool, against: Path | None, only_page
 def measure(names: Sequence[str], against: Path | None) -> None:
     """Run each by its name; the first, and the earlier commit's, start with an empty cache."""
     found: dict[str, Any] = read_records(TARGET)
-    found["machine"] = {
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
     runs = found.setdefault("runs", {})
     with tempfile.TemporaryDirectory() as scratch:
         if against is not None:
@@ -97,6 +91,14 @@ def measure(names: Sequence[str], against: Path | None) -> None:
                 found["again"] = remeasured(Calibration.load(out))
                 keep_pictures(out)
             write_records(TARGET, found)
+
+
+def machine() -> str:
+    """What runs this."""
+    return (
+        f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, "
+        f"torch {torch.__version__}"
+    )
 
 
 def time_teaching() -> dict[str, Any]:
@@ -114,7 +116,11 @@ def time_teaching() -> dict[str, Any]:
         panel = make_judges(loaded, inputs, "auto", None, teacher, settings)
         seconds = time.perf_counter() - started
     assert panel.probe is not None
-    return {"seconds": seconds, "replies": panel.probe.learned.n_texts["teacher"]}
+    return {
+        "machine": machine(),
+        "seconds": seconds,
+        "replies": panel.probe.learned.n_texts["teacher"],
+    }
 
 
 def run(options: list[str], out: Path, checkout: Path) -> dict[str, Any]:
@@ -133,7 +139,8 @@ def run(options: list[str], out: Path, checkout: Path) -> dict[str, Any]:
         stderr=subprocess.PIPE,
         text=True,
     )
-    found = {"command": " ".join(command), "seconds": time.perf_counter() - start}
+    seconds = time.perf_counter() - start
+    found = {"machine": machine(), "command": " ".join(command), "seconds": seconds}
     if ended.returncode == 0:
         config = load(out)
         found |= {"verdict": "ships", "strength": repr(config.intervention.strength)}
@@ -234,7 +241,7 @@ def page(found: dict[str, Any]) -> str:
     ships = {name: one for name, one in runs.items() if one["verdict"] == "ships"}
     today = {name: one for name, one in ships.items() if name != EARLIER}
     parts = [
-        HEADER.format(**found["machine"]),
+        HEADER.format(machines=sentences({**runs, "teaching": found["teaching"]}, "machine")),
         results(today),
         *refusals(runs),
         "![ΔCE against strength](main-job/delta_ce.png)\n\n![presence](main-job/presence.png)\n",
@@ -251,12 +258,14 @@ def page(found: dict[str, Any]) -> str:
 HEADER = """# The main job on a real model
 
 Written by `scripts/measure_main_job.py`. Model: the embedded `smollm2` (SmolLM2-135M-Instruct,
-float32); default settings, budget 0.1 nat per token; {cores} cores ({machine}), Python {python},
-torch {torch}. ΔCE and presence are measured on prompts nothing was tuned on; brackets are 95 %
-intervals, and "bound" is the one-sided 95 % bound that has to keep to the budget. The first run
-starts with an empty cache; what follows finds there what it can use of the earlier ones: unsteered
-replies, vectors, probes. `hopeful.jsonl` stands for a concept that is not built in: a teacher
-grades the model's replies, and the probe learns from these grades.
+float32); default settings, budget 0.1 nat per token.
+{machines}
+
+ΔCE and presence are measured on prompts nothing was tuned on; brackets are 95 % intervals, and
+"bound" is the one-sided 95 % bound that has to keep to the budget. The first run starts with an
+empty cache; what follows finds there what it can use of the earlier ones: unsteered replies,
+vectors, probes. `hopeful.jsonl` stands for a concept that is not built in: a teacher grades the
+model's replies, and the probe learns from these grades.
 """
 
 

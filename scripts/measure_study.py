@@ -29,7 +29,7 @@ import click
 import numpy as np
 import optuna
 from markdown_tables import DOCS, table
-from records import notes_of, page_option, read_records, write_records
+from records import page_option, read_records, sentences, write_records
 from safetensors.numpy import load_file, save_file
 from scipy.stats import spearmanr
 
@@ -336,7 +336,7 @@ def page(found: dict[str, Any]) -> str:
     grids = {key.removeprefix("grid "): one for key, one in found.items() if key[:5] == "grid "}
     return "\n".join(
         [
-            HEADER.format(notes=notes_of(grids)),
+            HEADER.format(notes=sentences(grids, "note")),
             regret_table(grids),
             ranking_table(grids),
             sampler_table(found["samplers"]),

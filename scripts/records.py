@@ -30,18 +30,19 @@ def write_records(path: Path, facts: Any) -> Any:
     return read_records(path)
 
 
-def notes_of(records: Mapping[str, Mapping[str, Any]]) -> str:
-    """What each record's "note" says of a measurement that today's script would make otherwise.
+def sentences(records: Mapping[str, Mapping[str, Any]], key: str) -> str:
+    """What the records say by a key, a sentence each, with the names of those that say it.
 
-    records: by the names that a note is given where not all of them have it.
+    Names are left out where all say the same. A "note" says how a record was measured where today's
+    script would do otherwise; a "machine", on what.
     """
     names: dict[str, list[str]] = {}
     for name, record in records.items():
-        if note := record.get("note"):
-            names.setdefault(note, []).append(name)
+        if said := record.get(key):
+            names.setdefault(said, []).append(name)
     return " ".join(
-        f"{note}." if len(of) == len(records) else f"{', '.join(of)}: {note}."
-        for note, of in names.items()
+        f"{said}." if len(of) == len(records) else f"{', '.join(of)}: {said}."
+        for said, of in names.items()
     )
 
 

@@ -80,9 +80,22 @@ def test_the_benchmark_of_gpus_runs_on_what_is_there(monkeypatch, tmp_path):
 @pytest.mark.skipif(not SCRIPTS.is_dir(), reason="an installed package has no scripts")
 def test_a_note_is_of_the_record_that_has_it(monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
-    from records import notes_of
+    from records import sentences
 
     old, new = {"note": "Measured before"}, {"note": ""}
-    assert notes_of({"joy": old, "evil": old}) == "Measured before."
-    assert notes_of({"joy": old, "evil": new, "lying": {}}) == "joy: Measured before."
-    assert notes_of({"joy": new, "lying": {}}) == ""
+    assert sentences({"joy": old, "evil": old}, "note") == "Measured before."
+    assert sentences({"joy": old, "evil": new, "lying": {}}, "note") == "joy: Measured before."
+    assert sentences({"joy": new, "lying": {}}, "note") == ""
+
+
+@pytest.mark.skipif(not SCRIPTS.is_dir(), reason="an installed package has no scripts")
+def test_the_guards_page_says_of_the_largest_strength_whether_it_is_refused(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    from measure_guard import page
+
+    drop = {"value": 0.0, "low": 0.0, "high": 0.0}
+    point = {"budget": 0.1, "accuracy": 0.5, "baseline": 0.5, "drop": drop, "upper": 0.0}
+    small = point | {"strength": 0.1, "refused": "the small one's reason"}
+    large = point | {"strength": -1.0, "refused": "the large one's reason"}
+    assert "refused: the large one's reason." in page({"joy": [large, small]})
+    assert "is refused:" not in page({"joy": [small, large | {"refused": None}]})
