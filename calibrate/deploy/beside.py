@@ -11,9 +11,10 @@ from calibrate.artefact.config import SteeringConfig
 from calibrate.common.errors import Infeasible, InputError
 from calibrate.common.numbers import check_number
 from calibrate.common.settings import Settings
-from calibrate.deploy.checks import reader_again, why_not_same
+from calibrate.deploy.checks import why_not_same
 from calibrate.deploy.finished import Calibration
 from calibrate.deploy.start import Start
+from calibrate.deploy.trusted import reader_again
 from calibrate.engine.site import Site
 from calibrate.engine.unsteered import UnsteeredRun
 from calibrate.judging.presence import read

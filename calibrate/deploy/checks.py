@@ -14,7 +14,7 @@ from calibrate.common.errors import Infeasible, InputError
 from calibrate.common.estimate import RatioEstimate
 from calibrate.common.settings import Sampling
 from calibrate.deploy.diagnosis import Check, ReferenceInput
-from calibrate.deploy.trusted import trusted_judge
+from calibrate.deploy.trusted import reader_again
 from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.generation import Completion, Request, sample, sample_all
 from calibrate.engine.unsteered import Corpus, run_unsteered
@@ -24,10 +24,10 @@ from calibrate.models.model import LoadedModel
 from calibrate.models.prompts import encode_prompt
 from calibrate.models.steering import Steering
 from calibrate.search.long_run import unsteered_at_length
-from calibrate.texts.concept import Texts, read_lines
+from calibrate.texts.concept import read_lines
 from calibrate.texts.guard import guard_again
 from calibrate.texts.replies import corpus_texts
-from probes import Probe, Reader
+from probes import Reader
 from probes import load as load_probe
 
 # Largest gap between log-probabilities of the same computation, by precision: float32 on other
@@ -183,23 +183,6 @@ def check_presence(
         plain, steered = _drawn_again(config, evidence, loaded)
         for check, reader in readers:
             yield _check_change(check, reader, steered, plain, config)
-
-
-def reader_again(
-    name: str,
-    config: SteeringConfig,
-    loaded: LoadedModel,
-    probe: Probe | None,
-    texts: Texts | None = None,
-) -> Reader:
-    """One of the calibration's judges; the probe as it was fitted, before any grades.
-
-    texts: the "probe" split of its concept, where that is at hand.
-    Raises: InputError if its name is not enough to make it, or not to be trusted.
-    """
-    if name == "probe" and probe is not None:
-        return Reader(probe.as_fitted.on(loaded), config.concept.name, name)
-    return Reader(trusted_judge(name, config, loaded, texts), config.concept.name, name)
 
 
 def _drawn_again(

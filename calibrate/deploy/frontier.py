@@ -19,7 +19,8 @@ from calibrate.artefact.frontier import Frontier
 from calibrate.common.cost import Ledger
 from calibrate.common.errors import ArtefactError, CalibrateWarning, InputError
 from calibrate.common.progress import SILENT, Progress
-from calibrate.deploy.checks import reader_again, why_not_same
+from calibrate.deploy.checks import why_not_same
+from calibrate.deploy.trusted import reader_again
 from calibrate.engine.unsteered import Corpus
 from calibrate.judging.panel import Panel
 from calibrate.models.model import LoadedModel, preserving_model_state

@@ -11,8 +11,8 @@ from calibrate.common.cost import Allowance, Ledger, Limits
 from calibrate.common.errors import InputError
 from calibrate.common.progress import SILENT, Progress
 from calibrate.common.settings import Settings
-from calibrate.deploy.checks import reader_again
 from calibrate.deploy.finished import Calibration
+from calibrate.deploy.trusted import reader_again
 from calibrate.engine.site import Site
 from calibrate.engine.unsteered import run_unsteered
 from calibrate.judging.choice import AUTO, JudgeChoice, judge_name

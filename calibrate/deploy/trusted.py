@@ -16,17 +16,31 @@ from calibrate.common.errors import InputError
 from calibrate.judging.panel import judge_again
 from calibrate.models.model import LoadedModel
 from calibrate.texts.concept import Texts
+from probes import Probe, Reader
 from probes.judges import Judge
 
 
-def trusted_judge(
-    name: str, config: SteeringConfig, loaded: LoadedModel, texts: Texts | None = None
-) -> Judge:
-    """One of a calibration's judges, made again from its name.
+def reader_again(
+    name: str,
+    config: SteeringConfig,
+    loaded: LoadedModel,
+    probe: Probe | None,
+    texts: Texts | None = None,
+) -> Reader:
+    """One of the calibration's judges; the probe as it was fitted, before any grades.
 
     texts: the "probe" split of its concept, where that is at hand.
-    Raises: InputError for one that is not to be trusted, or that its name is not enough to make.
+    Raises: InputError if its name is not enough to make it, or not to be trusted.
     """
+    if name == "probe" and probe is not None:
+        return Reader(probe.as_fitted.on(loaded), config.concept.name, name)
+    return Reader(_trusted_judge(name, config, loaded, texts), config.concept.name, name)
+
+
+def _trusted_judge(
+    name: str, config: SteeringConfig, loaded: LoadedModel, texts: Texts | None
+) -> Judge:
+    """A judge made again from its name, if that is to be trusted."""
     place = config.origin.place
     if place == "repository" and not _is_harmless(name):
         raise InputError(

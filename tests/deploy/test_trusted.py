@@ -12,7 +12,7 @@ import tiny
 import calibrate
 from calibrate.artefact.hub import SUMS_FILE, sums_of
 from calibrate.common.errors import InputError
-from calibrate.deploy.checks import reader_again
+from calibrate.deploy.trusted import reader_again
 from calibrate.deploy.verify import check_directory
 
 URL = "http://localhost:1/v1"

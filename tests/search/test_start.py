@@ -14,8 +14,8 @@ from calibrate.common.cost import Limits
 from calibrate.common.errors import CalibrateWarning, ConceptError, Infeasible, InputError
 from calibrate.common.estimate import Interval
 from calibrate.deploy import start as deploy
-from calibrate.deploy.checks import reader_again
 from calibrate.deploy.start import opened_start
+from calibrate.deploy.trusted import reader_again
 from calibrate.engine.loading import load_model
 from calibrate.judging import panel
 from calibrate.search.confirmation import Expected, require_same_reading
