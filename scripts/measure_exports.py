@@ -234,12 +234,12 @@ are the working and home directories, those above them, and the directory that i
 export that fails or is interrupted leaves what was there, and the model in memory, as they were.
 
 Files name the model so that it is found from any folder: a hub id as it is, a directory by its full
-path, an embedded model or a `.gguf` by its directory in the user cache. A snippet, an adapter
-and the harness' command load a model of the Hub at the commit of the calibration. Of a model that is
-only in memory the export says what to fill in. Adapters that the model carries are merged into a folded
-checkpoint; the peft format refuses such a model. What `calibrate push` exports names no place on the
-machine it was written on: the model goes by its hub id, if it has one, and EasySteer's spec finds its
-vector where EasySteer is started in the folder of both.
+path, an embedded model or a `.gguf` by its directory in the user cache. A snippet, an adapter and
+the harness' command load a model of the Hub at the commit of the calibration. Of a model that is only
+in memory the export says what to fill in. Adapters that the model carries are merged into a folded
+checkpoint; the peft format refuses such a model. What `calibrate push` puts into a repository names no
+place on the machine it was written on: the model goes by its hub id, if it has one, and EasySteer's
+spec finds its vector where EasySteer is started in the folder of both.
 
 A calibration rests on how prompts were rendered. A folded checkpoint has the chat template's
 variables set at the head of its template, before what a request gives, and the date of the

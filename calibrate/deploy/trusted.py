@@ -13,6 +13,8 @@ import os
 from calibrate.artefact.config import SteeringConfig
 from calibrate.artefact.hub import SUMS_FILE
 from calibrate.common.errors import InputError
+from calibrate.engine.loading import is_hub_id
+from calibrate.judging.asked import TEACHER
 from calibrate.judging.panel import judge_again
 from calibrate.models.model import LoadedModel
 from calibrate.texts.concept import Texts
@@ -44,9 +46,9 @@ def _trusted_judge(
     place = config.origin.place
     if place == "repository" and not _is_harmless(name):
         raise InputError(
-            f"judge {name!r} is named by a repository, which may have no code run here and no "
-            f"server asked; where you trust it, copy its files but {SUMS_FILE} to a directory, and "
-            "name that"
+            f"judge {name!r} is named by a repository, which may have no code run here, no server "
+            f"asked and no file read; where you trust it, copy its files but {SUMS_FILE} to a "
+            "directory, and name that"
         )
     url, own = config.settings.judge_url or "", os.environ.get("OPENAI_BASE_URL") or ""
     would_send = name.startswith("openai:") and url and os.environ.get("OPENAI_API_KEY")
@@ -61,5 +63,8 @@ def _trusted_judge(
 
 
 def _is_harmless(name: str) -> bool:
-    """Whether making a judge of this name only loads weights, the way any model's are loaded."""
-    return name in ("probe", "embedding") or name.partition(":")[0] == "question"
+    """Whether making a judge of this name only loads weights, as those of the Hub are loaded."""
+    kind, _, model = name.partition(":")
+    if kind == "question":
+        return model in ("", TEACHER) or ("/" in model and is_hub_id(model))
+    return name in ("probe", "embedding")

@@ -27,7 +27,9 @@ from calibrate.deploy.export.place import commit_of, hub_id_of
 from calibrate.deploy.export.svec import entered
 from calibrate.deploy.finished import Calibration
 from calibrate.deploy.verify import open_model
+from calibrate.models.model import LoadedModel
 from calibrate.models.unreadable import first_line
+from calibrate.pipelines.neutral import neutral
 
 CARD_FILE = "README.md"
 EXPORTS = "exports"
@@ -59,7 +61,8 @@ def push(
 ) -> Pushed:
     """Put a finished calibration, exports, pictures and a card into a repository of the Hub.
 
-    Files that an earlier push put there, and this one lacks, are removed.
+    Files that an earlier push put there, and this one lacks, are removed. What is put there names
+    no place on this machine (`calibrate.pipelines.neutral`).
 
     repository: USER/NAME; made if it is not there. formats: exports to put beside it, each checked
         as `calibrate export` does. private: whether a new repository is. dry_run: a folder to
@@ -118,25 +121,22 @@ def _write(
     progress: Progress,
 ) -> None:
     """Everything the repository is to hold."""
-    result = Calibration(*load(directory))
+    found = Calibration(*load(directory))
+    result = neutral(found)
     result.save(folder)
-    served = _export(result, folder, formats, model, progress)
+    loaded = open_model(found.config, model, progress=progress) if formats else None
+    served = _export(result, folder, formats, loaded)
     text = card(result, repository, served, sorted(path.name for path in folder.glob("*.png")))
     (folder / CARD_FILE).write_text(text, encoding="utf-8")
     (folder / SUMS_FILE).write_bytes(sums_of(folder))
 
 
 def _export(
-    result: Calibration,
-    folder: Path,
-    formats: Sequence[str],
-    model: str | None,
-    progress: Progress,
+    result: Calibration, folder: Path, formats: Sequence[str], loaded: LoadedModel | None
 ) -> dict[str, str]:
     """Write the exports; where each is in the repository, by format."""
     if not formats:
         return {}
-    loaded = open_model(result.config, model, progress=progress)
     (folder / EXPORTS).mkdir()
     served, concept = {}, re.sub(r"[^\w.-]+", "-", result.config.concept.name)
     for name in dict.fromkeys(formats):

@@ -47,7 +47,9 @@ def remade(folder):
     return reader_again(config.measured.judges[0], config, tiny.loaded("gpt2"), None)
 
 
-@pytest.mark.parametrize("judge", ["spy:score", "openai:m", "openai:", "embedding:me/encoder"])
+@pytest.mark.parametrize(
+    "judge", ["spy:score", "openai:m", "openai:", "embedding:me/encoder", "question:a.gguf"]
+)
 def test_a_repository_has_no_code_run_and_no_server_asked(judge, named, tmp_path):
     folder = named(judge, pushed=True, url=URL)
     with pytest.raises(InputError, match="is named by a repository, which may have no code run"):

@@ -20,7 +20,7 @@ from calibrate.artefact.hub import SUMS_FILE, local_directory
 from calibrate.cli.commands import cli
 from calibrate.common.errors import AlteredError, ArtefactError, InputError
 from calibrate.deploy.export import FORMATS
-from calibrate.deploy.verify import open_model
+from calibrate.deploy.verify import check_directory, open_model
 from calibrate.pipelines.hub import command_of, push
 
 REPOSITORY = "me/bright"
@@ -331,6 +331,40 @@ def test_no_export_that_is_pushed_names_a_place_here(name, finished, model_folde
     assert ("base_model: org/model" in card) == (name == "org/model")
     (vector,) = json.loads((exports / "easysteer-bright" / "steering.json").read_text())["vectors"]
     assert (exports / "easysteer-bright" / vector["source"]).is_file()
+
+
+def with_places(finished, folder, model_folder):
+    """The calibration as it is of a model, judges and a server that are only there."""
+    shutil.copytree(finished.directory, folder)
+    (folder / "frontier.json").unlink(missing_ok=True)
+    facts = json.loads((folder / "steering.json").read_text())
+    judge, audit = f"question:{folder}/judge.gguf", f"embedding:{folder}/encoder"
+    audited = {**facts["measured"]["presence"]["change"], "judge": audit, "agreement": 0.5}
+    audited |= {"baseline": 0.1, "change": facts["measured"]["presence"]["change"]}
+    facts["model"]["id"] = str(model_folder)
+    facts["measured"] |= {"judges": [judge, audit], "audit": audited}
+    facts["measured"]["presence"]["scale"]["teacher"] = judge
+    facts["provenance"]["settings"]["judge_url"] = "http://intern.example:8080/v1"
+    (folder / "steering.json").write_text(json.dumps(facts))
+    probe = json.loads((folder / "probe" / "probe.json").read_text())
+    probe["model_id"], probe["learned"]["teacher"] = str(model_folder), judge
+    (folder / "probe" / "probe.json").write_text(json.dumps(probe))
+
+
+@pytest.mark.parametrize("formats", [("gguf", "snippet", "folded", "easysteer")])
+def test_nothing_that_is_pushed_names_a_place_here(formats, finished, model_folder, tmp_path):
+    with_places(finished, tmp_path / "named", model_folder)
+    dry = tmp_path / "dry"
+    push(tmp_path / "named", REPOSITORY, formats=formats, dry_run=dry)
+    for path in (path for path in dry.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        assert str(tmp_path).encode() not in content, path
+        assert b"intern.example" not in content, path
+    config = calibrate.load(dry)
+    assert config.model.id == "model"
+    assert config.measured.judges == ["question:judge.gguf", "embedding:encoder"]
+    loaded = open_model(config, str(model_folder))
+    assert check_directory(dry, loaded, quick=True).passed
 
 
 @pytest.mark.parametrize("name", ["bright", "me/bright/more", "me/bright@main", "my name/bright"])
