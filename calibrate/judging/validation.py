@@ -13,7 +13,7 @@ Intervals come from resampled prompts. A measure that is equal in all resamples,
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -119,15 +119,20 @@ class _Readings:
         return _readings(texts, self.probabilities[kept])
 
 
-def hold_against(reader: Reader, texts: Sequence[GradedText]) -> JudgeQuality:
+def hold_against(
+    reader: Reader,
+    texts: Sequence[GradedText],
+    clock: Callable[[], float] = time.perf_counter,
+) -> JudgeQuality:
     """Have a judge read graded texts, and compare its probabilities with the grades.
 
+    clock: seconds.
     Raises: ConceptError for fewer than MIN_GRADED texts; InputError if the judge fails.
     """
     require_enough(len(texts), f"judge {reader.name!r} must be held against")
-    started = time.perf_counter()
+    started = clock()
     probabilities = reader.read([text.text for text in texts])
-    spent = time.perf_counter() - started
+    spent = clock() - started
     readings = _readings(texts, probabilities)
     truth = (readings.grades >= SOMEWHAT).astype(float)
     resampling = resample(readings.groups)

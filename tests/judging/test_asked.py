@@ -159,7 +159,14 @@ def ask(url, **options):
 
 
 def test_questions_are_put_several_at_a_time_and_answers_find_their_texts():
-    with answering(by_first_letter, takes=0.2) as server:
+    four = threading.Barrier(4, timeout=PATIENCE)
+
+    def reply(body):
+        """No answer leaves before four questions are there."""
+        four.wait()
+        return by_first_letter(body)
+
+    with answering(reply) as server:
         texts = [*("Sun Rain House Moon".split()), *("a b c d".split())]
         scores = ask(server.url, at_once=4).score(texts, "joy")
     assert scores == pytest.approx([0.9] * 4 + [0.2] * 4)

@@ -6,6 +6,7 @@ import re
 import shutil
 
 import pytest
+from patience import PATIENCE
 from serving_fixtures import saved, serving
 
 pytestmark = pytest.mark.slow
@@ -31,6 +32,8 @@ def page(server):
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page()
+        page.set_default_timeout(1000 * PATIENCE)
+        playwright.expect.set_options(timeout=1000 * PATIENCE)
         page.faults, page.asked = [], []
         page.on("pageerror", lambda error: page.faults.append(str(error)))
         page.on("console", lambda m: page.faults.append(m.text) if m.type == "error" else None)
