@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -156,8 +156,8 @@ def read_concept(
     if name in built_in_concepts():
         return _read_labelled(name, PACKS / f"{name}.jsonl")
     path = Path(concept)
-    if not _is_file(path):
-        kind = "a directory" if _is_directory(path) else brief(name)
+    if not _holds(path.is_file):
+        kind = "a directory" if _holds(path.is_dir) else brief(name)
         raise ConceptError(
             f"concept must be a built-in name ({', '.join(built_in_concepts())}) or a .jsonl, "
             f".json, .csv or .tsv file, got {kind}{did_you_mean(name, built_in_concepts())}"
@@ -199,17 +199,10 @@ def read_lines(path: str | Path) -> tuple[str, ...]:
     return tuple(entry.text for entry in read_unlabelled(path))
 
 
-def _is_file(path: Path) -> bool:
+def _holds(check: Callable[[], bool]) -> bool:
     try:
-        return path.is_file()
+        return check()
     except OSError:  # the name is too long for a path
-        return False
-
-
-def _is_directory(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:
         return False
 
 
