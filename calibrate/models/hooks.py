@@ -120,6 +120,26 @@ def edited(block: nn.Module, edit: Edit) -> Iterator[None]:
 
 
 @contextmanager
+def entering(blocks: nn.ModuleList, shifts: Mapping[int, torch.Tensor]) -> Iterator[None]:
+    """Add shifts, (hidden,), to what enters blocks, at every position."""
+
+    def adding(shift: torch.Tensor) -> Callable[..., Any]:
+        def hook(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+            if args:
+                return (args[0] + shift.to(args[0]), *args[1:]), kwargs
+            hidden = kwargs["hidden_states"]
+            return args, {**kwargs, "hidden_states": hidden + shift.to(hidden)}
+
+        return hook
+
+    with ExitStack() as stack:
+        for layer, shift in shifts.items():
+            handle = blocks[layer].register_forward_pre_hook(adding(shift), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
 def last_logits_only(
     unembedding: nn.Module, receive: Callable[[torch.Tensor], None] | None = None
 ) -> Iterator[None]:

@@ -12,8 +12,8 @@ wrote the file, does no harm.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from calibrate.artefact.config import SteeringConfig
 from calibrate.common.errors import ExportRefused
 from calibrate.common.marks import facts_in, signature
 from calibrate.deploy.export.exporter import EveryPosition, NextLogProbs, baked
-from calibrate.models.hooks import recompiling
+from calibrate.models.hooks import entering, recompiling
 from calibrate.models.model import LoadedModel
 from calibrate.search.reference import next_log_probs
 
@@ -35,7 +35,6 @@ class Svec(EveryPosition):
 
     name = "svec"
     needs_model = True
-
     suffix = ".svec"  # which both libraries append where it is missing
 
     def check_config(self, config: SteeringConfig) -> None:
@@ -88,7 +87,7 @@ class Svec(EveryPosition):
         shifts = {int(n): torch.tensor(values) for n, values in directions.items()}
 
         def steered(ids: Sequence[int]) -> torch.Tensor:
-            with _entering(loaded.blocks, shifts):
+            with recompiling(), entering(loaded.blocks, shifts):
                 return next_log_probs(loaded, ids)
 
         yield steered
@@ -97,23 +96,3 @@ class Svec(EveryPosition):
 def entered(config: SteeringConfig) -> list[int]:
     """The blocks that the steered ones lead to, which is what a `.svec` files vectors under."""
     return [layer + 1 for layer in config.layers]
-
-
-@contextmanager
-def _entering(blocks: torch.nn.ModuleList, shifts: Mapping[int, torch.Tensor]) -> Iterator[None]:
-    """Add shifts, (hidden_size,), to what enters blocks, at every position."""
-
-    def adding(shift: torch.Tensor) -> Any:
-        def hook(_block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if args:
-                return (args[0] + shift.to(args[0]), *args[1:]), kwargs
-            hidden = kwargs["hidden_states"]
-            return args, {**kwargs, "hidden_states": hidden + shift.to(hidden)}
-
-        return hook
-
-    with ExitStack() as stack, recompiling():
-        for layer, shift in shifts.items():
-            handle = blocks[layer].register_forward_pre_hook(adding(shift), with_kwargs=True)
-            stack.callback(handle.remove)
-        yield
