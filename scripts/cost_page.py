@@ -102,6 +102,7 @@ def page(kept: dict[str, Any]) -> str:
         rates=rates_table(kept),
         larger=larger_table(kept),
         cluster=cluster_table(kept),
+        batches=by_larger_batches(kept),
     )  # fmt: skip
 
 
@@ -140,11 +141,7 @@ def larger_table(kept: dict[str, Any]) -> str:
         device = h100(gpus(shape.weights), kept)
         for batch_tokens, run in SMALL.items():
             small, work = read(kept[run])
-            each = {
-                stage: seconds_of(one, shape, device, small)
-                for stage, one in work.items()
-                if one.texts.calls + one.steps.calls
-            }
+            each = stages_on(device, shape, small, work)
             whole = sum(each.values())
             largest = max(each, key=lambda stage: each[stage])
             rows.append([
@@ -153,6 +150,29 @@ def larger_table(kept: dict[str, Any]) -> str:
             ])  # fmt: skip
     heads = ["model", "on", "--batch-tokens", "a calibration", "GPU minutes", "most of it"]
     return table(heads, rows)
+
+
+def stages_on(
+    device: Device, shape: Shape, small: Shape, work: dict[str, Work]
+) -> dict[str, float]:
+    """Seconds of each stage that runs the model, with the calls that a smaller one's made."""
+    return {
+        stage: seconds_of(one, shape, device, small)
+        for stage, one in work.items()
+        if one.texts.calls + one.steps.calls
+    }
+
+
+def by_larger_batches(kept: dict[str, Any]) -> str:
+    """By how much larger models' calibrations take more or less with more tokens a batch."""
+    changes = []
+    for shape in LARGER:
+        device = h100(gpus(shape.weights), kept)
+        few, many = (
+            sum(stages_on(device, shape, *read(kept[run])).values()) for run in SMALL.values()
+        )
+        changes.append(many / few - 1)
+    return f"{min(changes):+.0%} to {max(changes):+.0%}"
 
 
 def cluster_table(kept: dict[str, Any]) -> str:
@@ -164,11 +184,7 @@ def cluster_table(kept: dict[str, Any]) -> str:
             one.name, one.layers, one.width, one.ffn, one.heads, one.heads // one.group, one.head,
             one.vocabulary,
         )  # fmt: skip
-        each = {
-            stage: seconds_of(each, shape, h100(1, kept), small)
-            for stage, each in work.items()
-            if each.texts.calls + each.steps.calls
-        }
+        each = stages_on(h100(1, kept), shape, small, work)
         again = sum(seconds for stage, seconds in each.items() if stage not in ONCE)
         shared = each.get("unsteered replies", 0.0)
         hours += (8 * (sum(each.values()) - shared + 2 * again) + shared) / 3600
@@ -210,8 +226,8 @@ all-reduces where GPUs share it. A block's kernels wait for Python as long as ll
 
 {larger}
 Decoding replies token by token is bound by Python, which queues kernels, and by reading weights,
-not by arithmetic; batches of 16,384 tokens in place of 2,048 spare nothing. A batch that does not
-fit is halved.
+not by arithmetic; batches of 16,384 tokens in place of 2,048 change what a calibration takes by
+{batches}. A batch that does not fit is halved.
 
 Calibrations run without cuDNN's attention, which plans anew for every width that it has not met, so
 for every token of a reply: with it, smollm2's spent 47 of its first 102 seconds there, in a profile

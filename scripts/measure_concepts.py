@@ -38,6 +38,7 @@ from calibrate.laws.pilot import run_pilot
 from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.models.prompts import encode_prompt
 from calibrate.models.steering import Steering
+from calibrate.search.long_run import LOOP_MARGIN
 from calibrate.texts.concept import built_in_concepts, read_prompts
 from calibrate.texts.replies import build_corpora, sample_unsteered
 from probes import GradedText, learn_probe
@@ -159,6 +160,8 @@ def page() -> str:
                 if "said without" in found
             ],
         ),
+        apart=apart(),
+        humorous=held_back("humorous"),
         n_band=sum(one.at_band for one in graded("train")),
         reasons="\n".join(reasons()),
         missing=missing(),
@@ -201,6 +204,47 @@ def read(found: dict[str, Any]) -> list[str]:
     if "grades" not in found:
         return ["-", "-"]
     return told(found["replies"], [float(grade >= 1) for grade in found["grades"]])
+
+
+def change(replies: list[dict[str, Any]], yes: list[float]) -> float:
+    """The mean of steered replies less that of plain ones."""
+    steered = np.array([one["steered"] for one in replies])
+    return float(np.mean(np.array(yes)[steered]) - np.mean(np.array(yes)[~steered]))
+
+
+def apart() -> str:
+    """How far the probe's change is off the readers', and what moves most of what is refused."""
+    by_readers = {
+        concept: change(one["replies"], [float(grade >= 1) for grade in one["grades"]])
+        for concept, one in results()
+        if "grades" in one
+    }
+    off = {
+        concept: abs(change(one["replies"], one["said"]) - by_readers[concept])
+        for concept, one in results()
+        if concept in by_readers
+    }
+    most = max(off, key=lambda concept: off[concept])
+    refused = [
+        one for one, facts in results() if facts["verdict"] == "refused" and one in by_readers
+    ]
+    moved = max(refused, key=lambda concept: by_readers[concept])
+    return (
+        f"Of the {len(off)}, the probe's change is farthest off the readers' for {most}, by "
+        f"{off[most]:.3f}.\nOf what is refused, {moved} moves most by readers, by "
+        f"{by_readers[moved]:+.2f}; what verification saw of it, on\nother prompts, is below."
+    )
+
+
+def held_back(concept: str) -> str:
+    """By how much less than the largest strength that was tried a concept is steered, and why."""
+    found = dict(results())[concept]
+    tried = [strength for strength, _, _ in found["tested"]]
+    looped = sum(excess > LOOP_MARGIN for _, _, excess in found["tested"])
+    return (
+        f"{concept.capitalize()} is steered by {found['strength'] / tried[-1]:.0%} of the largest "
+        f"strength that was tried: of {len(tried)},\nlong replies loop too much at {looped}."
+    )
 
 
 def told(replies: list[dict[str, Any]], yes: list[float]) -> list[str]:
@@ -277,17 +321,15 @@ replies to add to what it learns from: {n_band}, steered at the default band
 is of the same prompts, and for impolite of the same replies; the steered ones of humorous have been
 drawn and read anew since. The probes of the other six learned nothing new after the readings.
 
-The probe's change is within .05 of the readers' for each of the eight. What is refused moves little
-by either; depression moves most of it, and less on the verification's prompts than on these. Of
-lying, the probe sees neither level nor change rightly: almost no reply lies, so that it had hardly
-any to learn from, and its calibration refuses it for that.
+{apart}
+Of lying, the probe sees neither level nor change rightly: almost no reply lies, so that it had
+hardly any to learn from, and its calibration refuses it for that.
 
 Without the replies that were added it reads the same ones of humorous and impolite as follows,
 humorous was refused, and impolite could not be told apart.
 
 {without}
-Humorous is steered by half of α at the budget: of the four shares that verification tries, long
-replies loop at the three larger ones. [The frontier](frontier.md#humorous-on-smollm2) has one
+{humorous} [The frontier](frontier.md#humorous-on-smollm2) has one
 between them that does not.
 
 ## A single block

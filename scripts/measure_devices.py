@@ -165,7 +165,26 @@ def page(rows: list[dict[str, Any]], real: list[dict[str, Any]]) -> str:
         ),
         real=table(["on", "dtype", "processes", "α_B", "α", "ΔCE", "presence", "seconds"], shared),
         fewer=FEWER,
+        off="".join(off_a_cpu(real)),
+        missing="" if any(row["way"] in GPU_WAYS for row in rows) else MISSING,
     )
+
+
+def off_a_cpu(real: list[dict[str, Any]]) -> list[str]:
+    """How far a GPU's α_B and presence are off those that one process finds on a CPU."""
+    alone = next(row for row in real if "device" not in row and row["processes"] == 1)
+    return [
+        f"\nIn {row['dtype']} a GPU's α_B is off a CPU's by "
+        f"{abs(row['at_budget'] / alone['at_budget'] - 1):.3%}, presence by "
+        f"{abs(row['presence'] - alone['presence']):.4f}."
+        for row in real
+        if "device" in row
+    ]
+
+
+MISSING = """
+The tiny architectures' figures from a GPU are missing: the loan of the machine ended before `--gpu`
+without `--real` did."""
 
 
 PAGE = """# One model on many devices
@@ -206,13 +225,12 @@ replies differ sooner or later, as they do between two kinds of GPU.
 {tiny}
 A real model, smollm2, alone and shared by processes, on two cores that were busy with something
 else, and on a GPU (`calibrate {fewer}`). Replies are drawn by the CPU's arithmetic wherever the
-model is, so that in float32 a GPU finds what a CPU finds; in bfloat16 replies differ:
+model is.{off}
 
 {real}
 What default options take on a GPU is in [cost.md](cost.md), the pilot of 8 billion weights in
-[benchmark-gpu.md](benchmark-gpu.md). The tiny architectures' figures from a GPU are missing: the
-loan of the machine ended before `--gpu` without `--real` did. Tests run calibrations on a stand-in
-for a GPU, which refuses to mix two devices as a GPU does.
+[benchmark-gpu.md](benchmark-gpu.md).{missing}
+Tests run calibrations on a stand-in for a GPU, which refuses to mix two devices as a GPU does.
 """
 
 
