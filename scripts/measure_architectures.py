@@ -25,6 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from small_architectures import NOT_DECODERS, VARIANTS, NotBuilt, decoders
 from sweep import EXACT, Swept, sweep
 
+TARGET = DOCS / "architectures.json"
+
 INTRODUCTION = """# Architectures
 
 Written by `scripts/measure_architectures.py`: every decoder-only architecture that transformers
@@ -64,10 +66,9 @@ own).
 @page_option
 def main(only_page: bool) -> None:
     """Write both documents."""
-    target = DOCS / "architectures.json"
     if not only_page:
-        write_records(target, measured())
-    (DOCS / "architectures.md").write_text(page(read_records(target)), encoding="utf-8")
+        write_records(TARGET, measured())
+    (DOCS / "architectures.md").write_text(page(read_records(TARGET)), encoding="utf-8")
 
 
 def measured() -> dict[str, Any]:

@@ -47,6 +47,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "deploy"))
 import test_export
 import tiny
 
+TARGET = DOCS / "exports.json"
 MODEL, CONCEPT = "smollm2", "joy"
 Sampler = Callable[[Sequence[int], int], int]
 
@@ -55,11 +56,10 @@ Sampler = Callable[[Sequence[int], int], int]
 @click.option("--artefact", type=click.Path(exists=True, path_type=Path))
 @page_option
 def main(artefact: Path | None, only_page: bool) -> None:
-    target = DOCS / "exports.json"
-    found: dict[str, Any] = read_records(target)
+    found: dict[str, Any] = read_records(TARGET)
     for key, measure in (("architectures", architectures), ("stacks", lambda: stacks(artefact))):
         if not only_page and key not in found:
-            found = write_records(target, {**found, key: measure()})
+            found = write_records(TARGET, {**found, key: measure()})
     (DOCS / "exports.md").write_text(page(found), encoding="utf-8")
 
 

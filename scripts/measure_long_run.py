@@ -40,6 +40,7 @@ from calibrate.search.long_run import (
 )
 from probes import Reader
 
+TARGET = DOCS / "long-run.json"
 LENGTH = 192  # tokens of a reply
 SEED = 1  # not the calibrations' own
 KINDS = ("unsteered", "budget alone", "shipped")
@@ -89,12 +90,11 @@ class Measured:
 @click.option("--concept", "concepts", multiple=True, default=("joy", "depression"))
 @page_option
 def main(concepts: tuple[str, ...], only_page: bool) -> None:
-    target = DOCS / "long-run.json"
     if not only_page:
         loaded = load_model("smollm2")
         shutil.rmtree(cache_directory() / "kept", ignore_errors=True)
-        write_records(target, [asdict(measure(loaded, concept)) for concept in concepts])
-    found = [Measured(**facts) for facts in read_records(target)]
+        write_records(TARGET, [asdict(measure(loaded, concept)) for concept in concepts])
+    found = [Measured(**facts) for facts in read_records(TARGET)]
     (DOCS / "long-run").mkdir(exist_ok=True)
     for one in found:
         draw(one, DOCS / "long-run" / f"{one.concept}.png")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -31,7 +32,6 @@ from calibrate.texts.extraction import concept_vectors
 from calibrate.texts.replies import UnsteeredReplies, build_corpora, sample_unsteered
 
 TARGET = DOCS / "pairs.json"
-PICTURE = DOCS / "pairs" / "presence.png"
 MODEL = "smollm2"
 CONCEPTS = ("joy", "optimistic")
 PAIRS = (4, 8, 16, 32, 64, 128, 192)  # each holds the ones before it
@@ -53,8 +53,8 @@ def main(concepts: tuple[str, ...], only_page: bool) -> None:
             for concept in concepts:
                 measure(loaded, concept, replies, runs)
     found = read_records(TARGET)
-    PICTURE.parent.mkdir(exist_ok=True)
-    draw(found)
+    (DOCS / "pairs").mkdir(exist_ok=True)
+    draw(found, DOCS / "pairs" / "presence.png")
     (DOCS / "pairs.md").write_text(page(found), encoding="utf-8")
 
 
@@ -115,7 +115,7 @@ def expected(points: dict[str, Any], full: float) -> list[tuple[int, float]]:
     ]
 
 
-def draw(found: dict[str, Any]) -> None:
+def draw(found: dict[str, Any], path: Path) -> None:
     done = {concept: points for concept, points in found.items() if str(PAIRS[-1]) in points}
     columns = max(len(done), 1)
     size = (5 * columns, 4)
@@ -135,7 +135,7 @@ def draw(found: dict[str, Any]) -> None:
         axes.minorticks_off()
         axes.axhline(0, color="0.7", linewidth=1)
         axes.legend()
-    figure.savefig(PICTURE, dpi=120)
+    figure.savefig(path, dpi=120)
     plt.close(figure)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,17 @@ import pytest
 from click.testing import CliRunner
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
+DOCS = SCRIPTS.parent / "docs"
+SLOW = {"measure_judges": "judges"}  # it draws grades thousands of times
+PAGES = {
+    "benchmark": "benchmark",
+    "cost_model": "cost",
+    **{f"measure_{one.replace('-', '_')}": one for one in (
+        "architectures", "bands", "bounds", "concepts", "devices", "engine", "exports", "finetune",
+        "guard", "house", "joint", "laws", "long-run", "main-job", "pairs", "prompt-strength",
+        "remainder", "serve", "study", "sweep",
+    )},
+}  # fmt: skip
 OPTIONAL = ("vaderSentiment", "xllamacpp", "peft", "lm_eval", "ray")
 IMPORT_ALL = f"""
 import importlib, sys
@@ -99,3 +111,21 @@ def test_the_guards_page_says_of_the_largest_strength_whether_it_is_refused(monk
     large = point | {"strength": -1.0, "refused": "the large one's reason"}
     assert "refused: the large one's reason." in page({"joy": [large, small]})
     assert "is refused:" not in page({"joy": [small, large | {"refused": None}]})
+
+
+@pytest.mark.skipif(not SCRIPTS.is_dir(), reason="an installed package has no scripts")
+@pytest.mark.parametrize(
+    ("script", "page"),
+    [*PAGES.items(), *(pytest.param(*one, marks=pytest.mark.slow) for one in SLOW.items())],
+)
+def test_a_page_is_what_its_script_makes_of_what_is_kept(script, page, monkeypatch, tmp_path):
+    """All but frontier.md and reproduction.md, whose pictures take half a minute each."""
+    for package in ("numpy", "scipy"):
+        if f"{package}=={version(package)}" not in (SCRIPTS.parent / "constraints.txt").read_text():
+            pytest.skip(f"another {package} than in constraints.txt may round otherwise")
+    monkeypatch.syspath_prepend(SCRIPTS)
+    module = pytest.importorskip(script, reason="it needs what is not installed")
+    monkeypatch.setattr(module, "DOCS", tmp_path)
+    CliRunner().invoke(module.main, ["--page"], catch_exceptions=False)
+    made = (tmp_path / f"{page}.md").read_text(encoding="utf-8")
+    assert made == (DOCS / f"{page}.md").read_text(encoding="utf-8"), f"run {script}.py --page"
