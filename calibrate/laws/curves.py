@@ -55,9 +55,10 @@ class BlockCurves(Section):
     delta_ce: nats per token; concept_mass: probability of the concept's tokens. Their errors are
     standard deviations over resampled concept texts, where those were asked for, and for ΔCE
     otherwise the standard error over sequences. law_*: what the paper's laws predict, as a
-    calibration uses them; remainder_*: what the law of the bounded remainder does. goodness: by
-    law, up to α_B of either sign; goodness_beyond: up to BEYOND times as far, where the laws
-    extrapolate; "peaks" is absent where too few tokens peak.
+    calibration uses them; remainder_*: what the law of the bounded remainder does, None for ΔCE on
+    text the model has not written, where it is no KL. goodness: by law, up to α_B of either sign;
+    goodness_beyond: up to BEYOND times as far, where the laws extrapolate; "peaks" is absent where
+    too few tokens peak.
     context: the end of the text before the tokens shown; of the contexts sampled, the one in which
     probabilities move most. far: by sign, the tokens left at a far strength. presence, accuracy:
     None where nobody was asked to read replies, and no questions were put.
@@ -76,7 +77,7 @@ class BlockCurves(Section):
     concept_mass: list[float]
     concept_mass_error: list[float] | None
     law_concept_mass: list[float]
-    remainder_delta_ce: list[float]
+    remainder_delta_ce: list[float] | None
     remainder_concept_mass: list[float]
     context: str
     tokens: list[TokenCurve]
@@ -155,13 +156,14 @@ def block_curves(bench: Bench, site: Site, resamples: Sequence[Site] = ()) -> Bl
     ]
     foretold = _foretold(bench, site, contexts, strengths, rises, masses)
     far_rises, far_masses = foretold.curves(strengths, bench.concept_tokens)
+    by_law = {"cross_entropy": law_rises, "cross_entropy_remainder": far_rises}
     watched = _watch(foretold, strengths, np.stack([steered.watched for steered in measured]))
     shown = int(np.argmax(np.ptp(watched.measured.probabilities, axis=2).sum(axis=1)))
     goodness, goodness_beyond = (
         _judge_laws(
             strengths,
             share * unit * (1 + 1e-9),
-            {"cross_entropy": law_rises, "cross_entropy_remainder": far_rises},
+            {law: row for law, row in by_law.items() if row is not None},
             {"concept": law_masses, "concept_remainder": far_masses},
             (rises, masses),
             watched,
@@ -190,7 +192,7 @@ def block_curves(bench: Bench, site: Site, resamples: Sequence[Site] = ()) -> Bl
             [[steered.mass.value for steered in curve] for curve in resampled]
         ),
         law_concept_mass=law_masses.tolist(),
-        remainder_delta_ce=far_rises.tolist(),
+        remainder_delta_ce=None if far_rises is None else far_rises.tolist(),
         remainder_concept_mass=far_masses.tolist(),
         context=text_before(bench.loaded, bench.run, contexts[shown]),
         tokens=_token_curves(bench, odds.tokens, strengths, watched, shown),

@@ -3,6 +3,9 @@
 Five passes give the last residuals of some scored tokens; everything else is read from them. What
 the corpus as a whole costs, and how much mass the concept's tokens have there, follows from these
 tokens' share of what was measured on all: of the cost at ±α_B, of the mass's log-odds at 0.
+
+The law foretells KL(p₀ ‖ p_α), which on the model's own replies is ΔCE. On other text ΔCE has a
+slope and may fall below 0: it is not foretold there, and κ takes a pass of its own.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit
 
+from calibrate.engine.last_residual import last_residuals
 from calibrate.engine.site import Site
 from calibrate.engine.unsteered import UnsteeredRun
 from calibrate.laws.formulas import clipped_logit
@@ -28,34 +32,47 @@ class Foretold:
     """The law of one site, and what was measured there on all tokens.
 
     watched: places of the watched contexts among those of the law. rises: of cross-entropy at the
-    law's unit of either sign, nats per token. mass: of the concept's tokens at 0.
+    law's unit of either sign, nats per token; None on text the model has not written. mass: of the
+    concept's tokens at 0.
     """
 
     law: RemainderLaw
     read_out: ReadOut
     watched: np.ndarray
-    rises: Mapping[int, float]
+    rises: Mapping[int, float] | None
     mass: float
 
     def log_probabilities(self, strength: float) -> np.ndarray:
         """Ln p of the watched contexts, (n_contexts, vocabulary)."""
         return self.law.taken(self.watched).log_probabilities(strength, self.read_out)
 
-    def curves(self, strengths: np.ndarray, tokens: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """ΔCE, nats per token, and the mass of some tokens, at every strength."""
-        before, unit = self.law.log_probabilities(0.0, self.read_out), self.law.unit
-        share = {
-            sign: rise / self.law.rise(sign * unit, self.read_out)
-            for sign, rise in self.rises.items()
-        }
-        rises, masses = [], []
+    def curves(
+        self, strengths: np.ndarray, tokens: Sequence[int]
+    ) -> tuple[np.ndarray | None, np.ndarray]:
+        """ΔCE, nats per token, and the mass of some tokens, at every strength.
+
+        ΔCE is None on text the model has not written.
+        """
+        before = self.law.log_probabilities(0.0, self.read_out)
+        divergences, masses = [], []
         for strength in (0.0, *strengths):
             log_p = self.law.log_probabilities(float(strength), self.read_out)
-            rises.append(share[1 if strength > 0 else -1] * mean_divergence(before, log_p))
+            divergences.append(mean_divergence(before, log_p))
             masses.append(np.exp(log_p[:, list(tokens)]).sum(axis=1).mean())
         log_odds = clipped_logit(np.array([self.mass, *masses]))
         shifted = log_odds[2:] + log_odds[0] - log_odds[1]
-        return np.array(rises[1:]), expit(shifted)
+        return self._costs(strengths, np.array(divergences[1:])), expit(shifted)
+
+    def _costs(self, strengths: np.ndarray, divergences: np.ndarray) -> np.ndarray | None:
+        """ΔCE of all tokens, from the KL of those that are followed."""
+        if self.rises is None:
+            return None
+        positive, negative = (
+            self.rises[sign] / self.law.rise(sign * self.law.unit, self.read_out)
+            for sign in (1, -1)
+        )
+        costs: np.ndarray = np.where(strengths > 0, positive, negative) * divergences
+        return costs
 
 
 def foretell(
@@ -67,7 +84,7 @@ def foretell(
     rises: Mapping[float, float],
     mass: float,
 ) -> Foretold:
-    """Measure the law of a site in five passes.
+    """Measure the law of a site in five passes; in six on text the model has not written.
 
     unit: α_B, above 0. contexts: indices of the scored tokens to watch. rises: what all tokens
     cost at -1, 1 and FITTED_AT times α_B, by that share, nats. mass: of the concept's tokens at 0.
@@ -76,7 +93,11 @@ def foretell(
     rows = np.union1d(followed, contexts)
     read_out = reader_of(loaded)
     law = measure_remainder(loaded, run, site, unit, rows.tolist())
-    wanted = law.rise(unit, read_out) * rises[FITTED_AT] / rises[1]
-    law = law.fitted_to(wanted, read_out)
-    at_units = {sign: rises[sign] for sign in (1, -1)}
-    return Foretold(law, read_out, np.searchsorted(rows, contexts), at_units, mass)
+    places = np.searchsorted(rows, contexts)
+    if run.corpus.self_sampled:
+        wanted = law.rise(unit, read_out) * rises[FITTED_AT] / rises[1]
+        at_units = {sign: rises[sign] for sign in (1, -1)}
+        return Foretold(law.fitted_to(wanted, read_out), read_out, places, at_units, mass)
+    far = read_out(last_residuals(loaded, run, site, FITTED_AT * unit, rows.tolist()))
+    wanted = mean_divergence(law.log_probabilities(0.0, read_out), far)
+    return Foretold(law.fitted_to(wanted, read_out), read_out, places, None, mass)

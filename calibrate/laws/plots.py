@@ -119,7 +119,8 @@ def _draw_concept(axes: Axes, curves: LawCurves, block: BlockCurves) -> None:
 def _draw_delta_ce(axes: Axes, curves: LawCurves, block: BlockCurves) -> None:
     _draw_measured(axes, block, block.delta_ce, block.delta_ce_error)
     axes.plot(block.strengths, block.law_delta_ce, "-", color=LAW, label="law")
-    axes.plot(block.strengths, block.remainder_delta_ce, ":", color=LAW, label="remainder")
+    if block.remainder_delta_ce is not None:
+        axes.plot(block.strengths, block.remainder_delta_ce, ":", color=LAW, label="remainder")
     axes.plot(block.strengths, block.quadratic, "--", color=MUTED, lw=1, label="½cα²")
     for index, plateau in enumerate(block.plateaus.values()):
         axes.axhline(plateau, color=MUTED, lw=0.8, ls="-.", label=None if index else "plateaus")

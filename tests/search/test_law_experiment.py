@@ -155,6 +155,21 @@ def test_the_remainder_foretells_cost_and_concept_between_its_passes(arguments, 
         assert abs(apart) < 0.02
 
 
+def test_on_other_text_the_remainder_foretells_the_concept_and_no_cost(arguments, tmp_path):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(tiny.texts([*tiny.BRIGHT, *tiny.DULL], 64)))
+    found = measure_laws(tiny.model("gpt2"), layers=(0,), corpus=corpus, **arguments)
+    (block,) = found.blocks
+    one = len(SHARES) + 1 + SHARES.index(1.0)
+    assert block.delta_ce[one] == pytest.approx(arguments["ce_budget"], rel=0.02)
+    assert block.remainder_delta_ce is None
+    assert "cross_entropy_remainder" not in block.goodness | block.goodness_beyond
+    assert block.goodness["concept_remainder"].good
+    assert {"delta_ce.png", "laws.json"} <= law_pictures(found).keys()
+    assert LawCurves.model_validate_json(found.to_bytes()) == found
+    laws_summary(found, tmp_path)
+
+
 def test_resampled_texts_give_error_bars(arguments):
     some = measure_laws(tiny.model("gpt2"), layers=(1,), resamples=3, **arguments).blocks[0]
     none = measure_laws(tiny.model("gpt2"), layers=(1,), **arguments).blocks[0]
