@@ -253,9 +253,9 @@ REFUSED = [
     Refused("export gguf --to a folder of the user's",
             "--to must be a file for the gguf format, got the directory …; name a file in it",
             asked("gguf", users_folder), ArtefactError),
-    Refused("export svec --to a link to a folder",
-            "--to must be a file for the svec format, got the directory …; name a file in it",
-            asked("svec", link_to(users_folder)), ArtefactError),
+    Refused("export lm-eval --to a link to a folder",
+            "--to must be a file for the lm-eval format, got the directory …; name a file in it",
+            asked("lm-eval", link_to(users_folder)), ArtefactError),
     Refused("export lm-eval --to a file of another origin",
             "--to must be new, or an earlier export as lm-eval, but … is another file; choose "
             "another --to", asked("lm-eval", users_file), ArtefactError),

@@ -281,7 +281,7 @@ def test_a_folded_checkpoint_renders_as_the_calibration_did(dated, monkeypatch, 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name not in ("folded", "snippet")])
 def test_other_exports_say_what_the_template_must_be_given(name, dated, finished, tmp_path):
     result, _, _, today = dated
-    target = tmp_path / {"lm-eval": "v.pt"}.get(name, "v")
+    target = tmp_path / {"lm-eval": "v.pt", "svec": "v.svec"}.get(name, "v")
     said = result.export(name, target, open_model(result.config)).serve[-1]
     assert said == (
         f'the chat template must be given chat_template_kwargs {{"mood": "calm"}} and {today} as '
