@@ -353,14 +353,17 @@ def test_a_model_whose_files_were_written_anew_is_another_cell(tmp_path):
     assert Cell("joy", "smollm2", "joy").key == Cell("joy", "smollm2", "joy").key
 
 
-@pytest.mark.parametrize("option", ["concept", "prompts", "corpus", "guard", "lm-eval"])
+@pytest.mark.parametrize(
+    "option", ["concept", "prompts", "corpus", "guard", "lm-eval", "several tasks"]
+)
 def test_a_file_that_holds_something_else_makes_another_cell(tmp_path, option):
     file = tmp_path / "given.jsonl"
 
     def key():
         if option == "concept":
             return Cell("joy", "smollm2", str(file)).key
-        given = ("guard", f"lm-eval:{file}") if option == "lm-eval" else (option, str(file))
+        tasks = {"lm-eval": f"lm-eval:{file}", "several tasks": f"lm-eval:arc_easy,{file}:200"}
+        given = ("guard", tasks[option]) if option in tasks else (option, str(file))
         return Cell("joy", "smollm2", "joy", (given,)).key
 
     file.write_text("before")

@@ -156,16 +156,17 @@ def _written(model: Path) -> list[tuple[str, int, int]]:
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]
 
 
-def _held(value: str) -> Any:
-    """What the file or directory holds that a value names, as in FILE or lm-eval:FILE, if any."""
-    for name in (value, value.partition(":")[2]):
+def _held(value: str) -> list[Any]:
+    """What the files and directories hold that a value names, as in FILE or lm-eval:FILE,FILE:N."""
+    found: list[Any] = []
+    for name in {value: None, **dict.fromkeys(re.split("[:,]", value))}:
         with suppress(OSError, ValueError):  # no name of a path
             path = Path(name)
             if path.is_file() and path.suffix != ".gguf":
-                return sha256_of(path)
-            if name and path.exists():
-                return _written(path)
-    return None
+                found.append(sha256_of(path))
+            elif name and path.exists():
+                found.append(_written(path))
+    return found
 
 
 def _code(judge: str | None) -> str | None:
