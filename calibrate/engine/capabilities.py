@@ -14,8 +14,8 @@ a warning says so once.
     forking             run a question once for all its answers      or: with each answer
 
 Batched generation is tried only where fast decoding fails, joining only for a server, and forking
-only for questions with answers to choose from. The
-reference for replies is `generate` on each prompt alone, since that is what is served.
+only for questions with answers to choose from. The reference for replies is `generate` on each
+prompt alone, since that is what is served.
 """
 
 from __future__ import annotations

@@ -220,7 +220,7 @@ def _whole(
 
 
 def _batched(forks: Sequence[Fork], most: int) -> Iterator[list[Fork]]:
-    """Cut distinct forks into batches, longest first, none of whose passes has over `most` tokens.
+    """Cut distinct forks into batches, longest beginnings first, of at most `most` tokens a pass.
 
     A fork that has more gets a batch of its own.
     """

@@ -52,7 +52,7 @@ def judge_digest(judge: JudgeChoice | None, url: str | None = None) -> str | Non
     """A hash of what the same name may not mean the next time; None where it always does.
 
     It is of the code of a function or an object, though not of what that calls; of the ends of a
-    model's files; and of the server's address where the environment names it, and not `url`.
+    model's files; and of a server's address, which the environment names where `url` does not.
     """
     if isinstance(judge, str) and _is_known(judge):
         kind, _, what = judge.partition(":")

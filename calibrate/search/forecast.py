@@ -87,11 +87,7 @@ def forecast(
         total = sum(tokens.values())
         if limits.allow(total, total / speed):
             return Forecast(blocks, tokens, total / speed)
-    raise InputError(
-        f"the limits must allow for one block, one trial and the verification: about {total:,} "
-        f"token-forwards and {total / speed / 60:.1f} minutes; raise --max-tokens or "
-        "--max-minutes, or give fewer --prompts"
-    )
+    raise _too_little("one block, one trial and the verification", total, total / speed)
 
 
 def require_room(
@@ -113,11 +109,14 @@ def require_room(
     tokens = round(_tokens_to_confirm(loaded, concept, prompts, settings, has_corpus, guard))
     seconds = tokens / loaded.ranks.told(_tokens_per_second(loaded, prompts))
     if not limits.allow(tokens, seconds):
-        raise InputError(
-            f"the limits must allow for confirming the calibration to start with: about {tokens:,} "
-            f"token-forwards and {seconds / 60:.1f} minutes; raise --max-tokens or --max-minutes, "
-            "or give fewer --prompts"
-        )
+        raise _too_little("confirming the calibration to start with", tokens, seconds)
+
+
+def _too_little(what: str, tokens: int, seconds: float) -> InputError:
+    return InputError(
+        f"the limits must allow for {what}: about {tokens:,} token-forwards and "
+        f"{seconds / 60:.1f} minutes; raise --max-tokens or --max-minutes, or give fewer --prompts"
+    )
 
 
 def _tokens_to_confirm(
