@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -44,6 +44,7 @@ REPLIES = 4  # to each prompt, 256 in all
 MIDDLE, FOUR = (0.4, 0.7), (0.33, 0.5, 0.67, 0.83)
 SINGLE = 9  # blocks, evenly spread over the band
 FEW = slice(2, 7, 2)  # those measured first
+DIVISIONS = 200  # of the prompts into halves
 VADER = {"joy": 1, "optimistic": 1, "depression": -1, "evil": -1, "impolite": -1}
 JUDGES = {"probe": "the probe", "second": "the second judge", "vader": "VADER"}
 OTHERS = ("middle", "four", "even", "differences")  # bands tried on some concepts alone
@@ -120,8 +121,7 @@ def measure(
             apart = np.array(values) - paired[judge]
             error = apart.std(ddof=1) / np.sqrt(len(apart))
             facts[judge] = [float(np.mean(values)), float(error)]
-        if name == "band":
-            facts["prompts"] = scores
+        facts["prompts"] = scores
         found: dict[str, Any] = read_records(TARGET)
         found.setdefault(loaded.name, {}).setdefault(concept, {})[name] = facts
         write_records(TARGET, found)
@@ -170,15 +170,16 @@ def by_prompt(drawn: Sequence[Completion], scores: Iterable[float]) -> list[floa
 
 
 def page(found: dict[str, Any]) -> str:
-    parts, leads = [HEADER], []
+    parts: list[str] = [HEADER]
+    leads: list[Lead] = []
     for model, concepts in found.items():
         done = {name: cells for name, cells in concepts.items() if len(singles(cells)) > 1}
         for judge, reader in JUDGES.items():
             rows = []
             for concept, cells in done.items():
                 if judge in cells["unsteered"] and (judge != "vader" or concept in VADER):
-                    lead, error = lead_over_best(concept, cells, judge)
-                    leads.append((model, reader, lead, error))
+                    flattered, fair = leads_over_best(concept, cells, judge)
+                    leads.append(Lead(model, reader, flattered, fair))
                     rows.append(band_row(concept, cells, judge))
             if rows:
                 parts.append(f"## {model}, by {reader}\n\n" + table(BAND_HEADS, rows))
@@ -206,39 +207,105 @@ def by_change(concept: str, cells: dict[str, Any], judge: str) -> list[str]:
     return sorted(singles(cells), key=lambda name: change(concept, cells, name, judge))
 
 
-def lead_over_best(concept: str, cells: dict[str, Any], judge: str) -> tuple[float, float]:
-    """By how much the band is ahead of the best single block, and the standard error, paired."""
+Estimate = tuple[float, float]  # a mean, and its standard error
+
+
+class Lead(NamedTuple):
+    """How far the band is ahead of the best single block of one concept, by one judge."""
+
+    model: str
+    reader: str
+    flattered: Estimate  # the best in the replies that are compared
+    fair: Estimate | None  # the best in replies to other prompts; None where those were not kept
+
+
+def leads_over_best(
+    concept: str, cells: dict[str, Any], judge: str
+) -> tuple[Estimate, Estimate | None]:
     best = by_change(concept, cells, judge)[-1]
     lead = change(concept, cells, "band", judge) - change(concept, cells, best, judge)
-    return lead, cells[best][judge][1]
+    blocks = singles(cells)
+    if len(blocks) < SINGLE or not all("prompts" in cells[name] for name in blocks):
+        return (lead, cells[best][judge][1]), None
+    sign = VADER[concept] if judge == "vader" else 1
+    band, *others = (sign * np.array(cells[name]["prompts"][judge]) for name in ("band", *blocks))
+    return (lead, cells[best][judge][1]), lead_over_chosen(band, np.stack(others))
 
 
-BAND_HEADS = ["concept", "unsteered", "band", "best single block", "worst", "band - best"]
+def lead_over_chosen(band: np.ndarray, singles: np.ndarray) -> Estimate:
+    """Lead over the block that is best in one half of the prompts, read in the other half.
+
+    Takes values by prompt, [prompts] and [blocks, prompts]. The halves change places, and their
+    mean over many divisions counts; the error is that of the prompts, the choices taken as given.
+    """
+    rng, count = np.random.default_rng(0), len(band)
+    apart = np.zeros(count)
+    for _ in range(DIVISIONS):
+        order = rng.permutation(count)
+        halves = order[: count // 2], order[count // 2 :]
+        for chosen_on, read_in in (halves, halves[::-1]):
+            best = singles[:, chosen_on].mean(axis=1).argmax()
+            apart[read_in] += (band - singles[best])[read_in] / DIVISIONS
+    return float(apart.mean()), float(apart.std(ddof=1) / np.sqrt(count))
+
+
+BAND_HEADS = [
+    "concept",
+    "unsteered",
+    "band",
+    "best single block",
+    "worst",
+    "band - best",
+    "band - best by other prompts",
+]
 
 
 def band_row(concept: str, cells: dict[str, Any], judge: str) -> list[str]:
     worst, *_, best = by_change(concept, cells, judge)
-    lead, error = lead_over_best(concept, cells, judge)
+    flattered, fair = leads_over_best(concept, cells, judge)
     return [
         concept,
         f"{cells['unsteered'][judge][0]:.3f}",
         f"{change(concept, cells, 'band', judge):+.3f}",
         f"{change(concept, cells, best, judge):+.3f} ({best}, of {len(singles(cells))})",
         f"{change(concept, cells, worst, judge):+.3f} ({worst})",
-        f"{lead:+.3f} ± {error:.3f}",
+        plus_minus(flattered),
+        "-" if fair is None else plus_minus(fair),
     ]
 
 
-def summary(leads: list[tuple[str, str, float, float]]) -> str:
+def plus_minus(estimate: Estimate) -> str:
+    value, error = estimate
+    return f"{value:+.3f} ± {error:.3f}"
+
+
+def summary(leads: Sequence[Lead]) -> str:
     """How often the band keeps up with the best single block, and its lead in the mean."""
     rows = []
-    for place in dict.fromkeys((model, reader) for model, reader, _, _ in leads):
-        ones = [(lead, error) for *names, lead, error in leads if tuple(names) == place]
-        kept_up = sum(lead >= -error for lead, error in ones)
-        mean = float(np.mean([lead for lead, _ in ones]))
-        rows.append([*place, f"{kept_up} of {len(ones)}", f"{mean:+.3f}"])
-    heads = ["model", "read by", "not behind by more than a standard error", "mean lead"]
-    return "## The band against the best single block\n\n" + table(heads, rows)
+    for place in dict.fromkeys((lead.model, lead.reader) for lead in leads):
+        ones = [lead for lead in leads if (lead.model, lead.reader) == place]
+        fair = [lead.fair for lead in ones if lead.fair is not None]
+        rows.append([*place, *keeping_up([lead.flattered for lead in ones]), *keeping_up(fair)])
+    heads = ["model", "read by", "not behind the best", "mean lead",
+             "not behind the best by other prompts", "mean lead"]  # fmt: skip
+    return "## The band against the best single block\n\n" + SUMMARY + table(heads, rows)
+
+
+def keeping_up(leads: Sequence[Estimate]) -> list[str]:
+    """How many are not behind by more than a standard error, and the mean lead."""
+    if not leads:
+        return ["-", "-"]
+    kept_up = sum(lead >= -error for lead, error in leads)
+    return [f"{kept_up} of {len(leads)}", f"{np.mean([lead for lead, _ in leads]):+.3f}"]
+
+
+SUMMARY = f"""Not behind: not by more than a standard error. The best of nine noisy values is the
+best by luck too, and the first two columns hold the band, which nobody chose, against that luck.
+So the best is also chosen by the replies to one half of the prompts and read in those to the other
+half, and the other way round, over {DIVISIONS} random divisions: this is what a search over the
+blocks would bring. It needs all nine, read prompt by prompt.
+
+"""
 
 
 def other_bands(model: str, concepts: dict[str, Any]) -> str:

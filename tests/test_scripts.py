@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -74,6 +75,28 @@ def test_what_is_said_beside_the_papers_figures_is_counted(monkeypatch):
     assert within_budget([block]) == "ΔCE, concept within the budget; not bumps"
     nothing = {sigmoids([]), at_last_token([]), within_budget([])}
     assert nothing == {"not measured here"}
+
+
+@pytest.mark.skipif(not SCRIPTS.is_dir(), reason="an installed package has no scripts")
+def test_a_block_chosen_on_other_prompts_is_not_best_by_luck(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    from measure_bands import lead_over_chosen
+
+    rng = np.random.default_rng(7)
+    fair, errors, flattered = [], [], []
+    for _ in range(100):  # nine blocks that are as good as the band, but for noise
+        prompts = rng.normal(size=(1, 64))
+        band, *blocks = prompts + rng.normal(size=(10, 64))
+        lead, error = lead_over_chosen(band, np.stack(blocks))
+        fair.append(lead)
+        errors.append(error)
+        flattered.append(band.mean() - max(block.mean() for block in blocks))
+    assert abs(np.mean(fair)) < 3 * np.std(fair) / 10 < 0.06
+    assert np.mean(flattered) < -0.1
+    assert 0.6 < np.mean(errors) / np.std(fair) < 1.2
+
+    blocks[4] = band + 1  # the truly best is found, and its lead is whole
+    assert lead_over_chosen(band, np.stack(blocks))[0] == pytest.approx(-1)
 
 
 @pytest.mark.skipif(not SCRIPTS.is_dir(), reason="an installed package has no scripts")
