@@ -14,6 +14,7 @@ from calibrate.texts.guard import read_guard
 from calibrate.texts.text_files import read_labelled
 
 ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "CONTRIBUTING.md", *map(str, sorted(ROOT.glob("docs/*.md")))]
 
 
 @pytest.mark.parametrize(
@@ -34,14 +35,26 @@ def test_a_generated_document_is_up_to_date(script, function, target, written_by
     )
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", *map(str, ROOT.glob("docs/*.md"))]
-)
+@pytest.mark.parametrize("page", PAGES)
 def test_links_between_the_pages_lead_somewhere(page):
     path = ROOT / page
     for target in re.findall(r"\]\(([^)#]+)", path.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (path.parent / target).exists(), target
+
+
+def _slug(heading):
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_to_a_section_lead_to_its_heading(page):
+    path = ROOT / page
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", path.read_text(encoding="utf-8")):
+        other = path.parent / target if target else path
+        headings = re.findall(r"^#+ (.*)$", other.read_text(encoding="utf-8"), re.MULTILINE)
+        assert anchor in {_slug(heading) for heading in headings}, f"{target}#{anchor}"
 
 
 def test_the_files_that_are_shown_can_be_read(tmp_path):

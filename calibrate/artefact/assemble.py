@@ -180,10 +180,7 @@ def _intervention_section(pilot: Pilot, strength: float) -> InterventionSection:
     )
 
 
-def _steered_blocks(site: Site, keys: Mapping[int, str]) -> list[SteeredBlockSection] | None:
-    """Each of several steered blocks; None for one, of which the intervention says everything."""
-    if len(site.vectors) == 1:
-        return None
+def _steered_blocks(site: Site, keys: Mapping[int, str]) -> list[SteeredBlockSection]:
     return [
         SteeredBlockSection(
             layer=vector.layer,

@@ -96,7 +96,7 @@ class SteeringConfig(Section):
 
     @property
     def steered_blocks(self) -> list[SteeredBlockSection]:
-        """The steered blocks; a config that lists none steers one."""
+        """The steered blocks; an earlier config of one block lists none."""
         if self.interventions is not None:
             return self.interventions
         done, norm = self.intervention, self.vector.norm
