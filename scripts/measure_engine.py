@@ -153,8 +153,7 @@ HEADER = """# The engine beside transformers
 Written by `scripts/measure_engine.py`. Model: `smollm2` in float32 on two cores, torch {torch}.
 Half of the rows of a batch are steered. What this engine does itself is taken away part by part.
 Its loop is kept for the short replies of which a calibration samples hundreds; replies that have
-ended leave it, which the ones here hardly do. When this was measured it had key-value buffers with
-room to grow as well; beside transformers' own cache they were not worth their lines, and are gone.
+ended leave it, which the ones here hardly do.
 """
 
 

@@ -258,14 +258,15 @@ def page(found: dict[str, Any]) -> str:
 HEADER = """# The main job on a real model
 
 Written by `scripts/measure_main_job.py`. Model: the embedded `smollm2` (SmolLM2-135M-Instruct,
-float32); default settings, budget 0.1 nat per token.
+float32); budget 0.1 nat per token, and default settings but for what a command names.
 {machines}
 
 ΔCE and presence are measured on prompts nothing was tuned on; brackets are 95 % intervals, and
 "bound" is the one-sided 95 % bound that has to keep to the budget. The first run starts with an
 empty cache; what follows finds there what it can use of the earlier ones: unsteered replies,
-vectors, probes. `hopeful.jsonl` stands for a concept that is not built in: a teacher grades the
-model's replies, and the probe learns from these grades.
+vectors, probes. `hopeful.jsonl` holds the 244 pairs of `optimistic` by another name, and so without
+its graded replies: a teacher grades the model's replies, and the probe learns from these grades. It
+shows the teacher's way, not how a dozen texts of one's own fare.
 """
 
 
@@ -355,8 +356,14 @@ def cost(runs: dict[str, Any], earlier: str | None) -> str:
     rows = [[stage, *(spent(one["cost"].get(stage)) for one in runs.values())] for stage in stages]
     totals = (np.sum(list(one["cost"].values()), axis=0) for one in runs.values())
     rows.append(["together", *map(spent, totals)])
-    note = f" `{EARLIER}` is the first run with commit {earlier}.\n" if EARLIER in runs else "\n"
+    note = f" {EARLIER_TOLD.format(commit=earlier)}\n" if EARLIER in runs else "\n"
     return f"## Cost\n\nToken-forwards and seconds.{note}\n" + table(["stage", *runs], rows)
+
+
+EARLIER_TOLD = (
+    f"`{EARLIER}` is the first run with commit {{commit}}, before a band of blocks was the "
+    "default: its verification asked no questions, and tested fewer strengths at length."
+)
 
 
 def spent(token_forwards_seconds: Sequence[float] | None) -> str:
