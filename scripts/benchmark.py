@@ -424,8 +424,10 @@ def growth_table(rows: list[dict[str, float]]) -> str:
     return (
         "## What it grows with\n\nThe pilot costs in proportion to the corpus, less on large ones, "
         "whose derivatives are taken on a part. Budgets and strengths asked for afterwards are "
-        "read off the laws and cost nothing: `config.laws.cross_entropy.law` has "
-        "`predict(strengths)` and `invert(budget)`.\n\n"
+        "read off the laws without a further pass: `config.laws.cross_entropy.law` has "
+        "`predict(strengths)` and `invert(budget)`, which hold up to about the budget that it was "
+        "fitted at, and [less well beyond]"
+        "(reproduction.md#the-papers-laws-and-the-bounded-remainder).\n\n"
         + table(headings, body)
         + "\n![Cost by corpus and by number of strengths](benchmark/growth.png)\n"
     )

@@ -202,7 +202,8 @@ Written by `scripts/cost_model.py`.
 
 ## Foretold, and held against the clock
 
-Calls of blocks and of the unembedding are counted in a calibration, with default options. Seconds
+Calls of blocks and of the unembedding are counted in a calibration of joy, with default options but
+`--min-gain 0`; llama-8b has random weights and the vocabulary of smollm2. Seconds
 follow from the model's config and four rates of the device, none of them measured on the model:
 FLOP/s of a product with so many rows, bytes/s of passes over an array, seconds of drawing a token
 from random logits, and of a block of the model's kind whose weights are nearly nothing. What else

@@ -183,8 +183,7 @@ def off_a_cpu(real: list[dict[str, Any]]) -> list[str]:
 
 
 MISSING = """
-The tiny architectures' figures from a GPU are missing: the loan of the machine ended before `--gpu`
-without `--real` did."""
+The tiny architectures have not been measured on a GPU (`--gpu` without `--real`)."""
 
 
 PAGE = """# One model on many devices

@@ -213,18 +213,29 @@ Written by `scripts/measure_exports.py`; every point is in [exports.json](export
 |---|---|---|---|
 | gguf | a llama.cpp control vector, F32, with keys that describe it | the calibrated strength | llama.cpp, repeng |
 | peft | a LoRA adapter that is a bias and nothing else | – | PEFT |
-| folded | a checkpoint with the bias in its weights | – | transformers, vLLM, whatever serves the architecture |
+| folded | a checkpoint with the bias in its weights | – | transformers, vLLM, whatever serves the architecture, [where it can be written](#architecture--format) |
 | easysteer | the control vector and a steering spec | the calibrated strength | EasySteer (vLLM) |
 | lm-eval | a `.pt` of plain values for `--model steered` | – | lm-evaluation-harness |
 | svec | JSON directions, under the block that each enters | the calibrated strength | activation-steering, CAST of AISteer360 |
 | snippet | code, and the vector | – | transformers, nnsight, TransformerLens |
 
-An export that cannot express a calibration is refused. Every other is loaded back as its consumer
-does before it is put where it was asked for, and must reproduce the reference log-probabilities of
-the config, and their shift by the steering.
-llama.cpp itself, PEFT and stock transformers load these files in the tests; lm-evaluation-harness,
-nnsight and TransformerLens do where they are installed. EasySteer needs a GPU, and AISteer360 and
-activation-steering are not on PyPI: their files were checked by the rules of their sources only.
+**What fits where.** Llama, Qwen2, GPT-2, Phi, Falcon and their like have a bias to put α·v into, so
+that a folded checkpoint runs in any stock engine. Mistral, Qwen3, Gemma and Mixtral have none: in
+vLLM only EasySteer steers them; in llama.cpp the control vector steers all.
+
+An export that cannot express a calibration is refused. Every other is loaded back before it is put
+where it was asked for, and must reproduce the reference log-probabilities of the config, and their
+shift by the steering. Who loads it back:
+
+| format | loaded back by |
+|---|---|
+| peft, folded | PEFT and stock transformers themselves |
+| snippet | its own code, which is run; in nnsight and TransformerLens by tests where they are installed |
+| gguf, lm-eval | this project, by the rules of the format's source; by tests llama.cpp and, where it is installed, lm-evaluation-harness |
+| easysteer, svec | this project, by the rules of the format's source, and nobody else |
+
+**No export has run in vLLM here**, which needs a GPU, and AISteer360 and activation-steering are not
+on PyPI: of easysteer and svec, "exact" below says that the file is right by those rules.
 
 An export replaces an earlier export of ours, and nothing else. A file says in its own format who
 wrote it: a key of the GGUF, a key of the JSON, the comment of the `.pt` archive, each with a digest

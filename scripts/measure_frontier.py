@@ -187,9 +187,11 @@ def loops_told(found: dict[str, Frontier]) -> str:
     excesses = [p.loop_excess for each in found.values() for p in each.points if p.loop_excess]
     widths = [(excess.high - excess.low) / 2 for excess in excesses if excess.value <= LOOP_MARGIN]
     return (
-        f"A strength does not ship if {LOOP_MARGIN:.0%} more of the tokens of long replies lie in "
-        "loops than of unsteered ones, on their mean: the 95 % intervals of those that pass are as "
-        f"wide as ±{max(widths):.0%}, so that neighbouring strengths may fall on either side."
+        "A strength does not ship if the share of the tokens of long replies that lie in loops is "
+        f"more than {100 * LOOP_MARGIN:.0f} points above that of unsteered ones, on their mean: "
+        f"the 95 % intervals of those that pass are as wide as ±{100 * max(widths):.0f} points, so "
+        "that the verdict need not follow the strength. A calibration tests other strengths, and "
+        "may ship one between two that do not."
     )
 
 

@@ -144,9 +144,10 @@ def page(found: dict[str, Any]) -> str:
 
 HEADER = """# The house in figures
 
-Written by `scripts/measure_house.py`: `calibrate/` and `probes/` before the modules moved into
-wings, and now. A function's lines are counted without its docstring. Which wing may import which is
-in `pyproject.toml` (import-linter), and `tests/test_layers.py` plants imports that it has to see.
+Written by `scripts/measure_house.py`: `calibrate/` and `probes/` before and after the modules
+moved into wings. A function's lines are counted without its docstring. Which wing may import which
+is in `pyproject.toml` (import-linter), and `tests/test_layers.py` plants imports that it has to
+see.
 """
 
 

@@ -53,7 +53,8 @@ NAMES = {
     "broken": "broken",
 }
 FEW, RESAMPLINGS = 40, 200
-NO_LEVEL = ("VADER", "teacher", "teacher, as it is")  # no probabilities, or of chosen replies
+FEW_YES = 30  # replies with a yes below which a concept's own figure says little
+NO_LEVEL = ("VADER", "teacher")  # no probabilities, or of chosen replies
 MIN_OF_A_CELL = 8  # replies that judge and readers read
 MIN_PAIRS = 25  # prompts with a plain and a steered reply, of which FEW / 2 are drawn
 TAUGHT = (36, 0)  # grades of the teacher that a student learns from; 0 for all of about 70
@@ -109,10 +110,6 @@ def by_teacher() -> Scores:
         for one in replies("test", concept)
         if one.taught is not None
     }
-
-
-def by_teacher_as_it_is() -> Scores:
-    return {one.id: one.taught for one in replies("test") if one.taught is not None}
 
 
 def scale_without(concept: str) -> Scale:
@@ -280,7 +277,6 @@ def by_vader() -> Scores:
 
 READ: dict[str, Callable[[], Scores]] = {
     "teacher": by_teacher,
-    "teacher, as it is": by_teacher_as_it_is,
     "VADER": by_vader,
     "embedding": by_embedding,
     "embedding, written": by_embedding_of_written,
@@ -294,6 +290,7 @@ READ: dict[str, Callable[[], Scores]] = {
 def page(scores: dict[str, Scores]) -> str:
     test = replies("test")
     return PAGE.format(
+        in_short=in_short(test, scores["probe, graded"]),
         n_twice=sum(len(one.readings) > 1 for one in replies()),
         n_once=sum(len(one.readings) == 1 for one in replies()),
         n_test=sum(bool(one.readings) for one in test),
@@ -307,6 +304,29 @@ def page(scores: dict[str, Scores]) -> str:
         levels=levels_table(test, scores),
         few=few_table(test, scores["probe, graded"]),
     )
+
+
+def in_short(test: Sequence[Reply], probe: Scores) -> str:
+    """What the default probe is worth, in two sentences."""
+    ranks, limits, rare = [], [], {}
+    for concept in built_in_concepts():
+        rows = [one for one in of(test, concept) if one.id in probe]
+        ranks.append(auc(np.array([probe[one.id] for one in rows]), yes(rows)))
+        limits.append(limit(of(test, concept), 1))
+        if (count := int(yes(of(test, concept)).sum())) < FEW_YES:
+            rare[concept] = count
+    probes, readings = (
+        np.mean([one for one in found if one is not None]) for found in (ranks, limits)
+    )
+    within = np.mean([abs(gap) <= 0.10 for _, _, gap, _ in cells(test, probe)])
+    text = (
+        f"**In short:** the default probe ranks replies as readers do with an AUC of {probes:.2f}, "
+        f"where one reading reaches {readings:.2f} against the other, and its level is within .10 "
+        f"of theirs in {within:.0%} of the cells. Of {', '.join(rare)} readers said yes to "
+        f"{min(rare.values())} to {max(rare.values())} replies, too few to rely on a concept's own "
+        "figure. No person has graded any."
+    )
+    return fill(text, 100)
 
 
 def what_was_taught() -> str:
@@ -418,7 +438,7 @@ def cells_table(test: Sequence[Reply], scores: dict[str, Scores]) -> str:
             float(np.mean([judge.get(one.id, 0.0) for one in of(test, concept, "broken")]))
             for concept in built_in_concepts()
             if all(one.id in judge for one in of(test, concept, "broken") if one.text.strip())
-        ] or [np.nan]
+        ]
         level = [abs(gap) <= 0.10 for _, _, gap, _ in found]
         change = [abs(gap) <= 0.08 for gap in steered]
         body.append(
@@ -427,8 +447,8 @@ def cells_table(test: Sequence[Reply], scores: dict[str, Scores]) -> str:
                 str(len(found)),
                 f"{np.mean(level):.0%}",
                 f"{np.mean(change):.0%}",
-                f"{np.mean(broken):.2f}",
-                f"{np.max(broken):.2f}",
+                shown(float(np.mean(broken)) if broken else None),
+                shown(max(broken, default=None)),
             ]
         )
     return table(
@@ -512,6 +532,8 @@ PAGE = """# Do judges agree with readers?
 
 Written by `scripts/measure_judges.py`; what every judge says of every reply is in
 [judges.json](judges.json).
+
+{in_short}
 
 ## Who read, and what
 

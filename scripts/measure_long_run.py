@@ -51,15 +51,16 @@ ALONG = {
 }
 COLOURS = ("#999999", "#dd8452", "#111111")
 
-HEADER = f"""# Replies as long as they are served
+HEADER = f"""# Long replies
 
 Written by `scripts/measure_long_run.py`. Model: the embedded `smollm2`, float32, two cores.
 A single block, chosen by the study (`--layer search`).
 {{notes}}
 
 The verification has {PROMPTS} prompts answered in up to {LENGTH} tokens, unsteered and steered, and
-does not ship a strength with which more than {LOOP_MARGIN:.0%} more of the tokens lie in loops
-(stretches of eight tokens or more that say one group again at once).
+does not ship a strength with which the share of tokens that lie in loops is more than
+{100 * LOOP_MARGIN:.0f} points higher (stretches of eight tokens or more that say one group again at
+once).
 """
 
 

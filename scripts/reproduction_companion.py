@@ -101,7 +101,8 @@ FIGURES = (
     ("7, top; A.11, A.12", "a judge reads the concept in replies: mostly a sigmoid, sometimes a "
      "fall", "[presence](#presence-in-replies)", SIGMOIDS),
     ("7, bottom; A.13", "ΔCE: quadratic near 0, a plateau far out",
-     "ΔCE, [where the laws hold](#where-the-laws-hold)", "yes"),
+     "ΔCE, [where the laws hold](#where-the-laws-hold)", "the shape yes; the law as fitted, within "
+     "the budget"),
     ("A.1", "v of length 1", "[other ways to steer](#other-ways-to-steer)", "yes: only α's unit"),
     ("A.2", "the last token alone is steered", "[other ways to steer](#other-ways-to-steer)",
      LAST_TOKEN),
