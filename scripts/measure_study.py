@@ -185,9 +185,9 @@ def graded_all_the_same() -> Iterator[list[str]]:
     """
     refusals: list[str] = []
 
-    def noted(change: RatioEstimate, n_replies: int, settings: Settings) -> None:
+    def noted(change: RatioEstimate, n_replies: int, settings: Settings, *looped: Any) -> None:
         try:
-            require_effect(change, n_replies, settings)
+            require_effect(change, n_replies, settings, *looped)
         except Infeasible as refusal:
             refusals.extend(refusal.reasons)
 

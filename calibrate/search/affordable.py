@@ -19,7 +19,7 @@ from calibrate.engine.unsteered import UnsteeredRun
 from calibrate.laws.pilot import Pilot
 from calibrate.models.model import LoadedModel
 from calibrate.search.budget import ascending, spending_strength
-from calibrate.search.effect import TooLittle
+from calibrate.search.refusals import TooLittle
 from calibrate.search.trials import PROPOSED_SHARE
 from calibrate.search.verification import Verified
 

@@ -22,10 +22,10 @@ from typing import Literal
 import numpy as np
 from scipy.stats import spearmanr
 
-from calibrate.common.errors import Infeasible
 from calibrate.common.estimate import RatioEstimate
 from calibrate.common.settings import Settings
 from calibrate.judging.presence import Presence, read
+from calibrate.search.refusals import Neither
 from probes import Reader
 
 SEEN = 0.5  # share of the first judge's change that the second must leave possible
@@ -54,13 +54,13 @@ def audit(auditor: Reader, steered: Presence, unsteered: Presence, settings: Set
     """Have a second judge read the final replies.
 
     steered, unsteered: as the first judge reads them.
-    Raises: Infeasible if the second sees presence move the other way.
+    Raises: Neither if the second sees presence move the other way.
     """
     presence, baseline = (read(auditor, judged.completions) for judged in (steered, unsteered))
     change, first_change = presence.change_from(baseline), steered.change_from(unsteered)
     low, high = change.interval(settings.confidence)
     if (high if settings.goal == "increase" else -low) < 0:
-        raise Infeasible(
+        raise Neither(
             [
                 f"the judges disagree: presence changes by {first_change.value:+.3f}, but to "
                 f"{auditor.name} by {change.value:+.3f} ({settings.confidence:.0%} interval "

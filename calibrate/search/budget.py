@@ -20,6 +20,7 @@ from calibrate.models.model import LoadedModel
 from calibrate.models.steering import Steering
 from calibrate.models.tokens import Prompt
 from calibrate.search.long_run import LOOP_MARGIN, LongReplies, LongRun, answer_at_length
+from calibrate.search.refusals import LESS, MORE, TooMuch
 from probes import Reader
 
 # Shares of the strength the study chose. The steps near 1 are small, since the answer nearly
@@ -43,6 +44,11 @@ class VerifiedBudget:
         """ΔCE of the strength that keeps to the budget."""
         return self.rises[self.strength]
 
+    @property
+    def looped(self) -> TestedStrength | None:
+        """The smallest strength within the budget whose long replies loop too much, if any do."""
+        return next((one for one in self.tested if (one.loop_excess or 0.0) > LOOP_MARGIN), None)
+
 
 def ascending(budgets: Iterable[float]) -> tuple[float, ...]:
     """Budgets, each once, from small to large.
@@ -63,13 +69,13 @@ def spending_strength(
     """The strength that spends a budget on the search corpus, and the law through it.
 
     run: of the search corpus. law: of ΔCE at the site, corrected by a few passes over it.
-    Raises: Infeasible if the law levels off below the budget.
+    Raises: TooMuch if the law levels off below the budget.
     Warns with CalibrateWarning if no pass comes near to the budget.
     """
     if law.plateau <= budget:
-        raise Infeasible(
+        raise TooMuch(
             [f"the law of ΔCE levels off at {law.plateau:.3g} nat"],
-            ["ask for a smaller --ce-budget"],
+            [LESS],
         )
     spent = spend_budget(
         lambda strength: delta_ce(loaded, run, site, strength).value,
@@ -142,7 +148,7 @@ def verify_budget(
                 f"high as {first.upper:.3g} nat ({confidence:.0%} bound), above the budget of "
                 f"{budget:g}"
             ],
-            ["allow more with --ce-budget", "give more prompts or a larger --corpus"],
+            [MORE, "give more prompts or a larger --corpus"],
         )
     return VerifiedBudget(passed[-1].strength, tuple(tested), rises)
 
@@ -153,7 +159,7 @@ def verify_long_run(
     """Return the largest strength within the budget whose long replies hardly loop, and those.
 
     steering: what steers by a strength.
-    Raises: Infeasible if those of the smallest loop too.
+    Raises: TooMuch if those of the smallest loop too.
     """
     tested = list(budget.tested)
     *smaller, largest = [place for place, rung in enumerate(tested) if rung.within]
@@ -166,11 +172,11 @@ def verify_long_run(
         tested[place] = replace(rung, loop_excess=excess.value)
         if excess.value <= LOOP_MARGIN:
             return replace(budget, strength=rung.strength, tested=tuple(tested)), steered
-    raise Infeasible(
+    raise TooMuch(
         [
             f"replies of {long_replies.n_tokens} tokens loop too much: even at strength "
             f"{rung.strength:.3g}, the smallest tried, {excess.value:.1%} more of their tokens "
             f"lie in loops than in unsteered ones, and {LOOP_MARGIN:.0%} more are allowed"
         ],
-        ["allow less with --ce-budget", "try another --layer"],
+        [LESS, "try another --layer"],
     )

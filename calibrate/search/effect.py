@@ -22,9 +22,10 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from calibrate.common.errors import Infeasible
 from calibrate.common.estimate import RatioEstimate
+from calibrate.common.record import TestedStrength
 from calibrate.common.settings import Settings
+from calibrate.search.refusals import MORE, Neither, TooLittle
 from calibrate.texts.concept import PROMPT_SHARES
 from calibrate.texts.replies import VERIFY_COMPLETIONS
 
@@ -32,10 +33,6 @@ LOOKS = (VERIFY_COMPLETIONS, 2 * VERIFY_COMPLETIONS, 4 * VERIFY_COMPLETIONS)  # 
 POWER = 0.8  # probability of seeing a change that is there
 
 Decision = Literal["ships", "refused", "undecided"]
-
-
-class TooLittle(Infeasible):
-    """Presence changes by less than was asked, or cannot be told to: more strength may help."""
 
 
 def decide(change: RatioEstimate, settings: Settings) -> Decision:
@@ -69,22 +66,37 @@ def prompts_needed(change: RatioEstimate, gain: float, settings: Settings) -> in
     return math.ceil(len(change.sums) * (detectable(change, settings) / gain) ** 2)
 
 
-def require_effect(change: RatioEstimate, n_replies: int, settings: Settings) -> None:
+def require_effect(
+    change: RatioEstimate,
+    n_replies: int,
+    settings: Settings,
+    looped: TestedStrength | None = None,
+) -> None:
     """Refuse a change that does not ship.
 
-    change: at the last look, with n_replies to each prompt.
-    Raises: TooLittle, which says whether there is no such change or the data cannot tell.
+    change: at the last look, with n_replies to each prompt. looped: a larger strength within the
+        budget whose long replies loop too much, if there is one.
+    Raises: TooLittle, which says whether there is no such change or the data cannot tell; Neither
+        where more strength loops.
     """
     decision = decide(change, settings)
     if decision == "ships":
         return
-    if decision == "refused":
-        raise TooLittle([_too_small(change, settings)], _advice(settings))
-    if detectable(change, settings) <= settings.min_gain:
-        raise TooLittle([_not_seen(change, settings)], _advice(settings))
-    raise TooLittle(
-        [_cannot_tell(change, n_replies, settings)],
-        [*_more_replies(change, n_replies, settings), *_advice(settings)],
+    reason, advice = _too_small(change, settings), _advice(settings)
+    if decision == "undecided" and detectable(change, settings) <= settings.min_gain:
+        reason = _not_seen(change, settings)
+    elif decision == "undecided":
+        reason = _cannot_tell(change, n_replies, settings)
+        advice = [*_more_replies(change, n_replies, settings), *advice]
+    if looped is None:
+        raise TooLittle([reason], advice)
+    raise Neither([reason, _loops(looped)], [each for each in advice if each != MORE])
+
+
+def _loops(looped: TestedStrength) -> str:
+    return (
+        f"long replies already loop at strength {looped.strength:.3g}, within the same budget: "
+        f"{looped.loop_excess:.1%} more of their tokens lie in loops than in unsteered ones"
     )
 
 
@@ -148,7 +160,7 @@ def _more_replies(change: RatioEstimate, n_replies: int, settings: Settings) -> 
 
 def _advice(settings: Settings) -> list[str]:
     smaller = ["accept a smaller change with a lower --min-gain"] if settings.min_gain else []
-    return [*smaller, "allow more with --ce-budget", "try another --layer"]
+    return [*smaller, MORE, "try another --layer"]
 
 
 def _rounded_up(gain: float) -> str:

@@ -1,12 +1,14 @@
-"""What budget an infeasible request would need, by the laws alone: nothing more is measured.
+"""What an infeasible request would need, by the laws alone: nothing more is measured.
 
 Presence at a site is a sigmoid of the strength (`laws.presence.PresenceLaw`), so a wished gain of
-presence needs some strength, and the law of ΔCE tells what that strength costs.
+presence needs some strength, and the law of ΔCE tells what that strength costs. That is said only
+where presence is too small and nothing else is wrong: where replies loop, break or forget, or the
+judges contradict each other, no larger budget helps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,10 +21,12 @@ from calibrate.common.settings import Settings
 from calibrate.common.trial import Trial
 from calibrate.laws.pilot import Pilot
 from calibrate.laws.presence import PresenceFit
+from calibrate.search.refusals import TooLittle, TooMuch
 from calibrate.search.trials import best_trial, presence_law
 
 FARTHEST = 4.0  # times α_B: beyond, the laws are not believed
 STRENGTHS = 200  # at which the laws are evaluated
+MORE_IS_WORSE = "a larger --ce-budget does not help: more strength does more of this"
 
 
 @dataclass(frozen=True)
@@ -40,14 +44,22 @@ def add_advice(
     trials: Sequence[Trial],
     baseline: RatioEstimate,
     settings: Settings,
+    others: Iterable[float] = (),
 ) -> Iterator[None]:
-    """Put the study's best trial, and the budget the laws ask for, before other advice."""
+    """Put the study's best trial, and whether and which larger budget helps, before other advice.
+
+    others: budgets that were asked for beside that of the settings.
+    """
     try:
         yield
     except Infeasible as infeasible:
-        best = _best_found(trials, baseline, settings)
-        price = _price_asked(pilots, trials, baseline, settings)
-        raise Infeasible(infeasible.reasons, [*best, *price, *infeasible.advice]) from infeasible
+        first = _best_found(trials, baseline, settings)
+        if isinstance(infeasible, TooMuch):
+            first.append(MORE_IS_WORSE)
+        elif isinstance(infeasible, TooLittle):
+            above = max((settings.ce_budget, *others))
+            first += _price_asked(pilots, trials, baseline, settings, above)
+        raise Infeasible(infeasible.reasons, [*first, *infeasible.advice]) from infeasible
 
 
 def prices(
@@ -88,15 +100,23 @@ def _price_asked(
     trials: Sequence[Trial],
     baseline: RatioEstimate,
     settings: Settings,
+    above: float,
 ) -> list[str]:
+    """The budget that the wished gain needs by the laws; nothing where it was already tried.
+
+    above: the largest budget that was asked for.
+    """
     gain = settings.min_gain or baseline.half_width(settings.confidence)
     priced = prices(pilots, trials, baseline, gain, settings)
     if priced:
         cheapest = priced[0]
+        wanted = f"{1.1 * cheapest.budget:.2g}"
+        if float(wanted) <= above:
+            return []
         return [
             f"by the laws {cheapest.site} comes closest: a change by {gain:.2f} costs about "
             f"{cheapest.budget:.2g} nat there, at α = {cheapest.strength:.3g}; ask for --ce-budget "
-            f"{1.1 * cheapest.budget:.2g}"
+            f"{wanted}, of whose loops in long replies the laws say nothing"
         ]
     possible = [
         _most_gained(site, pilot, trials, baseline, settings)

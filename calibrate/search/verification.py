@@ -201,7 +201,7 @@ def measure_harm(
 
     run: of the verification's corpus. Raises: Infeasible as `verify` does.
     """
-    require_effect(final.change, final.n_replies, settings)
+    require_effect(final.change, final.n_replies, settings, budget.looped)
     fluency = measure_fluency(loaded, final.presence.first_replies)
     fluency_baseline = measure_fluency(
         loaded, replies.first_replies("verify"), run if run.corpus.self_sampled else None

@@ -11,6 +11,7 @@ from refused import Refused, each
 
 from calibrate.common.errors import Infeasible
 from calibrate.common.estimate import RatioEstimate
+from calibrate.common.record import TestedStrength as Rung
 from calibrate.common.settings import Sampling, Settings
 from calibrate.engine.generation import Request, sample_all
 from calibrate.judging.presence import read
@@ -24,6 +25,7 @@ from calibrate.search.effect import (
     prompts_needed,
     require_effect,
 )
+from calibrate.search.refusals import MORE, Neither
 from calibrate.search.verification import Replies, reply_until_decided
 from probes import Reader
 from probes.judges import FunctionJudge
@@ -209,6 +211,16 @@ def test_what_cannot_be_told_names_what_would_tell_it():
     assert "--min-gain 0.15" in ask
     assert smaller == "accept a smaller change with a lower --min-gain"
     assert "up to 8 replies a prompt" in advice(values, n_replies=2)[0]
+
+
+def test_where_long_replies_loop_within_the_budget_no_larger_one_is_advised():
+    looped = Rung(2.5, 0.09, 0.1, True, loop_excess=0.12)
+    small = change_of(0.03 + 0.04 * _unit(64))
+    with pytest.raises(Neither, match=r"already loop at strength 2\.5.*: 12\.0% more") as caught:
+        require_effect(small, LOOKS[-1], Settings(), looped)
+    assert "no change worth having" in caught.value.reasons[0]
+    assert MORE in advice(0.03 + 0.04 * _unit(64))
+    assert MORE not in caught.value.advice
 
 
 def test_any_change_at_all_may_be_asked_for():

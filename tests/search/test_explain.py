@@ -12,6 +12,7 @@ from calibrate.common.errors import Infeasible
 from calibrate.common.estimate import RatioEstimate
 from calibrate.common.settings import Settings
 from calibrate.search.explain import add_advice, prices
+from calibrate.search.refusals import Neither, TooLittle, TooMuch
 
 PILOTS = by_site(ALPHAS)
 
@@ -41,7 +42,7 @@ def test_the_best_within_the_budget_and_the_price_come_before_other_advice(trial
     settings = Settings(min_gain=0.45)
     with pytest.raises(Infeasible) as caught:  # noqa: SIM117 - what is raised is under test
         with add_advice(PILOTS, trials, BASELINE, settings):
-            raise Infeasible(["too little"], ["give up"])
+            raise TooLittle(["too little"], ["give up"])
     best, price, last = caught.value.advice
     assert caught.value.reasons == ("too little",)
     assert best.startswith("the best within 0.1 nat is a presence of 0.58 (+0.38 from unsteered")
@@ -51,11 +52,26 @@ def test_the_best_within_the_budget_and_the_price_come_before_other_advice(trial
     assert last == "give up"
 
 
-def advice(trials, baseline, **options):
+def advice(trials, baseline, kind=TooLittle, others=(), **options):
     with pytest.raises(Infeasible) as caught:  # noqa: SIM117 - what is raised is under test
-        with add_advice(PILOTS, trials, baseline, Settings(**options)):
-            raise Infeasible(["too little"], [])
+        with add_advice(PILOTS, trials, baseline, Settings(**options), others):
+            raise kind(["too little"], [])
     return caught.value.advice
+
+
+@pytest.mark.parametrize("kind", [TooMuch, Neither])
+def test_where_more_strength_does_harm_no_larger_budget_is_asked_for(trials, kind):
+    best, more = advice(trials, BASELINE, kind, min_gain=0.45)
+    assert best.startswith("the best within 0.1 nat")
+    assert more == "a larger --ce-budget does not help: more strength does more of this"
+
+
+def test_a_budget_that_was_asked_for_already_is_not_advised(trials):
+    """Nor is one where it is not presence that is too small."""
+    assert any("ask for --ce-budget 0." in one for one in advice(trials, BASELINE, min_gain=0.45))
+    assert len(advice(trials, BASELINE, others=[0.05, 1.0], min_gain=0.45)) == 1
+    assert len(advice(trials, BASELINE, min_gain=0.2)) == 1
+    assert len(advice(trials, BASELINE, Infeasible, min_gain=0.45)) == 1
 
 
 def test_without_a_trial_nothing_is_predicted():

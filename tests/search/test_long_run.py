@@ -205,6 +205,7 @@ def test_the_next_smaller_strength_is_taken_where_long_replies_loop():
     assert replies.sampled == {1.0: (), 0.9: smaller, 0.8: smaller}
     tried = {one.strength for one in budget.tested if one.loop_excess is not None}
     assert tried == {1.0, 0.9, 0.8}
+    assert budget.looped.strength == 0.9
 
 
 def test_replies_that_were_sampled_ahead_are_those_that_would_be_sampled_later(monkeypatch):
@@ -225,6 +226,7 @@ def test_replies_that_were_sampled_ahead_are_those_that_would_be_sampled_later(m
 def test_the_largest_strength_ships_where_long_replies_do_not_loop():
     budget, _ = verify_long_run(looping(LOOP_MARGIN), ladder(0.5, 1.0), lambda strength: strength)
     assert budget.strength == 1.0
+    assert budget.looped is None
 
 
 def test_a_concept_that_loops_at_every_strength_is_infeasible():
