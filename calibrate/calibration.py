@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from calibrate.artefact import report
 from calibrate.artefact.assemble import build_config, build_evidence, build_laws
-from calibrate.artefact.directory import KEPT_FILES, open_workspace, writing, wrote
+from calibrate.artefact.beside_section import BesideSection
+from calibrate.artefact.directory import KEPT_FILES, open_workspace, writing
 from calibrate.common.cost import Allowance, Ledger, Limits
 from calibrate.common.errors import CalibrateWarning, Infeasible
-from calibrate.common.files import write_together
-from calibrate.common.layout import REPORT_FILE
 from calibrate.common.progress import SILENT, Progress
 from calibrate.common.settings import Settings
 from calibrate.deploy.beside import checked_mix, opened_beside
 from calibrate.deploy.finished import Calibration, found_again
+from calibrate.deploy.refused import frontier_if_infeasible, report_if_infeasible
 from calibrate.deploy.start import Start, opened_start, start_from
 from calibrate.engine.loading import load_model
 from calibrate.engine.site import Site
@@ -30,11 +28,12 @@ from calibrate.judging.presence import require_headroom
 from calibrate.judging.teaching import JudgeInputs
 from calibrate.laws.pilot import run_pilots
 from calibrate.models.cache import weights_digest, weights_hashed_once
-from calibrate.models.model import LoadedModel, preserving_model_state
-from calibrate.search.affordable import checked_larger, verify_affordable
+from calibrate.models.model import preserving_model_state
+from calibrate.search.affordable import asked_budgets, spendable_pilots, verify_affordable
 from calibrate.search.explain import add_advice
 from calibrate.search.fingerprint import fingerprint_at, fingerprint_from, fingerprint_of
 from calibrate.search.forecast import forecast, questions_ahead
+from calibrate.search.frontier import Bench
 from calibrate.search.objective import FIRST_PART, SearchObjective, rung_sizes
 from calibrate.search.sites import as_first_chosen, choose_sites
 from calibrate.search.storage import StudyStore, check_storage
@@ -71,7 +70,7 @@ def calibrate(
     study: str | None = None,
     max_tokens: int | None = None,
     max_minutes: float | None = None,
-    larger_budgets: Sequence[float] = (),
+    other_budgets: Sequence[float] = (),
     progress: Progress = SILENT,
     **options: Any,
 ) -> Calibration:
@@ -113,8 +112,9 @@ def calibrate(
         verifies its best trial into its own `out`, and of those with the same `out` one writes.
     max_tokens, max_minutes: token-forwards and minutes that may be spent; limits mean fewer blocks
         and trials, never an unverified result.
-    larger_budgets: to go on to, from small to large, where ce_budget buys less than min_gain; the
-        first that buys it ships.
+    other_budgets: to go on to where ce_budget is refused: to larger ones where it buys less than
+        min_gain, to smaller ones where steering does harm; the first that is verified ships. If
+        none is, what each buys is measured all the same, and is the error's `frontier`.
     options: fields of `Settings`, such as ce_budget=0.2 or goal="decrease".
 
     Raises: InputError for input that cannot be used; Infeasible if no strength does what was
@@ -126,7 +126,7 @@ def calibrate(
     """
     mix = checked_mix(mix, beside, start)
     settings, limits = Settings(**options), Limits(max_tokens, max_minutes)
-    larger = checked_larger(larger_budgets, settings)
+    wanted = asked_budgets(other_budgets, settings)
     if reply_tokens is not None:
         sampling = replace(settings.sampling, max_new_tokens=reply_tokens)
         settings = replace(settings, sampling=sampling)
@@ -156,8 +156,8 @@ def calibrate(
     if earlier is not None:
         fingerprint = fingerprint_from(fingerprint, earlier.config.provenance.fingerprint)
     results = {settings.ce_budget: fingerprint}
-    for place, budget in enumerate(larger, 1):
-        results[budget] = fingerprint_at(fingerprint, *larger[:place])
+    for place, budget in enumerate(wanted.budgets[1:], 2):
+        results[budget] = fingerprint_at(fingerprint, *wanted.budgets[1:place])
     own_out = loaded.ranks.directory(out, KEPT_FILES)
     directory, finished = open_workspace(own_out, *results.values())
     if directory is not None and finished:
@@ -225,40 +225,51 @@ def calibrate(
             tokens = concept_tokens(loaded, splits["vector"], replies)
             if second is not None:
                 sites, weights = second.join(loaded, run.first, sites, settings)
-            pilots = run_pilots(loaded, run, sites, tokens, settings)
+            pilots, wanted, settings = spendable_pilots(
+                lambda its: run_pilots(loaded, run, sites, tokens, its), wanted, settings
+            )
 
         with ledger.stage("study"):
             objective = SearchObjective(loaded, panel.reader, run, pilots, replies, settings)
             studied = run_study(pilots, objective, baseline, settings, store, allowance, progress)
         ledger.book("study", studied.cost)
+        if studied.refusal is not None:
+            wanted = wanted.refused(settings.ce_budget, studied.refusal)
 
         with writing(directory, *results.values()) as written:
             if written and directory is not None:
                 return Calibration.load(directory)
 
             pilot, strength = pilots[studied.best.site], studied.best.strength
+            joined: dict[Verified, BesideSection] = {}
 
             def verify_at(tried: float, its: Settings) -> Verified:
-                return verify(
+                verified = verify(
                     loaded, panel, pilot.site, tried, corpora, replies, its, allowance, guarding
                 )
-
-            advised = add_advice(pilots, studied.trials, baseline, settings)
-            with ledger.stage("verification"), advised:
-                another = ahead.tokens["verification"]
-                bought = verify_affordable(
-                    verify_at, loaded, run, pilot, strength, settings, larger,
-                    lambda: allowance.left_for(another, reserve=0),
-                )  # fmt: skip
-                verified = bought.verified
                 if second is not None:
-                    joined = second.section(verified, weights[pilot.site.name], settings)
+                    joined[verified] = second.section(verified, weights[pilot.site.name], its)
+                return verified
 
+            def affords(verifications: int) -> bool:
+                expected = verifications * ahead.tokens["verification"]
+                return allowance.left_for(expected, reserve=0)
+
+            bench = Bench(loaded, pilot.site, panel, replies, corpora, settings, guarding)
+            shown = frontier_if_infeasible(
+                bench, pilot.law, wanted.budgets, fingerprint, directory, progress, affords
+            )
+            advised = add_advice(pilots, studied.trials, baseline, settings, wanted.budgets)
+            with shown, advised, ledger.stage("verification"):
+                bought = verify_affordable(
+                    verify_at, loaded, run, pilot, strength, settings, wanted, affords
+                )
+
+            verified = bought.verified
             laws = build_laws(pilots, studied, baseline, verified, bought.settings)
             result = results[bought.settings.ce_budget]
             config = build_config(loaded, concept, bought, laws, panel, ledger.stages, result)
-            if second is not None:
-                config = config.model_copy(update={"beside": joined})
+            config = config.model_copy(update={"beside": joined.get(verified)})
             evidence = build_evidence(
                 ranks, pilots, studied.trials, verified, splits, replies, guarding
             )
@@ -280,17 +291,3 @@ def _confirmed(earlier: Calibration, *given: Any) -> Calibration | None:
             stacklevel=3,
         )
         return None
-
-
-@contextmanager
-def report_if_infeasible(
-    directory: Path | None, loaded: LoadedModel, concept: Concept
-) -> Iterator[None]:
-    """Leave a report of an infeasible calibration where its config would have stood."""
-    try:
-        yield
-    except Infeasible as infeasible:
-        if directory is not None:
-            files = report.render_infeasible(loaded.name, concept.name, infeasible)
-            write_together(directory, files, last=REPORT_FILE, ours=wrote)
-        raise

@@ -18,7 +18,7 @@ Written by `scripts/write_cli_docs.py` from what `--help` prints.
 | 0 | done |
 | 1 | unexpected, please report it; of `calibrate sweep`: some cells failed |
 | 2 | bad usage or input: one line says what, the value, and the way out |
-| 3 | infeasible: no strength does what was asked; reasons in `DIR/report.html` |
+| 3 | infeasible: no strength does what was asked; why, and what budgets buy, in `DIR/report.html` |
 | 4 | a finished config or export does not do what it says (`verify`, `export`, `serve`) |
 | 130 | interrupted; the same command resumes a calibration, a sweep and grading |
 """

@@ -17,7 +17,15 @@ import tiny
 import torch
 
 import calibrate
-from calibrate.common.errors import ArtefactError, Infeasible, InputError, ModelError
+from calibrate import calibration
+from calibrate.artefact.frontier import Frontier
+from calibrate.common.errors import (
+    ArtefactError,
+    CalibrateWarning,
+    Infeasible,
+    InputError,
+    ModelError,
+)
 from calibrate.common.progress import Progress
 from calibrate.common.settings import Sampling
 from calibrate.deploy.finished import Calibration, found_again
@@ -25,6 +33,7 @@ from calibrate.engine.generation import sample
 from calibrate.engine.loading import load_model
 from calibrate.judging.presence import require_headroom
 from calibrate.models.prompts import encode_prompt
+from calibrate.search.refusals import TooMuch
 from calibrate.texts.replies import sample_unsteered
 from probes import Reader
 
@@ -347,7 +356,7 @@ def test_an_infeasible_request_leaves_a_report_with_reasons_and_no_config(tiny_o
 def test_a_larger_budget_buys_what_the_first_does_not(tiny_options, tmp_path):
     """Without another study; and the same call then finds it."""
     larger = [2e-4, 0.4]
-    result = run(tiny_options, ce_budget=1e-4, out=tmp_path, larger_budgets=larger)
+    result = run(tiny_options, ce_budget=1e-4, out=tmp_path, other_budgets=larger)
     config, measured = result.config, result.config.measured
     assert config.budget.limit == config.provenance.settings["ce_budget"] == 0.4
     assert 2e-4 < measured.delta_ce.upper <= 0.4
@@ -355,12 +364,12 @@ def test_a_larger_budget_buys_what_the_first_does_not(tiny_options, tmp_path):
     at_budget = config.range.strength_at_budget
     assert at_budget.low < at_budget.value < at_budget.high
     assert config.intervention.strength <= at_budget.value
-    again = run(tiny_options, ce_budget=1e-4, out=tmp_path, larger_budgets=larger)
+    again = run(tiny_options, ce_budget=1e-4, out=tmp_path, other_budgets=larger)
     assert again.config.provenance == config.provenance
     with pytest.raises(ArtefactError, match="made with other settings"):
         run(tiny_options, ce_budget=1e-4, out=tmp_path)
     with pytest.raises(ArtefactError, match="made with other settings"):
-        run(tiny_options, ce_budget=1e-4, out=tmp_path, larger_budgets=[0.4])
+        run(tiny_options, ce_budget=1e-4, out=tmp_path, other_budgets=[0.4])
 
 
 def test_a_larger_budget_is_left_alone_where_the_limits_have_no_room_for_it(tiny_options):
@@ -371,15 +380,103 @@ def test_a_larger_budget_is_left_alone_where_the_limits_have_no_room_for_it(tiny
     forecast = Counting()
     with pytest.raises(Infeasible):
         run(tiny_options, ce_budget=1e-4, progress=forecast)
-    with pytest.raises(Infeasible) as caught:
-        run(tiny_options, ce_budget=1e-4, larger_budgets=[2e-4, 0.4], max_tokens=forecast.most)
+    with (
+        pytest.warns(
+            CalibrateWarning, match=r"what 0\.0001, 0\.0002, 0\.4 nat buys is not measured: the lim"
+        ),
+        pytest.raises(Infeasible) as caught,
+    ):
+        run(tiny_options, ce_budget=1e-4, other_budgets=[2e-4, 0.4], max_tokens=forecast.most)
     assert any("verify 0.0002 nat too, with a higher --max" in one for one in caught.value.advice)
 
 
-@pytest.mark.parametrize("larger", [[0.4], [0.5, 0.2], [math.nan], ["much"]])
-def test_larger_budgets_are_larger_numbers(tiny_options, larger):
+@pytest.mark.parametrize("others", [[math.nan], ["much"], [0.2, -1.0]])
+def test_other_budgets_are_numbers(tiny_options, others):
     with pytest.raises(InputError, match="must be"):
-        run(tiny_options, larger_budgets=larger)
+        run(tiny_options, other_budgets=others)
+
+
+def refusing(monkeypatch, kind, budgets):
+    """Have every verification of these budgets be refused; return those that are verified."""
+    verified, verify = [], calibration.verify
+
+    def verify_or_refuse(*given, **others):
+        settings = next(one for one in given if isinstance(one, calibrate.Settings))
+        verified.append(settings.ce_budget)
+        if settings.ce_budget in budgets:
+            raise kind(["they loop"], ["change something"])
+        return verify(*given, **others)
+
+    monkeypatch.setattr(calibration, "verify", verify_or_refuse)
+    return verified
+
+
+def test_a_smaller_budget_ships_where_the_first_does_harm(tiny_options, tmp_path, monkeypatch):
+    """And the same call then finds it."""
+    verified = refusing(monkeypatch, TooMuch, {0.4, 0.3})
+    wanted = {"out": tmp_path, "other_budgets": [0.8, 0.2, 0.3]}
+    result = run(tiny_options, **wanted)
+    assert verified == [0.4, 0.3, 0.2]
+    assert result.config.budget.limit == 0.2
+    assert result.config.measured.delta_ce.upper <= 0.2
+    assert run(tiny_options, **wanted).config.provenance == result.config.provenance
+    assert verified == [0.4, 0.3, 0.2]
+
+
+def test_where_the_law_levels_off_below_the_first_budget_a_smaller_one_ships(
+    finished, tiny_options
+):
+    plateau = finished.result.config.laws.cross_entropy.plateau
+    result = run(tiny_options, ce_budget=2 * plateau, other_budgets=[0.4])
+    assert result.config.budget.limit == 0.4
+    with pytest.raises(Infeasible, match="levels off"):
+        run(tiny_options, ce_budget=2 * plateau)
+
+
+def test_where_no_budget_ships_it_is_measured_what_each_buys(tiny_options, tmp_path, monkeypatch):
+    """Once: the same call adds only what it lacks."""
+    refusing(monkeypatch, TooMuch, {0.4, 0.2, 0.1})
+    with pytest.raises(
+        Infeasible, match=r"at 0\.2 nat: they loop; at 0\.4 nat: they loop"
+    ) as caught:
+        run(tiny_options, out=tmp_path, other_budgets=[0.2])
+    frontier = caught.value.frontier
+    assert [point.budget for point in frontier.points] == [0.2, 0.4]
+    assert {point.why_not for point in frontier.points} == {"not verified"}
+    assert "None of these points is sure to ship" in frontier.advice
+    assert {"asked in words", "random vector", "best of 4"} <= {one.name for one in frontier.rivals}
+    written = Frontier.load(tmp_path, frontier.fingerprint)
+    assert written == frontier
+    assert {path.name for path in tmp_path.iterdir()} >= {"frontier.png", "frontier.svg"}
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('class="mark ') == len(frontier.points) + 3
+    assert html.escape(frontier.advice, quote=False) in html.unescape(page)
+
+    with pytest.raises(Infeasible) as caught:
+        run(tiny_options, out=tmp_path, other_budgets=[0.2, 0.1])
+    more = caught.value.frontier
+    assert [point.budget for point in more.points] == [0.1, 0.2, 0.4]
+    assert (more.points[1:], more.rivals) == (frontier.points, frontier.rivals)
+    assert more.token_forwards["0.2 nat"] == frontier.token_forwards["0.2 nat"]
+    with pytest.raises(
+        ArtefactError, match=r"found no strength; .* is in .*report\.html and in front"
+    ):
+        Calibration.load(tmp_path)
+
+
+def test_where_no_trial_reads_well_enough_the_nearest_ones_site_is_measured(tiny_options):
+    with pytest.raises(Infeasible, match=r"none of 4 trials kept .* drop of fluency") as caught:
+        run(tiny_options, max_fluency_drop=1e-9, other_budgets=[0.2])
+    assert [point.budget for point in caught.value.frontier.points] == [0.2, 0.4]
+
+
+def test_of_a_single_budget_it_is_said_how_to_see_what_others_buy(tiny_options, tmp_path):
+    with pytest.raises(Infeasible) as caught:
+        run(tiny_options, ce_budget=1e-4, out=tmp_path)
+    assert caught.value.frontier is None
+    assert "asking in words brings more, with --ce-budget 0.0001,5e-05," in caught.value.advice[-1]
+    with pytest.raises(ArtefactError, match=r"found no strength; .* calibrate again with several"):
+        calibrate.load(tmp_path)
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])

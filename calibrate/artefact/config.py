@@ -25,6 +25,7 @@ from calibrate.artefact.beside_section import BesideSection
 from calibrate.artefact.hub import Origin, local_directory, origin_of
 from calibrate.artefact.law_sections import LawsSection
 from calibrate.artefact.measured_sections import MeasuredSection
+from calibrate.artefact.missing import no_config
 from calibrate.artefact.ranges import (
     wrong_blocks,
     wrong_budget,
@@ -227,10 +228,7 @@ def load(directory: str | Path) -> SteeringConfig:
         text = (folder / CONFIG_FILE).read_text(encoding="utf-8")
         facts = json.loads(text)
     except (OSError, UnicodeDecodeError) as error:
-        raise ArtefactError(
-            f"{folder} must hold a {CONFIG_FILE}, but it cannot be read ({error}); "
-            "name a directory that calibrate wrote"
-        ) from error
+        raise ArtefactError(no_config(folder / CONFIG_FILE, error)) from error
     except (ValueError, RecursionError) as error:  # of numbers too long and lists too deep as well
         raise ArtefactError(f"{folder / CONFIG_FILE} must be JSON: {error}") from error
     header = facts if isinstance(facts, dict) else {}

@@ -39,6 +39,7 @@ ARTEFACT_FILES = (
     REPORT_FILE, "delta_ce.png", "presence.png", "blocks.png", "long_run.png",
 )  # fmt: skip
 FRONTIER_FILES = (FRONTIER_FILE, "frontier.png", "frontier.svg")  # of `calibrate frontier`
+INFEASIBLE_FILES = {REPORT_FILE, *FRONTIER_FILES}  # all that one without a strength leaves
 
 # All that a later run of the same command reads again.
 KEPT_FILES = (JOURNAL_FILE, *ARTEFACT_FILES, *FRONTIER_FILES, GRADES_FILE)
@@ -124,7 +125,7 @@ def require_free(directory: Path, ours: str, files: Iterable[str] = ()) -> None:
         raise ArtefactError(f"{directory} must be writable, and is not; choose another directory")
     names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
     _require_locks(directory)
-    left = {WORKERS_FOLDER, *({REPORT_FILE} & {*files})}  # by a run whose study is kept elsewhere
+    left = {WORKERS_FOLDER, *(INFEASIBLE_FILES & {*files})}  # by a run with its study elsewhere
     if not {*names} <= left and not (directory / ours).exists():
         raise ArtefactError(
             f"--out must be new, empty or of an earlier run, but {directory} holds {names[0]!r}; "

@@ -14,13 +14,26 @@ from rich.text import Text
 from calibrate.artefact.config import SteeringConfig
 from calibrate.artefact.frontier import Frontier, PointSection, RivalSection
 from calibrate.cli.rich_tables import headed
+from calibrate.common.errors import Infeasible
 
 EXAMPLE = 60  # characters of a reply
 FORETOLD = (0.5, 1.0, 2.0)  # times the budget
 
 
 def frontier_summary(frontier: Frontier, directory: Path) -> RenderableType:
-    """Return every point, every rival, what follows from them, and where the pictures are."""
+    """Return what each budget buys, where the pictures are, and how to ship one."""
+    return Group(
+        bought(frontier),
+        "",
+        Text.from_markup(
+            f"Every point is in [bold]{escape(str(directory))}/frontier.json[/]; ship one with "
+            f"[bold]calibrate pick {escape(str(directory))} --ce-budget NATS --out DIR[/]."
+        ),
+    )
+
+
+def bought(frontier: Frontier) -> RenderableType:
+    """Return every point, every rival, and what follows from them."""
     return Group(
         Text.from_markup(
             f"What each nat buys: [bold]{escape(frontier.concept)}[/] on "
@@ -33,11 +46,6 @@ def frontier_summary(frontier: Frontier, directory: Path) -> RenderableType:
         "",
         Text(frontier.advice),
         *(Text(sentence) for sentence in frontier.endings),
-        "",
-        Text.from_markup(
-            f"Every point is in [bold]{escape(str(directory))}/frontier.json[/]; ship one with "
-            f"[bold]calibrate pick {escape(str(directory))} --ce-budget NATS --out DIR[/]."
-        ),
     )
 
 
@@ -66,6 +74,23 @@ def menu_facts(config: SteeringConfig, frontier: Frontier | None) -> list[dict[s
     """The menu for machines: the frontier's points, or what the laws foretell."""
     if frontier is None:
         return [{"measured": False, **each} for each in _by_the_laws(config)]
+    return _points(frontier)
+
+
+def refused_facts(refusal: Infeasible) -> dict[str, Any]:
+    """Why nothing ships, and what budgets and rivals bring all the same, for machines."""
+    found: Frontier | None = refusal.frontier
+    return {
+        "reasons": list(refusal.reasons),
+        "advice": list(refusal.advice),
+        "menu": [] if found is None else _points(found),
+        "rivals": []
+        if found is None
+        else [json.loads(one.model_dump_json()) for one in found.rivals],
+    }
+
+
+def _points(frontier: Frontier) -> list[dict[str, Any]]:
     return [{"measured": True, **json.loads(each.model_dump_json())} for each in frontier.points]
 
 

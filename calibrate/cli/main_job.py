@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from calibrate.common.layout import stem
 from calibrate.common.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator
 
     from calibrate.artefact.config import SteeringConfig
     from calibrate.artefact.evidence import Evidence
@@ -70,7 +71,7 @@ def run_main_job(
     directory = out or Path(f"{stem(concept)}-{stem(loading['model'])}")
     check_judges(judge, asked["audit"], Settings(**settings))
     checked_mix(asked["mix"], asked["beside"], asked["start"])
-    with working(quiet) as progress:
+    with refusal_printed(as_json, quiet), working(quiet) as progress:
         asked["guard"] = choose_guard(asked["guard"], *kept, progress)
         loaded = load_model(**loading, tensor_parallel=tensor_parallel, progress=progress)
         spent, began = loaded.meter.tokens, loaded.ranks.clock()
@@ -80,7 +81,7 @@ def run_main_job(
                 texts or _described(loaded, concept, describe, settings["seed"], progress),
                 out=directory,
                 fetch_teacher=fetch_teacher or _may_fetch(judge, teacher, texts),
-                larger_budgets=[budget for budget in ce_budget if budget > ce_budget[0]],
+                other_budgets=ce_budget[1:],
                 progress=progress,
                 **asked,
                 **settings,
@@ -107,19 +108,20 @@ def _with_frontier(
     Warns with CalibrateWarning of budgets that are not measured.
     """
     from calibrate.common.errors import InputError
+    from calibrate.deploy.refused import NO_ROOM, warn_unmeasured
 
     frontier = result.frontier
     tried = set() if frontier is None else {*frontier.tried}
     missing = [budget for budget in budgets if budget not in tried]
     afforded = missing[: _affordable(len(missing), result.config, left)]
     if beyond := missing[len(afforded) :]:
-        _warn_unmeasured(beyond, "the limits leave no room; raise --max-tokens or --max-minutes")
+        warn_unmeasured(beyond, NO_ROOM)
     if not afforded:
         return result
     try:
         return result.with_frontier(afforded, loaded, corpus=corpus, progress=progress)
     except InputError as error:
-        _warn_unmeasured(afforded, str(error))
+        warn_unmeasured(afforded, str(error))
         return result
 
 
@@ -131,17 +133,6 @@ def _affordable(most: int, config: SteeringConfig, left: Limits) -> int:
     one = config.cost["verification"]
     return sum(
         left.allow((n + 1) * one.token_forwards, (n + 1) * one.seconds) for n in range(1, most + 1)
-    )
-
-
-def _warn_unmeasured(budgets: Sequence[float], reason: str) -> None:
-    import warnings
-
-    from calibrate.common.errors import CalibrateWarning
-
-    shown = ", ".join(f"{budget:g}" for budget in budgets)
-    warnings.warn(
-        f"what {shown} nat buys is not measured: {reason}", CalibrateWarning, stacklevel=3
     )
 
 
@@ -186,6 +177,24 @@ def _described(
             return describe_concept(loaded, name, description, seed)
     finally:
         progress.ended("writing texts")
+
+
+@contextmanager
+def refusal_printed(as_json: bool, quiet: bool) -> Iterator[None]:
+    """Print what budgets buy where none ships; the reasons follow with the exit status."""
+    from calibrate.cli.progress_bars import PatientConsole
+    from calibrate.common.errors import Infeasible
+
+    try:
+        yield
+    except Infeasible as refusal:
+        from calibrate.cli.frontier_table import bought, refused_facts
+
+        if as_json:
+            say_json(json.dumps(refused_facts(refusal), indent=2, ensure_ascii=False))
+        elif refusal.frontier is not None and not quiet:
+            PatientConsole().print(bought(refusal.frontier))
+        raise
 
 
 def print_result(

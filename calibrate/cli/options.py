@@ -66,9 +66,9 @@ OPTIONS = dict(
             "ce-budget",
             budgets,
             "NATS[,…]",
-            "Largest allowed rise of cross-entropy, nats per token. Of several the first ships, or "
-            "where it buys less than --min-gain the next larger one that buys it; and the frontier "
-            "shows what each buys.",
+            "Largest allowed rise of cross-entropy, nats per token. Of several the first ships; "
+            "where it buys less than --min-gain the next larger one that does, and where it does "
+            "harm the next smaller one; and the frontier shows what each buys, even if none ships.",
             f"{SETTINGS['ce_budget'].default:g}",
         ),
         _setting("goal"),

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class CalibrateError(Exception):
@@ -79,6 +80,9 @@ class WrittenElsewhere(CalibrateError):
 class Infeasible(CalibrateError):
     """No strength meets the request; `reasons` says why, `advice` what could be tried.
 
+    frontier: what the budgets buy all the same (`calibrate.artefact.frontier.Frontier`), where
+    several were asked for and it was measured; else None.
+
     >>> try:
     ...     raise calibrate.Infeasible(["presence moves too little"], ["a larger --ce-budget"])
     ... except calibrate.Infeasible as infeasible:
@@ -86,9 +90,12 @@ class Infeasible(CalibrateError):
     presence moves too little; try a larger --ce-budget
     """
 
-    def __init__(self, reasons: Iterable[str], advice: Iterable[str] = ()) -> None:
+    def __init__(
+        self, reasons: Iterable[str], advice: Iterable[str] = (), frontier: Any = None
+    ) -> None:
         self.reasons = tuple(reasons)
         self.advice = tuple(advice)
+        self.frontier = frontier
         super().__init__("; ".join(self.reasons))
 
 

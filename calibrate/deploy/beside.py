@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from calibrate.artefact.beside_section import BesideSection
 from calibrate.artefact.config import SteeringConfig
-from calibrate.common.errors import Infeasible, InputError
+from calibrate.common.errors import InputError
 from calibrate.common.numbers import check_number
 from calibrate.common.settings import Settings
 from calibrate.deploy.checks import why_not_same
@@ -20,6 +20,7 @@ from calibrate.engine.unsteered import UnsteeredRun
 from calibrate.judging.presence import read
 from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.search.joint import mixed_with
+from calibrate.search.refusals import MORE, TooLittle
 from calibrate.search.verification import Verified
 from probes import Reader
 
@@ -80,7 +81,7 @@ class Beside:
     def section(self, verified: Verified, weight: float, settings: Settings) -> BesideSection:
         """What became of its concept in the final replies, once it is `ready`.
 
-        Raises: Infeasible if it does not move in the direction it was calibrated for.
+        Raises: TooLittle if it does not move in the direction it was calibrated for.
         """
         config, confidence = self.config, settings.confidence
         assert self.reader is not None
@@ -90,12 +91,12 @@ class Beside:
         change = after.change_from(before).with_interval(confidence)
         towards = change.low if config.concept.goal == "increase" else -change.high
         if towards <= 0:
-            raise Infeasible(
+            raise TooLittle(
                 [
                     f"{config.concept.name!r} does not measurably {config.concept.goal} beside it: "
                     f"{change.value:+.3f} ({change.low:+.3f} to {change.high:+.3f})"
                 ],
-                [f"give it more with a --mix above {self.mix:g}", "allow more with --ce-budget"],
+                [f"give it more with a --mix above {self.mix:g}", MORE],
             )
         return BesideSection(
             name=config.concept.name,

@@ -58,7 +58,7 @@ def fingerprint_from(fingerprint: str, start: str) -> str:
 def fingerprint_at(fingerprint: str, *budgets: float) -> str:
     """The fingerprint of another budget of a calibration, nats per token.
 
-    budgets: it is the last; those before it were tried, and bought too little.
+    budgets: it is the last; those before it would have been shipped first.
     """
     tried = ", ".join(map(repr, budgets))
     return hashlib.sha256(f"{fingerprint} at {tried}".encode()).hexdigest()

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import optuna
 
@@ -28,8 +28,9 @@ from calibrate.common.trial import Trial
 from calibrate.judging.presence import MAX_EMPTY
 from calibrate.laws.pilot import Pilot
 from calibrate.search.objective_types import Objective
+from calibrate.search.refusals import LESS, MORE, TooMuch
 from calibrate.search.storage import StudyStore
-from calibrate.search.trials import TrialPolicy, as_trial
+from calibrate.search.trials import TrialPolicy, as_trial, best_trial
 from calibrate.search.workers import Direction, SharedStudy, shared_study
 
 BEHIND = 0.1  # p-value, by Wilcoxon's test, below which a trial counts as behind the best
@@ -37,10 +38,14 @@ BEHIND = 0.1  # p-value, by Wilcoxon's test, below which a trial counts as behin
 
 @dataclass(frozen=True)
 class StudyResult:
-    """All finished trials, and the best of those that kept to the limits."""
+    """All finished trials, and the best of those that kept to the limits.
+
+    refusal: why none did, where none did; the best is then the one that came nearest.
+    """
 
     trials: tuple[Trial, ...]
     best: Trial
+    refusal: Infeasible | None = None
 
     @property
     def cost(self) -> Cost:
@@ -65,8 +70,8 @@ def run_study(
     pilots: by site, most promising first. baseline: unsteered presence on the search prompts.
     allowance: what may be spent; the study ends before it would be exceeded, but not before its
         first trial. None for as much as it takes.
-    Raises: Infeasible if no trial kept to the budget; ArtefactError if the store holds a study
-        of this name made with other settings, or cannot be opened.
+    Raises: ArtefactError if the store holds a study of this name made with other settings, or
+        cannot be opened.
     """
     policy = TrialPolicy(pilots, objective, baseline, settings, allowance, progress)
     direction: Direction = "maximize" if settings.goal == "increase" else "minimize"
@@ -78,20 +83,32 @@ def run_study(
             progress.tried(as_trial(trial))
         shared.take_part(policy)
         trials = tuple(as_trial(trial) for trial in shared.finished)
-        return StudyResult(trials, _best(shared, trials, settings))
+        return _result(shared, trials, settings)
 
 
-def _best(shared: SharedStudy, trials: Sequence[Trial], settings: Settings) -> Trial:
+def _result(shared: SharedStudy, trials: tuple[Trial, ...], settings: Settings) -> StudyResult:
     try:
-        return as_trial(shared.study.best_trial)
-    except ValueError:
-        limits = f"ΔCE within {settings.ce_budget:g} nat"
-        if settings.max_fluency_drop is not None:
-            limits += f" and the drop of fluency within {settings.max_fluency_drop:g}"
-        silent = sum(trial.empty > MAX_EMPTY for trial in trials)
-        if silent:
-            limits += f", or most replies from being empty, as {silent} did not"
-        raise Infeasible(
-            [f"none of {len(trials)} trials kept {limits}"],
-            ["allow more with --ce-budget", "try more with --trials"],
-        ) from None
+        return StudyResult(trials, as_trial(shared.study.best_trial))
+    except ValueError:  # none kept to the limits
+        return StudyResult(trials, _nearest(trials, settings), _none_kept(trials, settings))
+
+
+def _nearest(trials: Sequence[Trial], settings: Settings) -> Trial:
+    """Of trials that all broke a limit, the best where only fluency did, or the cheapest."""
+    readable = best_trial(trials, replace(settings, max_fluency_drop=None))
+    return readable or min(trials, key=lambda trial: trial.delta_ce)
+
+
+def _none_kept(trials: Sequence[Trial], settings: Settings) -> Infeasible:
+    """Why no trial kept to the limits: they cost too much, or did harm."""
+    limits = f"ΔCE within {settings.ce_budget:g} nat"
+    if settings.max_fluency_drop is not None:
+        limits += f" and the drop of fluency within {settings.max_fluency_drop:g}"
+    silent = sum(trial.empty > MAX_EMPTY for trial in trials)
+    if silent:
+        limits += f", or most replies from being empty, as {silent} did not"
+    reason = f"none of {len(trials)} trials kept {limits}"
+    if not silent and all(trial.delta_ce > settings.ce_budget for trial in trials):
+        return Infeasible([reason], [MORE, "try more with --trials"])
+    fluent = [] if settings.max_fluency_drop is None else ["allow more with --max-fluency-drop"]
+    return TooMuch([reason], [*fluent, LESS, "try more with --trials"])

@@ -125,6 +125,39 @@ def test_they_stay_too_where_a_calibration_measures_its_budgets(
     assert [point.budget for point in result.frontier.points] == [0.5, 1.0]
 
 
+def test_where_none_of_several_budgets_ships_what_each_buys_is_shown(
+    capsys, tmp_path, model_directory, tiny_options, monkeypatch
+):
+    texts = tiny_options["concept"].texts
+    rows = [{"text": one.text, "label": "positive"} for one in texts.positives]
+    rows += [{"text": one.text, "label": "negative"} for one in texts.negatives]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / EVERYDAY).write_text("\n".join(map(json.dumps, rows)))
+    several = main_job(
+        model_directory, tiny_options, "--out", "out", "--ce-budget", "2e-4,1e-4", "--long-run", "0"
+    )
+    status, out, err = run(capsys, *several)
+    assert (status, out) == (3, "")
+    assert "calibrate: at 0.0002 nat: " in err
+
+    several.remove("--quiet")
+    status, out, err = run(capsys, *several)
+    assert status == 3
+    assert all(shown in out for shown in ("0.0001", "0.0002", "asked in words", "sure to ship"))
+    status, out, err = run(capsys, *several, "--json")
+    assert status == 3
+    facts = json.loads(out)
+    assert [point["budget"] for point in facts["menu"]] == [1e-4, 2e-4]
+    assert not any(point["ships"] for point in facts["menu"])
+    assert "asked in words" in {rival["name"] for rival in facts["rivals"]}
+    assert facts["reasons"][0].startswith("at 0.0002 nat: ")
+    assert f"could be tried: {facts['advice'][0]}" in err
+
+    status, _, err = run(capsys, "frontier", "out")
+    assert status == 2
+    assert "its calibration found no strength; why, and what each budget buys all the same" in err
+
+
 def test_budgets_beyond_the_limits_or_without_a_judge_leave_the_calibration_as_it_is(finished):
     result, loaded = finished.result, tiny.loaded("gpt2")
     config = result.config

@@ -24,6 +24,7 @@ from calibrate.laws.formulas import CrossEntropyLaw
 from calibrate.laws.joint import JointLaw, correlation_of
 from calibrate.laws.log_odds import measure_log_odds
 from calibrate.search.joint import mixed, mixed_with
+from calibrate.search.refusals import TooLittle
 
 strengths = st.floats(-3, 3)
 laws = st.builds(
@@ -202,6 +203,26 @@ def test_one_that_loses_its_own_concept_is_infeasible(finished, tiny_options, op
     shine = replace(tiny_options["concept"], name="shine")
     with pytest.raises(Infeasible, match="does not measurably decrease beside it"):
         calibrate.calibrate(tiny.model("gpt2"), shine, beside=against, **options)
+
+
+@pytest.mark.slow
+def test_a_larger_budget_ships_where_the_first_loses_the_concept_beside(
+    finished, tiny_options, options, monkeypatch
+):
+    section, first = Beside.section, options["ce_budget"]
+
+    def lost_at_first(second, verified, weight, settings):
+        if settings.ce_budget == first:
+            raise TooLittle(["it is lost"])
+        return section(second, verified, weight, settings)
+
+    monkeypatch.setattr(Beside, "section", lost_at_first)
+    shine = replace(tiny_options["concept"], name="shine")
+    config = calibrate.calibrate(
+        tiny.model("gpt2"), shine, beside=finished.result, other_budgets=[2 * first], **options
+    ).config
+    assert config.budget.limit == 2 * first
+    assert config.beside.change.low > 0
 
 
 def test_what_cannot_be_beside_is_refused(finished, tiny_options, options):

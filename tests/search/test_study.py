@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,7 +12,7 @@ import tiny
 import torch
 
 from calibrate.common.cost import Allowance, Limits, Meter
-from calibrate.common.errors import ArtefactError, Infeasible
+from calibrate.common.errors import ArtefactError
 from calibrate.common.estimate import Interval, RatioEstimate
 from calibrate.common.progress import Progress
 from calibrate.common.settings import Settings
@@ -19,6 +20,7 @@ from calibrate.laws.formulas import CrossEntropyLaw, MassLaw, judge_mass, judge_
 from calibrate.laws.pilot import Pilot, PilotPoint
 from calibrate.laws.tokens import TokenLaw
 from calibrate.search.objective_types import Replied, Rise
+from calibrate.search.refusals import TooMuch
 from calibrate.search.storage import StudyStore, open_storage
 from calibrate.search.study import run_study
 from calibrate.search.trials import LOWER_SHARE, PROPOSED_SHARE, SHARES, WIDE_SHARES
@@ -189,12 +191,14 @@ def test_a_trial_over_budget_is_pruned_before_anything_is_sampled():
 
 
 def test_no_feasible_trial_is_infeasible():
-    with pytest.raises(Infeasible, match=r"none of 3 trials kept ΔCE within 0\.001"):
-        study(
-            Synthetic(ALPHAS, 5),
-            Settings(trials=3, ce_budget=0.001),
-            pilots=by_site(ALPHAS, good=False),
-        )
+    result = study(
+        Synthetic(ALPHAS, 5),
+        Settings(trials=3, ce_budget=0.001),
+        pilots=by_site(ALPHAS, good=False),
+    )
+    assert "none of 3 trials kept ΔCE within 0.001" in str(result.refusal)
+    assert "allow more with --ce-budget" in result.refusal.advice
+    assert result.best.delta_ce == min(trial.delta_ce for trial in result.trials)
 
 
 def test_a_trial_whose_replies_lose_too_much_fluency_does_not_win():
@@ -416,11 +420,13 @@ def test_a_trial_that_silences_the_model_is_bad_and_no_crash():
 def test_where_every_trial_silences_the_model_that_is_the_reason():
     objective = Silencing(alphas={3: 1.0}, best_layer=3)
     objective.silenced = ("block 3",)
-    with pytest.raises(Infeasible, match=r"or most replies from being empty, as \d did not"):
-        run_study(
-            by_site({3: 1.0}),
-            objective,
-            estimate(UNSTEERED),
-            Settings(trials=2),
-            store(name="mute"),
-        )
+    result = run_study(
+        by_site({3: 1.0}),
+        objective,
+        estimate(UNSTEERED),
+        Settings(trials=2),
+        store(name="mute"),
+    )
+    assert re.search(r"or most replies from being empty, as \d did not", str(result.refusal))
+    assert isinstance(result.refusal, TooMuch)
+    assert "allow less with --ce-budget" in result.refusal.advice

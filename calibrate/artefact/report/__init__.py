@@ -31,7 +31,9 @@ def render(
 
 
 def render_infeasible(model: str, concept: str, infeasible: Infeasible) -> dict[str, bytes]:
-    """Return the report of a calibration that found no strength."""
+    """Return the report of a calibration that found no strength, and the pictures it shows."""
+    from calibrate.artefact.report.frontier_pictures import frontier_pictures
     from calibrate.artefact.report.page import infeasible_page
 
-    return {REPORT_FILE: infeasible_page(model, concept, infeasible).encode()}
+    drawn = {} if infeasible.frontier is None else frontier_pictures(infeasible.frontier)
+    return {REPORT_FILE: infeasible_page(model, concept, infeasible, drawn).encode(), **drawn}

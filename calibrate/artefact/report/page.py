@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, Template
 from calibrate.artefact.config import SteeringConfig
 from calibrate.artefact.evidence import Evidence
 from calibrate.artefact.frontier import Frontier
-from calibrate.artefact.report.chart import chart
+from calibrate.artefact.report.chart import Chart, chart
 from calibrate.common.errors import Infeasible
 
 SHOWN_COMPLETIONS = 12
@@ -28,21 +28,32 @@ def page(
         config=config,
         evidence=evidence,
         completions=evidence.first_completions[:SHOWN_COMPLETIONS],
-        pictures={
-            name: _data_url(image) for name, image in pictures.items() if name.endswith(".png")
-        },
+        pictures=_embedded(pictures),
         frontier=frontier,
-        chart=None if frontier is None or not frontier.points else chart(frontier),
+        chart=_chart_of(frontier),
         seconds=sum(spent.seconds for spent in config.cost.values()),
         token_forwards=sum(spent.token_forwards for spent in config.cost.values()),
     )
 
 
-def infeasible_page(model: str, concept: str, infeasible: Infeasible) -> str:
-    """Return the report of a calibration that found no strength."""
+def infeasible_page(
+    model: str, concept: str, infeasible: Infeasible, pictures: Mapping[str, bytes]
+) -> str:
+    """Return the report of a calibration that found no strength, its pictures embedded."""
     return _template("infeasible.html").render(
-        model=model, concept=concept, reasons=infeasible.reasons, advice=infeasible.advice
+        model=model,
+        concept=concept,
+        reasons=infeasible.reasons,
+        advice=infeasible.advice,
+        pictures=_embedded(pictures),
+        frontier=infeasible.frontier,
+        chart=_chart_of(infeasible.frontier),
     )
+
+
+def _chart_of(frontier: Frontier | None) -> Chart | None:
+    """The frontier's chart, if there is a point to draw."""
+    return None if frontier is None or not frontier.points else chart(frontier)
 
 
 @cache
@@ -57,6 +68,11 @@ def _environment() -> Environment:
 
 def _template(name: str) -> Template:
     return _environment().get_template(name)
+
+
+def _embedded(pictures: Mapping[str, bytes]) -> dict[str, str]:
+    """What the page's images hold, by name."""
+    return {name: _data_url(image) for name, image in pictures.items() if name.endswith(".png")}
 
 
 def _data_url(image: bytes) -> str:
