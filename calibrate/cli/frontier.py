@@ -115,10 +115,12 @@ def pick(
 def _opened(
     directory: Path, model: str | None, progress: Progress, loading: dict[str, Any]
 ) -> tuple[Calibration, LoadedModel]:
-    """A finished calibration, and its model."""
+    """A finished calibration of one concept, and its model."""
     from calibrate.deploy.finished import Calibration
+    from calibrate.deploy.frontier import require_one_concept
     from calibrate.deploy.verify import open_model
 
     calibration = Calibration.load(directory)
+    require_one_concept(calibration.config)
     loaded = open_model(calibration.config, model, progress=progress, **loading)
     return calibration, loaded

@@ -97,7 +97,8 @@ class Calibration:
             tokenizer: as `calibrate` takes them; the model that the config names if None. corpus:
             the file it was calibrated on, if on any. rivals: whether to measure asking in words, a
             random vector and best of n, too.
-        Raises: InputError for budgets out of range, or a judge that cannot be made again.
+        Raises: InputError for budgets out of range, a judge that cannot be made again, or two
+            concepts.
         """
         loaded = self._opened(model, tokenizer, progress)
         measured = frontier.measure(
@@ -142,7 +143,11 @@ class Calibration:
         return Calibration(config, evidence, probe)
 
     def _opened(self, model: Any, tokenizer: Any, progress: Progress) -> LoadedModel:
-        """The model, its prompts rendered as for the config."""
+        """The model, its prompts rendered as for the config.
+
+        Raises: InputError for two concepts.
+        """
+        frontier.require_one_concept(self.config)
         if model is None:
             return open_model(self.config, progress=progress)
         return as_calibrated(self.config, load_model(model, tokenizer, progress=progress))

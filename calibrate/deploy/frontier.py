@@ -50,7 +50,8 @@ def measure(
 ) -> Frontier:
     """Measure what budgets buy at a config's site, and what else would bring the concept.
 
-    loaded: the config's model, prompts rendered as for the config (`deploy.verify.open_model`).
+    config: of one concept (`require_one_concept`). loaded: the config's model, prompts rendered as
+        for the config (`deploy.verify.open_model`).
     budgets: in nats a token; None for MENU times the calibration's own. corpus: the file it was
         calibrated on, if on any. rivals: whether to measure other ways to the concept, too.
         earlier: of the same calibration, to which this is added; its rivals are kept.
@@ -74,6 +75,16 @@ def measure(
                 others = measure_rivals(bench, at)
         return build_frontier(
             config.provenance.fingerprint, bench, found, others, at, ledger.stages, earlier
+        )
+
+
+def require_one_concept(config: SteeringConfig) -> None:
+    """Raise InputError for two concepts: what other budgets do to the second is not read."""
+    if config.beside is not None:
+        raise InputError(
+            "other budgets must be those of one concept, but this config also steers "
+            f"{config.beside.name!r}, whose presence would not be read; calibrate the pair with "
+            "another --ce-budget, or give the calibration of either concept alone"
         )
 
 
@@ -195,16 +206,11 @@ def pick(
 ) -> tuple[SteeringConfig, Evidence]:
     """Ship another budget with the guarantees of a calibration: verification, and no study.
 
-    frontier: names the strength where it was measured at this budget; else the law does, held to
-        the search corpus.
+    config: of one concept (`require_one_concept`). frontier: names the strength where it was
+        measured at this budget; else the law does, held to the search corpus.
     Returns: the config and the evidence, to be written (`artefact.saved.save`).
     Raises: Infeasible as a calibration's verification does; InputError as `measure` does.
     """
-    if config.beside is not None:
-        raise InputError(
-            f"a pick must be of one concept, but this config also steers {config.beside.name}, "
-            "whose presence would not be verified; calibrate the pair with another --ce-budget"
-        )
     (budget,) = ascending([ce_budget])
     ledger = Ledger(loaded.meter, progress)
     with preserving_model_state(loaded):

@@ -10,10 +10,12 @@ import pytest
 import tiny
 from test_cli import EVERYDAY, main_job, run
 
+from calibrate.artefact.beside_section import BesideSection
 from calibrate.artefact.grades import GRADES_FILE, Grades
 from calibrate.cli.main_job import _affordable, _with_frontier
 from calibrate.common.cost import Limits
 from calibrate.common.errors import CalibrateWarning
+from calibrate.common.estimate import Interval
 from calibrate.common.progress import SILENT
 from calibrate.deploy.finished import Calibration
 from calibrate.deploy.grading.blind import ReadingRoom
@@ -240,6 +242,38 @@ def test_before_a_frontier_the_summary_foretells_one(capsys, bright):
     by_the_laws = [(each["strength"], each["presence"]) for each in facts["menu"]]
     assert by_the_laws == sorted(by_the_laws)
     assert facts["menu"][1]["budget"] == facts["budget"]["limit"]
+
+
+def test_two_concepts_are_refused_before_their_model_is_loaded(capsys, bright):
+    result = Calibration.load(bright)
+    presence = result.config.measured.presence
+    beside = BesideSection(
+        name="shine",
+        goal="increase",
+        fingerprint="another",
+        weight=1.0,
+        judge="probe",
+        presence=Interval(presence.value, presence.low, presence.high),
+        baseline=presence.baseline,
+        change=presence.change,
+    )
+    replace(result, config=result.config.model_copy(update={"beside": beside})).save(bright)
+    for command in (
+        ("frontier", bright, "--model", "nowhere"),
+        (
+            "pick",
+            bright,
+            "--model",
+            "nowhere",
+            "--ce-budget",
+            "0.2",
+            "--out",
+            bright.parent / "two",
+        ),
+    ):
+        status, _, err = run(capsys, *command)
+        assert status == 2
+        assert "this config also steers 'shine'" in " ".join(err.split())
 
 
 def test_another_model_is_refused(capsys, bright, tmp_path, tiny_options):

@@ -361,6 +361,15 @@ def test_pick_refuses_what_cannot_be_had(measured, opened):
         demanding.pick(0.2, opened)
 
 
+def test_a_pair_has_no_other_budgets(measured, monkeypatch):
+    pair = measured.config.model_copy(update={"beside": SimpleNamespace(name="shine")})
+    monkeypatch.setattr("calibrate.deploy.finished.open_model", None)  # refused before it is loaded
+    both = replace(measured, config=pair)
+    for act in (both.with_frontier, lambda: both.pick(0.2)):
+        with pytest.raises(InputError, match=r"also steers 'shine', .* either"):
+            act()
+
+
 def test_another_model_is_not_measured_in_its_place(finished, tiny_options):
     other = load_model(tiny.model("llama"), tiny_options["tokenizer"])
     with pytest.raises(ArtefactError, match="architecture must be"):
