@@ -150,10 +150,11 @@ class Frontier(Section):
 
     def efficiency(self, point: PointSection | RivalSection) -> float | None:
         """The least cost over what is spent, in [0, 1]; None where that was not measured."""
-        if point.cost is None or point.cost.value <= 0:
-            return None
-        share = self.least_cost(point) / point.cost.value
-        return share if math.isfinite(share) else None
+        return None if point.cost is None else _share(self.least_cost(point), point.cost)
+
+    def efficiency_back(self, point: PointSection | RivalSection) -> float | None:
+        """The same of the cost back; of best of n the least that it can be."""
+        return _share(self.least_cost(point, back=True), point.cost_back)
 
     def to_bytes(self) -> bytes:
         """Return the contents of `frontier.json`."""
@@ -185,3 +186,9 @@ class Frontier(Section):
             stacklevel=2,
         )
         return None
+
+
+def _share(least: float, cost: Interval) -> float | None:
+    """What has to be spent over what is; None where nothing is."""
+    share = least / cost.value if cost.value > 0 else math.inf
+    return share if math.isfinite(share) else None

@@ -137,7 +137,13 @@ def _rivals(frontier: Frontier) -> RenderableType:
 
 def _spent(frontier: Frontier, point: PointSection | RivalSection) -> str:
     """What it costs a reply, and the share of it that such a change has to cost."""
+    back = frontier.efficiency_back(point)
     if point.cost is None:
-        return f"≤ {point.cost_back.value:.2f} back"
-    share = frontier.efficiency(point)
-    return f"{point.cost.value:.2f}" + ("" if share is None else f", {share:.1%} needed")
+        needed = "" if back is None else f", ≥ {back:.1%} needed"
+        return f"≤ {point.cost_back.value:.2f} back{needed}"
+    shares = f"{_percent(frontier.efficiency(point))} needed, back {_percent(back)}"
+    return f"{point.cost.value:.2f}, {shares}"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"

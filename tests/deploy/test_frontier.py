@@ -110,6 +110,8 @@ def test_rivals_are_read_by_the_same_judge_and_paid_for_in_the_same_unit(measure
     assert 0 < best_2.change.value < best_4.change.value
     assert best_4.cost_back.value == pytest.approx(np.log(4) - 3 / 4)
     assert best_4.cost is None
+    assert frontier.efficiency(best_4) is None
+    assert 0 < frontier.efficiency_back(best_4) < 1
     # Choosing costs little for what it brings, but never less than data processing allows.
     assert best_4.cost_back.value > frontier.least_cost(best_4, back=True)
 
