@@ -8,8 +8,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from calibrate.artefact.frontier import Frontier, PointSection
-from calibrate.common.estimate import Interval
+from calibrate.artefact.frontier import Frontier, PointSection, RivalSection
+from calibrate.common.estimate import student_quantile
 from calibrate.laws.presence import PresenceLaw
 
 STEP = 0.1  # nats a token: what more is worth is said for that much
@@ -48,15 +48,17 @@ def _size_at(rise: float, rises: Sequence[float], sizes: Sequence[float]) -> flo
     return float(np.sqrt(np.interp(rise, rises, np.square(sizes))))
 
 
-def error_of(change: Interval, confidence: float) -> float:
-    """The standard error behind an interval."""
-    return (change.high - change.low) / 2 / NormalDist().inv_cdf(0.5 + confidence / 2)
+def error_of(measured: PointSection | RivalSection, confidence: float) -> float:
+    """The standard error of a change; where it is not known over how many prompts, of many."""
+    tail, n = 0.5 + confidence / 2, measured.n_prompts
+    errors = NormalDist().inv_cdf(tail) if n is None else student_quantile(tail, max(n - 1, 1))
+    return (measured.change.high - measured.change.low) / 2 / errors
 
 
 def _bend(frontier: Frontier) -> str:
     """The knee: from there on neither another step nor any larger point brings what can be seen."""
     points, sign = frontier.points, frontier.sign
-    errors = [error_of(point.change, frontier.confidence) for point in points]
+    errors = [error_of(point, frontier.confidence) for point in points]
     worths = worth_of_step(points, PresenceLaw(*frontier.law), sign)
     for n, (point, worth, error) in enumerate(zip(points[:-1], worths, errors, strict=False)):
         gains = [sign * (later.change.value - point.change.value) for later in points[n + 1 :]]
@@ -93,7 +95,7 @@ def _prompting(frontier: Frontier) -> str:
     sign = frontier.sign
     best = max(frontier.points, key=lambda point: sign * point.change.value)
     lead = sign * (asked.change.value - best.change.value)
-    errors = [error_of(each.change, frontier.confidence) for each in (asked, best)]
+    errors = [error_of(each, frontier.confidence) for each in (asked, best)]
     error = hypot(*errors)
     word = "more" if lead > 2 * error else "less" if lead < -2 * error else "about as much"
     return (

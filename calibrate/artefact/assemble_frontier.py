@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from calibrate.artefact.advice import advice
+from calibrate.artefact.advice import advice, error_of
 from calibrate.artefact.frontier import Frontier, MissedSection, PointSection, RivalSection
 from calibrate.artefact.measured import guard_section
 from calibrate.common.cost import Cost
@@ -17,6 +17,7 @@ from calibrate.laws.limit import best_of_cost
 from calibrate.laws.presence import fit_presence
 from calibrate.search import frontier as search
 from calibrate.search.effect import decide
+from calibrate.search.frontier_end import End, Known
 from calibrate.search.harm import forgets, is_silenced, reads_worse
 from calibrate.search.long_run import LOOP_MARGIN
 from calibrate.search.rivals import Rival
@@ -51,7 +52,8 @@ def build_frontier(
         baseline=bench.baseline.estimate.with_interval(confidence),
         points=[_point_section(point, settings) for point in measured.points],
         missed=[MissedSection(budget=each, why=why) for each, why in measured.missed.items()],
-        ended=measured.ended,
+        ended=None if measured.ended is None else measured.ended.says,
+        ended_at=None if measured.ended is None else measured.ended.budget,
         law=(0.0, 1.0, 0.0, 1.0),
         rivals=[_rival_section(rival, confidence) for rival in rivals],
         rivals_at=rivals_at,
@@ -60,7 +62,16 @@ def build_frontier(
         unsteered=first.text,
         token_forwards={stage: spent.token_forwards for stage, spent in cost.items()},
     )
-    return _told(found if earlier is None else _joined(earlier, found), bench)
+    joined = found if earlier is None else _joined(earlier, found, measured.ended)
+    return _told(joined, bench)
+
+
+def known_before(earlier: Frontier, budgets: Collection[float]) -> tuple[list[Known], End | None]:
+    """What a frontier knows of other budgets than these, and which of them silenced the model."""
+    points = [point for point in earlier.points if point.budget not in budgets]
+    missed = [one for one in earlier.missed if one.budget not in budgets]
+    silent = [End(one.budget, one.why) for one in missed if one.budget == earlier.ended_at]
+    return [_known(point, earlier.confidence) for point in points], silent[0] if silent else None
 
 
 def measured_lengths(bench: search.Bench) -> float:
@@ -69,22 +80,35 @@ def measured_lengths(bench: search.Bench) -> float:
     return sum(len(reply.ids) for reply in replies) / len(replies)
 
 
-def _joined(earlier: Frontier, later: Frontier) -> Frontier:
-    """Two frontiers as one; of a budget that both measured, what the later one found."""
+def _joined(earlier: Frontier, later: Frontier, ended: End | None) -> Frontier:
+    """Two frontiers as one; of a budget that both measured, what the later one found.
+
+    ended: where the later one found both to end.
+    """
     points = {point.budget: point for point in (*earlier.points, *later.points)}
-    missed = {one.budget: one for one in (*earlier.missed, *later.missed)}
+    missed = _still_missed(earlier, ended) | {one.budget: one for one in later.missed}
     rivals = later if later.rivals else earlier
     spent = Counter(earlier.token_forwards) + Counter(later.token_forwards)
     return later.model_copy(
         update={
             "points": [points[budget] for budget in sorted(points)],
             "missed": [missed[budget] for budget in sorted(missed.keys() - points.keys())],
-            "ended": later.ended or earlier.ended,
             "rivals": rivals.rivals,
             "rivals_at": rivals.rivals_at,
             "token_forwards": dict(spent),
         }
     )
+
+
+def _still_missed(earlier: Frontier, ended: End | None) -> dict[float, MissedSection]:
+    """What was tried in vain, and what lies beyond the end as it is now; not what lay beyond it."""
+    missed = {}
+    for one in earlier.missed:
+        if ended is not None and one.budget > ended.budget:
+            missed[one.budget] = MissedSection(budget=one.budget, why=ended.forbids)
+        elif earlier.ended_at is None or one.budget <= earlier.ended_at:
+            missed[one.budget] = one
+    return missed
 
 
 def _told(frontier: Frontier, bench: search.Bench) -> Frontier:
@@ -102,6 +126,18 @@ def _told(frontier: Frontier, bench: search.Bench) -> Frontier:
     return fitted.model_copy(update={"advice": told})
 
 
+def _known(point: PointSection, confidence: float) -> Known:
+    excess = point.loop_excess
+    return Known(
+        point.budget,
+        point.presence.value,
+        point.change.value,
+        error_of(point, confidence),
+        point.empty or 0.0,
+        None if point.loops is None or excess is None else (point.loops, excess.value),
+    )
+
+
 def _point_section(point: search.Point, settings: Settings) -> PointSection:
     confidence = settings.confidence
     why_not = refusal(point, settings)
@@ -114,6 +150,8 @@ def _point_section(point: search.Point, settings: Settings) -> PointSection:
         presence=point.presence.estimate.with_interval(confidence),
         change=point.change.with_interval(confidence),
         audited=_interval(point.audited, confidence),
+        n_prompts=len(point.change.sums),
+        empty=point.presence.empty,
         loops=None if point.loops is None else point.loops[0].value,
         loop_excess=None if point.loops is None else point.loops[1].with_interval(confidence),
         fluency_drop=point.fluency_drop.with_interval(confidence),
@@ -160,6 +198,7 @@ def _rival_section(rival: Rival, confidence: float) -> RivalSection:
         presence=rival.presence.with_interval(confidence),
         change=rival.change.with_interval(confidence),
         audited=_interval(rival.audited, confidence),
+        n_prompts=len(rival.change.sums),
         delta_ce=_interval(rival.delta_ce, confidence),
         cost=cost,
         cost_back=back,

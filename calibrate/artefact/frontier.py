@@ -23,14 +23,15 @@ FRONTIER_FORMAT = "steering-frontier"
 
 
 class PointSection(Section):
-    """What one budget buys, all of it on held-out data.
+    """What one strength buys, all of it on held-out data.
 
-    strength: α. delta_ce, upper: ΔCE and its one-sided bound, nats a token. change: of presence,
-    paired; audited: by the second judge. loops, loop_excess: share of long replies' tokens in
-    loops, and how much more than unsteered; None without room for them. fluency_drop: nats a
-    token. cost, cost_back: KL(plain‖steered) and KL(steered‖plain), nats a reply, at the
+    budget: that its bound keeps to. strength: α. delta_ce, upper: ΔCE and its one-sided bound, nats
+    a token. change: of presence, paired; audited: by the second judge. n_prompts: how many that is
+    a mean over. empty: share of replies without text. loops, loop_excess: share of long replies'
+    tokens in loops, and how much more than unsteered; None without room for them. fluency_drop:
+    nats a token. cost, cost_back: KL(plain‖steered) and KL(steered‖plain), nats a reply, at the
     temperature replies are drawn at. guard: how its questions are answered. ships: whether it may
-    be shipped; why_not: if not. example: a reply.
+    be shipped; why_not: if not. example: a reply. n_prompts and empty are None in older frontiers.
     """
 
     budget: float
@@ -41,6 +42,8 @@ class PointSection(Section):
     presence: Interval
     change: Interval
     audited: Interval | None
+    n_prompts: int | None = None
+    empty: float | None = None
     loops: float | None
     loop_excess: Interval | None
     fluency_drop: Interval
@@ -55,13 +58,14 @@ class PointSection(Section):
 class RivalSection(Section):
     """Another way to the concept, in the same units; None where it has no such cost.
 
-    cost_back: for best of n, the most it can be.
+    n_prompts: as of a point. cost_back: for best of n, the most it can be.
     """
 
     name: str
     presence: Interval
     change: Interval
     audited: Interval | None
+    n_prompts: int | None = None
     delta_ce: Interval | None
     cost: Interval | None
     cost_back: Interval
@@ -78,9 +82,10 @@ class Frontier(Section):
     """What each budget buys at a calibrated site (`calibrate.search.frontier`).
 
     fingerprint: of the calibration. baseline: presence unsteered. points: from small to large.
-    missed: budgets that were not measured. ended: why it ends, if anything but the list of budgets.
-    law: the law of presence through the points, r, ν, floor and ceiling. rivals: at `rivals_at`, a
-    strength of the frontier. advice: in words. token_forwards: what each stage took.
+    missed: budgets that were not measured. ended: why it ends, if anything but the list of budgets,
+    and ended_at, at which. law: the law of presence through the points, r, ν, floor and ceiling.
+    rivals: at `rivals_at`, a strength of the frontier. advice: in words. token_forwards: what each
+    stage took.
 
     >>> frontier = calibrate.Calibration.load("joy/").frontier
     >>> frontier is None or frontier.at(0.1).upper <= 0.1
@@ -101,6 +106,7 @@ class Frontier(Section):
     points: list[PointSection]
     missed: list[MissedSection] = Field(default_factory=list)
     ended: str | None
+    ended_at: float | None = None
     law: tuple[float, float, float, float]
     rivals: list[RivalSection]
     rivals_at: float | None

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from calibrate.artefact.assemble_frontier import build_frontier
+from calibrate.artefact.assemble_frontier import build_frontier, known_before
 from calibrate.artefact.assemble_pick import picked
 from calibrate.artefact.config import SteeringConfig
 from calibrate.artefact.evidence import Evidence
@@ -54,7 +54,8 @@ def measure(
         for the config (`deploy.verify.open_model`).
     budgets: in nats a token; None for MENU times the calibration's own. corpus: the file it was
         calibrated on, if on any. rivals: whether to measure other ways to the concept, too.
-        earlier: of the same calibration, to which this is added; its rivals are kept.
+        earlier: of the same calibration, to which this is added; its rivals are kept,
+        and its end is met again.
     Raises: InputError for budgets that are none, or a judge or corpus that is not at hand.
     """
     if budgets is None:
@@ -66,7 +67,8 @@ def measure(
         ledger = Ledger(loaded.meter, progress)
         with ledger.stage("replies and judges"):
             bench = open_bench(config, evidence, probe, loaded, corpus)
-        found = measure_frontier(bench, config.laws.cross_entropy, wanted, ledger)
+        known, silent = ([], None) if earlier is None else known_before(earlier, wanted)
+        found = measure_frontier(bench, config.laws.cross_entropy, wanted, ledger, known, silent)
         others: tuple[Rival, ...] = ()
         wanted_rivals = rivals and not (earlier and earlier.rivals)
         at = nearest_strength(found.points, config.budget.limit) if wanted_rivals else None

@@ -4,10 +4,11 @@ Every budget gets its own strength, by the law of ΔCE and passes over the searc
 one-sided bound on the verification's replies, from small strengths to large (`search.budget`).
 Replies to the verification's prompts show presence, loops and fluency there. A budget that cannot
 be held, or that the law levels off below, is missed, and said to be. Budgets are gone through from
-small to large, and the frontier ends where more strength only breaks the model:
+small to large, until more strength only breaks the model (`search.frontier_end`) or silences it.
 
-    presence has fallen clearly below the best so far; most replies are empty, or all but one;
-    or half of the tokens that lie in no loop unsteered would lie in one
+A point stays at the strength that spends its budget. A calibration and a pick also step down from
+there while long replies loop (`search.budget`). Loops are judged by the mean over 24 long replies,
+which need not grow with the strength: a point may loop too much between two that do not.
 """
 
 from __future__ import annotations
@@ -34,15 +35,12 @@ from calibrate.laws.formulas import CrossEntropyLaw
 from calibrate.models.model import LoadedModel
 from calibrate.search.budget import spending_strength, verify_budget
 from calibrate.search.effect import LOOKS
-from calibrate.search.harm import is_silenced
+from calibrate.search.frontier_end import End, Known, end_of
 from calibrate.search.long_run import answer_at_length
 from calibrate.search.trials import PROPOSED_SHARE
 from calibrate.texts.guard import Guard
 from calibrate.texts.replies import UnsteeredReplies
 from probes import Reader
-
-FALL = 2.0  # standard errors below its best point at which presence has fallen
-BROKEN = 0.5  # share of the tokens newly in loops from which nothing more is tried
 
 
 class Silenced(Infeasible):
@@ -185,6 +183,19 @@ class Point:
     cost_back: RatioEstimate
     guarded: Guarded | None
 
+    @property
+    def known(self) -> Known:
+        """What is kept of it for the points after it."""
+        change, loops = self.change, self.loops
+        return Known(
+            self.budget,
+            self.presence.estimate.value,
+            change.value,
+            change.standard_error,
+            self.presence.empty,
+            None if loops is None else (loops[0].value, loops[1].value),
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Frontier:
@@ -196,7 +207,7 @@ class Frontier:
 
     points: tuple[Point, ...]
     missed: dict[float, str]
-    ended: str | None
+    ended: End | None
 
 
 def measure_frontier(
@@ -204,29 +215,34 @@ def measure_frontier(
     law: CrossEntropyLaw,
     budgets: Sequence[float],
     ledger: Ledger,
+    earlier: Sequence[Known] = (),
+    silent: End | None = None,
 ) -> Frontier:
     """Measure what each budget buys, from small to large, until more only breaks the model.
 
-    law: of ΔCE at the site. ledger: books what each budget took, by `stage_of`.
+    law: of ΔCE at the site. ledger: books what each budget took, by `stage_of`. earlier: points
+    of other budgets that these are added to. silent: the budget that silenced the model then.
     """
+    sign, known = bench.settings.sign, list(earlier)
     points: list[Point] = []
     missed: dict[float, str] = {}
-    ended: str | None = None
+    ended = end_of(known, sign) or silent
     for budget in sorted(budgets):
-        if ended is not None:
-            missed[budget] = f"more strength only breaks the model {ended}"
+        if ended is not None and budget > ended.budget:
+            missed[budget] = ended.forbids
             continue
         try:
             with ledger.stage(stage_of(budget)):
                 point, law = _measured(bench, law, budget)
         except Infeasible as failure:
             missed[budget] = str(failure)
-            if isinstance(failure, Silenced):
-                ended = f"at {budget:g} nat: {failure}"
+            farthest = all(each.budget < budget for each in known)
+            if isinstance(failure, Silenced) and farthest:
+                ended = End(budget, str(failure))
             continue
         points.append(point)
-        if reason := _end(points, bench.settings):
-            ended = f"at {budget:g} nat: {reason}"
+        known.append(point.known)
+        ended = end_of(known, sign) or ended
     return Frontier(tuple(points), missed, ended)
 
 
@@ -274,22 +290,3 @@ def _measured(bench: Bench, law: CrossEntropyLaw, budget: float) -> tuple[Point,
         guarded=bench.guarded(strength),
     )
     return point, law
-
-
-def _end(points: Sequence[Point], settings: Settings) -> str | None:
-    """Why nothing after the last of these points is worth measuring; None where it may be."""
-    last = points[-1]
-    if is_silenced(last.presence):
-        return f"{last.presence.empty:.0%} of the replies are empty"
-    if last.loops is not None:
-        steered, excess = (share.value for share in last.loops)
-        if excess > BROKEN * (1 - (steered - excess)):  # base models loop by themselves
-            return f"{steered:.0%} of the tokens of long replies lie in loops"
-    best = max(points, key=lambda point: settings.sign * point.change.value)
-    fall = best.presence.change_from(last.presence)
-    if best is not last and settings.sign * fall.value > FALL * fall.standard_error:
-        return (
-            f"presence has turned back, from {best.presence.estimate.value:.3f} at "
-            f"{best.budget:g} nat to {last.presence.estimate.value:.3f}"
-        )
-    return None

@@ -16,9 +16,9 @@ import tiny
 
 import calibrate
 from calibrate.artefact.advice import advice, worth_of_step
-from calibrate.artefact.assemble_frontier import refusal
+from calibrate.artefact.assemble_frontier import known_before, refusal
 from calibrate.artefact.directory import FRONTIER_FILES, open_workspace, wrote
-from calibrate.artefact.frontier import Frontier
+from calibrate.artefact.frontier import Frontier, MissedSection
 from calibrate.artefact.report.frontier_pictures import limit_by_token
 from calibrate.common.cost import Ledger, Meter
 from calibrate.common.errors import ArtefactError, CalibrateWarning, Infeasible, InputError
@@ -32,7 +32,7 @@ from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.loading import load_model
 from calibrate.laws.presence import PresenceLaw
 from calibrate.search import frontier as searched
-from calibrate.search.frontier import _end
+from calibrate.search.frontier_end import End, Known, end_of
 
 BUDGETS = (0.1, 0.2, 0.4, 1.6)
 
@@ -180,57 +180,127 @@ def test_a_frontier_of_another_calibration_is_neither_used_nor_left(
     assert Calibration.load(tmp_path / "one").frontier is None
 
 
-def seen(change, error=0.01, empty=0.0, loops=0.0, unsteered=0.0):
-    """A point of which only what ends a frontier is known."""
+def seen(change, error=0.01, empty=0.0, loops=0.0, unsteered=0.0, budget=0.1):
+    """A point of which only what ends a frontier, and what ships, is known."""
     spread = np.array([change - error, change + error] * 8)
-    presence = SimpleNamespace(
-        empty=empty,
-        estimate=RatioEstimate(0.3 + spread, np.ones(16)),
-        change_from=lambda other: RatioEstimate(spread - other.spread, np.ones(16)),
-        spread=spread,
-    )
     looping, more = (
         RatioEstimate(np.full(16, share), np.ones(16)) for share in (loops, loops - unsteered)
     )
+    known = Known(budget, 0.3 + change, change, error / 15**0.5, empty, (loops, loops - unsteered))
     return SimpleNamespace(
-        budget=0.1,
-        presence=presence,
+        budget=budget,
+        presence=SimpleNamespace(empty=empty),
         change=RatioEstimate(spread, np.ones(16)),
         loops=(looping, more),
+        known=known,
     )
+
+
+def ends(points, sign=1):
+    """Why a frontier of these points ends at the last of them."""
+    known = [replace(each.known, budget=0.1 * (n + 1)) for n, each in enumerate(points)]
+    end = end_of(known, sign)
+    return None if end is None else end.says
 
 
 def test_it_ends_where_replies_break_or_presence_turns_back():
     up, more = seen(0.1), seen(0.2)
-    down = seen(0.1)
-    down.presence.spread = down.presence.spread[::-1].copy()  # so that differences have an error
-    assert _end([up, more], Settings()) is None
-    assert "turned back" in _end([up, more, down], Settings())
-    assert _end([down, more], Settings()) is None
-    assert "turned back" in _end([more, seen(0.3)], Settings(goal="decrease"))
-    assert "loops" in _end([seen(0.1, loops=0.7)], Settings())
-    assert _end([seen(0.1, loops=0.7, unsteered=0.5)], Settings()) is None
-    assert "loops" in _end([seen(0.1, loops=0.8, unsteered=0.5)], Settings())
-    assert "empty" in _end([seen(0.1, empty=0.7)], Settings())
+    assert ends([]) is None
+    assert ends([up, more]) is None
+    assert "at 0.3 nat: presence has turned back, from 0.500 at 0.2" in ends([up, more, up])
+    assert "turned back" not in (ends([seen(0.2, error=0.3), seen(0.1, error=0.3)]) or "")
+    assert "turned back" in ends([more, seen(0.3)], sign=-1)
+    assert "loops" in ends([seen(0.1, loops=0.7)])
+    assert ends([seen(0.1, loops=0.7, unsteered=0.5)]) is None
+    assert "loops" in ends([seen(0.1, loops=0.8, unsteered=0.5)])
+    assert "empty" in ends([seen(0.1, empty=0.7)])
 
 
-def test_a_silenced_model_ends_the_frontier_and_has_no_point(monkeypatch):
+def searching(monkeypatch, budgets, points, earlier=(), silent=None):
+    """Search a frontier whose budgets buy these points, or silence; and which of them are tried."""
     tried = []
 
     def measured(bench, law, budget):
         tried.append(budget)
-        if budget == 0.2:
+        if points[budget] is None:
             raise searched.Silenced(["nobody speaks"])
-        return seen(budget), law
+        return points[budget], law
 
     monkeypatch.setattr(searched, "_measured", measured)
     bench, ledger = SimpleNamespace(settings=Settings()), Ledger(Meter())
-    found = searched.measure_frontier(bench, None, [0.4, 0.1, 0.2], ledger)
+    return searched.measure_frontier(bench, None, budgets, ledger, earlier, silent), tried
+
+
+def test_a_silenced_model_ends_the_frontier_and_has_no_point(monkeypatch):
+    found, tried = searching(monkeypatch, [0.4, 0.1, 0.2], {0.1: seen(0.1), 0.2: None})
     assert tried == [0.1, 0.2]
     assert len(found.points) == 1
-    assert found.ended == "at 0.2 nat: nobody speaks"
+    assert found.ended == End(0.2, "nobody speaks")
     assert found.missed[0.2] == "nobody speaks"
     assert "at 0.2 nat: nobody speaks" in found.missed[0.4]
+
+
+def test_budgets_that_are_added_end_where_they_would_have_ended_together(monkeypatch):
+    best, broken = seen(0.3, budget=0.2).known, seen(0.3, loops=0.8, budget=0.4).known
+    # Beyond an end, nothing is tried; before it, everything is.
+    points = {0.1: seen(0.1), 0.8: seen(0.4, budget=0.8)}
+    found, tried = searching(monkeypatch, [0.1, 0.8], points, [best, broken])
+    assert tried == [0.1]
+    assert found.ended.budget == 0.4
+    assert "80% of the tokens" in found.missed[0.8]
+    # The best so far may be an earlier one.
+    points = {0.8: seen(0.1, budget=0.8), 1.6: seen(0.1, budget=1.6)}
+    found, tried = searching(monkeypatch, [0.8, 1.6], points, [best])
+    assert tried == [0.8]
+    assert "at 0.8 nat: presence has turned back" in found.missed[1.6]
+    # A silence ends it as well, unless more is known to speak.
+    found, tried = searching(monkeypatch, [0.8], points, [best], End(0.4, "nobody speaks"))
+    assert tried == []
+    assert found.ended == End(0.4, "nobody speaks")
+    found, tried = searching(monkeypatch, [0.1], {0.1: None}, [best])
+    assert found.ended is None
+    assert found.missed == {0.1: "nobody speaks"}
+
+
+def test_a_later_end_is_that_of_all_points_and_said_once(measured, opened, monkeypatch):
+    broken = measured.frontier.points[-1].model_copy(
+        update={"loops": 0.9, "loop_excess": Interval(0.9, 0.8, 1.0)}
+    )
+    earlier = measured.frontier.model_copy(
+        update={
+            "points": [*measured.frontier.points[:-1], broken],
+            "ended": "at 1.6 nat: 90% of the tokens of long replies lie in loops",
+            "ended_at": 1.6,
+            "missed": [
+                MissedSection(budget=each, why="more strength only breaks the model")
+                for each in (3.2, 6.4)
+            ],
+        }
+    )
+    ended = replace(measured, frontier=earlier)
+    more = ended.with_frontier([0.8, 3.2], opened).frontier
+    assert [point.budget for point in more.points] == [0.1, 0.2, 0.4, 0.8, 1.6]
+    assert more.ended == earlier.ended
+    assert [one.budget for one in more.missed] == [3.2, 6.4]
+    assert all("at 1.6 nat: 90% of the tokens" in one.why for one in more.missed)
+    # Measured anew, the budget that ended it does not: what lay beyond is open again.
+    again = ended.with_frontier([1.6], opened).frontier
+    assert again.ended is None
+    assert again.missed == []
+
+
+def test_what_silenced_the_model_is_known_until_it_is_measured_anew(measured):
+    silenced = measured.frontier.model_copy(
+        update={
+            "ended": "at 3.2 nat: nobody speaks",
+            "ended_at": 3.2,
+            "missed": [MissedSection(budget=3.2, why="nobody speaks")],
+        }
+    )
+    known, silent = known_before(silenced, [0.2])
+    assert [each.budget for each in known] == [0.1, 0.4, 1.6]
+    assert silent == End(3.2, "nobody speaks")
+    assert known_before(silenced, [3.2])[1] is None
 
 
 @pytest.mark.parametrize("steered", [{}, {3: 0.5}, {3: 0.5, 9: 0.5}])
@@ -294,6 +364,7 @@ def bending(changes, error=0.02, ships=True, **facts):
             strength=2 ** (n / 2),
             delta_ce=SimpleNamespace(value=0.1 * 2**n),
             change=Interval(change, change - 2 * error, change + 2 * error),
+            n_prompts=None,
             ships=ships,
             why_not=None if ships else "no change of 0.05",
         )
