@@ -174,7 +174,7 @@ def page(found: dict[str, Frontier], facts: dict[str, Any]) -> str:
     for name, frontier in found.items():
         parts += [
             f"## {frontier.concept} on {frontier.model}",
-            " ".join([advice(frontier, SETTINGS.ce_budget), *frontier.endings]),
+            " ".join([advice(frontier, SETTINGS), *frontier.endings]),
             f"![presence against what it costs](frontier/{name}.png)",
             table(POINT_HEADS, [point_row(frontier, point) for point in frontier.points]),
             table(RIVAL_HEADS, [rival_row(frontier, rival) for rival in frontier.rivals]),
@@ -197,7 +197,7 @@ def loops_told(found: dict[str, Frontier]) -> str:
 
 POINT_HEADS = (
     "budget|α|ΔCE|bound|presence|change|second judge|loops|questions right|fluency drop|"
-    "nats a reply|limit|efficiency|ships"
+    "nats a reply|limit|efficiency|efficiency back|ships"
 ).split("|")
 
 
@@ -220,12 +220,14 @@ def point_row(frontier: Frontier, point: PointSection) -> list[str]:
         f"{point.cost.value:.2f}",
         f"{frontier.least_cost(point):.3f}",
         f"{frontier.efficiency(point):.1%}",
+        f"{frontier.efficiency_back(point):.1%}",
         "yes" if point.ships else str(point.why_not),
     ]
 
 
 RIVAL_HEADS = (
-    "instead|ΔCE|presence|change|second judge|nats a reply|limit|back, nats a reply|limit back"
+    "instead|ΔCE|presence|change|second judge|nats a reply|limit|efficiency|back, nats a reply|"
+    "limit back|efficiency back"
 ).split("|")
 
 
@@ -239,8 +241,10 @@ def rival_row(frontier: Frontier, rival: RivalSection) -> list[str]:
         "" if rival.audited is None else f"{rival.audited.value:+.3f}",
         "" if rival.cost is None else f"{rival.cost.value:.2f}",
         "" if bound else f"{frontier.least_cost(rival):.3f}",
+        "" if bound else f"{frontier.efficiency(rival):.1%}",
         f"{'at most ' if bound else ''}{rival.cost_back.value:.2f}",
         f"{frontier.least_cost(rival, back=True):.3f}",
+        f"{'at least ' if bound else ''}{frontier.efficiency_back(rival):.1%}",
     ]
 
 
@@ -402,8 +406,13 @@ learned from other graded replies.
 "Nats a reply" is KL(plain‖steered) at the temperature replies are drawn at; "limit" is the least
 that such a change of presence can cost, by data processing (`calibrate/laws/limit.py`), and the
 efficiency is their ratio. "Back" is KL(steered‖plain), of which best of n costs at most
-ln n - (n - 1)/n. Best of n is chosen by the judge whose presence is shown, so that the second
-judge's change is the fairer one. "Questions right" are the guard's 240.
+ln n - (n - 1)/n, so that its efficiency is at least the one shown. Best of n is chosen by the judge
+whose presence is shown, so that the second judge's change is the fairer one. "Questions right" are
+the guard's 240.
+
+Each strength is the one that spends its budget. A calibration and `calibrate pick` also step down
+from there where long replies loop, so that they may ship a weaker one within a budget whose point
+does not ship.
 """
 
 

@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from calibrate.artefact.advice import advice, error_of
+from calibrate.artefact.config import SteeringConfig
+from calibrate.artefact.evidence import Evidence
 from calibrate.artefact.frontier import Frontier, MissedSection, PointSection, RivalSection
 from calibrate.artefact.measured import guard_section
 from calibrate.common.cost import Cost
@@ -31,11 +33,12 @@ def build_frontier(
     rivals_at: float | None,
     cost: Mapping[str, Cost],
     earlier: Frontier | None = None,
+    shipped: PointSection | None = None,
 ) -> Frontier:
     """Return the frontier at a bench's site.
 
     fingerprint: of the calibration. cost: of each stage, by its name. earlier: a frontier of the
-        same calibration, to which this one is added.
+        same calibration, to which this one is added. shipped: the calibration's own strength.
     """
     settings, confidence = bench.settings, bench.settings.confidence
     tokens = float(measured_lengths(bench))
@@ -51,6 +54,7 @@ def build_frontier(
         n_tokens=tokens,
         baseline=bench.baseline.estimate.with_interval(confidence),
         points=[_point_section(point, settings) for point in measured.points],
+        shipped=shipped,
         missed=[MissedSection(budget=each, why=why) for each, why in measured.missed.items()],
         ended=None if measured.ended is None else measured.ended.says,
         ended_at=None if measured.ended is None else measured.ended.budget,
@@ -63,7 +67,42 @@ def build_frontier(
         token_forwards={stage: spent.token_forwards for stage, spent in cost.items()},
     )
     joined = found if earlier is None else _joined(earlier, found, measured.ended)
-    return _told(joined, bench)
+    return _told(joined, len(bench.replies.prompts["verify"]), settings)
+
+
+def shipped_section(
+    config: SteeringConfig,
+    evidence: Evidence,
+    cost: RatioEstimate,
+    cost_back: RatioEstimate,
+) -> PointSection:
+    """The strength that a calibration ships, as its verification measured it.
+
+    cost, cost_back: nats a token, which no verification measures.
+    """
+    measured, confidence = config.measured, config.settings.confidence
+    presence, long_run, audit = measured.presence, measured.long_run, measured.audit
+    return PointSection(
+        budget=config.budget.limit,
+        strength=config.intervention.strength,
+        delta_ce=_plain(measured.delta_ce),
+        upper=measured.delta_ce.upper,
+        tested=evidence.tested,
+        presence=_plain(presence),
+        change=presence.change,
+        audited=None if audit is None else audit.change,
+        n_prompts=presence.n_prompts,
+        empty=presence.empty,
+        loops=None if long_run is None else long_run.loops,
+        loop_excess=None if long_run is None else long_run.loop_excess,
+        fluency_drop=measured.fluency.drop,
+        cost=per_reply(cost, confidence),
+        cost_back=per_reply(cost_back, confidence),
+        guard=measured.guard,
+        ships=True,
+        why_not=None,
+        example=evidence.completions[0].steered,
+    )
 
 
 def known_before(earlier: Frontier, budgets: Collection[float]) -> tuple[list[Known], End | None]:
@@ -72,6 +111,18 @@ def known_before(earlier: Frontier, budgets: Collection[float]) -> tuple[list[Kn
     missed = [one for one in earlier.missed if one.budget not in budgets]
     silent = [End(one.budget, one.why) for one in missed if one.budget == earlier.ended_at]
     return [_known(point, earlier.confidence) for point in points], silent[0] if silent else None
+
+
+def carried(
+    frontier: Frontier, config: SteeringConfig, shipped: PointSection, n_prompts: int
+) -> Frontier:
+    """The frontier as that of another calibration of the same site, by the same judges.
+
+    config, shipped: of that one. n_prompts: replied to at each strength.
+    """
+    fingerprint = config.provenance.fingerprint
+    own = frontier.model_copy(update={"fingerprint": fingerprint, "shipped": shipped})
+    return _told(own, n_prompts, config.settings)
 
 
 def measured_lengths(bench: search.Bench) -> float:
@@ -111,19 +162,21 @@ def _still_missed(earlier: Frontier, ended: End | None) -> dict[float, MissedSec
     return missed
 
 
-def _told(frontier: Frontier, bench: search.Bench) -> Frontier:
-    """With the law of presence through the points and the unsteered replies, and advice."""
-    points = frontier.points
+def _told(frontier: Frontier, n_prompts: int, settings: Settings) -> Frontier:
+    """With the law of presence through all points and the unsteered replies, and advice.
+
+    n_prompts: replied to at each strength.
+    """
+    points = frontier.strengths
     presences = [frontier.baseline.value, *(point.presence.value for point in points)]
     law = fit_presence(
         [0.0, *(point.strength for point in points)],
         presences,
-        [float(len(bench.replies.prompts["verify"]))] * len(presences),
+        [float(n_prompts)] * len(presences),
         rising=frontier.sign > 0,
     ).law
     fitted = frontier.model_copy(update={"law": (law.log_odds, law.gain, law.floor, law.ceiling)})
-    told = advice(fitted, bench.settings.ce_budget)
-    return fitted.model_copy(update={"advice": told})
+    return fitted.model_copy(update={"advice": advice(fitted, settings)})
 
 
 def _known(point: PointSection, confidence: float) -> Known:
@@ -207,3 +260,8 @@ def _rival_section(rival: Rival, confidence: float) -> RivalSection:
 
 def _interval(estimate: RatioEstimate | None, confidence: float) -> Interval | None:
     return None if estimate is None else estimate.with_interval(confidence)
+
+
+def _plain(measured: Interval) -> Interval:
+    """The interval of a section alone."""
+    return Interval(measured.value, measured.low, measured.high)

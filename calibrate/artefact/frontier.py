@@ -81,9 +81,11 @@ class MissedSection(Section):
 class Frontier(Section):
     """What each budget buys at a calibrated site (`calibrate.search.frontier`).
 
-    fingerprint: of the calibration. baseline: presence unsteered. points: from small to large.
-    missed: budgets that were not measured. ended: why it ends, if anything but the list of budgets,
-    and ended_at, at which. law: the law of presence through the points, r, ν, floor and ceiling.
+    fingerprint: of the calibration. baseline: presence unsteered. points: strengths that spend
+    their budgets, from small to large. shipped: the calibration's own strength as it was verified,
+    less than spends its budget where that has long replies loop; None where there is none. missed:
+    budgets that were not measured. ended: why it ends, if anything but the list of budgets, and
+    ended_at, at which. law: the law of presence through all of them, r, ν, floor and ceiling.
     rivals: at `rivals_at`, a strength of the frontier. advice: in words. token_forwards: what each
     stage took.
 
@@ -104,6 +106,7 @@ class Frontier(Section):
     n_tokens: float
     baseline: Interval
     points: list[PointSection]
+    shipped: PointSection | None = None
     missed: list[MissedSection] = Field(default_factory=list)
     ended: str | None
     ended_at: float | None = None
@@ -121,6 +124,12 @@ class Frontier(Section):
         return 1 if self.goal == "increase" else -1
 
     @property
+    def strengths(self) -> list[PointSection]:
+        """Every point, the calibration's own among them, from small strengths to large."""
+        own = [] if self.shipped is None else [self.shipped]
+        return sorted([*self.points, *own], key=lambda point: abs(point.strength))
+
+    @property
     def tried(self) -> list[float]:
         """Every budget that was asked for, measured or not."""
         return [*(point.budget for point in self.points), *(one.budget for one in self.missed)]
@@ -131,20 +140,51 @@ class Frontier(Section):
         missed = [f"Not measured at {one.budget:g} nat: {one.why}." for one in self.missed]
         return missed if self.ended is None else [*missed, f"It ends {self.ended}."]
 
-    def at(self, ce_budget: float) -> PointSection:
-        """The point of most strength whose bound keeps to a budget, whether or not it ships.
+    def change_of(self, point: PointSection) -> float:
+        """The change of presence at a point, towards the goal."""
+        return self.sign * point.change.value
 
-        Raises: InputError if none does.
+    def at(self, ce_budget: float | None = None, *, gain: float | None = None) -> PointSection:
+        """The point that ships with most change within a budget; or the cheapest with a change.
+
+        Where none ships within the budget, the one of most strength whose bound keeps to it; its
+        `why_not` says why. Long replies' loops are judged by a mean over few replies that need not
+        grow with the strength, so that a point may ship beyond one that does not.
+
+        ce_budget: nats a token. gain: the least change of presence towards the goal. Give either.
+        Raises: InputError if there is no such point.
         """
+        if ce_budget is not None and gain is None:
+            return self._within(ce_budget)
+        if gain is not None and ce_budget is None:
+            return self._buying(gain)
+        raise InputError(f"give either a budget or a gain, got {ce_budget} and {gain}")
+
+    def _within(self, ce_budget: float) -> PointSection:
         ce_budget = Settings(ce_budget=ce_budget).ce_budget
-        within = [point for point in self.points if point.upper <= ce_budget]
+        within = [point for point in self.strengths if point.upper <= ce_budget]
         if not within:
             known = ", ".join(f"{point.budget:g}" for point in self.points) or "none"
             raise InputError(
                 f"the budget must be one the frontier was measured within ({known}), got "
                 f"{ce_budget:g}; measure it with calibrate frontier DIR --budgets {ce_budget:g}"
             )
-        return max(within, key=lambda point: abs(point.strength))
+        return max(
+            (point for point in within if point.ships), key=self.change_of, default=within[-1]
+        )
+
+    def _buying(self, gain: float) -> PointSection:
+        gain = Settings(min_gain=gain).min_gain
+        shipping = [point for point in self.strengths if point.ships]
+        enough = [point for point in shipping if self.change_of(point) >= gain]
+        if not enough:
+            most = max(map(self.change_of, shipping), default=None)
+            raise InputError(
+                f"the gain must be one that a point buys and ships with, at most "
+                f"{'none' if most is None else f'{most:.3g}'}, got {gain:g}; measure other budgets "
+                "with calibrate frontier DIR --budgets"
+            )
+        return min(enough, key=lambda point: point.upper)
 
     def least_cost(self, point: PointSection | RivalSection, back: bool = False) -> float:
         """What its presence has to cost at least, nats a reply (`calibrate.laws.limit`)."""

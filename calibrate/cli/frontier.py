@@ -109,7 +109,7 @@ def pick(
             picked = calibration.pick(ce_budget, loaded, corpus=corpus, progress=progress)
             picked.save(out)
     result = Calibration.load(out)
-    print_result(result.config, result.evidence, out, as_json, quiet=False)
+    print_result(result.config, result.evidence, out, as_json, False, result.frontier)
 
 
 def _opened(

@@ -50,11 +50,11 @@ def bought(frontier: Frontier) -> RenderableType:
 
 
 def menu(frontier: Frontier) -> RenderableType:
-    """One line a budget: strength, ΔCE, presence, loops, what it costs, and a reply."""
+    """One line a strength: its budget, ΔCE, presence, loops, what it costs, and a reply."""
     table = headed(
         *"budget|α|ΔCE (at most)|presence|change|loops|knows|nats/reply|ships|reply".split("|")
     )
-    for point in frontier.points:
+    for point in frontier.strengths:
         table.add_row(
             f"[bold]{point.budget:g}[/]",
             f"{point.strength:.4g}",
@@ -64,10 +64,16 @@ def menu(frontier: Frontier) -> RenderableType:
             "" if point.loops is None else f"{point.loops:.1%}",
             "" if point.guard is None else f"{point.guard.accuracy.value:.0%}",
             _spent(frontier, point),
-            "[green]yes[/]" if point.ships else f"[yellow]{point.why_not}[/]",
+            _ships(frontier, point),
             escape(point.example[:EXAMPLE]),
         )
     return table
+
+
+def _ships(frontier: Frontier, point: PointSection) -> str:
+    if point is frontier.shipped:
+        return "[bold green]shipped[/]"
+    return "[green]yes[/]" if point.ships else f"[yellow]{point.why_not}[/]"
 
 
 def menu_facts(config: SteeringConfig, frontier: Frontier | None) -> list[dict[str, Any]]:
@@ -91,7 +97,14 @@ def refused_facts(refusal: Infeasible) -> dict[str, Any]:
 
 
 def _points(frontier: Frontier) -> list[dict[str, Any]]:
-    return [{"measured": True, **json.loads(each.model_dump_json())} for each in frontier.points]
+    return [
+        {
+            "measured": True,
+            "shipped": each is frontier.shipped,
+            **json.loads(each.model_dump_json()),
+        }
+        for each in frontier.strengths
+    ]
 
 
 def foretold(config: SteeringConfig, directory: Path | None) -> RenderableType:

@@ -120,14 +120,14 @@ class Chat:
         except ValueError as error:
             raise InputError(f"/budget takes a number of nats per token, got {typed!r}") from error
         config, frontier = self.steered.config, self.steered.frontier
-        known = {
-            config.budget.limit: (config.intervention.strength, config.measured.delta_ce.upper)
-        }
-        for point in [] if frontier is None else frontier.points:
-            known[point.budget] = point.strength, point.upper
+        points = [] if frontier is None else frontier.points
+        known = {point.budget: (point.strength, point.upper, point.why_not) for point in points}
+        own = config.intervention.strength, config.measured.delta_ce.upper, None
+        known[config.budget.limit] = own
         if budget in known:
-            self.strength, upper = known[budget]
-            return f"α = {self.strength:+.4g}, verified: ΔCE at most {upper:.3g} nat"
+            self.strength, upper, why_not = known[budget]
+            but = "" if why_not is None else f"; may not ship: {why_not}"
+            return f"α = {self.strength:+.4g}, verified: ΔCE at most {upper:.3g} nat{but}"
         strength = config.laws.cross_entropy.invert(budget, config.settings.sign)
         if not math.isfinite(strength):
             plateau = config.laws.cross_entropy.plateau

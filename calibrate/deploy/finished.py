@@ -62,12 +62,13 @@ class Calibration:
         loaded = None if model is None else load_model(model, tokenizer)
         return export(self.config, format_name, to, loaded)
 
-    def at(self, ce_budget: float) -> PointSection:
-        """What a budget buys: the frontier's point of most strength that keeps to it.
+    def at(self, ce_budget: float | None = None, *, gain: float | None = None) -> PointSection:
+        """What a budget buys, or which buys a change: a point of the frontier (`Frontier.at`).
 
-        Whether that ships, and why not, its `ships` and `why_not` say.
-
-        Raises: InputError if no frontier was measured, or none of its points keeps to it.
+        ce_budget: nats a token: the point that ships with most change within it, or where none
+            does, the one of most strength, whose `why_not` says why. gain: of presence, towards
+            the goal: the cheapest point that ships with it.
+        Raises: InputError if no frontier was measured, or it has no such point.
 
         >>> result.with_frontier([0.05, 0.1], model, tokenizer).at(ce_budget=0.1).upper <= 0.1
         True
@@ -77,7 +78,7 @@ class Calibration:
                 "other budgets must have been measured; do it with with_frontier(), or with "
                 "calibrate frontier DIR"
             )
-        return self.frontier.at(ce_budget)
+        return self.frontier.at(ce_budget, gain=gain)
 
     def with_frontier(
         self,
@@ -125,11 +126,13 @@ class Calibration:
     ) -> Calibration:
         """Ship another budget with the same guarantees: verification, and no new study.
 
+        The frontier goes along.
+
         model, tokenizer, corpus: as for `with_frontier`.
         Raises: Infeasible as `calibrate` does; InputError as `with_frontier` does.
         """
         loaded = self._opened(model, tokenizer, progress)
-        config, evidence = frontier.pick(
+        config, evidence, carried = frontier.pick(
             self.config,
             self.evidence,
             self.probe,
@@ -140,7 +143,7 @@ class Calibration:
             progress,
         )
         probe = None if self.probe is None else self.probe.as_fitted
-        return Calibration(config, evidence, probe)
+        return Calibration(config, evidence, probe, carried)
 
     def _opened(self, model: Any, tokenizer: Any, progress: Progress) -> LoadedModel:
         """The model, its prompts rendered as for the config.

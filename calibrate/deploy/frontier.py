@@ -11,7 +11,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from calibrate.artefact.assemble_frontier import build_frontier, known_before
+from calibrate.artefact.assemble_frontier import (
+    build_frontier,
+    carried,
+    known_before,
+    shipped_section,
+)
 from calibrate.artefact.assemble_pick import picked
 from calibrate.artefact.config import SteeringConfig
 from calibrate.artefact.evidence import Evidence
@@ -35,6 +40,7 @@ from calibrate.texts.replies import build_corpora, sample_splits
 from probes import Probe
 
 MENU = (0.5, 1.0, 2.0, 4.0)  # times the calibration's own budget
+SHIPPED = "strength that ships"  # what the stage is called that measures what replies cost there
 
 
 def measure(
@@ -51,11 +57,10 @@ def measure(
     """Measure what budgets buy at a config's site, and what else would bring the concept.
 
     config: of one concept (`require_one_concept`). loaded: the config's model, prompts rendered as
-        for the config (`deploy.verify.open_model`).
-    budgets: in nats a token; None for MENU times the calibration's own. corpus: the file it was
-        calibrated on, if on any. rivals: whether to measure other ways to the concept, too.
-        earlier: of the same calibration, to which this is added; its rivals are kept,
-        and its end is met again.
+        for the config (`deploy.verify.open_model`). budgets: in nats a token; None for MENU times
+        the calibration's own. corpus: the file it was calibrated on, if on any. rivals: whether to
+        measure other ways to the concept, too. earlier: of the same calibration, to which this is
+        added; its rivals are kept, and its end is met again.
     Raises: InputError for budgets that are none, or a judge or corpus that is not at hand.
     """
     if budgets is None:
@@ -67,6 +72,11 @@ def measure(
         ledger = Ledger(loaded.meter, progress)
         with ledger.stage("replies and judges"):
             bench = open_bench(config, evidence, probe, loaded, corpus)
+        shipped = None if earlier is None else earlier.shipped
+        if shipped is None:
+            with ledger.stage(SHIPPED):
+                costs = bench.costs(config.intervention.strength)
+            shipped = shipped_section(config, evidence, *costs)
         known, silent = ([], None) if earlier is None else known_before(earlier, wanted)
         found = measure_frontier(bench, config.laws.cross_entropy, wanted, ledger, known, silent)
         others: tuple[Rival, ...] = ()
@@ -75,9 +85,8 @@ def measure(
         if at is not None:
             with ledger.stage("rivals"):
                 others = measure_rivals(bench, at)
-        return build_frontier(
-            config.provenance.fingerprint, bench, found, others, at, ledger.stages, earlier
-        )
+        fingerprint, spent = config.provenance.fingerprint, ledger.stages
+        return build_frontier(fingerprint, bench, found, others, at, spent, earlier, shipped)
 
 
 def require_one_concept(config: SteeringConfig) -> None:
@@ -205,12 +214,13 @@ def pick(
     frontier: Frontier | None = None,
     corpus: str | Path | None = None,
     progress: Progress = SILENT,
-) -> tuple[SteeringConfig, Evidence]:
+) -> tuple[SteeringConfig, Evidence, Frontier | None]:
     """Ship another budget with the guarantees of a calibration: verification, and no study.
 
     config: of one concept (`require_one_concept`). frontier: names the strength where it was
         measured at this budget; else the law does, held to the search corpus.
-    Returns: the config and the evidence, to be written (`artefact.saved.save`).
+    Returns: the config, the evidence and the frontier as its own, to be written
+        (`artefact.saved.save`); it stays what it is, since site, prompts and judges do.
     Raises: Infeasible as a calibration's verification does; InputError as `measure` does.
     """
     (budget,) = ascending([ce_budget])
@@ -242,8 +252,15 @@ def pick(
                 settings,
                 guard=bench.guard,
             )
+        if frontier is not None:
+            with ledger.stage(SHIPPED):
+                costs = bench.costs(verified.budget.strength)
     at_budget = proposed / PROPOSED_SHARE
-    return picked(config, evidence, verified, bench.panel, at_budget, settings, ledger)
+    after = picked(config, evidence, verified, bench.panel, at_budget, settings, ledger)
+    if frontier is not None:
+        n_prompts = len(bench.replies.prompts["verify"])
+        frontier = carried(frontier, after[0], shipped_section(*after, *costs), n_prompts)
+    return *after, frontier
 
 
 def proposed_before(frontier: Frontier | None, budget: float) -> float | None:

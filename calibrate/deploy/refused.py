@@ -135,7 +135,7 @@ def _without_shipping(made: Frontier, found: search.Frontier, bench: Bench) -> F
         for point in made.points
     ]
     told = made.model_copy(update={"points": points})
-    return told.model_copy(update={"advice": advice(told, settings.ce_budget)})
+    return told.model_copy(update={"advice": advice(told, settings)})
 
 
 def _how_to_see(budget: float) -> str:

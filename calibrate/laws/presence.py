@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import isotonic_regression, minimize
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from calibrate.laws.formulas import Goodness, clipped_logit
 
@@ -52,6 +52,17 @@ class PresenceLaw:
         rise = expit(self.log_odds + self.gain * np.asarray(strength))
         presence: float | np.ndarray = self.floor + (self.ceiling - self.floor) * rise
         return presence
+
+    def invert(self, presence: float) -> float:
+        """The strength of a presence; infinite where none has it.
+
+        >>> round(PresenceLaw(-1.0, 2.0).invert(0.5), 6)
+        0.5
+        """
+        if not self.floor < presence < self.ceiling or not self.gain:
+            return float("inf")
+        share = (presence - self.floor) / (self.ceiling - self.floor)
+        return (float(logit(share)) - self.log_odds) / self.gain
 
 
 @dataclass(frozen=True, eq=False)

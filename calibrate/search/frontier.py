@@ -24,7 +24,7 @@ from calibrate.common.record import TestedStrength
 from calibrate.common.settings import Settings
 from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.divergence import Way, divergence
-from calibrate.engine.generation import Completion, Request
+from calibrate.engine.generation import Completion, Request, sample_all
 from calibrate.engine.site import Site
 from calibrate.engine.unsteered import Corpus, UnsteeredRun, run_unsteered
 from calibrate.judging.fluency import Fluency, measure_fluency
@@ -147,6 +147,13 @@ class Bench:
         """KL(steered‖plain) there, over replies at this strength; run: the pass over them."""
         plain, steered = self._ways(strength)
         return self._spent(steered, plain, replies, run)
+
+    def costs(self, strength: float) -> tuple[RatioEstimate, RatioEstimate]:
+        """Both of them, over a reply to each prompt as the verification draws it."""
+        request = Request(self.replies.prompts["verify"], 1, self.site.steering(strength))
+        (drawn,) = sample_all(self.loaded, [request], self.settings.sampling, self.settings.seed)
+        spoken = [reply for reply in drawn if reply.spoken]
+        return self.cost(strength), self.cost_back(strength, spoken, self.run(spoken))
 
     def _ways(self, strength: float) -> tuple[Way, Way]:
         prompts = self.replies.prompts["verify"]

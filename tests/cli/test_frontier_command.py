@@ -51,8 +51,9 @@ def test_a_frontier_is_measured_shown_and_added_to_the_directory(capsys, bright,
     assert "still knows" not in out  # no guard was asked for
     assert f"{frontier.points[0].strength:.4g}" in out
     menu = json.loads(run(capsys, "show", bright, "--json")[1])["menu"]
-    assert [each["strength"] for each in menu] == [point.strength for point in frontier.points]
+    assert [each["strength"] for each in menu] == [each.strength for each in frontier.strengths]
     assert all(each["measured"] for each in menu)
+    assert [each["budget"] for each in menu if each["shipped"]] == [0.4]
 
     chosen = bright.parent / "gentle"
     picking = ("pick", bright, "--model", model_directory, "--ce-budget", "0.2", "--out", chosen)
@@ -61,6 +62,7 @@ def test_a_frontier_is_measured_shown_and_added_to_the_directory(capsys, bright,
     config = Calibration.load(chosen).config
     assert config.budget.limit == 0.2
     assert f"{config.intervention.strength:.4g}" in out
+    assert "shipped" in out  # the frontier came along
     before = (chosen / "steering.json").read_bytes()
     assert run(capsys, *picking, "--json")[0] == 0  # again: what is there is shown
     assert (chosen / "steering.json").read_bytes() == before

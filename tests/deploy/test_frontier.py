@@ -15,10 +15,10 @@ import pytest
 import tiny
 
 import calibrate
-from calibrate.artefact.advice import advice, worth_of_step
+from calibrate.artefact.advice import advice, error_of, worth_of_step
 from calibrate.artefact.assemble_frontier import known_before, refusal
 from calibrate.artefact.directory import FRONTIER_FILES, open_workspace, wrote
-from calibrate.artefact.frontier import Frontier, MissedSection
+from calibrate.artefact.frontier import Frontier, MissedSection, PointSection, RivalSection
 from calibrate.artefact.report.frontier_pictures import limit_by_token
 from calibrate.common.cost import Ledger, Meter
 from calibrate.common.errors import ArtefactError, CalibrateWarning, Infeasible, InputError
@@ -69,10 +69,28 @@ def test_every_budget_has_its_strength_and_its_bound(measured, opened):
 
 
 def test_the_own_budget_comes_out_as_the_calibration_had_it(measured):
-    point, config = measured.at(ce_budget=0.4), measured.config
+    config = measured.config
+    (point,) = [each for each in measured.frontier.points if each.budget == 0.4]
     assert point.strength == pytest.approx(config.intervention.strength, rel=0.02)
     assert point.change.value == pytest.approx(config.measured.presence.change.value, abs=0.02)
     assert point.delta_ce.value == pytest.approx(config.measured.delta_ce.value, rel=0.03)
+
+
+def test_what_the_calibration_ships_is_a_point_as_it_was_verified(measured, opened):
+    shipped, config = measured.frontier.shipped, measured.config
+    assert shipped.strength == config.intervention.strength
+    assert shipped.budget == config.budget.limit
+    assert shipped.upper == config.measured.delta_ce.upper
+    assert shipped.change == config.measured.presence.change
+    assert shipped.ships
+    assert shipped.example == measured.evidence.completions[0].steered
+    # The replies' temperature is 1 here, at which the cost a reply is ΔCE, by another pass.
+    bench = deploy.open_bench(config, measured.evidence, measured.probe, opened)
+    again = delta_ce(opened, bench.runs["verify"], bench.site, shipped.strength)
+    assert shipped.cost.value == pytest.approx(again.sums.mean(), rel=1e-3)
+    replies = measured.frontier.points[2]  # of nearly the same strength
+    assert shipped.cost_back.value == pytest.approx(replies.cost_back.value, rel=0.1)
+    assert shipped in measured.frontier.strengths
 
 
 def test_a_frontier_is_measured_on_the_corpus_of_its_calibration(opened, tiny_options, tmp_path):
@@ -159,6 +177,7 @@ def test_more_budgets_are_added_and_rivals_kept(measured, opened):
     assert more.frontier.rivals == measured.frontier.rivals
     assert more.frontier.rivals_at == measured.frontier.rivals_at
     assert more.at(0.2) == measured.at(0.2)
+    assert more.frontier.shipped == measured.frontier.shipped
     assert more.frontier.law != measured.frontier.law
     spent, before = more.frontier.token_forwards, measured.frontier.token_forwards
     assert spent["0.4 nat"] > before["0.4 nat"]
@@ -320,7 +339,9 @@ def test_a_change_is_seen_where_two_prompts_are_answered_both_ways(steered):
 
 def test_advice_on_a_decrease_counts_downwards():
     falling = bending([-0.1, -0.2, -0.3, -0.4], sign=-1, law=(0.0, 0.3, 0.0, 1.0))
-    assert "changes by -0.400; another 0.1 nat would bring about -0.0" in advice(falling, 0.1)
+    assert "changes by -0.400; another 0.1 nat would bring about -0.0" in advice(
+        falling, Settings()
+    )
 
 
 def test_a_point_ships_only_without_what_a_calibration_refuses():
@@ -356,43 +377,150 @@ def test_what_a_step_is_worth_falls_as_the_law_levels_off():
     assert worth[1] == pytest.approx(law.predict(size) - law.predict(1.0), rel=0.05)
 
 
-def bending(changes, error=0.02, ships=True, **facts):
+def bought(budget, strength, change, error=0.02, why_not=None):
+    """A point of a frontier, of which advice only reads these."""
+    return PointSection.model_construct(
+        budget=budget,
+        strength=strength,
+        upper=budget,
+        delta_ce=Interval(budget, budget, budget),
+        change=Interval(change, change - 2 * error, change + 2 * error),
+        n_prompts=None,
+        ships=why_not is None,
+        why_not=why_not,
+    )
+
+
+def bending(changes, error=0.02, why_not=None, sign=1, **facts):
     """A frontier at .1, .2, .4, .8 nat, of which advice only reads these."""
     points = [
-        SimpleNamespace(
-            budget=0.1 * 2**n,
-            strength=2 ** (n / 2),
-            delta_ce=SimpleNamespace(value=0.1 * 2**n),
-            change=Interval(change, change - 2 * error, change + 2 * error),
-            n_prompts=None,
-            ships=ships,
-            why_not=None if ships else "no change of 0.05",
-        )
+        bought(0.1 * 2**n, sign * 2 ** (n / 2), change, error, why_not)
         for n, change in enumerate(changes)
     ]
-    known = {"sign": 1, "confidence": 0.95, "rivals": [], "law": (0.0, 2.0, 0.3, 0.5), **facts}
-    return SimpleNamespace(points=points, **known)
+    known = {"confidence": 0.95, "rivals": [], "law": (0.0, 2.0, 0.3, 0.5), **facts}
+    goal = "increase" if sign > 0 else "decrease"
+    return Frontier.model_construct(points=points, goal=goal, **known)
 
 
 def test_a_knee_is_where_no_larger_point_brings_what_can_be_seen():
     steep = (-5.0, 6.0, 0.3, 0.5)  # at its ceiling from 0.2 nat on
-    assert "Most is bought by 0.2 nat" in advice(bending([0.1, 0.19, 0.2, 0.2], law=steep), 0.1)
+    knee = bending([0.1, 0.19, 0.2, 0.2], law=steep)
+    assert "Most is bought by 0.2 nat" in advice(knee, Settings())
     # A flat law says that a step is worth nothing, and larger points say otherwise.
     flat = (0.0, 0.01, 0.3, 0.5)
     assert "At 0.8 nat a token, the most that was measured" in advice(
-        bending([0.05, 0.1, 0.15, 0.2], law=flat, error=0.02), 0.1
+        bending([0.05, 0.1, 0.15, 0.2], law=flat, error=0.02), Settings()
     )
-    assert "Most is bought" not in advice(bending([0.01, 0.0, 0.01, 0.0], law=flat), 0.1)
+    assert "Most is bought" not in advice(bending([0.01, 0.0, 0.01, 0.0], law=flat), Settings())
 
 
 def test_advice_names_a_budget_only_where_smaller_ones_were_measured_and_do_not_ship():
-    none = bending([0.1] * 4, ships=False)
-    assert "None of these points is sure to ship; at 0.1 nat: no change of 0.05." in advice(none, 1)
-    some = bending([0.1] * 4, ships=False)
-    some.points[2].ships = True
-    assert "takes 0.4 nat" in advice(some, 0.2)
-    assert "takes" not in advice(some, 0.05)  # whose own budget was not measured
-    assert "takes" not in advice(bending([0.1] * 4), 0.2)
+    some = bending([0.1] * 4, why_not="long replies loop +6%")
+    some.points[2] = bought(0.4, 2.0, 0.1)
+    said = advice(some, Settings(ce_budget=0.2))
+    assert "is +0.100, at 0.4 nat. Any that may be shipped takes 0.4 nat." in said
+    assert "takes" not in advice(some, Settings(ce_budget=0.05))  # which was not measured
+    assert "takes" not in advice(bending([0.1] * 4), Settings(ce_budget=0.2))
+
+
+def test_where_nothing_ships_advice_names_what_the_least_change_takes_and_what_forbids_it():
+    law = PresenceLaw(-1.0, 0.5)
+    changes = [float(law.predict(2 ** (n / 2)) - law.predict(0.0)) for n in range(4)]
+    none = bending(changes, law=(-1.0, 0.5, 0.0, 1.0), why_not="no change of 0.2")
+    none.points[2] = bought(0.4, 2.0, changes[2], why_not="long replies loop +12%")
+    gain = float(law.predict(1.7) - law.predict(0.0))  # between the strengths of .2 and .4 nat
+    said = advice(none, Settings(min_gain=gain))
+    assert (
+        "None of these points is sure to ship; pick tries weaker strengths as well. A change of "
+        f"{gain:g} takes about 0.29 nat by the law; at 0.4 nat: long replies loop +12%."
+    ) in said
+    assert "A change of 0.9 takes more than 0.8 nat." in advice(none, Settings(min_gain=0.9))
+    assert "as well. At 0.1 nat: no change of 0.2." in advice(none, Settings(min_gain=0.0))
+    down = bending([-each for each in changes], law=(1.0, 0.5, 0.0, 1.0), sign=-1, why_not="no")
+    assert f"A change of {gain:g} takes about 0.29 nat" in advice(down, Settings(min_gain=gain))
+
+
+def test_advice_says_what_the_calibration_ships_where_its_budget_spent_whole_does_not():
+    frontier = bending([0.19, 0.27, 0.37, 0.43], why_not="long replies loop +11%")
+    own = frontier.model_copy(update={"shipped": bought(0.1, 0.8, 0.16)})
+    assert (
+        "The largest change that is sure to ship is +0.160, as calibrated: 0.8 within 0.1 nat. "
+        "What spends that budget, 1, is not: long replies loop +11%."
+    ) in advice(own, Settings())
+    assert "None of these points" in advice(frontier, Settings())
+
+
+def test_a_budget_buys_the_point_that_ships_with_most_change_within_it():
+    frontier = bending([0.19, 0.27, 0.37, 0.43], why_not="long replies loop +11%")
+    assert frontier.at(0.2) is frontier.points[1]  # none ships: the one of most strength
+    shipped = bought(0.1, 0.8, 0.16)
+    own = frontier.model_copy(update={"shipped": shipped})
+    assert own.at(ce_budget=0.1) is own.at(0.9) is shipped
+    own.points[2] = bought(0.4, 2.0, 0.37)  # loops need not grow with the strength
+    assert own.at(0.2) is shipped
+    assert own.at(0.9) is own.points[2]
+    down = bending([-0.19, -0.27, -0.37, -0.43], sign=-1)
+    assert down.at(0.9) is down.points[3]
+
+
+def test_a_gain_is_bought_by_the_cheapest_point_that_ships_with_it():
+    frontier = bending([0.1, 0.2, 0.3, 0.25])
+    frontier.points[1] = bought(0.2, 1.4, 0.2, why_not="long replies loop +11%")
+    assert frontier.at(gain=0.1) is frontier.points[0]
+    assert frontier.at(gain=0.15) is frontier.points[2]
+    with pytest.raises(InputError, match=r"at most 0\.3, got 0\.4; measure other budgets"):
+        frontier.at(gain=0.4)
+    with pytest.raises(InputError, match="at most none, got"):
+        bending([0.1] * 4, why_not="no").at(gain=0.1)
+    for both in ({}, {"ce_budget": 0.1, "gain": 0.1}):
+        with pytest.raises(InputError, match="give either a budget or a gain"):
+            frontier.at(**both)
+
+
+def asking(change, cost, error=0.01):
+    """Asking in words, of which advice only reads these."""
+    return RivalSection.model_construct(
+        name="asked in words",
+        change=Interval(change, change - 2 * error, change + 2 * error),
+        delta_ce=Interval(cost, cost, cost),
+        n_prompts=None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "cost", "says"),
+    [
+        # ΔCE grows with the square of the strength, and here the change with the strength.
+        (
+            0.3,
+            0.05,
+            "more than steering at about its cost: +0.300 at a ΔCE of 0.050, beside +0.071",
+        ),
+        (0.08, 0.05, "about as much as steering at about its cost: +0.080"),
+        (0.0, 0.05, "less than steering at about its cost: +0.000"),
+        (
+            0.14,
+            0.2,
+            "about as much as steering at about its cost: +0.140 at a ΔCE of 0.200, beside +0.141 "
+            "at 0.200, and at most +0.283, at 0.800",
+        ),
+        (0.3, 1.0, "about as much as steering at about its cost: +0.300 at a ΔCE of 1.000, beside"),
+    ],
+)
+def test_asking_is_compared_with_steering_that_costs_as_much(asked, cost, says):
+    frontier = bending([0.1, 0.1414, 0.2, 0.2828], error=0.01, rivals=[asking(asked, cost)])
+    assert f"Asking in words alone brings {says}" in advice(frontier, Settings())
+
+
+def test_the_error_behind_an_interval_is_students_where_it_is_known_over_how_many():
+    rng = np.random.default_rng(0)
+    change = RatioEstimate(rng.normal(size=5), np.ones(5))
+    point = bought(0.1, 1.0, 0.0).model_copy(
+        update={"change": change.with_interval(0.95), "n_prompts": 5}
+    )
+    assert error_of(point, 0.95) == pytest.approx(change.standard_error)
+    unknown = point.model_copy(update={"n_prompts": None})
+    assert error_of(unknown, 0.95) == pytest.approx(change.half_width(0.95) / 1.959964)
 
 
 def test_pick_ships_another_budget_that_passes_the_gate(measured, opened, tmp_path):
@@ -410,6 +538,12 @@ def test_pick_ships_another_budget_that_passes_the_gate(measured, opened, tmp_pa
     assert report.passed, report.failures
     known = measured.at(0.2)
     assert config.intervention.strength >= known.strength
+    frontier = Calibration.load(tmp_path / "gentler").frontier
+    assert frontier.points == measured.frontier.points
+    assert frontier.rivals == measured.frontier.rivals
+    assert frontier.shipped.strength == config.intervention.strength
+    assert frontier.shipped.budget == 0.2
+    assert frontier.at(0.2).change.value >= known.change.value
     study = sum(spent.token_forwards for spent in measured.config.cost.values())
     assert sum(spent.token_forwards for spent in config.cost.values()) < study
 
@@ -432,6 +566,10 @@ def test_pick_refuses_what_cannot_be_had(measured, opened):
     )
     with pytest.raises(Infeasible):
         demanding.pick(0.2, opened)
+
+
+def test_without_a_frontier_a_pick_has_none(finished, opened):
+    assert finished.result.pick(0.2, opened).frontier is None
 
 
 def test_a_pair_has_no_other_budgets(measured, monkeypatch):
@@ -460,11 +598,24 @@ def test_the_chat_spends_a_budget(measured, opened):
     chat = Chat(steered, Settings().sampling, 0.0)
     assert "verified" in chat.command("/budget 0.1")
     assert chat.strength == measured.at(0.1).strength
+    assert "ship" not in chat.command("/budget 0.1")
     assert "not verified" in chat.command("/budget 0.15")
     assert measured.at(0.1).strength < chat.strength < measured.at(0.2).strength
     for wrong in ("", "much", "-1", "1000"):
         with pytest.raises(InputError, match="budget"):
             chat.command(f"/budget {wrong}")
+
+
+def test_the_chat_spends_the_own_budget_as_calibrated_and_says_what_may_not_ship(measured, opened):
+    points = [
+        each.model_copy(update={"ships": False, "why_not": "long replies loop +11%"})
+        for each in measured.frontier.points
+    ]
+    frontier = measured.frontier.model_copy(update={"points": points})
+    chat = Chat(SteeredModel(opened, measured.config, 0.0, frontier), Settings().sampling, 0.0)
+    assert "ship" not in chat.command("/budget 0.4")
+    assert chat.strength == measured.config.intervention.strength
+    assert "may not ship: long replies loop +11%" in chat.command("/budget 0.2")
 
 
 def test_a_workspace_with_a_foreign_frontier_is_refused(tmp_path):
@@ -478,7 +629,8 @@ def test_the_report_shows_every_point_without_any_network(measured, tmp_path):
     measured.save(tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert measured.frontier.advice in page
-    assert page.count('class="mark ') == len(BUDGETS) + 3
+    assert page.count('class="mark ') == len(BUDGETS) + 1 + 3
+    assert "0.4 nat, shipped: α = " in page
     assert page.count("<polyline") == 2
     assert not re.search(r'(?:src|href)="(?!data:)', page)
     assert "http" not in page.replace("http://www.w3.org", "")

@@ -160,6 +160,14 @@ def test_asymptotes_are_fitted_where_there_are_points_enough():
     assert (few.law.floor, few.law.ceiling) == (0.0, 1.0)
 
 
+def test_the_law_of_presence_is_undone_between_its_asymptotes_and_nowhere_else():
+    for gain in (2.0, -2.0):
+        law = PresenceLaw(-1.0, gain, floor=0.1, ceiling=0.7)
+        assert law.invert(float(law.predict(1.3))) == pytest.approx(1.3)
+        assert law.invert(0.1) == law.invert(0.8) == float("inf")
+    assert PresenceLaw(0.0, 0.0).invert(0.5) == float("inf")
+
+
 def test_one_sigmoid_is_fitted_to_both_signs_between_the_falls_on_either_side():
     """Far out on the right presence falls, far out on the left it rises: neither is the law's."""
     truth = PresenceLaw(-0.5, 0.8, floor=0.05, ceiling=0.85)

@@ -68,13 +68,14 @@ def chart(frontier: Frontier) -> Chart:
             x(point.delta_ce.value),
             *_heights(point.presence),
             "ships" if point.ships else "refused",
-            f"{point.budget:g} nat: α = {point.strength:.4g}",
+            f"{point.budget:g} nat{', shipped' if point is frontier.shipped else ''}: "
+            f"α = {point.strength:.4g}",
             f"ΔCE {point.delta_ce.value:.3f}, at most {point.upper:.3f}; presence "
             f"{point.presence.value:.2f} ({point.change.value:+.2f})"
             + (f"; {point.why_not}" if point.why_not else ""),
             point.example,
         )
-        for point in frontier.points
+        for point in frontier.strengths
     ]
     marks += [
         Mark(

@@ -121,7 +121,7 @@ def _draw_loops(axes: Axes, frontier: Frontier) -> None:
 
 def _draw_points(axes: Axes, frontier: Frontier, cost: Cost) -> None:
     for ships, colour, label in ((True, POINTS, "may ship"), (False, REFUSED, "may not ship")):
-        chosen = [point for point in frontier.points if point.ships == ships]
+        chosen = [point for point in frontier.strengths if point.ships == ships]
         if chosen:
             axes.errorbar(
                 [cost(point).value for point in chosen],
