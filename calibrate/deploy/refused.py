@@ -14,7 +14,7 @@ from pathlib import Path
 
 from calibrate.artefact import report
 from calibrate.artefact.advice import advice
-from calibrate.artefact.assemble_frontier import build_frontier
+from calibrate.artefact.assemble_frontier import build_frontier, known_before
 from calibrate.artefact.directory import FRONTIER_FILES, wrote
 from calibrate.artefact.frontier import FRONTIER_FILE, Frontier
 from calibrate.common.cost import Ledger
@@ -111,7 +111,8 @@ def _measured(
     if room == 0:
         return earlier
     ledger = Ledger(bench.loaded.meter, progress)
-    found = measure_frontier(bench, law, missing[:room], ledger)
+    known, silent = ([], None) if earlier is None else known_before(earlier, missing[:room])
+    found = measure_frontier(bench, law, missing[:room], ledger, known, silent)
     own = bench.settings.ce_budget
     at = None if earlier and earlier.rivals else nearest_strength(found.points, own)
     rivals: tuple[Rival, ...] = ()
