@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import tiny
@@ -13,8 +15,13 @@ from test_export import LAYER, SEVERAL, STRENGTH, config_for, hooked
 import calibrate
 from calibrate.common.errors import ArtefactError
 from calibrate.deploy.diagnosis import ReferenceInput
+from calibrate.deploy.runtimes import Stack, _least_kl, _logits_of, check_stack
 from calibrate.deploy.verify import check_directory
+from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.loading import load_model
+from calibrate.engine.unsteered import Corpus, run_unsteered
+from calibrate.models.model import preserving_model_state
+from calibrate.models.tokens import TokenSequence
 
 BLOCKS = (0, 1)
 
@@ -82,7 +89,10 @@ def all_blocks(facts, **change):
     ("change", "said"),
     [
         (lambda facts: facts["interventions"].reverse(), "interventions is out of range"),
-        (lambda facts: facts.update(interventions=None), "interventions must list the 2 blocks"),
+        (
+            lambda facts: facts.update(interventions=None),
+            r"must list a block in interventions for every vector in .*, got none for vector\.1",
+        ),
         (lambda facts: all_blocks(facts, weight=0.0), "interventions.weight is out of range"),
         (
             lambda facts: facts["interventions"][1].update(weight=0.0),
@@ -120,7 +130,50 @@ def test_a_block_left_out_is_caught_by_the_gate(copy, loaded):
     facts["interventions"].pop()
     path.write_text(json.dumps(facts))
     report = check_directory(copy, loaded)
-    assert "steered log-probabilities must be as recorded" in report.failures[0]
+    assert [check.name for check in report.checks] == ["artefact"]
+    assert "for every vector in steering.safetensors, got none for vector.1" in report.failures[0]
+
+
+@contextmanager
+def serving_at(layers, name, config, loaded, *_):
+    """A stack that steers some of the blocks only."""
+    vectors = [vector for vector in config.site.vectors if vector.layer in layers]
+    shifts = {one.layer: config.intervention.strength * one.values for one in vectors}
+    plain = _logits_of(loaded)
+
+    def steered(ids):
+        with hooked(loaded, shifts):
+            return plain(ids)
+
+    yield Stack(name, plain, steered)
+
+
+@pytest.mark.parametrize("on", ["replies", "a corpus file"])
+@pytest.mark.parametrize(("layers", "passes"), [((), False), ((0,), False), (BLOCKS, True)])
+def test_a_stack_has_to_steer_every_block(
+    directory, loaded, layers, passes, on, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("calibrate.deploy.runtimes.serving", partial(serving_at, layers))
+    corpus = None
+    if on != "replies":
+        corpus = tmp_path / "corpus.txt"
+        corpus.write_text("\n".join(tiny.texts(tiny.BRIGHT, 60, seed=5)))
+    check = check_stack(directory, loaded, "peft", corpus=corpus)
+    assert check.passed == passes, check.found
+    assert ("peft steers fewer blocks, more weakly or not at all" in check.found) != passes
+
+
+@pytest.mark.parametrize(("copies", "share"), [(1, 0.5), (9, 0.95)])
+def test_few_texts_or_many_ask_for_a_fair_share_of_the_models_own_kl(
+    directory, loaded, copies, share
+):
+    """One text has no interval at all, and equal ones have none that is wider than 0."""
+    config = calibrate.load(directory)
+    texts = Corpus((TokenSequence((7, 12, 20, 9, 30), 2),) * copies, self_sampled=True)
+    with preserving_model_state(loaded):
+        run = run_unsteered(loaded, texts, [0])
+        here = delta_ce(loaded, run, config.site, config.intervention.strength)
+        assert _least_kl(config, loaded, texts) == pytest.approx(share * here.value)
 
 
 @pytest.mark.parametrize(

@@ -278,10 +278,10 @@ def _checked_vector(folder: Path, config: SteeringConfig) -> bytes:
         tensors = load_tensors(content)
         for block in config.steered_blocks:
             tensors[block.key]
-        if config.interventions is None and len(tensors) > 1:
-            raise ArtefactError(
-                f"{folder / CONFIG_FILE} is damaged: interventions must list the {len(tensors)} "
-                f"blocks that {path} has vectors for; calibrate again"
+        if unused := sorted({*tensors} - {block.key for block in config.steered_blocks}):
+            raise AlteredError(
+                f"{folder / CONFIG_FILE} must list a block in interventions for every vector in "
+                f"{path.name}, got none for {', '.join(unused)}; put it back, or calibrate again"
             )
     except (OSError, KeyError, SafetensorError) as error:
         raise ArtefactError(f"{path} must hold the steering vector: {error}") from error
