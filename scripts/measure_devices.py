@@ -210,10 +210,12 @@ processes together, also by the `CalibrationCallback`; ZeRO-1 and 2 leave models
 ZeRO-3 are refused: they bring weights together in their own forward pass only, and calibrations run
 blocks and the unembedding on their own.
 
-`--device-map` deals blocks to the devices from one process. Weights that do not fit and wait in
-memory or on disk (`auto` decides that) give the same result, and there is a warning: every pass
-brings them anew. The forecast of time is made from a pass of the model as it is, so that it counts
-this in.
+`--device-map` deals blocks to the devices from one process, in every command that loads a model:
+`verify`, `frontier`, `pick`, `judge`, `generate`, `chat`, `serve`, `export` and `push` as well. Of
+these `verify` and `generate` also take `--tensor-parallel`; the others listen, ask or write, which
+one process does, and refuse it. Weights that do not fit and wait in memory or on disk (`auto`
+decides that) give the same result, and there is a warning: every pass brings them anew. The
+forecast of time is made from a pass of the model as it is, so that it counts this in.
 
 ## What it gives
 

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from calibrate.cli.console import say
-from calibrate.cli.option_groups import options
-from calibrate.cli.option_types import FILE, TEXT
+from calibrate.cli.option_groups import HELD, options
+from calibrate.cli.option_types import FILE
 from calibrate.cli.shared import Command, working
 from calibrate.common.export_formats import FORMATS
 
@@ -26,14 +26,12 @@ from calibrate.common.export_formats import FORMATS
     help=f"{', '.join(FIRST)} or {LAST}.",
 )
 @click.option("--to", required=True, type=FILE, metavar="PATH", help="File or directory.")
-@click.option("--model", type=TEXT, metavar="MODEL", help="Another place to load the model from.")
 @click.option("--no-check", is_flag=True, help="Do not load it back and compare.")
-@options("device", "device-map", "revision", "trust-remote-code")
+@options("elsewhere", *HELD)
 def export_config(
     directory: Path,
     format_name: str,
     to: Path,
-    model: str | None,
     no_check: bool,
     **loading: Any,
 ) -> None:
@@ -45,7 +43,7 @@ def export_config(
     config = load(directory)
     check_request(config, format_name, to, directory)
     with working() as progress:
-        loaded = open_model(config, model, progress=progress, **loading)
+        loaded = open_model(config, progress=progress, **loading)
         written = export(config, format_name, to, loaded, check=not no_check, source=directory)
     if written.gap is None:
         say(f"wrote {written.path}, unchecked")

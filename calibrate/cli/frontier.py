@@ -9,8 +9,8 @@ import click
 
 from calibrate.cli.console import say_json
 from calibrate.cli.main_job import print_result
-from calibrate.cli.option_groups import options
-from calibrate.cli.option_types import FILE, TEXT, budgets
+from calibrate.cli.option_groups import HELD, options
+from calibrate.cli.option_types import FILE, budgets
 from calibrate.cli.shared import Command, working
 
 if TYPE_CHECKING:
@@ -33,13 +33,11 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Leave out asking in words, asking and steering, a random vector and best of n.",
 )
-@click.option("--model", type=TEXT, metavar="MODEL", help="Another place to load the model from.")
-@options("corpus", "device", "device-map", "batch-tokens", "revision", "trust-remote-code", "json")
+@options("corpus", "elsewhere", *HELD, "batch-tokens", "json")
 def frontier(
     directory: Path,
     wanted: tuple[float, ...] | None,
     no_rivals: bool,
-    model: str | None,
     corpus: Path | None,
     as_json: bool,
     **loading: Any,
@@ -58,7 +56,7 @@ def frontier(
     load(directory)
     require_free(directory, CONFIG_FILE, FRONTIER_FILES)
     with working(as_json) as progress:
-        calibration, loaded = _opened(directory, model, progress, loading)
+        calibration, loaded = _opened(directory, progress, loading)
         measured = calibration.with_frontier(
             wanted, loaded, corpus=corpus, rivals=not no_rivals, progress=progress
         )
@@ -73,21 +71,10 @@ def frontier(
 @click.command(cls=Command)
 @click.argument("directory", type=FILE, metavar="DIR")
 @click.option("--out", required=True, type=FILE, metavar="DIR2", help="Where the config goes.")
-@click.option("--model", type=TEXT, metavar="MODEL", help="Another place to load the model from.")
-@options(
-    "one-budget",
-    "corpus",
-    "device",
-    "device-map",
-    "batch-tokens",
-    "revision",
-    "trust-remote-code",
-    "json",
-)
+@options("one-budget", "corpus", "elsewhere", *HELD, "batch-tokens", "json")
 def pick(
     directory: Path,
     out: Path,
-    model: str | None,
     ce_budget: float,
     corpus: Path | None,
     as_json: bool,
@@ -105,7 +92,7 @@ def pick(
     _, finished = open_workspace(out, fingerprint_at(config.provenance.fingerprint, ce_budget))
     if not finished:
         with working(as_json) as progress:
-            calibration, loaded = _opened(directory, model, progress, loading)
+            calibration, loaded = _opened(directory, progress, loading)
             picked = calibration.pick(ce_budget, loaded, corpus=corpus, progress=progress)
             picked.save(out)
     result = Calibration.load(out)
@@ -113,7 +100,7 @@ def pick(
 
 
 def _opened(
-    directory: Path, model: str | None, progress: Progress, loading: dict[str, Any]
+    directory: Path, progress: Progress, loading: dict[str, Any]
 ) -> tuple[Calibration, LoadedModel]:
     """A finished calibration of one concept, and its model."""
     from calibrate.deploy.finished import Calibration
@@ -122,5 +109,5 @@ def _opened(
 
     calibration = Calibration.load(directory)
     require_one_concept(calibration.config)
-    loaded = open_model(calibration.config, model, progress=progress, **loading)
+    loaded = open_model(calibration.config, progress=progress, **loading)
     return calibration, loaded

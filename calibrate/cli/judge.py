@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from calibrate.cli.console import say_json
-from calibrate.cli.option_groups import options
+from calibrate.cli.option_groups import HELD, options
 from calibrate.cli.option_types import FILE, TEXT
 from calibrate.cli.shared import Command, as_json_text, working
 
@@ -35,13 +35,12 @@ from calibrate.cli.shared import Command, as_json_text, working
     metavar="MODEL",
     help="What probe and question read with.  [default: the probe's, or smollm2]",
 )
-@options("device", "device-map", "dtype", "batch-tokens", "revision", "trust-remote-code", "json")
+@options(*HELD, "batch-tokens", "json")
 def judge(
     judge: str,
     texts: Path,
     concept: str | None,
     model: str | None,
-    dtype: str,
     as_json: bool,
     **loading: Any,
 ) -> None:
@@ -61,8 +60,6 @@ def judge(
     from calibrate.deploy.judge import open_judge
     from calibrate.judging.validation import hold_against
 
-    if dtype != "auto":
-        loading["dtype"] = dtype
     with working(as_json) as progress:
         reader = open_judge(judge, concept, model, progress, **loading)
         quality = hold_against(reader, graded)

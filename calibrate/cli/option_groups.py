@@ -15,6 +15,10 @@ LAWS = (
     "device device-map dtype batch-tokens blocks revision trust-remote-code json quiet"
 ).split()
 
+# How the model of a config is loaded, in one process or in several that share it.
+HELD = "device device-map one-process dtype blocks revision trust-remote-code".split()
+SHARED = ["tensor-parallel" if name == "one-process" else name for name in HELD]
+
 # Parameters of `load_model`, and those of `calibrate` that the main job hands on as they are.
 MODEL = (
     "model device device_map dtype batch_tokens blocks revision trust_remote_code "

@@ -27,6 +27,14 @@ def _option(
     return name, click.option(f"--{name}", type=type, metavar=metavar, help=help, **more)
 
 
+def _refuse_to_share(_ctx: click.Context, _parameter: click.Parameter, given: bool) -> None:
+    if given:
+        raise click.UsageError(
+            "--tensor-parallel is for calibrate, verify and generate, whose steps several "
+            "processes can take together; here one spreads the model: give --device-map auto"
+        )
+
+
 def _flag(name: str, help: str | None, *parameter: str) -> Named:
     return name, click.option(f"--{name}", *parameter, is_flag=True, help=help)
 
@@ -188,7 +196,14 @@ OPTIONS = dict(
             "Share the model between the processes that torchrun starts: "
             "torchrun --nproc-per-node N --no-python calibrate ….",
         ),
-        _option("dtype", TEXT, "auto|float32|bfloat16|float16", default="auto"),
+        _option(
+            "dtype",
+            TEXT,
+            "auto|float32|bfloat16|float16",
+            "Precision; auto is that of the calibration, and for a new one float32 on a CPU and "
+            "the checkpoint's own elsewhere.",
+            "auto",
+        ),
         _option("batch-tokens", int, "N", "Positions in one forward pass.", 2048),
         _option("blocks", TEXT, "PATH", "Dotted path of the decoder blocks."),
         _option("revision", TEXT, "REV", "Revision of a hub model."),
@@ -204,6 +219,10 @@ OPTIONS["one-budget"] = _setting("ce_budget")[1]
 OPTIONS["laws-out"] = _option(
     "out", FILE, "DIR", "Where the result goes.  [default: CONCEPT-MODEL-laws]"
 )[1]
+OPTIONS["elsewhere"] = _option("model", TEXT, "MODEL", "Another place to load the model from.")[1]
+OPTIONS["one-process"] = click.option(
+    "--tensor-parallel", is_flag=True, hidden=True, expose_value=False, callback=_refuse_to_share
+)
 OPTIONS["laws-positions"] = _setting(
     "positions", help="Steer every position, or the last of each pass; auto steers every one."
 )[1]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from calibrate.cli.console import say
+from calibrate.cli.option_groups import HELD, options
 from calibrate.cli.option_types import FILE, TEXT
 from calibrate.cli.shared import Command, working
 from calibrate.common.export_formats import FORMATS
@@ -25,14 +27,14 @@ from calibrate.common.export_formats import FORMATS
 )
 @click.option("--public", is_flag=True, help="Let everyone see a repository that is new.")
 @click.option("--dry-run", type=FILE, metavar="FOLDER", help="Write a folder; send nothing.")
-@click.option("--model", type=TEXT, metavar="MODEL", help="Another place to load the model from.")
+@options("elsewhere", *HELD)
 def push(
     directory: Path,
     repository: str,
     formats: tuple[str, ...],
     public: bool,
     dry_run: Path | None,
-    model: str | None,
+    **loading: Any,
 ) -> None:
     """Put the calibration in DIR on the Hugging Face Hub, with a model card made from its evidence.
 
@@ -48,7 +50,7 @@ def push(
             formats=formats,
             private=not public,
             dry_run=dry_run,
-            model=model,
             progress=progress,
+            **loading,
         )
     say(f"{len(pushed.files)} files are in {pushed.place}")

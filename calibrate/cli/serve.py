@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from calibrate.cli.console import say, say_json
+from calibrate.cli.option_groups import HELD, options
 from calibrate.cli.option_types import TEXT
 from calibrate.cli.shared import Command, as_json_text, working
 
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="Requests that may wait; more are refused with status 429.",
 )
-@click.option("--model", type=TEXT, metavar="MODEL", help="Another place to load the model from.")
+@options("elsewhere", *HELD)
 @click.option("--json", "as_json", is_flag=True, help="Print the address as JSON when it is ready.")
 def serve(
     directories: tuple[str, ...],
@@ -52,8 +53,8 @@ def serve(
     port: int,
     batch: int,
     queue: int,
-    model: str | None,
     as_json: bool,
+    **loading: Any,
 ) -> None:
     """Serve calibrations of one model as OpenAI's clients speak it, with a page to try them on.
 
@@ -78,11 +79,11 @@ def serve(
         with suppress(KeyboardInterrupt):  # the way to end it
             serve_calibrations(
                 directories,
-                model=model,
                 host=host,
                 port=port,
                 most_running=batch,
                 most_waiting=queue,
                 progress=progress,
                 ready=ready,
+                **loading,
             )

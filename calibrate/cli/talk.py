@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from calibrate.cli.console import say, say_json
-from calibrate.cli.option_types import FILE, PROMPT, TEXT, utf8
-from calibrate.cli.shared import Command, as_json_text, working
+from calibrate.cli.option_groups import HELD, SHARED, options
+from calibrate.cli.option_types import FILE, PROMPT, utf8
+from calibrate.cli.shared import Command, as_json_text, only_first_speaks, working
 
 if TYPE_CHECKING:
     from calibrate.engine.generation import Completion
@@ -21,18 +22,18 @@ if TYPE_CHECKING:
 @click.argument("directory", type=FILE, metavar="DIR")
 @click.option("--prompt", required=True, type=PROMPT, metavar="TEXT", help="What to reply to.")
 @click.option("--strength", type=float, metavar="X", help="Another strength than the calibrated.")
-@click.option("--model", type=TEXT, metavar="MODEL", help="Another place to load the model from.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
+@options("elsewhere", *SHARED)
 @click.option("--json", "as_json", is_flag=True, help="Print both replies as JSON.")
 def generate(
     directory: Path,
     prompt: str,
     strength: float | None,
-    model: str | None,
     max_tokens: int,
     seed: int,
     as_json: bool,
+    **loading: Any,
 ) -> None:
     """Reply to a prompt unsteered and steered, side by side, with the same noise.
 
@@ -46,12 +47,13 @@ def generate(
     from calibrate.models.model import preserving_model_state
     from calibrate.models.prompts import encode_prompt
 
+    only_first_speaks(loading["tensor_parallel"])
     check_seed(seed)
     if strength is not None:
         finite_strength(strength)
     with (
         working(as_json) as progress,
-        open_steered(directory, model, progress) as opened,
+        open_steered(directory, progress=progress, **loading) as opened,
         preserving_model_state(opened.loaded),
     ):
         sampling = replace(opened.config.settings.sampling, max_new_tokens=max_tokens)
@@ -67,10 +69,14 @@ def generate(
 
 @click.command(cls=Command)
 @click.argument("directory", type=FILE, metavar="DIR")
-@click.option("--model", type=TEXT, metavar="MODEL", help="Another place to load the model from.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True)
-def chat(directory: Path, model: str | None, max_tokens: int) -> None:
-    """Talk to the steered model; /strength X steers otherwise, /off not at all.
+@options("elsewhere", *HELD)
+def chat(directory: Path, max_tokens: int, **loading: Any) -> None:
+    """Talk to the steered model.
+
+    /strength X steers by X, /budget NATS by what may cost that much, and /off not at all; /concept
+    says what was calibrated, and /quit ends it. A budget that was not measured is spent by the law
+    of ΔCE.
 
     DIR is a calibration's directory, or an adapter or folded checkpoint exported from one.
     """
@@ -82,7 +88,7 @@ def chat(directory: Path, model: str | None, max_tokens: int) -> None:
 
     with (
         working() as progress,
-        open_steered(directory, model, progress) as opened,
+        open_steered(directory, progress=progress, **loading) as opened,
         preserving_model_state(opened.loaded),
     ):
         _require_reply(opened.loaded, None, max_tokens)

@@ -8,14 +8,13 @@ from typing import Any
 import click
 
 from calibrate.cli.console import say_json
-from calibrate.cli.option_groups import options
+from calibrate.cli.option_groups import SHARED, options
 from calibrate.cli.option_types import FILE, TEXT
 from calibrate.cli.shared import Command, as_json_text, only_first_speaks, working
 
 
 @click.command(cls=Command)
 @click.argument("directory", type=FILE, metavar="DIR")
-@click.option("--model", type=TEXT, metavar="MODEL", help="Another place to load the model from.")
 @click.option(
     "--corpus",
     type=FILE,
@@ -35,24 +34,13 @@ from calibrate.cli.shared import Command, as_json_text, only_first_speaks, worki
     metavar="FILE",
     help="The model for llama.cpp.  [default: the file the model came from]",
 )
-@options(
-    "device",
-    "device-map",
-    "tensor-parallel",
-    "dtype",
-    "batch-tokens",
-    "revision",
-    "trust-remote-code",
-    "json",
-)
+@options("elsewhere", *SHARED, "batch-tokens", "json")
 def verify(
     directory: Path,
-    model: str | None,
     corpus: Path | None,
     quick: bool,
     against: str | None,
     gguf: Path | None,
-    dtype: str,
     as_json: bool,
     **loading: Any,
 ) -> None:
@@ -69,8 +57,6 @@ def verify(
     from calibrate.texts.concept import read_lines
 
     only_first_speaks(loading["tensor_parallel"])
-    if dtype != "auto":
-        loading["dtype"] = dtype
     if against is not None:
         require_stack(against, gguf)
     elif gguf is not None:
@@ -82,7 +68,7 @@ def verify(
         read_lines(corpus)
     with working(as_json) as progress:
         try:
-            loaded = open_model(load(directory), model, progress=progress, **loading)
+            loaded = open_model(load(directory), progress=progress, **loading)
         except AlteredError:  # check_directory reports it
             loaded = None
         report = check_directory(directory, loaded, corpus, quick, progress)

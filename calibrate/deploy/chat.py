@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +23,9 @@ from calibrate.common.errors import InputError
 from calibrate.common.progress import SILENT, Progress
 from calibrate.common.settings import Sampling, Settings, finite_strength
 from calibrate.deploy.export.adapter import adapted
-from calibrate.deploy.verify import as_calibrated, open_model
+from calibrate.deploy.verify import open_model
 from calibrate.engine.decoding import default_generation_config, end_ids
 from calibrate.engine.generation import completed, require_room
-from calibrate.engine.loading import load_model
 from calibrate.models.model import LoadedModel
 from calibrate.models.prompts import encode_prompt
 from calibrate.models.tokens import Prompt
@@ -55,27 +54,46 @@ class SteeredModel:
 
 @contextmanager
 def open_steered(
-    path: str | Path, model: str | None = None, progress: Progress = SILENT
+    path: str | Path, model: str | None = None, progress: Progress = SILENT, **options: Any
 ) -> Iterator[SteeredModel]:
     """Open a calibration's directory, an adapter or a folded checkpoint inside the `with`.
 
-    model: another place to load the (base) model from.
-    Raises: ArtefactError if there is no config in it; ModelError if the model cannot be loaded.
+    model, options: another place to load the (base) model from, and other arguments of
+        `load_model`.
+    Raises: InputError for what an adapter or a folded checkpoint cannot be loaded with;
+        ArtefactError if there is no config in it; ModelError if the model cannot be loaded.
     """
     folder = local_directory(path)
     config = load(folder)
     strength = config.intervention.strength
     if _is_folded(folder):
-        dtype = config.model.dtype
-        folded = load_model(str(folder), dtype=dtype, progress=progress)
-        yield SteeredModel(as_calibrated(config, folded), config, strength)
+        _require_own(folder, model, options)
+        folded = open_model(config, str(folder), progress=progress, **options)
+        yield SteeredModel(folded, config, strength)
         return
-    loaded = open_model(config, model, progress=progress)
-    if (folder / "adapter_config.json").is_file():
+    is_adapter = (folder / "adapter_config.json").is_file()
+    if is_adapter and options.get("tensor_parallel"):
+        raise InputError(
+            f"{folder} is an adapter, which PEFT puts on models that one process holds; leave "
+            "--tensor-parallel out, or name the calibration's directory"
+        )
+    loaded = open_model(config, model, progress=progress, **options)
+    if is_adapter:
         with adapted(loaded, folder):
             yield SteeredModel(loaded, config, strength)
         return
     yield SteeredModel(loaded, config, 0.0, Frontier.load(folder, config.provenance.fingerprint))
+
+
+def _require_own(folder: Path, model: str | None, options: Mapping[str, Any]) -> None:
+    """Raise InputError for another model in place of a folded checkpoint, or another revision."""
+    given = {"--model": model, "--revision": options.get("revision")}
+    for option, value in given.items():
+        if value is not None:
+            raise InputError(
+                f"{folder} is a folded checkpoint, the model itself, so that there is no {option} "
+                f"to choose, got {value}; leave it out, or name the calibration's directory"
+            )
 
 
 @dataclass(eq=False)
@@ -135,7 +153,7 @@ class Chat:
                 f"/budget takes less than the plateau of ΔCE, {plateau:.3g} nats, got {budget:g}"
             )
         self.strength = strength
-        return f"α = {strength:+.4g} by the law of ΔCE, not verified"
+        return f"α = {strength:+.4g} by the law of ΔCE, not measured"
 
     def reply(self, text: str, write: Callable[[str], None]) -> str:
         """Reply to a text, writing the words as they come, thought included; return the answer."""

@@ -117,9 +117,12 @@ def open_model(config: SteeringConfig, model: str | None = None, **options: Any)
     From the Hub it comes at the commit it was calibrated at, unless another place or revision is
     named.
 
-    model, options: another place to load it from, and other arguments of `load_model`.
+    model, options: another place to load it from, and other arguments of `load_model`; of these
+        dtype "auto" is the precision of the calibration.
     """
-    how: dict[str, Any] = {"dtype": config.model.dtype, **options}
+    how: dict[str, Any] = {"dtype": "auto", **options}
+    if how["dtype"] == "auto":
+        how["dtype"] = config.model.dtype
     if model is None and how.get("revision") is None and is_hub_id(config.model.id):
         how["revision"] = config.model.revision
     if config.rendering is not None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from glob import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from huggingface_hub import HfApi, ModelCardData
 from jinja2 import Environment, PackageLoader
@@ -58,6 +60,7 @@ def push(
     dry_run: str | Path | None = None,
     model: str | None = None,
     progress: Progress = SILENT,
+    **options: Any,
 ) -> Pushed:
     """Put a finished calibration, exports, pictures and a card into a repository of the Hub.
 
@@ -66,7 +69,8 @@ def push(
 
     repository: USER/NAME; made if it is not there. formats: exports to put beside it, each checked
         as `calibrate export` does. private: whether a new repository is. dry_run: a folder to
-        write instead. model: another place to load the model from, for exports.
+        write instead. model, options: another place to load the model from, for exports, and other
+        arguments of `load_model`.
     Raises: InputError for a name or format that does not exist; ArtefactError if the directory
         holds no calibration, or the repository a README.md of other origin, or it cannot be
         written.
@@ -77,17 +81,18 @@ def push(
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
         raise InputError(f"exports must be of {', '.join(FORMATS)}, got {', '.join(unknown)}")
-    if dry_run is not None:
-        target = Path(dry_run)
-        if target.exists():
-            raise ArtefactError(f"{target} must not exist yet, since files are written there")
-        with made(target):
-            _write(directory, repository, target, formats, model, progress)
-        return Pushed(str(target), _names(target))
+    opened = partial(open_model, model=model, progress=progress, **options)
+    target = None if dry_run is None else Path(dry_run)
+    if target is not None and target.exists():
+        raise ArtefactError(f"{target} must not exist yet, since files are written there")
     with TemporaryDirectory() as work:
         folder = Path(work)
-        _write(directory, repository, folder, formats, model, progress)
-        return Pushed(_send(folder, repository, private), _names(folder))
+        _write(directory, repository, folder, formats, opened)
+        if target is None:
+            return Pushed(_send(folder, repository, private), _names(folder))
+        with made(target):
+            shutil.copytree(folder, target, dirs_exist_ok=True)
+        return Pushed(str(target), _names(target))
 
 
 def _send(folder: Path, repository: str, private: bool) -> str:
@@ -117,14 +122,13 @@ def _write(
     repository: str,
     folder: Path,
     formats: Sequence[str],
-    model: str | None,
-    progress: Progress,
+    opened: Callable[[SteeringConfig], LoadedModel],
 ) -> None:
-    """Everything the repository is to hold."""
+    """Everything the repository is to hold; opened: loads a config's model, for exports."""
     found = Calibration(*load(directory))
+    loaded = opened(found.config) if formats else None
     result = neutral(found)
     result.save(folder)
-    loaded = open_model(found.config, model, progress=progress) if formats else None
     served = _export(result, folder, formats, loaded)
     text = card(result, repository, served, sorted(path.name for path in folder.glob("*.png")))
     (folder / CARD_FILE).write_text(text, encoding="utf-8")

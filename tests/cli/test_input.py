@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import tiny
 from refused import Refused, each
+from transformers import dynamic_module_utils
 
 import calibrate
 import probes
@@ -272,10 +273,38 @@ def artefact(tmp_path_factory, tiny_options):
     rows = [{"text": t.text, "label": "positive"} for t in texts.positives]
     rows += [{"text": t.text, "label": "negative"} for t in texts.negatives]
     (folder / "bright.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    graded = [{"text": row["text"], "grade": 2 * (row["label"] == "positive")} for row in rows]
+    (folder / "graded.jsonl").write_text("\n".join(map(json.dumps, graded)))
+    with_own_code(folder / "tiny", folder / "own")
     calibrate.calibrate(
         str(folder / "tiny"), out=folder / "bright", **{**tiny_options, "tokenizer": None}
     )
     return folder / "bright"
+
+
+OWN_CODE = """
+from transformers import GPT2Config, GPT2LMHeadModel as Known
+
+
+class Config(GPT2Config):
+    model_type = "mine"
+
+
+class GPT2LMHeadModel(Known):
+    config_class = Config
+"""
+
+
+def with_own_code(model, folder):
+    """A copy of a GPT-2 that brings the code it is made of."""
+    shutil.copytree(model, folder)
+    (folder / "its.py").write_text(OWN_CODE)
+    facts = json.loads((folder / "config.json").read_text())
+    facts["model_type"] = "mine"
+    facts["auto_map"] = {
+        "AutoConfig": "its.Config", "AutoModelForCausalLM": "its.GPT2LMHeadModel"
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(facts))
 
 
 def run(monkeypatch, *arguments, encoding: str = "utf-8", typed: str = "") -> tuple[int, str, str]:
@@ -493,6 +522,26 @@ WRONG = [
     (["generate", "DIR", "--prompt", "a", "--max-tokens", "9" * 9], "give at most 127"),
     (["chat", "DIR", "--max-tokens", "128"], "the prompt's 1, got 128; give at most 127"),
 ]
+LOADING = [  # commands that load the model of a finished calibration
+    ["verify", "DIR"],
+    ["frontier", "DIR"],
+    ["pick", "DIR", "--out", "other", "--ce-budget", "0.2"],
+    ["judge", "DIR", "--texts", "GRADED"],
+    ["generate", "DIR", "--prompt", "a"],
+    ["chat", "DIR"],
+    ["serve", "DIR", "--port", "0"],
+    ["export", "DIR", "--format", "peft", "--to", "adapter"],
+    ["push", "DIR", "me/it", "--export", "peft", "--dry-run", "pushed"],
+]
+UNLOADABLE = [
+    (["--device", "cuda:99"], "device must be auto, cpu"),
+    (["--device-map", "everywhere"], "--device-map must be one of auto, balanced"),
+    (["--dtype", "float7"], "dtype must be one of auto"),
+    (["--blocks", "no.such.part"], "no.such.part"),
+    (["--model", "OWN"], "brings code of its own, which must be allowed"),
+    (["--tensor-parallel"], "--tensor-parallel "),
+]
+WRONG += [([*command, *options], said) for command in LOADING for options, said in UNLOADABLE]
 
 
 @pytest.mark.parametrize(("arguments", "said"), WRONG, ids=[" ".join(a)[:60] for a, _ in WRONG])
@@ -505,12 +554,47 @@ def test_wrong_arguments_end_in_one_line_and_status_2(
         "TINY": artefact.parent / "tiny",
         "FILE": artefact.parent / "bright.jsonl",
         "PROMPTS": tiny_options["prompts"],
+        "GRADED": artefact.parent / "graded.jsonl",
+        "OWN": artefact.parent / "own",
     }
     status, out, err = run(monkeypatch, *(places.get(part, part) for part in arguments))
     assert (status, out) == (2, "")
     assert said in err
     assert err.count("\n") == 1
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["verify", "DIR", "--quick"],
+        ["generate", "DIR", "--prompt", "the river", "--max-tokens", "4"],
+        ["chat", "DIR", "--max-tokens", "4"],
+        ["export", "DIR", "--format", "peft", "--to", "adapter"],
+        ["push", "DIR", "me/it", "--export", "peft", "--dry-run", "pushed"],
+    ],
+)
+def test_a_model_with_code_of_its_own_is_used_once_that_is_allowed(
+    monkeypatch, tmp_path, artefact, command
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    given = [artefact if word == "DIR" else word for word in command]
+    own = ["--model", artefact.parent / "own"]
+    status, _, err = run(monkeypatch, *given, *own, "--trust-remote-code", typed="/quit\n")
+    assert (status, "calibrate: " in err) == (0, False)
+
+
+def test_a_checkpoint_for_any_engine_is_not_made_of_a_model_with_code_of_its_own(
+    monkeypatch, tmp_path, artefact
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    own = ["--model", artefact.parent / "own", "--trust-remote-code"]
+    command = ["export", artefact, "--format", "folded", "--to", "folded", *own]
+    status, _, err = run(monkeypatch, *command)
+    assert status == 2
+    assert "own runs code of its own, and the folded format is for engines that have the" in err
 
 
 def test_each_of_our_warnings_is_one_note_on_stderr_and_others_stay_away(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from test_cli import run
 
 from calibrate.common.errors import ArtefactError, InputError
 from calibrate.common.settings import Sampling
-from calibrate.deploy.chat import Chat, open_steered
+from calibrate.deploy.chat import HELP, Chat, open_steered
 from calibrate.deploy.export import export
 from calibrate.engine.generation import sample
 from calibrate.engine.loading import load_model
@@ -140,6 +141,40 @@ def test_commands(places, finished):
             talk.command("/strength high")
         with pytest.raises(InputError, match="there is no /quiet; there are /strength"):
             talk.command("/quiet")
+
+
+def test_a_budget_that_was_not_measured_is_spent_by_the_law(places, finished):
+    config = finished.result.config
+    for place, model in (("directory", "model"), ("folded", None)):
+        with open_steered(places / place, model and str(places / model)) as opened:
+            talk = Chat(opened, Sampling(), strength=0.0)
+            said = talk.command(f"/budget {config.budget.limit}")
+            assert said == f"α = {config.intervention.strength:+.4g}, verified: ΔCE at most " + (
+                f"{config.measured.delta_ce.upper:.3g} nat"
+            )
+            said = talk.command("/budget 0.05")
+            assert said == f"α = {talk.strength:+.4g} by the law of ΔCE, not measured"
+            assert config.laws.cross_entropy.predict(talk.strength) == pytest.approx(0.05, rel=1e-3)
+
+
+def test_what_a_folded_checkpoint_or_an_adapter_cannot_be_loaded_with_is_refused(places):
+    for given, option in (({"model": "smollm2"}, "--model"), ({"revision": "abc"}, "--revision")):
+        with (
+            pytest.raises(InputError, match=f"folded checkpoint, .* no {option} to choose, got"),
+            open_steered(places / "folded", **given),
+        ):
+            pass
+    with (
+        pytest.raises(InputError, match="adapter, which PEFT puts on models that one process"),
+        open_steered(places / "adapter", tensor_parallel=True),
+    ):
+        pass
+
+
+def test_the_help_names_every_command_of_a_chat(capsys):
+    _, out, _ = run(capsys, "chat", "--help")
+    for command in re.findall(r"/\w+", HELP):
+        assert command in out
 
 
 def test_nothing_to_open_is_named(tmp_path):

@@ -599,7 +599,7 @@ def test_the_chat_spends_a_budget(measured, opened):
     assert "verified" in chat.command("/budget 0.1")
     assert chat.strength == measured.at(0.1).strength
     assert "ship" not in chat.command("/budget 0.1")
-    assert "not verified" in chat.command("/budget 0.15")
+    assert "by the law of ΔCE, not measured" in chat.command("/budget 0.15")
     assert measured.at(0.1).strength < chat.strength < measured.at(0.2).strength
     for wrong in ("", "much", "-1", "1000"):
         with pytest.raises(InputError, match="budget"):

@@ -149,17 +149,26 @@ def test_of_processes_at_the_command_line_one_speaks_and_writes(folder, tmp_path
         "--teacher", "none", "--audit", "none", "--guard", "none", "--reply-tokens", 12,
         "--tensor-parallel", "--json", "--out", tmp_path / "out",
     ]  # fmt: skip
-    meeting = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", *meeting]
-    calibrated = ["--no-python", str(Path(sys.executable).with_name("calibrate"))]
+    printed = json.loads(commanded(2, *asked))  # one JSON, not two
+    written = json.loads((tmp_path / "out" / "steering.json").read_text())
+    assert printed["intervention"] == written["intervention"]
+    reply = ["generate", tmp_path / "out", "--prompt", "the house", "--max-tokens", 8, "--json"]
+    assert commanded(2, *reply, "--tensor-parallel") == commanded(1, *reply)
+
+
+def commanded(processes, *asked):
+    """What the command line prints, in one process or in several together."""
+    command = [str(Path(sys.executable).with_name("calibrate"))]
+    if processes > 1:
+        meeting = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--no-python"]
+        start = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+        command = [*start, *meeting, *command]
     done = subprocess.run(
-        [*command, *calibrated, *map(str, asked)],
+        [*command, *map(str, asked)],
         capture_output=True, text=True, timeout=300, check=False, env=environment("tensor"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    printed = json.loads(done.stdout)  # one JSON, not two
-    written = json.loads((tmp_path / "out" / "steering.json").read_text())
-    assert printed["intervention"] == written["intervention"]
+    return done.stdout
 
 
 def test_one_process_alone_is_told_what_it_says_and_writes_where_it_is_told(tmp_path):

@@ -23,7 +23,7 @@ import torch
 from patience import PATIENCE
 from serving_fixtures import saved, serving, until
 
-from calibrate.common.errors import InputError, VerificationFailed
+from calibrate.common.errors import InputError, ModelError, VerificationFailed
 from calibrate.common.settings import Sampling
 from calibrate.engine.generation import sample
 from calibrate.engine.running import Ongoing, RunningReplies
@@ -425,6 +425,17 @@ def test_only_what_steers_as_recorded_is_served(places, tmp_path, finished):
     (tmp_path / "wider" / "steering.json").write_bytes(files["steering.json"])
     with pytest.raises(InputError, match="must share model and prompts, and wider"):
         open_catalogue([places / "bright", tmp_path / "wider"], str(places / "model"))
+
+
+def test_the_model_is_loaded_as_it_is_asked_for(places, finished):
+    loaded = open_catalogue(
+        [places / "bright"], str(places / "model"), blocks="transformer.h", dtype="auto"
+    ).loaded
+    assert loaded.blocks is loaded.model.transformer.h
+    with pytest.raises(ModelError, match=r"no\.such\.part"):
+        open_catalogue([places / "bright"], str(places / "model"), blocks="no.such.part")
+    with pytest.raises(VerificationFailed, match=r"precision must be float32, .* got bfloat16"):
+        open_catalogue([places / "bright"], str(places / "model"), dtype="bfloat16")
 
 
 def digests(folder):

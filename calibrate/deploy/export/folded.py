@@ -27,10 +27,12 @@ from calibrate.deploy.export.adapters import is_quantised, merged
 from calibrate.deploy.export.exporter import EveryPosition, NextLogProbs, unsteered
 from calibrate.deploy.verify import as_calibrated
 from calibrate.engine.loading import load_model
-from calibrate.models.architecture import BIAS_FLAGS, LIKE_LLAMA
+from calibrate.models.architecture import BIAS_FLAGS, LIKE_LLAMA, base_of
 from calibrate.models.model import LoadedModel
 from calibrate.models.quiet import quiet_transformers
 from calibrate.models.settled_template import with_settled_template
+
+OWN_CODE = "transformers_modules"  # the package in which transformers puts what a model brings
 
 CARD = """---
 {metadata}
@@ -57,8 +59,14 @@ class Folded(EveryPosition):
     def subject(self, loaded: LoadedModel) -> LoadedModel:
         """The model, with the adapters that it carries merged into its weights.
 
-        Raises: ExportRefused for weights that are not at hand as they are.
+        Raises: ExportRefused for weights that are not at hand as they are, or that only the model's
+            own code can use.
         """
+        if type(base_of(loaded.model)).__module__.startswith(OWN_CODE):
+            raise ExportRefused(
+                f"{loaded.name} runs code of its own, and the {self.name} format is for engines "
+                "that have the stock architecture; export peft or a snippet"
+            )
         if is_quantised(loaded.model):
             raise ExportRefused(
                 f"{loaded.name} is quantised or offloaded, so that its weights cannot be copied "

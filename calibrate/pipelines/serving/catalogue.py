@@ -163,11 +163,15 @@ class UnknownModel(InputError):
 
 
 def open_catalogue(
-    directories: Sequence[str | Path], model: str | None = None, progress: Progress = SILENT
+    directories: Sequence[str | Path],
+    model: str | None = None,
+    progress: Progress = SILENT,
+    **options: Any,
 ) -> Catalogue:
     """Load calibrations and the model they share, and check that each steers it as recorded.
 
-    directories: of calibrations, or USER/NAME on the Hub. model: another place to load it from.
+    directories: of calibrations, or USER/NAME on the Hub. model, options: another place to load it
+        from, and other arguments of `load_model`.
     Raises: InputError if they do not share a model or a name; ArtefactError, ModelError;
         VerificationFailed if the model is not the calibrated one, or steers otherwise.
     """
@@ -186,7 +190,7 @@ def open_catalogue(
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"names must differ, and {name!r} comes twice; rename a directory")
-    loaded = as_calibrated(first, open_model(first, model, progress=progress))
+    loaded = as_calibrated(first, open_model(first, model, progress=progress, **options))
     if loaded.name in names:
         raise InputError(f"{loaded.name!r} is the model's own name; rename the directory")
     with preserving_model_state(loaded):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -29,9 +30,11 @@ def serve(
     most_waiting: int = 64,
     progress: Progress = SILENT,
     ready: Callable[[Catalogue, str], None] = lambda _catalogue, _address: None,
+    **options: Any,
 ) -> None:
     """Serve calibrations until interrupted.
 
+    model, options: as for `open_catalogue`.
     host: address to listen on; other machines reach the server if it is not 127.0.0.1. port: 0 for
         a free one. most_running: replies in a batch. most_waiting: requests that may wait, beyond
         which they are refused with status 429. ready: told the address when it can be asked.
@@ -39,7 +42,7 @@ def serve(
     """
     listening = _socket(host, port)
     try:
-        catalogue = open_catalogue(directories, model, progress)
+        catalogue = open_catalogue(directories, model, progress, **options)
         scheduler = Scheduler(catalogue.loaded, most_running, most_waiting)
         names = NAMES_OF_HERE if host == HERE else ("*",)
         config = uvicorn.Config(
