@@ -30,7 +30,12 @@ EXIT_FAILED = 1
     "--ce-budget", "budgets", type=float, multiple=True, metavar="NATS", help="Repeatable."
 )
 @click.option(
-    "--layer", "layers", type=TEXT, multiple=True, metavar="AUTO|N|N-M|SEARCH", help="Repeatable."
+    "--layer",
+    "layers",
+    type=TEXT,
+    multiple=True,
+    metavar="AUTO|N|N-M|N,N,…|SEARCH",
+    help="Repeatable.",
 )
 @click.option(
     "--set",
@@ -38,7 +43,9 @@ EXIT_FAILED = 1
     type=TEXT,
     multiple=True,
     metavar="NAME=VALUE",
-    help="Any other option of calibrate, for all cells, such as min-gain=0.02. Repeatable.",
+    help="Another option of calibrate, for all cells, such as min-gain=0.02 or dtype=bfloat16: any "
+    "but out, storage, study, tensor-parallel and what makes texts a concept (positives, "
+    "negatives=FILE, describe). Repeatable.",
 )
 @click.option(
     "--out",

@@ -177,9 +177,9 @@ class Settings:
     )
     layer: int | tuple[int, ...] | Literal["auto", "search"] = _field(
         "auto",
-        "Block to steer, or several with one strength; auto steers the blocks from 27% to 87% "
-        "of the depth, and search has the study choose one.",
-        "AUTO|N|N-M|SEARCH",
+        "Block to steer, or several with one strength, such as 8-26 or 8,12,20; auto steers the "
+        "blocks from 27% to 87% of the depth, and search has the study choose one.",
+        "AUTO|N|N-M|N,N,…|SEARCH",
         rule="layer must be auto, search, a block's number, or several such as 8-26 or 8,12,20",
         read=_read_layer,
     )

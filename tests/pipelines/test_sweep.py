@@ -14,6 +14,7 @@ from concurrent.futures import Future
 import psutil
 import pytest
 import tiny
+import torch
 from filelock import FileLock
 from patience import PATIENCE
 from test_cli import run
@@ -21,9 +22,12 @@ from test_cli import run
 import calibrate
 from calibrate.common.errors import ArtefactError, InputError
 from calibrate.pipelines.sweep import pool as pools
+from calibrate.pipelines.sweep import worker as workers
 from calibrate.pipelines.sweep.cells import Cell, cells_of, read_plan
 from calibrate.pipelines.sweep.report import Row, foretold, transfer_error
-from calibrate.pipelines.sweep.run import LOCK, sweep
+from calibrate.pipelines.sweep.run import LOCK, Swept, sweep
+from calibrate.pipelines.sweep.store import Store
+from calibrate.pipelines.sweep.worker import asked_of
 
 
 @pytest.fixture(scope="module")
@@ -232,11 +236,104 @@ def test_cells_have_names_of_their_own():
             {"models": ["m"], "concepts": ["joy"], "options": {"judge": len}},
             "must be numbers, words",
         ),
+        *(
+            ({"models": ["m"], "concepts": ["joy"], "options": {name: value}}, words)
+            for name, value, words in (
+                ("dtype", "float7", "dtype must be one of auto, .* got 'float7'"),
+                ("device", 0, "device must be text, got 0"),
+                ("device_map", ["auto"], r"device-map must be text or a table, .* got \['auto'\]"),
+                ("batch_tokens", 0, "--batch-tokens must be a whole number"),
+                ("batch_tokens", True, "--batch-tokens must be a whole number"),
+                ("blocks", 3, "blocks must be text, got 3"),
+                ("revision", 1234567, "revision must be text, in double quotes where it reads as"),
+                ("trust_remote_code", "yes", "trust-remote-code must be true or false, got 'yes'"),
+                ("chat_template_kwargs", "calm", "chat-template-kwargs must be a table, as JSON"),
+                ("tensor_parallel", True, "a sweep has no option 'tensor_parallel'"),
+            )
+        ),
     ],
 )
 def test_what_no_cell_can_be_made_of_is_refused(asked, words):
     with pytest.raises(InputError, match=words):
         cells_of(**asked)
+
+
+def test_a_cell_is_another_one_where_its_model_is_loaded_to_other_results():
+    def cell(**options):
+        (found,) = cells_of(["m"], ["joy"], options={"trials": 3, **options})
+        return found
+
+    plain = cell()
+    assert plain.loading == ()
+    for name, value in (
+        ("device", "cpu"), ("device_map", "auto"), ("dtype", "bfloat16"), ("blocks", "h"),
+        ("revision", "abc"),
+    ):  # fmt: skip
+        other = cell(**{name: value})
+        assert other.loading == ((name, value),)
+        assert dict(other.options) == {"trials": 3}
+        assert other.key != plain.key
+    for same in (cell(batch_tokens=64), cell(trust_remote_code=True)):
+        assert same.key == plain.key
+        assert same.held != plain.held
+    assert cell(chat_template_kwargs={"mood": "calm"}).key != plain.key
+
+
+def test_a_worker_loads_a_model_as_the_cells_say_once_for_all_that_say_the_same(
+    places, tmp_path, monkeypatch
+):
+    found, loads = [], []
+
+    def noted(model, concept, out, **options):
+        found.append((model.dtype, model.batch_tokens, concept, options))
+
+    monkeypatch.setattr(workers, "calibrate", noted)
+    told = {"chat_template_kwargs": {"mood": "calm"}}
+    half = {"dtype": "bfloat16", "batch_tokens": 64, "blocks": "transformer.h"}
+    model = [str(places / "gpt2")]
+    asked = [
+        *cells_of(model, ["joy", "evil"], options={**half, **told}),
+        *cells_of(model, ["joy"], options={"dtype": "float32"}),
+        *cells_of(model, ["joy"], options={"blocks": "no.such.part"}),
+    ]
+    holder = workers.Holder()
+    with Store(tmp_path / "out") as store:
+        ended = [
+            holder.run(json.loads(json.dumps(asked_of(cell, store))), lambda: loads.append(1))
+            for cell in asked
+        ]
+    assert [one["status"] for one in ended] == ["done", "done", "done", "failed"]
+    assert "no.such.part" in ended[-1]["reasons"][0]
+    assert found == [
+        (torch.bfloat16, 64, "joy", told),
+        (torch.bfloat16, 64, "evil", told),
+        (torch.float32, 2048, "joy", {}),
+    ]
+    assert len(loads) == 2
+
+
+def test_the_command_passes_every_option_on(capsys, tmp_path, monkeypatch):
+    heard = []
+
+    def noted(cells, out, **_):
+        heard.extend(cells)
+        return Swept((), (), "report.html")
+
+    monkeypatch.setattr("calibrate.pipelines.sweep.run.sweep", noted)
+    settings = {
+        "device-map": "auto", "dtype": "bfloat16", "batch-tokens": 64, "blocks": "model.layers",
+        "revision": "main", "trust-remote-code": "true",
+        "chat-template-kwargs": '{"enable_thinking": false}',
+    }  # fmt: skip
+    given = [f"--set={name}={value}" for name, value in settings.items()]
+    status, _, err = run(capsys, "sweep", "--concept", "joy", *given, "--out", tmp_path / "out")
+    assert (status, err) == (0, "")
+    (cell,) = heard
+    assert dict(cell.loading) == {
+        "device_map": "auto", "dtype": "bfloat16", "batch_tokens": 64, "blocks": "model.layers",
+        "revision": "main", "trust_remote_code": True,
+    }  # fmt: skip
+    assert dict(cell.options) == {"chat_template_kwargs": {"enable_thinking": False}}
 
 
 def test_a_plan_is_read(tmp_path):

@@ -18,6 +18,7 @@ from calibrate.common.layout import stem
 from calibrate.common.marks import sha256_of
 from calibrate.judging.choice import judge_digest
 from calibrate.pipelines.options import checked_options
+from calibrate.pipelines.sweep.loading import SAME_RESULTS, split_loading
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,12 +31,21 @@ LISTS = ("models", "concepts", "ce-budgets", "layers")
 
 @dataclass(frozen=True)
 class Cell:
-    """One calibration: of a model, for a concept, with some options, under a name of its own."""
+    """One calibration: of a model, for a concept, with some options, under a name of its own.
+
+    loading: options of `load_model`. options: of `calibrate.calibrate`.
+    """
 
     name: str
     model: str
     concept: str
     options: tuple[tuple[str, Any], ...] = ()
+    loading: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def held(self) -> str:
+        """What a worker holds that runs it: the model, as it is loaded."""
+        return json.dumps([self.model, sorted(self.loading)])
 
     @property
     def key(self) -> str:
@@ -45,6 +55,8 @@ class Cell:
         functions, their code.
         """
         asked = [self.model, _written(Path(self.model)), self.concept, sorted(self.options)]
+        if loading := [each for each in sorted(self.loading) if each[0] not in SAME_RESULTS]:
+            asked.append(loading)
         named = [self.concept, *(value for _, value in sorted(self.options))]
         held = [_held(each) for each in named if isinstance(each, str)]
         code = [_code(value) for name, value in self.options if name in ("judge", "audit")]
@@ -60,7 +72,8 @@ def cells_of(
 ) -> tuple[Cell, ...]:
     """Every combination, model by model.
 
-    budgets, layers: none for the options' own. options: of `calibrate.calibrate`, for all.
+    budgets, layers: none for the options' own. options: of `calibrate.calibrate` and of
+        `load_model`, for all.
     Raises: InputError for an option that does not exist, or a value out of range.
 
     >>> from calibrate.pipelines.sweep.cells import cells_of
@@ -69,7 +82,9 @@ def cells_of(
     """
     if not models or not concepts:
         raise InputError("a sweep needs at least one model and one concept")
-    shared, found = dict(options or {}), []
+    loading, shared = split_loading(options or {})
+    _require_plain(loading)
+    found = []
     varied = {
         name: values for name, values in (("ce_budget", budgets), ("layer", layers)) if values
     }
@@ -79,7 +94,8 @@ def cells_of(
         _require_plain(asked)
         several = [f"{name}-{value}" for name, value in own.items() if len(varied[name]) > 1]
         name = "-".join([stem(concept), stem(model), *several])
-        found.append(Cell(_safe(name), model, concept, tuple(sorted(asked.items()))))
+        given = (tuple(sorted(each.items())) for each in (asked, loading))
+        found.append(Cell(_safe(name), model, concept, *given))
     return distinct(found)
 
 
@@ -113,10 +129,10 @@ def next_cell(left: Sequence[Cell], held: str, holding: Mapping[str, int]) -> in
     """The place of the cell that a worker takes next: of the model it holds, if any is left.
 
     Else of a model that fewest others hold, so that each is loaded by few.
-    held: the worker's model. holding: how many workers hold each.
+    held: what the worker holds, as `Cell.held` has it. holding: how many workers hold each.
     """
-    mine = [place for place, cell in enumerate(left) if cell.model == held]
-    return mine[0] if mine else min(range(len(left)), key=lambda i: holding.get(left[i].model, 0))
+    mine = [place for place, cell in enumerate(left) if cell.held == held]
+    return mine[0] if mine else min(range(len(left)), key=lambda i: holding.get(left[i].held, 0))
 
 
 def read_plan(path: Path) -> tuple[Cell, ...]:

@@ -71,7 +71,7 @@ class RayPool:
                 held.pop(actor, None)
                 return
             cell = left.pop(next_cell(left, held.get(actor, ""), Counter(held.values())))
-            held[actor] = cell.model
+            held[actor] = cell.held
             called = actor.calibrate.remote(asked_of(cell, self._store), self._tries)
             waiting[called] = cell, actor
             self._ledger.change(cell, tries=1)

@@ -154,7 +154,7 @@ class Pool:
                 return None
             others = Counter(self._held.values())
             cell = self._left.pop(next_cell(self._left, self._held.get(number, ""), others))
-            self._held[number] = cell.model
+            self._held[number] = cell.held
             return cell
 
     def _through(self, process: subprocess.Popen[str], cell: Cell) -> bool:

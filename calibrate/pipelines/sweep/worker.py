@@ -30,6 +30,7 @@ def asked_of(cell: Cell, store: Store) -> Facts:
     """A cell as plain values, with the place it goes to."""
     return {
         "model": cell.model,
+        "loading": dict(cell.loading),
         "concept": cell.concept,
         "options": cell.options,
         "out": store.place_of(cell.name),
@@ -40,7 +41,7 @@ class Holder:
     """Holds one model at a time, and calibrates it."""
 
     def __init__(self) -> None:
-        self._name = ""
+        self._held: tuple[str, Facts] = "", {}
         self._loaded: LoadedModel | None = None
 
     def run(self, asked: Facts, loaded: Callable[[], None] = lambda: None) -> Facts:
@@ -50,7 +51,7 @@ class Holder:
         """
         started = time.perf_counter()
         try:
-            model = self._holding(asked["model"], loaded)
+            model = self._holding(asked["model"], asked["loading"], loaded)
             options = {name: _as_given(value) for name, value in asked["options"]}
             with working_at(asked["out"]) as out:
                 calibrate(model, asked["concept"], out=out, **options)
@@ -66,11 +67,11 @@ class Holder:
             "seconds": time.perf_counter() - started,
         }
 
-    def _holding(self, name: str, loaded: Callable[[], None]) -> LoadedModel:
-        if self._loaded is None or name != self._name:
+    def _holding(self, name: str, loading: Facts, loaded: Callable[[], None]) -> LoadedModel:
+        if self._loaded is None or (name, loading) != self._held:
             self._loaded = None
             gc.collect()
-            self._name, self._loaded = name, load_model(name)
+            self._held, self._loaded = (name, loading), load_model(name, **loading)
             loaded()
         return self._loaded
 
