@@ -29,6 +29,7 @@ from calibrate.artefact.frontier import Frontier, PointSection, RivalSection
 from calibrate.artefact.report.frontier_pictures import frontier_pictures
 from calibrate.common.cost import Ledger
 from calibrate.common.errors import Infeasible
+from calibrate.common.numbers import in_points
 from calibrate.common.settings import Settings
 from calibrate.deploy.frontier import nearest_strength
 from calibrate.engine.cross_entropy import states_by_sequence
@@ -80,11 +81,26 @@ def main(models: tuple[str, ...], concepts: tuple[str, ...], costs: bool, only_p
             click.echo(f"{model} {concept}: {facts['advice']}")
     facts = {path.stem: read_records(path) for path in sorted(FOLDER.glob("*.json"))}
     found = {
-        name: Frontier.model_validate(each) for name, each in facts.items() if "points" in each
+        name: said_today(Frontier.model_validate(each))
+        for name, each in facts.items()
+        if "points" in each
     }
     for name, frontier in found.items():
         (FOLDER / f"{name}.png").write_bytes(frontier_pictures(frontier)["frontier.png"])
     (DOCS / "frontier.md").write_text(page(found, facts), encoding="utf-8")
+
+
+def said_today(frontier: Frontier) -> Frontier:
+    """A frontier whose refusals for loops say by how much as today's do, to a tenth of a point."""
+    points = [
+        point.model_copy(
+            update={"why_not": f"long replies loop {in_points(point.loop_excess.value)}"}
+        )
+        if point.loop_excess is not None and "replies loop" in (point.why_not or "")
+        else point
+        for point in frontier.points
+    ]
+    return frontier.model_copy(update={"points": points})
 
 
 def measured(loaded: LoadedModel, concept: str) -> dict[str, Any] | None:
@@ -214,8 +230,8 @@ def point_row(frontier: Frontier, point: PointSection) -> list[str]:
         "" if point.loops is None else f"{point.loops:.1%}",
         ""
         if guard is None
-        else f"{guard.accuracy.value:.1%}, {-guard.drop.value:+.1%}, falls at most "
-        f"{guard.drop_upper:.1%}",
+        else f"{guard.accuracy.value:.1%}, {in_points(-guard.drop.value)}, at most "
+        f"{100 * guard.drop_upper:.1f} lost",
         f"{point.fluency_drop.value:+.3f}",
         f"{point.cost.value:.2f}",
         f"{frontier.least_cost(point):.3f}",

@@ -58,9 +58,8 @@ A single block, chosen by the study (`--layer search`).
 {{notes}}
 
 The verification has {PROMPTS} prompts answered in up to {LENGTH} tokens, unsteered and steered, and
-does not ship a strength with which the share of tokens that lie in loops is more than
-{100 * LOOP_MARGIN:.0f} points higher (stretches of eight tokens or more that say one group again at
-once).
+does not ship a strength with which the share of their tokens in loops (stretches of eight tokens or
+more that say one group again at once) is more than {100 * LOOP_MARGIN:g} points above unsteered.
 """
 
 

@@ -1,4 +1,4 @@
-"""Numbers in their range, or an InputError that says the rule and what was given."""
+"""Numbers in their range, or an InputError that says the rule; and differences in words."""
 
 from __future__ import annotations
 
@@ -31,6 +31,15 @@ def check_resamples(value: Any) -> int:
     return check_whole(
         "resamples must be 0, or 2 or more, which show a spread", value, lambda n: n == 0 or n > 1
     )
+
+
+def in_points(difference: float) -> str:
+    """A difference of two shares, in percentage points.
+
+    >>> in_points(0.0523)
+    '+5.2 points'
+    """
+    return f"{100 * difference:+.1f} points"
 
 
 def _shown(value: Any) -> str:

@@ -12,6 +12,7 @@ from calibrate.artefact.evidence import Evidence
 from calibrate.artefact.saved import PROBE_FOLDER
 from calibrate.common.errors import Infeasible, InputError
 from calibrate.common.estimate import RatioEstimate
+from calibrate.common.numbers import in_points
 from calibrate.common.settings import Sampling
 from calibrate.deploy.diagnosis import Check, ReferenceInput
 from calibrate.deploy.trusted import reader_again
@@ -216,8 +217,8 @@ def check_long_run(
     yield Check(
         "long run",
         excess <= recorded.margin,
-        f"in {recorded.n_prompts} replies of up to {recorded.n_tokens} tokens {excess:+.1%} of the "
-        f"tokens lie in loops beside unsteered replies, and {recorded.margin:+.0%} will do",
+        f"in {recorded.n_prompts} replies of up to {recorded.n_tokens} tokens the share in loops "
+        f"is {in_points(excess)} beside unsteered ones, and {in_points(recorded.margin)} will do",
     )
 
 

@@ -8,6 +8,7 @@ from functools import cache
 
 from calibrate.common.errors import Infeasible
 from calibrate.common.estimate import RatioEstimate
+from calibrate.common.numbers import in_points
 from calibrate.common.record import TestedStrength
 from calibrate.common.settings import Settings
 from calibrate.engine.cross_entropy import delta_ce
@@ -175,8 +176,9 @@ def verify_long_run(
     raise TooMuch(
         [
             f"replies of {long_replies.n_tokens} tokens loop too much: even at strength "
-            f"{rung.strength:.3g}, the smallest tried, {excess.value:.1%} more of their tokens "
-            f"lie in loops than in unsteered ones, and {LOOP_MARGIN:.0%} more are allowed"
+            f"{rung.strength:.3g}, the smallest tried, the share of their tokens in loops "
+            f"is {in_points(excess.value)} beside unsteered ones, and {in_points(LOOP_MARGIN)} "
+            "are allowed"
         ],
         [LESS, "try another --layer"],
     )

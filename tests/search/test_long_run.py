@@ -230,7 +230,7 @@ def test_the_largest_strength_ships_where_long_replies_do_not_loop():
 
 
 def test_a_concept_that_loops_at_every_strength_is_infeasible():
-    with pytest.raises(Infeasible, match=r"192 tokens loop too much: even at strength 0\.5.*5% mo"):
+    with pytest.raises(Infeasible, match=r"192 tokens loop too much: .* 0\.5.*\+5\.0 points are"):
         verify_long_run(looping(1.0), ladder(0.5, 1.0), lambda strength: strength)
 
 
@@ -255,7 +255,7 @@ def test_the_gate_has_them_answered_again(finished, tmp_path):
     checks = {one.name: one for one in check_directory(tmp_path, loaded).checks}
     excess = finished.result.config.measured.long_run.loop_excess.value
     assert checks["long run"].passed
-    assert f"{excess:+.1%} of the tokens" in checks["long run"].found
+    assert f"{100 * excess:+.1f} points" in checks["long run"].found
     path = tmp_path / "steering.json"
     facts = json.loads(path.read_text())
     facts["measured"]["long_run"]["margin"] = excess - 0.01
