@@ -156,10 +156,13 @@ def far_tokens(blocks: Sequence[FarBlock]) -> str:
         [
             block.model,
             block.concept,
-            *(listed(block.far[sign]) for sign in ("positive", "negative")),
+            f"{far['strength']:+g}",
+            listed(far["predicted"]),
+            listed(far["measured"]),
         ]
         for block in measured
         if block.place == "middle"
+        for far in block.far.values()
     ]
     places = sorted({(block.model, block.place) for block in measured})
     shares = []
@@ -185,13 +188,13 @@ def far_tokens(blocks: Sequence[FarBlock]) -> str:
         ["model", "block", "foretold tokens found", "total variation: median, worst",
          "of extreme log-odds"], shares,
     )  # fmt: skip
-    named = table(["model", "concept", f"at +{FAR:g}", f"at -{FAR:g}"], words)
-    return f"{FAR_TOKENS}\n{foretold}\nThe likeliest, measured, middle block:\n\n{named}"
+    named = table(["model", "concept", "at α", "foretold", "measured"], words)
+    return f"{FAR_TOKENS}\n{foretold}\nThe likeliest at the middle block:\n\n{named}"
 
 
-def listed(far: dict[str, Any]) -> str:
-    """The likeliest tokens, as code."""
-    shown = [token.strip().replace("`", "'").replace("|", "¦") for token in far["measured"]]
+def listed(tokens: Sequence[str]) -> str:
+    """The likeliest of some tokens, as code."""
+    shown = [token.strip().replace("`", "'").replace("|", "¦") for token in tokens]
     return " ".join(f"`{token or '␣'}`" for token in shown[:SHOWN_TOKENS])
 
 

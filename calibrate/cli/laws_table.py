@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from calibrate.cli.rich_tables import headed
 from calibrate.laws.formulas import Goodness
 
 if TYPE_CHECKING:
+    from calibrate.laws.curves import BlockCurves
     from calibrate.laws.law_curves import LawCurves
 
 LAW_NAMES = {
@@ -35,11 +37,11 @@ def laws_headline(curves: LawCurves) -> Text:
 
 
 def laws_summary(curves: LawCurves, directory: Path) -> RenderableType:
-    """Return where each law held, block by block; it goes below the headline."""
+    """Return where each law held, and what is left far out; it goes below the headline."""
     table = headed("steered", "α at budget", *LAW_NAMES.values())
     blocks = {block.where: block for block in curves.blocks}
-    ways = {f"{block.where}, {name}": block for name, block in curves.variants.items()}
-    for name, block in (blocks | ways).items():
+    blocks |= {f"{block.where}, {name}": block for name, block in curves.variants.items()}
+    for name, block in blocks.items():
         at_budget = block.strength_at_budget["positive"]
         table.add_row(
             f"[bold]{name}[/]",
@@ -49,10 +51,34 @@ def laws_summary(curves: LawCurves, directory: Path) -> RenderableType:
     return Group(
         "",
         table,
+        "",
+        _far_ends(blocks),
         *_panels(curves),
         "",
         Text.from_markup(f"Pictures and every point are in [bold]{escape(str(directory))}/[/]."),
     )
+
+
+def _far_ends(blocks: Mapping[str, BlockCurves]) -> RenderableType:
+    """The likeliest tokens far out, as foretold without a pass, and as measured."""
+    table = headed("far end", "at α", "foretold", "measured", "in both", "total variation")
+    for name, block in blocks.items():
+        for far in block.far.values():
+            table.add_row(
+                f"[bold]{name}[/]",
+                f"{far.strength:+g}",
+                _tokens(far.predicted),
+                _tokens(far.measured),
+                f"{far.shared} of {len(far.predicted)}",
+                f"{far.total_variation:.3f}",
+            )
+    return table
+
+
+def _tokens(likeliest: Sequence[str]) -> str:
+    """Tokens from the likeliest on, each in quotes where it is not a plain word."""
+    shown = (token.strip() for token in likeliest)
+    return escape(" ".join(token if token.isalnum() else repr(token) for token in shown))
 
 
 def _panels(curves: LawCurves) -> list[RenderableType]:

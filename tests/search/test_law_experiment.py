@@ -460,6 +460,20 @@ def test_of_a_small_vocabulary_as_many_tokens_are_extreme_as_are_listed():
         assert measure_far_end(loaded, run, site, sign * 200.0, -log_odds, [0]).extreme == 0.0
 
 
+def test_the_summary_shows_the_far_end_of_both_signs_as_foretold_and_as_measured(curves):
+    console = Console(width=300, file=io.StringIO())
+    console.print(laws_summary(curves, Path("here")))
+    shown = console.file.getvalue()
+    for block in curves.blocks:
+        for far in block.far.values():
+            row = next(line for line in shown.splitlines() if f"{far.strength:+g}" in line)
+            assert f"{far.shared} of 10" in row
+            assert f"{far.total_variation:.3f}" in row
+            for token in (*far.predicted, *far.measured):
+                assert token.strip() in row
+            shown = shown.replace(row, "", 1)
+
+
 def test_far_out_the_likeliest_tokens_are_those_foretold(curves):
     for block in curves.blocks:
         for far in block.far.values():
