@@ -254,6 +254,7 @@ def _presence_section(
         log_odds_error=fit.log_odds_error,
         gain_error=fit.gain_error,
         fall=fit.fall,
+        covariance=fit.covariance.tolist(),
         goodness=judge_presence(strength, predicted, measured.value, error),
     )
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from calibrate.common.record import Section
 from calibrate.laws.formulas import CrossEntropyLaw, Goodness, MassLaw
-from calibrate.laws.presence import PresenceLaw
+from calibrate.laws.presence import PresenceFit, PresenceLaw
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class PresenceLawSection(Section):
     """F(α) = floor + (ceiling - floor)·σ(r + να), F the measured presence: fitted to the study.
 
     fall: the strength from which presence fell again, if it did; the fit uses only those
-        before it. goodness: in standard errors, at the verified strength.
+        before it. covariance: of the four parameters, zero for those not fitted; None in older
+        configs. goodness: in standard errors, at the verified strength.
     """
 
     log_odds: float
@@ -47,12 +50,23 @@ class PresenceLawSection(Section):
     floor: float
     ceiling: float
     fall: float | None
+    covariance: list[list[float]] | None = None
     goodness: Goodness
 
     @property
     def law(self) -> PresenceLaw:
         """The law itself."""
         return PresenceLaw(self.log_odds, self.gain, self.floor, self.ceiling)
+
+    @property
+    def fit(self) -> PresenceFit:
+        """The law with its errors: where their covariance is not known, those of r and ν alone.
+
+        Without it errors come out rather too large: r and ν·α err against each other.
+        """
+        alone = np.diag([self.log_odds_error**2, self.gain_error**2, 0.0, 0.0])
+        covariance = alone if self.covariance is None else np.array(self.covariance)
+        return PresenceFit(self.law, covariance, self.fall)
 
 
 class TokenLawSection(Section):

@@ -1,9 +1,8 @@
-"""A frontier in the terminal, one line a budget."""
+"""A menu of budgets in the terminal, one line a budget, and what stands beside it."""
 
 from __future__ import annotations
 
-import json
-import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,13 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.text import Text
 
-from calibrate.artefact.config import SteeringConfig
 from calibrate.artefact.frontier import Frontier, PointSection, RivalSection
+from calibrate.artefact.menu import MenuRow, frontier_facts, frontier_menu
 from calibrate.cli.rich_tables import headed
 from calibrate.common.errors import Infeasible
+from calibrate.common.estimate import Interval
 
-EXAMPLE = 60  # characters of a reply
-FORETOLD = (0.5, 1.0, 2.0)  # times the budget
+EXAMPLE = 48  # characters of a reply
 
 
 def frontier_summary(frontier: Frontier, directory: Path) -> RenderableType:
@@ -41,46 +40,12 @@ def bought(frontier: Frontier) -> RenderableType:
             f"{frontier.baseline.value:.3f}"
         ),
         "",
-        menu(frontier),
+        *measured_menu(frontier),
         *([] if not frontier.rivals else ["", _rivals(frontier)]),
         "",
         Text(frontier.advice),
         *(Text(sentence) for sentence in frontier.endings),
     )
-
-
-def menu(frontier: Frontier) -> RenderableType:
-    """One line a strength: its budget, ΔCE, presence, loops, what it costs, and a reply."""
-    table = headed(
-        *"budget|α|ΔCE (at most)|presence|change|loops|knows|nats/reply|ships|reply".split("|")
-    )
-    for point in frontier.strengths:
-        table.add_row(
-            f"[bold]{point.budget:g}[/]",
-            f"{point.strength:.4g}",
-            f"{point.delta_ce.value:.4f} ({point.upper:.4f})",
-            f"{point.presence.value:.3f} ({point.presence.low:.3f} to {point.presence.high:.3f})",
-            f"{point.change.value:+.3f}",
-            "" if point.loops is None else f"{point.loops:.1%}",
-            "" if point.guard is None else f"{point.guard.accuracy.value:.0%}",
-            _spent(frontier, point),
-            _ships(frontier, point),
-            escape(point.example[:EXAMPLE]),
-        )
-    return table
-
-
-def _ships(frontier: Frontier, point: PointSection) -> str:
-    if point is frontier.shipped:
-        return "[bold green]shipped[/]"
-    return "[green]yes[/]" if point.ships else f"[yellow]{point.why_not}[/]"
-
-
-def menu_facts(config: SteeringConfig, frontier: Frontier | None) -> list[dict[str, Any]]:
-    """The menu for machines: the frontier's points, or what the laws foretell."""
-    if frontier is None:
-        return [{"measured": False, **each} for each in _by_the_laws(config)]
-    return _points(frontier)
 
 
 def refused_facts(refusal: Infeasible) -> dict[str, Any]:
@@ -89,49 +54,78 @@ def refused_facts(refusal: Infeasible) -> dict[str, Any]:
     return {
         "reasons": list(refusal.reasons),
         "advice": list(refusal.advice),
-        "menu": [] if found is None else _points(found),
-        "rivals": []
-        if found is None
-        else [json.loads(one.model_dump_json()) for one in found.rivals],
+        "menu": [] if found is None else frontier_facts(found),
+        "rivals": [] if found is None else [one.model_dump(mode="json") for one in found.rivals],
     }
 
 
-def _points(frontier: Frontier) -> list[dict[str, Any]]:
-    return [
-        {
-            "measured": True,
-            "shipped": each is frontier.shipped,
-            **json.loads(each.model_dump_json()),
-        }
-        for each in frontier.strengths
-    ]
+def measured_menu(frontier: Frontier) -> list[RenderableType]:
+    """What each budget of a frontier buys, and below it what that breaks."""
+    return [_menu(frontier_menu(frontier)), "", _broken(frontier)]
 
 
-def foretold(config: SteeringConfig, directory: Path | None) -> RenderableType:
-    """What other budgets buy by the laws, where no frontier was measured."""
-    table = headed("budget", "α by the laws", "presence by the laws")
-    for each in _by_the_laws(config):
-        table.add_row(f"{each['budget']:g}", f"{each['strength']:.4g}", f"{each['presence']:.2f}")
+def default_menu(rows: Sequence[MenuRow], directory: Path | None) -> RenderableType:
+    """What was verified at one budget, what the laws foretell of others, and how to measure it."""
     where = "DIR" if directory is None else escape(str(directory))
     return Group(
-        table,
+        _menu(rows),
         Text.from_markup(
-            f"[dim]foretold from unsteered passes and the study; measure it:[/] "
+            "[dim]what is foretold is by the laws; to measure it:[/] "
             f"[bold]calibrate frontier {where}[/]"
         ),
     )
 
 
-def _by_the_laws(config: SteeringConfig) -> list[dict[str, float]]:
-    """Budgets, and the strength and presence that the laws give them."""
-    rise, law = config.laws.cross_entropy, config.laws.presence.law
-    budgets = [share * config.budget.limit for share in FORETOLD]
-    spending = [(budget, rise.invert(budget, config.settings.sign)) for budget in budgets]
-    return [
-        {"budget": budget, "strength": strength, "presence": float(law.predict(strength))}
-        for budget, strength in spending
-        if math.isfinite(strength)
+def _menu(rows: Sequence[MenuRow]) -> RenderableType:
+    """One line a budget: strength, ΔCE, presence, loops, whether it ships, and a reply.
+
+    A column of which nothing is known is left out.
+    """
+    heads = "budget|α|ΔCE (at most)|presence|change|second judge|loops|ships|reply".split("|")
+    lines = [
+        (
+            f"[bold]{row.budget:g}[/]",
+            f"{row.strength:.4g}{_between(row.strength_interval, '.3g')}",
+            f"{row.delta_ce.value:.4f}" + ("" if row.upper is None else f" ({row.upper:.4f})"),
+            _interval(row.presence),
+            _change(row.change),
+            _change(row.audited),
+            "" if row.loops is None else f"{row.loops:.1%}",
+            _ships(row),
+            escape(" ".join((row.example or "").split())[:EXAMPLE]),
+        )
+        for row in rows
     ]
+    known = [place for place in range(len(heads)) if any(line[place] for line in lines)]
+    table = headed(*(heads[place] for place in known))
+    for line in lines:
+        table.add_row(*(line[place] for place in known))
+    return table
+
+
+def _ships(row: MenuRow) -> str:
+    if row.is_foretold:
+        return "[dim]foretold[/]"
+    if row.source == "verified":
+        return "[bold green]shipped[/]"
+    return "[green]yes[/]" if row.ships else f"[yellow]{row.why_not}[/]"
+
+
+def _broken(frontier: Frontier) -> RenderableType:
+    """One line a budget: what the model still knows, how its replies read, and what that costs."""
+    table = headed(
+        "budget", "knows", "points lost, at most", "drop of log-probability", "nats/reply"
+    )
+    for point in frontier.strengths:
+        guard = point.guard
+        table.add_row(
+            f"[bold]{point.budget:g}[/]",
+            "" if guard is None else f"{guard.accuracy.value:.1%}",
+            "" if guard is None else f"{100 * guard.drop_upper:.1f}",
+            _interval(point.fluency_drop),
+            _spent(frontier, point),
+        )
+    return table
 
 
 def _rivals(frontier: Frontier) -> RenderableType:
@@ -140,12 +134,27 @@ def _rivals(frontier: Frontier) -> RenderableType:
         table.add_row(
             f"[bold]{rival.name}[/]",
             "" if rival.delta_ce is None else f"{rival.delta_ce.value:.4f}",
-            f"{rival.presence.value:.3f} ({rival.presence.low:.3f} to {rival.presence.high:.3f})",
-            f"{rival.change.value:+.3f}",
-            "" if rival.audited is None else f"{rival.audited.value:+.3f}",
+            _interval(rival.presence),
+            _change(rival.change),
+            _change(rival.audited),
             _spent(frontier, rival),
         )
     return table
+
+
+def _interval(measured: Interval | None) -> str:
+    """A value with its interval; empty where it is not known."""
+    if measured is None:
+        return ""
+    return f"{measured.value:.3f}{_between((measured.low, measured.high), '.3f')}"
+
+
+def _between(ends: tuple[float, float] | None, form: str) -> str:
+    return "" if ends is None else f" ({ends[0]:{form}} to {ends[1]:{form}})"
+
+
+def _change(change: Interval | None) -> str:
+    return "" if change is None else f"{change.value:+.3f}"
 
 
 def _spent(frontier: Frontier, point: PointSection | RivalSection) -> str:

@@ -210,9 +210,10 @@ def print_result(
     The JSON is the config and a menu: what other budgets buy, measured or by the laws.
     """
     if as_json:
-        from calibrate.cli.frontier_table import menu_facts
+        from calibrate.artefact.menu import menu_facts
 
-        facts = {**json.loads(config.model_dump_json()), "menu": menu_facts(config, frontier)}
+        found = menu_facts(config, evidence, frontier)
+        facts = {**json.loads(config.model_dump_json()), "menu": found}
         say_json(json.dumps(facts, indent=2, ensure_ascii=False))
         return
     from calibrate.cli.progress_bars import PatientConsole

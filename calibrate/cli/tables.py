@@ -20,10 +20,12 @@ from calibrate.artefact.measured_sections import (
     MeasuredSection,
     PresenceSection,
 )
-from calibrate.cli.frontier_table import foretold, menu
+from calibrate.artefact.menu import menu
+from calibrate.cli.frontier_table import default_menu, measured_menu
 from calibrate.cli.reader_table import readers_line
 from calibrate.cli.rich_tables import headed, labelled
 from calibrate.common.estimate import Interval
+from calibrate.common.numbers import in_points
 
 if TYPE_CHECKING:
     from calibrate.deploy.verify import GateReport
@@ -42,7 +44,7 @@ def summary(
         "",
         labelled(_facts(config, evidence)),
         "",
-        *_menu(config, directory, frontier),
+        *_menu(config, evidence, directory, frontier),
         "",
         _examples(evidence),
         "",
@@ -52,12 +54,12 @@ def summary(
 
 
 def _menu(
-    config: SteeringConfig, directory: Path | None, frontier: Frontier | None
+    config: SteeringConfig, evidence: Evidence, directory: Path | None, frontier: Frontier | None
 ) -> list[RenderableType]:
     """What other budgets buy, measured or by the laws, and which could not be measured."""
     if frontier is None:
-        return [foretold(config, directory)]
-    return [menu(frontier), *(Text(sentence) for sentence in frontier.endings)]
+        return [default_menu(menu(config, evidence, None), directory)]
+    return [*measured_menu(frontier), *(Text(sentence) for sentence in frontier.endings)]
 
 
 def headline(config: SteeringConfig) -> Text:
@@ -231,8 +233,8 @@ def _guard(measured: MeasuredSection) -> Iterator[tuple[str, str]]:
         yield (
             "still knows",
             f"{guard.accuracy.value:.1%} of {guard.n_questions} {guard.name} questions, unsteered "
-            f"{guard.baseline:.1%}; a drop of {guard.drop.value:+.1%}, at most "
-            f"{guard.drop_upper:.1%}",
+            f"{guard.baseline:.1%}; {in_points(-guard.drop.value)}, at most "
+            f"{100 * guard.drop_upper:.1f} lost",
         )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+PROPOSED_SHARE = 0.95  # of α_B: verification wants the upper bound, not the mean, in budget
+
 
 @dataclass(frozen=True)
 class Trial:

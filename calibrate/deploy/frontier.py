@@ -24,6 +24,7 @@ from calibrate.artefact.frontier import Frontier
 from calibrate.common.cost import Ledger
 from calibrate.common.errors import ArtefactError, CalibrateWarning, InputError
 from calibrate.common.progress import SILENT, Progress
+from calibrate.common.trial import PROPOSED_SHARE
 from calibrate.deploy.checks import why_not_same
 from calibrate.deploy.trusted import reader_again
 from calibrate.engine.unsteered import Corpus
@@ -32,7 +33,6 @@ from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.search.budget import LADDER, ascending, spending_strength
 from calibrate.search.frontier import Bench, Point, measure_frontier
 from calibrate.search.rivals import Rival, measure_rivals
-from calibrate.search.trials import PROPOSED_SHARE
 from calibrate.search.verification import verify
 from calibrate.texts.concept import read_corpus
 from calibrate.texts.guard import Guard, guard_again

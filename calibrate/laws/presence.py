@@ -93,6 +93,29 @@ class PresenceFit:
         slope = _gradient(_parameters(self.law), np.array([strength]))[0]
         return float(np.sqrt(max(slope @ self.covariance @ slope, 0.0)))
 
+    def interval(self, strength: float, quantile: float) -> tuple[float, float]:
+        """The interval of the predicted presence, so many standard errors to either side.
+
+        The errors of r and ν are those of the log-odds, so that far beyond what was fitted the
+        interval widens where the sigmoid levels off; those of the asymptotes are added.
+        """
+        law, at = self.law, np.array([1.0, strength])
+        half = quantile * np.sqrt(max(at @ self.covariance[:2, :2] @ at, 0.0))
+        value = float(law.predict(strength))
+        ends = [
+            float(
+                PresenceLaw(law.log_odds + shift, law.gain, law.floor, law.ceiling).predict(
+                    strength
+                )
+            )
+            for shift in (-half, half)
+        ]
+        rise = expit(law.log_odds + law.gain * strength)
+        near = np.array([1 - rise, rise])
+        more = quantile * np.sqrt(max(near @ self.covariance[2:, 2:] @ near, 0.0))
+        low, high = (float(np.hypot(end - value, more)) for end in ends)
+        return max(value - low, 0.0), min(value + high, 1.0)
+
 
 def fit_presence(
     strengths: Sequence[float],
@@ -111,6 +134,25 @@ def fit_presence(
     fall = None if last == len(y) else float(alpha[last])
     law, covariance = _fitted(alpha[:last], y[:last], n[:last])
     return PresenceFit(law, covariance, fall)
+
+
+def errors_along(
+    law: PresenceLaw, fitted: np.ndarray, covariance: np.ndarray, strengths: np.ndarray
+) -> np.ndarray:
+    """Standard errors of a law at strengths, from those of what it was fitted to.
+
+    fitted: the strengths it was fitted to. covariance: of the presence measured there. Parameters
+    that ended at a bound, as a floor of 0 does, are taken for known.
+    Returns: of the shape of `strengths`.
+    """
+    theta = _parameters(law)
+    free = np.array([True, True, law.floor > 0, law.ceiling < 1])
+    slopes = _gradient(theta, fitted)[:, free]
+    f = np.clip(_sigmoid(theta, fitted), 1e-9, 1 - 1e-9)
+    weighted = slopes.T / (f * (1 - f))
+    moved = _gradient(theta, strengths)[:, free] @ np.linalg.pinv(weighted @ slopes) @ weighted
+    errors: np.ndarray = np.sqrt(np.maximum((moved @ covariance * moved).sum(axis=1), 0.0))
+    return errors
 
 
 def fit_both_ways(

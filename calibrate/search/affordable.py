@@ -18,12 +18,12 @@ from dataclasses import dataclass, field, replace
 
 from calibrate.common.errors import Infeasible
 from calibrate.common.settings import Settings
+from calibrate.common.trial import PROPOSED_SHARE
 from calibrate.engine.unsteered import UnsteeredRun
 from calibrate.laws.pilot import Pilot
 from calibrate.models.model import LoadedModel
 from calibrate.search.budget import ascending, spending_strength
 from calibrate.search.refusals import LESS, MORE, Neither, TooLittle, TooMuch
-from calibrate.search.trials import PROPOSED_SHARE
 from calibrate.search.verification import Verified
 
 

@@ -22,6 +22,7 @@ from calibrate.common.errors import Infeasible
 from calibrate.common.estimate import RatioEstimate
 from calibrate.common.record import TestedStrength
 from calibrate.common.settings import Settings
+from calibrate.common.trial import PROPOSED_SHARE
 from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.divergence import Way, divergence
 from calibrate.engine.generation import Completion, Request, sample_all
@@ -37,7 +38,6 @@ from calibrate.search.budget import spending_strength, verify_budget
 from calibrate.search.effect import LOOKS
 from calibrate.search.frontier_end import End, Known, end_of
 from calibrate.search.long_run import answer_at_length
-from calibrate.search.trials import PROPOSED_SHARE
 from calibrate.texts.guard import Guard
 from calibrate.texts.replies import UnsteeredReplies
 from probes import Reader

@@ -15,7 +15,7 @@ from calibrate.common.cost import Allowance
 from calibrate.common.estimate import RatioEstimate
 from calibrate.common.progress import Progress
 from calibrate.common.settings import SEEDS, Settings
-from calibrate.common.trial import Trial
+from calibrate.common.trial import PROPOSED_SHARE, Trial
 from calibrate.judging.presence import MAX_EMPTY
 from calibrate.laws.pilot import Pilot
 from calibrate.laws.presence import PresenceFit, fit_presence
@@ -23,7 +23,6 @@ from calibrate.search.objective_types import Objective
 from calibrate.search.storage import ORIGIN
 from calibrate.search.workers import FINISHED, Proposal
 
-PROPOSED_SHARE = 0.95  # of α_B: verification wants the upper bound, not the mean, in budget
 LOWER_SHARE = 0.75  # tried at the best site, to see whether presence has fallen
 SHARES = (0.6, PROPOSED_SHARE)  # range searched where the laws hold
 WIDE_SHARES = (0.05, 1.3)  # range searched otherwise

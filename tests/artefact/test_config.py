@@ -36,6 +36,14 @@ def test_it_is_the_same_after_saving_and_loading(finished):
     assert calibrate.load(finished.directory) == finished.result.config
 
 
+def test_without_their_covariance_the_errors_of_presence_are_not_taken_for_smaller(finished):
+    law = finished.result.config.laws.presence
+    older = law.model_copy(update={"covariance": None})
+    for strength in (0.5, 1.0, 2.0):
+        at = strength * finished.result.config.intervention.strength
+        assert older.fit.standard_error(at) >= law.fit.standard_error(at) > 0
+
+
 def test_the_json_follows_the_published_schema(finished):
     facts = json.loads((finished.directory / "steering.json").read_text())
     jsonschema.validate(facts, json.loads(SCHEMA.read_text()))

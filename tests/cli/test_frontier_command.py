@@ -240,10 +240,45 @@ def test_before_a_frontier_the_summary_foretells_one(capsys, bright):
     assert "by the laws" in out
     assert "calibrate frontier" in out
     facts = json.loads(run(capsys, "show", bright, "--json")[1])
-    assert [each["measured"] for each in facts["menu"]] == [False] * 3
-    by_the_laws = [(each["strength"], each["presence"]) for each in facts["menu"]]
-    assert by_the_laws == sorted(by_the_laws)
-    assert facts["menu"][1]["budget"] == facts["budget"]["limit"]
+    assert [each["measured"] for each in facts["menu"]] == [False, True, False, False]
+    assert out.count("foretold") == 1 + 3
+    strengths = [each["strength"] for each in facts["menu"]]
+    assert strengths == sorted(strengths)
+    for each in facts["menu"]:
+        assert f"{each['strength']:.4g}" in out
+
+
+def test_the_own_line_of_the_menu_is_what_was_verified(capsys, bright):
+    facts = json.loads(run(capsys, "show", bright, "--json")[1])
+    (own,) = [each for each in facts["menu"] if each["source"] == "verified"]
+    measured = facts["measured"]
+    assert own["budget"] == facts["budget"]["limit"]
+    assert own["strength"] == facts["intervention"]["strength"]
+    assert own["upper"] == measured["delta_ce"]["upper"]
+    assert own["presence"] == {part: measured["presence"][part] for part in own["presence"]}
+    assert own["change"] == measured["presence"]["change"]
+    assert own["loops"] == measured["long_run"]["loops"]
+    assert own["fluency_drop"] == measured["fluency"]["drop"]
+    assert own["example"]
+    foretold = [each for each in facts["menu"] if each["source"] == "foretold"]
+    for each in foretold:
+        low, high = each["strength_interval"]
+        assert low < each["strength"] < high
+        assert each["delta_ce"]["low"] < each["delta_ce"]["value"] < each["delta_ce"]["high"]
+        assert 0 <= each["presence"]["low"] < each["presence"]["value"] < each["presence"]["high"]
+        assert [each[name] for name in ("upper", "loops", "guard", "ships", "example")] == [
+            None
+        ] * 5
+
+
+def test_the_report_has_the_same_menu(capsys, bright):
+    menu = json.loads(run(capsys, "show", bright, "--json")[1])["menu"]
+    page = (bright / "report.html").read_text()
+    assert "What other budgets would buy" in page
+    assert page.count('<span class="muted">foretold</span>') == 3
+    for each in menu:
+        assert f"{each['strength']:.4g}" in page
+        assert f"{each['presence']['value']:.3f}" in page
 
 
 def test_two_concepts_are_refused_before_their_model_is_loaded(capsys, bright):

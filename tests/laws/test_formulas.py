@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from scipy.special import expit
 
 from calibrate.laws.formulas import CrossEntropyLaw, MassLaw, judge_mass, judge_rise
-from calibrate.laws.presence import PresenceLaw, fit_both_ways, fit_presence, judge_presence
+from calibrate.laws.presence import (
+    PresenceFit,
+    PresenceLaw,
+    errors_along,
+    fit_both_ways,
+    fit_presence,
+    judge_presence,
+)
 from calibrate.laws.tokens import GOOD_PEAKS, MIN_PEAKS, judge_peaks, judge_shapes
 
 curvatures = st.floats(1e-3, 10)
@@ -150,6 +157,18 @@ def test_the_error_of_predicted_presence_is_that_of_its_scatter():
     )
 
 
+def test_far_beyond_what_was_fitted_presence_is_hardly_known():
+    fit = fit_presence([0.0, 0.5, 1.0], [0.3, 0.35, 0.42], [80] * 3)
+    (near_low, near_high), (low, high) = (fit.interval(at, 1.96) for at in (0.5, 30.0))
+    error = 1.96 * fit.standard_error(0.5)
+    assert near_high - near_low == pytest.approx(2 * error, rel=0.05)
+    assert float(fit.law.predict(30.0)) > 0.99
+    assert low < 0.5 < high <= 1
+    asymptotes = np.diag([0.0, 0.0, 0.01, 0.02]) ** 2
+    known = PresenceFit(PresenceLaw(0.0, 1.0, 0.1, 0.7), asymptotes, None)
+    assert np.diff(known.interval(30.0, 1.0)) == pytest.approx(2 * 0.02)
+
+
 def test_asymptotes_are_fitted_where_there_are_points_enough():
     truth = PresenceLaw(-3.0, 2.0, floor=0.1, ceiling=0.8)
     strengths = np.linspace(0, 4, 12)
@@ -266,6 +285,28 @@ def test_two_points_that_no_slope_explains_leave_the_slope_alone():
     law = CrossEntropyLaw(0.01, 0.05, 0.0, 6.0)
     assert law.through_both((2.0, 0.1), (1.0, 5.0)) == law.through(2.0, 0.1)
     assert law.through_both((2.0, 0.1), (1.0, -0.1)) == law.through(2.0, 0.1)
+
+
+def test_errors_along_a_law_are_those_of_what_it_was_fitted_to():
+    """By fits to drawn presences, whose errors are alike in part, as on the same prompts."""
+    truth, strengths = PresenceLaw(-1.0, 1.2), np.array([0.0, 0.5, 1.0, 1.5, 2.0])
+    covariance = 0.02**2 * (0.7 + 0.3 * np.eye(5))
+    draws = np.random.default_rng(3).multivariate_normal(
+        truth.predict(strengths), covariance, size=400
+    )
+    at = np.array([0.0, 0.8, 2.0])
+    fitted = [fit_presence(strengths, drawn, [100.0] * 5).law.predict(at) for drawn in draws]
+    scatter = np.std(fitted, axis=0)
+    assert errors_along(truth, strengths, covariance, at) == pytest.approx(scatter, rel=0.15)
+    alone = errors_along(truth, strengths, np.diag(np.diag(covariance)), at)
+    assert alone[1] < 0.7 * scatter[1]
+
+
+def test_a_floor_at_its_bound_is_taken_for_known():
+    law, strengths = PresenceLaw(-1.0, 1.2, 0.0, 0.8), np.linspace(0, 3, 7)
+    errors = errors_along(law, strengths, 0.02**2 * np.eye(7), np.array([-50.0, 50.0]))
+    assert errors[0] == pytest.approx(0.0, abs=1e-6)
+    assert errors[1] > 0.01
 
 
 def test_a_non_monotone_presence_breaks_the_law_of_presence():

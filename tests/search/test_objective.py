@@ -8,6 +8,7 @@ import tiny
 
 from calibrate.common.estimate import RatioEstimate
 from calibrate.common.settings import Sampling, Settings
+from calibrate.common.trial import PROPOSED_SHARE
 from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.generation import sample_all
 from calibrate.engine.site import Site
@@ -15,7 +16,6 @@ from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.laws.pilot import run_pilots
 from calibrate.models.model import preserving_model_state
 from calibrate.search.objective import FIRST_PART, SearchObjective, _by_ratio, rung_sizes
-from calibrate.search.trials import PROPOSED_SHARE
 from calibrate.texts.extraction import concept_vectors
 from calibrate.texts.replies import sample_unsteered
 from probes import Reader

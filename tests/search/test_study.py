@@ -16,6 +16,7 @@ from calibrate.common.errors import ArtefactError
 from calibrate.common.estimate import Interval, RatioEstimate
 from calibrate.common.progress import Progress
 from calibrate.common.settings import Settings
+from calibrate.common.trial import PROPOSED_SHARE
 from calibrate.laws.formulas import CrossEntropyLaw, MassLaw, judge_mass, judge_rise
 from calibrate.laws.pilot import Pilot, PilotPoint
 from calibrate.laws.tokens import TokenLaw
@@ -23,7 +24,7 @@ from calibrate.search.objective_types import Replied, Rise
 from calibrate.search.refusals import TooMuch
 from calibrate.search.storage import StudyStore, open_storage
 from calibrate.search.study import run_study
-from calibrate.search.trials import LOWER_SHARE, PROPOSED_SHARE, SHARES, WIDE_SHARES
+from calibrate.search.trials import LOWER_SHARE, SHARES, WIDE_SHARES
 from calibrate.search.workers import shared_study
 
 N_PROMPTS, N_SEQUENCES = 48, 16

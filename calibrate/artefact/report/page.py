@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, Template
 from calibrate.artefact.config import SteeringConfig
 from calibrate.artefact.evidence import Evidence
 from calibrate.artefact.frontier import Frontier
+from calibrate.artefact.menu import menu
 from calibrate.artefact.report.chart import Chart, chart
 from calibrate.common.errors import Infeasible
 
@@ -31,6 +32,7 @@ def page(
         pictures=_embedded(pictures),
         frontier=frontier,
         chart=_chart_of(frontier),
+        menu=[] if frontier is not None else menu(config, evidence, None),
         seconds=sum(spent.seconds for spent in config.cost.values()),
         token_forwards=sum(spent.token_forwards for spent in config.cost.values()),
     )
