@@ -9,7 +9,7 @@ from statistics import NormalDist
 import numpy as np
 
 from calibrate.artefact.frontier import Frontier, PointSection, RivalSection
-from calibrate.common.estimate import student_quantile
+from calibrate.common.estimate import Interval, student_quantile
 from calibrate.common.settings import Settings
 from calibrate.laws.presence import PresenceLaw
 
@@ -41,11 +41,20 @@ def worth_of_step(points: Sequence[PointSection], law: PresenceLaw, sign: int) -
     return worth
 
 
-def error_of(measured: PointSection | RivalSection, confidence: float) -> float:
-    """The standard error of a change; where it is not known over how many prompts, of many."""
-    tail, n = 0.5 + confidence / 2, measured.n_prompts
-    errors = NormalDist().inv_cdf(tail) if n is None else student_quantile(tail, max(n - 1, 1))
-    return (measured.change.high - measured.change.low) / 2 / errors
+def error_of(measured: Interval, n_prompts: int | None, confidence: float) -> float:
+    """The standard error behind an interval over prompts; of many, where their number is unknown."""
+    tail = 0.5 + confidence / 2
+    errors = (
+        NormalDist().inv_cdf(tail)
+        if n_prompts is None
+        else student_quantile(tail, max(n_prompts - 1, 1))
+    )
+    return (measured.high - measured.low) / 2 / errors
+
+
+def error_of_change(measured: PointSection | RivalSection, confidence: float) -> float:
+    """The standard error of a change of presence."""
+    return error_of(measured.change, measured.n_prompts, confidence)
 
 
 def _grown(points: Sequence[PointSection]) -> tuple[list[float], list[float]]:
@@ -64,7 +73,7 @@ def _size_at(rise: float, rises: Sequence[float], sizes: Sequence[float]) -> flo
 def _bend(frontier: Frontier) -> str:
     """The knee: from there on neither another step nor any larger point brings what can be seen."""
     points, sign = frontier.points, frontier.sign
-    errors = [error_of(point, frontier.confidence) for point in points]
+    errors = [error_of_change(point, frontier.confidence) for point in points]
     worths = worth_of_step(points, PresenceLaw(*frontier.law), sign)
     for n, (point, worth, error) in enumerate(zip(points[:-1], worths, errors, strict=False)):
         gains = [sign * (later.change.value - point.change.value) for later in points[n + 1 :]]
@@ -144,11 +153,11 @@ def _prompting(frontier: Frontier) -> str:
         float(np.interp(size, sizes, [0.0, *column]))
         for column in (
             [point.change.value for point in points],
-            [error_of(point, frontier.confidence) for point in points],
+            [error_of_change(point, frontier.confidence) for point in points],
         )
     )
     lead = sign * (asked.change.value - steered)
-    unsure = 2 * hypot(error_of(asked, frontier.confidence), error)
+    unsure = 2 * hypot(error_of_change(asked, frontier.confidence), error)
     word = "more than" if lead > unsure else "less than" if lead < -unsure else "about as much as"
     most = max(points, key=frontier.change_of)
     return (

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import astuple
 
 import numpy as np
 
-from calibrate.artefact.advice import advice, error_of
+from calibrate.artefact.advice import advice, error_of_change
 from calibrate.artefact.config import SteeringConfig
 from calibrate.artefact.evidence import Evidence
 from calibrate.artefact.frontier import Frontier, MissedSection, PointSection, RivalSection
 from calibrate.artefact.measured import guard_section
 from calibrate.common.cost import Cost
 from calibrate.common.estimate import Interval, RatioEstimate
+from calibrate.common.numbers import in_points
 from calibrate.common.settings import Settings
 from calibrate.laws.limit import best_of_cost
 from calibrate.laws.presence import fit_presence
@@ -169,13 +171,13 @@ def _told(frontier: Frontier, n_prompts: int, settings: Settings) -> Frontier:
     """
     points = frontier.strengths
     presences = [frontier.baseline.value, *(point.presence.value for point in points)]
-    law = fit_presence(
+    fit = fit_presence(
         [0.0, *(point.strength for point in points)],
         presences,
         [float(n_prompts)] * len(presences),
         rising=frontier.sign > 0,
-    ).law
-    fitted = frontier.model_copy(update={"law": (law.log_odds, law.gain, law.floor, law.ceiling)})
+    )
+    fitted = frontier.model_copy(update={"law": astuple(fit.law), "fall": fit.fall})
     return fitted.model_copy(update={"advice": advice(fitted, settings)})
 
 
@@ -185,7 +187,7 @@ def _known(point: PointSection, confidence: float) -> Known:
         point.budget,
         point.presence.value,
         point.change.value,
-        error_of(point, confidence),
+        error_of_change(point, confidence),
         point.empty or 0.0,
         None if point.loops is None or excess is None else (point.loops, excess.value),
     )
@@ -225,7 +227,7 @@ def refusal(point: search.Point, settings: Settings) -> str | None:
     if decision == "undecided":
         return "undecided; pick draws more replies"
     if point.loops is not None and point.loops[1].value > LOOP_MARGIN:
-        return f"long replies loop {point.loops[1].value:+.1%}"
+        return f"long replies loop {in_points(point.loops[1].value)}"
     if is_silenced(point.presence):
         return f"{point.presence.n_empty} of {len(point.presence.completions)} replies are empty"
     if reads_worse(point.fluency_drop, settings):
@@ -255,6 +257,7 @@ def _rival_section(rival: Rival, confidence: float) -> RivalSection:
         delta_ce=_interval(rival.delta_ce, confidence),
         cost=cost,
         cost_back=back,
+        example=rival.example,
     )
 
 

@@ -58,7 +58,8 @@ class PointSection(Section):
 class RivalSection(Section):
     """Another way to the concept, in the same units; None where it has no such cost.
 
-    n_prompts: as of a point. cost_back: for best of n, the most it can be.
+    n_prompts: as of a point. cost_back: for best of n, the most it can be. example: a reply to the
+    frontier's prompt; None in older records.
     """
 
     name: str
@@ -69,6 +70,7 @@ class RivalSection(Section):
     delta_ce: Interval | None
     cost: Interval | None
     cost_back: Interval
+    example: str | None = None
 
 
 class MissedSection(Section):
@@ -86,6 +88,7 @@ class Frontier(Section):
     less than spends its budget where that has long replies loop; None where there is none. missed:
     budgets that were not measured. ended: why it ends, if anything but the list of budgets, and
     ended_at, at which. law: the law of presence through all of them, r, ν, floor and ceiling.
+    fall: the strength from which presence turns back, if it does; the law is of smaller ones.
     rivals: at `rivals_at`, a strength of the frontier. advice: in words. token_forwards: what each
     stage took.
 
@@ -111,6 +114,7 @@ class Frontier(Section):
     ended: str | None
     ended_at: float | None = None
     law: tuple[float, float, float, float]
+    fall: float | None = None
     rivals: list[RivalSection]
     rivals_at: float | None
     advice: str

@@ -32,16 +32,17 @@ CE_TEMPERATURE = 1.0  # at which ΔCE is measured
 class Rival:
     """Another way to the concept.
 
-    presence, change: over prompts. audited: the change by the second judge. delta_ce: ΔCE, as the
-    frontier has it. cost, cost_back: KL(plain‖rival) and KL(rival‖plain) at the replies'
-    temperature. All three in nats a token, over replies; None for best of n, which has a bound
-    (`laws.limit.best_of_cost`) instead.
+    presence, change: over prompts. audited: the change by the second judge. example: its reply to
+    the first prompt. delta_ce: ΔCE, as the frontier has it. cost, cost_back: KL(plain‖rival) and
+    KL(rival‖plain) at the replies' temperature. All three in nats a token, over replies; None for
+    best of n, which has a bound (`laws.limit.best_of_cost`) instead.
     """
 
     name: str
     presence: RatioEstimate
     change: RatioEstimate
     audited: RatioEstimate | None
+    example: str
     delta_ce: RatioEstimate | None = None
     cost: RatioEstimate | None = None
     cost_back: RatioEstimate | None = None
@@ -96,6 +97,7 @@ def _measured(
         presence.estimate,
         change,
         bench.audited(presence),
+        presence.completions[0].text,
         delta_ce,
         cost,
         back,
@@ -113,7 +115,9 @@ def _best_of(bench: Bench, n: int, pool: Presence, scores: np.ndarray | None) ->
     if scores is not None and bench.audited_baseline is not None:
         audited = _mean_of(scores, picks).difference(_of_prompts(bench.audited_baseline))
     change = presence.difference(_of_prompts(bench.baseline))
-    return Rival(f"best of {n}", presence, change, audited)
+    first = picks.get(pool.completions[0].prompt_index, [])
+    example = pool.completions[first[0]].text if first else ""
+    return Rival(f"best of {n}", presence, change, audited, example)
 
 
 def _picks(bench: Bench, judged: Presence, prompt: int, n: int) -> list[int]:

@@ -6,7 +6,6 @@ import json
 import math
 import re
 import shutil
-import subprocess
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,11 +14,13 @@ import pytest
 import tiny
 
 import calibrate
-from calibrate.artefact.advice import advice, error_of, worth_of_step
+from calibrate.artefact.advice import advice, error_of_change, worth_of_step
 from calibrate.artefact.assemble_frontier import known_before, refusal
 from calibrate.artefact.directory import FRONTIER_FILES, open_workspace, wrote
 from calibrate.artefact.frontier import Frontier, MissedSection, PointSection, RivalSection
-from calibrate.artefact.report.frontier_pictures import limit_by_token
+from calibrate.artefact.measured_sections import GuardSection
+from calibrate.artefact.report.chart import chart
+from calibrate.artefact.report.frontier_curves import law_curve, limit_by_token, what_breaks
 from calibrate.common.cost import Ledger, Meter
 from calibrate.common.errors import ArtefactError, CalibrateWarning, Infeasible, InputError
 from calibrate.common.estimate import Interval, RatioEstimate
@@ -35,6 +36,7 @@ from calibrate.search import frontier as searched
 from calibrate.search.frontier_end import End, Known, end_of
 
 BUDGETS = (0.1, 0.2, 0.4, 1.6)
+PANELS = ("token", "reply", "strength")
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +132,9 @@ def test_rivals_are_read_by_the_same_judge_and_paid_for_in_the_same_unit(measure
     assert best_4.cost is None
     assert frontier.efficiency(best_4) is None
     assert 0 < frontier.efficiency_back(best_4) < 1
+    plain = {completion.unsteered for completion in measured.evidence.completions}
+    assert all(rival.example for rival in frontier.rivals)
+    assert best_2.example in plain
     # Choosing costs little for what it brings, but never less than data processing allows.
     assert best_4.cost_back.value > frontier.least_cost(best_4, back=True)
 
@@ -518,9 +523,9 @@ def test_the_error_behind_an_interval_is_students_where_it_is_known_over_how_man
     point = bought(0.1, 1.0, 0.0).model_copy(
         update={"change": change.with_interval(0.95), "n_prompts": 5}
     )
-    assert error_of(point, 0.95) == pytest.approx(change.standard_error)
+    assert error_of_change(point, 0.95) == pytest.approx(change.standard_error)
     unknown = point.model_copy(update={"n_prompts": None})
-    assert error_of(unknown, 0.95) == pytest.approx(change.half_width(0.95) / 1.959964)
+    assert error_of_change(unknown, 0.95) == pytest.approx(change.half_width(0.95) / 1.959964)
 
 
 def test_pick_ships_another_budget_that_passes_the_gate(measured, opened, tmp_path):
@@ -629,9 +634,12 @@ def test_the_report_shows_every_point_without_any_network(measured, tmp_path):
     measured.save(tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert measured.frontier.advice in page
-    assert page.count('class="mark ') == len(BUDGETS) + 1 + 3
+    by_token, by_reply = len(BUDGETS) + 1 + 3, len(BUDGETS) + 1 + 5  # best of n has no ΔCE
+    along = len(BUDGETS) + 1  # no guard was asked
+    assert page.count('class="mark ') == by_token + by_reply + along
     assert "0.4 nat, shipped: α = " in page
-    assert page.count("<polyline") == 2
+    assert page.count('type="radio"') == 3
+    assert "What other budgets would buy" not in page
     assert not re.search(r'(?:src|href)="(?!data:)', page)
     assert "http" not in page.replace("http://www.w3.org", "")
 
@@ -648,30 +656,96 @@ def test_the_drawn_limit_is_the_divergence_that_a_point_spends(measured):
         assert before < point.presence.value < limit
 
 
+def test_best_of_n_stands_among_what_a_reply_costs(measured):
+    token, reply, _ = chart(measured.frontier)
+    assert "best of 4" not in {mark.title for mark in token.marks}
+    marks = {mark.title: mark for mark in reply.marks}
+    assert marks["best of 2"].x < marks["best of 4"].x < marks["asked and steered"].x
+    assert all(mark.reply for mark in (*token.marks, *reply.marks))
+
+
+def test_what_breaks_is_drawn_beside_the_unsteered_model(measured):
+    frontier, guard = (
+        measured.frontier,
+        {
+            "name": "built-in",
+            "sha256": "",
+            "n_questions": 240,
+            "accuracy": Interval(0.4, 0.3, 0.5),
+            "baseline": 0.5,
+            "drop": Interval(0.1, 0.05, 0.15),
+            "drop_upper": 0.14,
+        },
+    )
+    points = [
+        point.model_copy(update={"guard": GuardSection(**guard)}) for point in frontier.points
+    ]
+    loops, questions, fluency = what_breaks(
+        frontier.model_copy(update={"points": points}), margin=0.05
+    )
+    long_run = measured.config.measured.long_run
+    assert loops.unsteered == pytest.approx(long_run.loops_baseline)
+    assert loops.most == pytest.approx(long_run.loops_baseline + 0.05)
+    _, seen, bound = questions.points[0]
+    assert (questions.unsteered, seen.low, seen.high) == pytest.approx((0.5, 0.35, 0.45))
+    assert bound == pytest.approx(0.36)
+    assert [seen for _, seen, _ in fluency.points] == [each.fluency_drop for each in points]
+    assert [each.name for each in what_breaks(frontier, 0.05)] == ["loops", "fluency"]
+
+
+def test_the_law_is_drawn_with_its_errors_and_not_beyond_where_presence_falls(measured):
+    frontier = measured.frontier
+    whole = law_curve(frontier)
+    assert whole.rises[-1] == pytest.approx(frontier.points[-1].delta_ce.value)
+    assert (whole.low < whole.presence).all()
+    assert (whole.presence < whole.high).all()
+    # Points that were all measured share the unsteered replies' error, which no number of them
+    # takes away: the band is about as wide there as the baseline's own interval.
+    width = (whole.high - whole.low)[0]
+    assert 0.5 < width / (frontier.baseline.high - frontier.baseline.low) < 2
+    fallen = law_curve(frontier.model_copy(update={"fall": frontier.points[2].strength}))
+    assert fallen.rises[-1] == pytest.approx(frontier.points[1].delta_ce.value)
+
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium to look at the report with")
-def test_in_a_browser_a_point_shows_its_reply(measured, tmp_path):
+def test_in_a_browser_the_keyboard_switches_panels_and_a_mark_shows_its_reply(measured, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     measured.save(tmp_path)
-    page = tmp_path / "report.html"
-    pointed = page.read_text().replace(
-        "</body>",
-        "<script>document.querySelectorAll('#frontier .mark')[1].dispatchEvent("
-        "new MouseEvent('mouseenter'))</script></body>",
-    )
-    page.write_text(pointed)
-    done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", page.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    card = re.search(r'id="frontier-card">(.*?)</div>', done.stdout, re.DOTALL).group(1)
-    point = measured.frontier.points[1]
-    assert f"{point.budget:g} nat" in card
-    assert point.example[:20] in card
+    asked = []
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto((tmp_path / "report.html").as_uri())
+
+        def card():
+            return page.locator("#frontier-card").inner_text()
+
+        def panels():
+            return [page.locator(f"#by-{name}").is_visible() for name in PANELS]
+
+        assert panels() == [True, False, False]
+        page.locator("#by-token .mark").nth(1).hover()
+        point = measured.frontier.points[1]
+        assert f"{point.budget:g} nat" in card()
+        assert point.example[:20] in card()
+        page.locator("#panel-token").focus()
+        page.keyboard.press("ArrowRight")
+        assert panels() == [False, True, False]
+        for _ in range(len(BUDGETS) + 5):
+            page.keyboard.press("Tab")
+        assert "best of 4" in card()
+        assert measured.frontier.rivals[-1].example[:20] in card()
+        page.locator("#panel-reply").focus()
+        page.keyboard.press("ArrowRight")
+        assert panels() == [False, False, True]
+        page.keyboard.press("Tab")
+        assert "of long replies' tokens in loops" in card()
+        browser.close()
+    assert [url.partition(":")[0] for url in asked if not url.startswith("data:")] == ["file"]
 
 
 def test_older_artefacts_have_no_frontier(finished):
