@@ -42,7 +42,7 @@ def worth_of_step(points: Sequence[PointSection], law: PresenceLaw, sign: int) -
 
 
 def error_of(measured: Interval, n_prompts: int | None, confidence: float) -> float:
-    """The standard error behind an interval over prompts; of many, where their number is unknown."""
+    """The standard error behind an interval over prompts, of many where their number is unknown."""
     tail = 0.5 + confidence / 2
     errors = (
         NormalDist().inv_cdf(tail)

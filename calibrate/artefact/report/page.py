@@ -12,7 +12,7 @@ from calibrate.artefact.config import SteeringConfig
 from calibrate.artefact.evidence import Evidence
 from calibrate.artefact.frontier import Frontier
 from calibrate.artefact.menu import menu
-from calibrate.artefact.report.chart import Chart, chart
+from calibrate.artefact.report.chart import Panel, chart
 from calibrate.common.errors import Infeasible
 
 SHOWN_COMPLETIONS = 12
@@ -53,7 +53,7 @@ def infeasible_page(
     )
 
 
-def _chart_of(frontier: Frontier | None) -> Chart | None:
+def _chart_of(frontier: Frontier | None) -> tuple[Panel, ...] | None:
     """The frontier's chart, if there is a point to draw."""
     return None if frontier is None or not frontier.points else chart(frontier)
 
