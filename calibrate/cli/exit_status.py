@@ -36,7 +36,7 @@ def run_to_status(command: click.Command) -> int:
 
 def _status_of(error: Exception) -> int | None:
     """Print the reasons of an infeasible request; return the status, None if unexpected."""
-    from calibrate.common.errors import Infeasible, InputError, VerificationFailed
+    from calibrate.common.errors import Infeasible, InputError, VerificationFailed, of_machine
 
     if isinstance(error, Infeasible):
         for advice in error.advice:
@@ -46,18 +46,13 @@ def _status_of(error: Exception) -> int | None:
         return EXIT_INPUT
     if isinstance(error, VerificationFailed):
         return EXIT_VERIFICATION
-    if isinstance(error, OSError | MemoryError) or _out_of_memory(error):
-        return EXIT_INPUT
-    return None
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Whether torch ran out of memory, without importing it to ask."""
-    return any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
+    return EXIT_INPUT if of_machine(error) else None
 
 
 def _message_of(error: Exception) -> str:
-    if isinstance(error, MemoryError) or _out_of_memory(error):
+    from calibrate.common.errors import ran_out_of_memory
+
+    if ran_out_of_memory(error):
         return (
             "memory must suffice for the model and one text, and it does not; give --dtype "
             "bfloat16, a smaller --batch-tokens, or another --device"

@@ -22,6 +22,9 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+# What torch says of memory by a plain RuntimeError: its CPU allocator, Metal's, and cuBLAS.
+SHORTAGES = ("allocate memory", "out of memory", "ALLOC_FAILED")
+
 
 class CalibrateError(Exception):
     """Base class of everything this project raises on purpose.
@@ -101,6 +104,18 @@ class Infeasible(CalibrateError):
 
 class VerificationFailed(CalibrateError):
     """A shipped config does not hold on the data it was verified on."""
+
+
+def of_machine(error: BaseException) -> bool:
+    """Whether it is the machine's memory, disk or network that fails, and not a program."""
+    return isinstance(error, OSError) or ran_out_of_memory(error)
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether memory did not suffice: Python's own, or torch's, which is not imported to ask."""
+    if any(kind.__name__ in ("MemoryError", "OutOfMemoryError") for kind in type(error).__mro__):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in SHORTAGES)
 
 
 def did_you_mean(value: str, choices: Iterable[str]) -> str:

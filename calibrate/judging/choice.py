@@ -114,9 +114,13 @@ def check_judges(judge: JudgeChoice, audit: JudgeChoice | None, settings: Settin
 
 
 def check_reading(
-    concept: Concept, judge: JudgeChoice | None, teacher: str | None, settings: Settings
+    concept: Concept,
+    judge: JudgeChoice | None,
+    teacher: str | None,
+    settings: Settings,
+    audit: JudgeChoice | None = None,
 ) -> None:
-    """Refuse a judge or a teacher that would fail, and what neither would heed.
+    """Refuse a judge, a teacher or an auditor that would fail, and what none of them would heed.
 
     judge: None if nobody reads replies.
     Raises: InputError.
@@ -124,8 +128,8 @@ def check_reading(
     readers = [judge, _asked_teacher(concept, teacher) if judge == AUTO else None]
     for reader in readers:
         if reader is not None:
-            check_judges(reader, None, settings)
-    _require_heeded(judge, readers, teacher, settings)
+            check_judges(reader, audit, settings)
+    _require_heeded(judge, [*readers, audit], teacher, settings)
 
 
 def _require_heeded(

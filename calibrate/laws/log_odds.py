@@ -23,6 +23,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from calibrate.common.errors import ran_out_of_memory
 from calibrate.engine.cross_entropy import steered_hidden, tangent_hidden
 from calibrate.engine.last_residual import read_out
 from calibrate.engine.site import Site
@@ -151,7 +152,11 @@ def text_before(loaded: LoadedModel, run: UnsteeredRun, scored: int) -> str:
 def logit_derivative(
     loaded: LoadedModel, unsteered: UnsteeredBatch, site: Site
 ) -> Iterator[Derivative]:
-    """Yield a function from rows of `unsteered.hidden` to ∂logit/∂α there, (rows, vocabulary)."""
+    """Yield a function from rows of `unsteered.hidden` to ∂logit/∂α there, (rows, vocabulary).
+
+    Raises: torch.OutOfMemoryError where the derivative does not fit in memory: a difference might,
+        and is worth little in half precision.
+    """
     derivative = None
     with ExitStack() as stack:
         if unsteered.hidden.dtype != torch.float32:
@@ -159,7 +164,9 @@ def logit_derivative(
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the fused kernels have none
             try:
                 derivative = forward_derivative(loaded, unsteered, site)
-            except (NotImplementedError, RuntimeError):  # torch raises either
+            except (NotImplementedError, RuntimeError) as error:  # torch raises either
+                if ran_out_of_memory(error):
+                    raise
                 stack.close()
         yield derivative or central_difference(loaded, unsteered, site)
 

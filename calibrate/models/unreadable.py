@@ -8,11 +8,10 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 
-from calibrate.common.errors import ModelError
+from calibrate.common.errors import ModelError, ran_out_of_memory
 from calibrate.models.checkpoint import named
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -25,7 +24,7 @@ def why_unloadable(name: str, folder: Path | None, error: Exception) -> str:
     folder: where its files lie, if that is known. error: what transformers raised.
     """
     message = first_line(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in message:
+    if ran_out_of_memory(error):
         return (
             f"{name} must fit in memory, and it does not; load it with --dtype bfloat16, on "
             "another --device, or take a smaller model"

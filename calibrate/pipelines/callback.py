@@ -24,10 +24,12 @@ from calibrate.common.errors import (
     Infeasible,
     InputError,
     NumericalError,
+    of_machine,
 )
 from calibrate.deploy.finished import Calibration
 from calibrate.models.ranks import Ranks
-from calibrate.pipelines.options import checked_options
+from calibrate.models.unreadable import first_line
+from calibrate.pipelines.options import check_inputs, checked_options
 from calibrate.texts.concept import Concept, read_concept
 
 FOLDER = "steering"  # in the Trainer's output directory
@@ -82,11 +84,16 @@ class CalibrationCallback(TrainerCallback):  # type: ignore[misc]
 
         every: "save", "evaluate", or a number of steps. options: as `calibrate.calibrate` takes
             them, such as ce_budget=0.2; start may also be "last".
-        Raises: InputError for an option that does not exist or a value out of range; ConceptError
-            for texts that cannot be used.
+        Raises: InputError for an option that does not exist, a value out of range, or a judge or a
+            file that is not there; ConceptError for texts that cannot be used; ArtefactError for an
+            earlier calibration that cannot be read.
         """
         self._concept, self._every = read_concept(concept), _checked_every(every)
         self._out, self._options = out, checked_options(options, "CalibrationCallback", GIVEN)
+        check_inputs(self._concept, self._options)
+        for earlier in (options.get("start"), options.get("beside")):
+            if isinstance(earlier, str | Path) and earlier != LAST:
+                Calibration.load(earlier)
         self._log: Callable[[Metrics], None] | None = None
         self._found: list[CalibratedStep] = []
 
@@ -122,6 +129,11 @@ class CalibrationCallback(TrainerCallback):  # type: ignore[misc]
             raise InputError(
                 f"every={self._every!r} never comes, since {strategy} is 'no'; set it, or give "
                 "every=N steps"
+            )
+        if isinstance(self._every, int) and self._every > state.max_steps:
+            raise InputError(
+                f"every={self._every} never comes, since the training ends after {state.max_steps} "
+                "steps; give every=N of at most that"
             )
         if _is_never_whole(args):
             raise InputError(
@@ -175,15 +187,16 @@ class CalibrationCallback(TrainerCallback):  # type: ignore[misc]
         started = time.perf_counter()
         try:
             result = calibrate(given["model"], self._concept, out=folder, **options)
-        except CalibrateError as error:
-            if not (Ranks.of(given["model"]).alone or isinstance(error, ALIKE)):
-                raise  # the others are still at it, and would wait for this one for ever
+        except Exception as error:
+            if not _may_go_on(error, given["model"]):
+                raise
+            said = str(error) if isinstance(error, CalibrateError) else first_line(error)
             warnings.warn(
-                f"no strength for {self._concept.name!r} at step {step}: {error}",
+                f"no strength for {self._concept.name!r} at step {step}: {said}",
                 CalibrateWarning,
                 stacklevel=2,
             )
-            reasons = error.reasons if isinstance(error, Infeasible) else (str(error),)
+            reasons = error.reasons if isinstance(error, Infeasible) else (said,)
             return CalibratedStep(step, time.perf_counter() - started, None, reasons)
         return CalibratedStep(step, time.perf_counter() - started, result)
 
@@ -221,6 +234,13 @@ def _checked_every(every: str | int) -> str | int:
             f"every must be 'save', 'evaluate' or a number of steps above 0, got {every!r}"
         )
     return every
+
+
+def _may_go_on(error: Exception, model: torch.nn.Module) -> bool:
+    """Whether a training goes on after a calibration that failed; not if a program is wrong."""
+    if not Ranks.of(model).alone:  # the others are still at it, and would wait for ever
+        return isinstance(error, ALIKE)
+    return isinstance(error, CalibrateError) or of_machine(error)
 
 
 def _is_never_whole(args: TrainingArguments) -> bool:

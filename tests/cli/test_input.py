@@ -619,6 +619,7 @@ def test_each_of_our_warnings_is_one_note_on_stderr_and_others_stay_away(monkeyp
     ("error", "said"),
     [
         (MemoryError(), "memory must suffice for the model and one text, and it does not; give"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "memory must suffice"),
         (OSError(28, "No space left on device", "x/y"), "cannot use x/y: No space left on device"),
         (PermissionError(13, "Permission denied", "y"), "cannot use y: Permission denied"),
     ],

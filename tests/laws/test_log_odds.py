@@ -116,6 +116,20 @@ def test_without_a_forward_derivative_half_precision_falls_back(sequences):
     assert torch.equal(found, central_difference(half, run.batches[0], site)(EVERYTHING))
 
 
+def test_a_shortage_of_memory_is_not_taken_for_a_missing_derivative(sequences, monkeypatch):
+    half, run, site = bench("llama", sequences, dtype=torch.bfloat16)
+
+    def short(*_given):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(log_odds, "forward_derivative", short)
+    with (
+        pytest.raises(torch.OutOfMemoryError),
+        logit_derivative(half, run.batches[0], site),
+    ):
+        pass
+
+
 def test_the_sampled_contexts_carry_their_own_distributions(sequences):
     """Rows are counted batch by batch, as the watched rows of a steered pass are."""
     loaded, run, site = bench("llama", sequences)

@@ -253,9 +253,68 @@ def test_what_one_of_several_processes_cannot_do_ends_the_training(
         run.train()
 
 
+FAILURES = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] can't allocate memory: you tried 10 bytes"),
+    MemoryError("no room"),
+    OSError(28, "No space left on device", "study.journal"),
+]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
+def test_what_the_machine_cannot_do_is_logged_and_the_training_goes_on(
+    failure, tiny_options, options, tmp_path, monkeypatch
+):
+    def short(*_given, **_options):
+        raise failure
+
+    monkeypatch.setattr(callbacks, "calibrate", short)
+    run = trainer(tmp_path)
+    found = callback(tiny_options, options, every=4).attach(run)
+    with pytest.warns(calibrate.CalibrateWarning, match="'bright' at step 4"), learning():
+        run.train()
+    (step,) = found.history
+    assert step.result is None
+    assert str(failure.args[-1]) in step.reasons[0]
+    assert run.state.global_step == STEPS
+
+
+@pytest.mark.parametrize(
+    ("failure", "ranks"), [(RuntimeError("a mistake"), Ranks()), (FAILURES[-1], Ranks(0, 2))]
+)
+def test_a_mistake_ends_the_training_and_so_does_a_disk_that_others_do_not_have(
+    failure, ranks, tiny_options, options, tmp_path, monkeypatch
+):
+    def broken(*_given, **_options):
+        raise failure
+
+    monkeypatch.setattr(callbacks, "calibrate", broken)
+    monkeypatch.setattr(Ranks, "of", lambda model: ranks)
+    run = trainer(tmp_path)
+    callback(tiny_options, options, every=2).attach(run)
+    with pytest.raises(type(failure)), learning():
+        run.train()
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
+        ({"judge": "no_such_module:score"}, "a function that can be imported"),
+        ({"judge": "question:missing.gguf"}, "must be an existing file"),
+        ({"audit": "no_such_module:score"}, "a function that can be imported"),
+        ({"judge": "embedding", "audit": "embedding"}, "another than the judge"),
+        ({"teacher": "openai:"}, "must name a model of the server"),
+        ({"judge_url": "http://localhost:8080/v1"}, "needs a judge or a teacher on a server"),
+        ({"prompts": "missing.txt"}, "missing.txt"),
+        ({"corpus": "missing.txt"}, "missing.txt"),
+        ({"guard": "missing.jsonl"}, "missing.jsonl"),
+        ({"guard": "none", "max_guard_drop": 0.05}, "must have questions"),
+        ({"start": "missing"}, "missing must hold a steering.json"),
+        ({"beside": "missing", "start": "last"}, "either start or beside"),
+        ({"mix": 0.5}, "--mix needs --beside"),
+        ({"max_tokens": 0}, "--max-tokens must be above 0"),
+        ({"reply_tokens": 0}, "max_new_tokens must be"),
+        ({"larger_budgets": [0.05]}, "larger budgets must be above"),
         ({"every": "sometimes"}, "every must be"),
         ({"every": 0}, "every must be"),
         ({"every": True}, "every must be"),
@@ -270,7 +329,7 @@ def test_what_cannot_be_is_refused_before_the_training(wrong, says):
         calibrate.CalibrationCallback("joy", **wrong)
 
 
-@pytest.mark.parametrize("every", ["save", "evaluate"])
+@pytest.mark.parametrize("every", ["save", "evaluate", STEPS + 1])
 def test_a_training_that_would_never_calibrate_is_refused(every, tiny_options, options, tmp_path):
     run = trainer(tmp_path)
     callback(tiny_options, options, every=every).attach(run)
@@ -289,6 +348,7 @@ def test_a_training_without_a_tokenizer_is_refused(tiny_options, options, tmp_pa
 
 def test_of_two_processes_one_calibrates_and_both_end_alike(tmp_path):
     script = Path(__file__).with_name("two_processes.py")
+    (tmp_path / "prompts.txt").write_text("\n".join(tiny.prompts(100)))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     meeting = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
     done = subprocess.run(

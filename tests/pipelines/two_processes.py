@@ -14,13 +14,10 @@ import calibrate
 from calibrate.common.settings import Sampling
 
 folder = Path(sys.argv[1])
-prompts = folder / "prompts.txt"
 arguments = TrainingArguments(
     output_dir=str(folder), max_steps=2, per_device_train_batch_size=2, report_to=[], use_cpu=True,
     save_strategy="no", disable_tqdm=True, ddp_backend="gloo",
 )  # fmt: skip
-if arguments.process_index == 0:
-    prompts.write_text("\n".join(tiny.prompts(100)))
 tokenizer = tiny.tokenizer()
 rows = [
     {"input_ids": (ids := tokenizer(text)["input_ids"][:8]), "labels": list(ids)}
@@ -34,8 +31,8 @@ trainer = Trainer(
     processing_class=tokenizer,
 )
 found = calibrate.CalibrationCallback(
-    tiny.concept(60), every=2, prompts=prompts, layer="search", ce_budget=0.4, min_gain=0.0,
-    trials=4, teacher="none", audit=None, guard=None,
+    tiny.concept(60), every=2, prompts=folder / "prompts.txt", layer="search", ce_budget=0.4,
+    min_gain=0.0, trials=4, teacher="none", audit=None, guard=None,
     sampling=Sampling(temperature=1.0, top_p=1.0, max_new_tokens=12),
 ).attach(trainer)  # fmt: skip
 trainer.train()
