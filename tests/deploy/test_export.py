@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import runpy
+import shlex
 import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
@@ -174,6 +175,16 @@ def test_every_format_reproduces_the_reference_and_leaves_the_model_alone(
     assert all(torch.equal(after[key], before[key]) for key in before)
     assert sorted(loaded.model.__dict__) == attributes
     assert not any(module._forward_hooks for module in loaded.model.modules())
+
+
+@pytest.mark.parametrize("name", ["gguf", "folded", "easysteer", "lm-eval", "snippet"])
+@pytest.mark.parametrize("architecture", ["llama"], indirect=True)
+def test_a_command_that_is_said_can_be_pasted_whatever_the_path(name, loaded, config, tmp_path):
+    folder = tmp_path / "my folder; it's"
+    written = export(config, name, target(folder, name), loaded)
+    programs = ("llama-cli", "vllm", "lm_eval", "python")
+    (said,) = [line for line in written.serve if line.startswith(programs)]
+    assert any(str(written.path) in word for word in shlex.split(said))
 
 
 @SITES

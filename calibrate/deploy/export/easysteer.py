@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 
 from calibrate.artefact.config import SteeringConfig
 from calibrate.deploy.export.control_vector import read_directions, write_directions
@@ -38,7 +39,8 @@ class EasySteer(EveryPosition):
         self, config: SteeringConfig, loaded: LoadedModel | None, target: Path
     ) -> tuple[str, ...]:
         """By the fork of vLLM."""
-        return (f"vllm serve MODEL --enable-steer-vector --steering-config {target / SPEC_NAME}",)
+        spec = quote(str(target / SPEC_NAME))
+        return (f"vllm serve MODEL --enable-steer-vector --steering-config {spec}",)
 
     @contextmanager
     def loaded_back(

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ class LmEval(EveryPosition):
         model = f"{place or 'MODEL'}{revision},dtype={config.model.dtype}"
         steering = f"pretrained={model},steer_path={target.resolve()}"
         return (
-            f"lm_eval --model steered --model_args {steering}",
+            f"lm_eval --model steered --model_args {quote(steering)}",
             *to_be_named(place, loaded, "MODEL"),
         )
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+from shlex import quote
 
 import torch
 
@@ -76,8 +77,11 @@ class Snippet(AnyModel):
     ) -> tuple[str, ...]:
         """By itself, from any folder, or imported."""
         assert loaded is not None
-        place, where = self.place(config, loaded), f"MODEL in {target / CODE_FILE}"
-        return (f"python {target / CODE_FILE} 'A prompt'", *to_be_named(place, loaded, where))
+        place, code = self.place(config, loaded), target / CODE_FILE
+        return (
+            f"python {quote(str(code))} 'A prompt'",
+            *to_be_named(place, loaded, f"MODEL in {code}"),
+        )
 
     @contextmanager
     def loaded_back(
