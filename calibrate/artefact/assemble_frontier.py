@@ -21,7 +21,7 @@ from calibrate.laws.limit import best_of_cost
 from calibrate.laws.presence import fit_presence
 from calibrate.search import frontier as search
 from calibrate.search.effect import decide
-from calibrate.search.frontier_end import End, Known
+from calibrate.search.frontier_end import End, Known, end_of
 from calibrate.search.harm import forgets, is_silenced, reads_worse
 from calibrate.search.long_run import LOOP_MARGIN
 from calibrate.search.rivals import Rival
@@ -70,6 +70,30 @@ def build_frontier(
     )
     joined = found if earlier is None else _joined(earlier, found, measured.ended)
     return _told(joined, len(bench.replies.prompts["verify"]), settings)
+
+
+def with_others(
+    frontier: Frontier, found: Frontier | None, n_prompts: int, settings: Settings
+) -> Frontier:
+    """A frontier with what another run has put beside its calibration meanwhile.
+
+    Of a budget that both measured, this frontier's is kept. What both began with is counted once.
+    n_prompts: of the verification. settings: of the calibration.
+    """
+    if found is None:
+        return frontier
+    own, silent = known_before(frontier, ())
+    others, silent_then = known_before(found, [point.budget for point in frontier.points])
+    ended = end_of([*others, *own], frontier.sign) or silent or silent_then
+    spent = Counter(found.token_forwards) | Counter(frontier.token_forwards)
+    both = _joined(found, frontier, ended).model_copy(
+        update={
+            "token_forwards": dict(spent),
+            "ended": None if ended is None else ended.says,
+            "ended_at": None if ended is None else ended.budget,
+        }
+    )
+    return _told(both, n_prompts, settings)
 
 
 def shipped_section(

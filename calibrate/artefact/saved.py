@@ -8,6 +8,7 @@ from pathlib import Path
 
 import probes
 from calibrate.artefact import report
+from calibrate.artefact.assemble_frontier import with_others
 from calibrate.artefact.config import CONFIG_FILE, SteeringConfig
 from calibrate.artefact.config import load as load_config
 from calibrate.artefact.directory import FRONTIER_FILES, writing, wrote
@@ -52,13 +53,17 @@ def save(
         remove_ours(directory, FRONTIER_FILES, wrote)
 
 
-def save_frontier(directory: Path, frontier: Frontier) -> None:
+def save_frontier(directory: Path, frontier: Frontier) -> Frontier:
     """Write what other budgets buy beside its calibration; all else stays as it is by now.
 
+    Returns: what is written, with what another run has measured meanwhile.
     Raises: as `changing` and `save`.
     """
-    with changing(directory, frontier.fingerprint) as (config, evidence, probe, _):
-        save(directory, config, evidence, probe, frontier)
+    with changing(directory, frontier.fingerprint) as (config, evidence, probe, found):
+        n_prompts = len(evidence.splits.prompts["verify"])
+        whole = with_others(frontier, found, n_prompts, config.settings)
+        save(directory, config, evidence, probe, whole)
+        return whole
 
 
 @contextmanager

@@ -61,11 +61,11 @@ def frontier(
             wanted, loaded, corpus=corpus, rivals=not no_rivals, progress=progress
         )
         assert measured.frontier is not None
-        save_frontier(directory, measured.frontier)
+        found = save_frontier(directory, measured.frontier)
     if as_json:
-        say_json(measured.frontier.model_dump_json(indent=2))
+        say_json(found.model_dump_json(indent=2))
     else:
-        PatientConsole().print(frontier_summary(measured.frontier, directory))
+        PatientConsole().print(frontier_summary(found, directory))
 
 
 @click.command(cls=Command)

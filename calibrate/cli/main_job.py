@@ -86,12 +86,14 @@ def run_main_job(
                 **asked,
                 **settings,
             )
+        frontier = result.frontier
         if len(ce_budget) > 1:
             left = limits.less(loaded.meter.tokens - spent, loaded.ranks.clock() - began)
             result = _with_frontier(result, ce_budget, loaded, asked["corpus"], left, progress)
-            if loaded.ranks.first and result.frontier is not None:
-                save_frontier(directory, result.frontier)
-    print_result(result.config, result.evidence, directory, as_json, quiet, result.frontier)
+            frontier = result.frontier
+            if loaded.ranks.first and frontier is not None:
+                frontier = save_frontier(directory, frontier)
+    print_result(result.config, result.evidence, directory, as_json, quiet, frontier)
 
 
 def _with_frontier(

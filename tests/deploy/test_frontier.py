@@ -21,6 +21,7 @@ from calibrate.artefact.frontier import Frontier, MissedSection, PointSection, R
 from calibrate.artefact.measured_sections import GuardSection
 from calibrate.artefact.report.chart import chart
 from calibrate.artefact.report.frontier_curves import law_curve, limit_by_token, what_breaks
+from calibrate.artefact.saved import save_frontier
 from calibrate.common.cost import Ledger, Meter
 from calibrate.common.errors import ArtefactError, CalibrateWarning, Infeasible, InputError
 from calibrate.common.estimate import Interval, RatioEstimate
@@ -187,6 +188,27 @@ def test_more_budgets_are_added_and_rivals_kept(measured, opened):
     spent, before = more.frontier.token_forwards, measured.frontier.token_forwards
     assert spent["0.4 nat"] > before["0.4 nat"]
     assert spent["0.2 nat"] == before["0.2 nat"]
+
+
+def test_two_runs_at_once_lose_no_point(measured, finished, tmp_path):
+    """Each began with the calibration alone, and saves what it has found of it."""
+    whole, place = measured.frontier, tmp_path / "bright"
+    finished.result.save(place)
+
+    def run_of(budgets, **more):
+        points = [point for point in whole.points if point.budget in budgets]
+        return whole.model_copy(update={"points": points, **more})
+
+    missed = [{"budget": 0.8, "why": "it levels off"}]
+    gentle = Frontier.model_validate({**run_of(BUDGETS[:2]).model_dump(), "missed": missed})
+    save_frontier(place, gentle)
+    told = save_frontier(place, run_of(BUDGETS[2:], rivals=[], rivals_at=None))
+    assert told == Calibration.load(place).frontier
+    assert told.points == whole.points
+    assert [one.budget for one in told.missed] == [0.8]
+    assert (told.rivals, told.rivals_at) == (whole.rivals, whole.rivals_at)
+    assert told.token_forwards == whole.token_forwards
+    assert told.law == pytest.approx(whole.law)
 
 
 def test_a_frontier_of_another_calibration_is_neither_used_nor_left(
