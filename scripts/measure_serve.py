@@ -257,7 +257,8 @@ PAGE = """# Serving steered models
 ![The page: a prompt, a slider of strengths over the laws, both replies](serve.png)
 
 Each calibration is a model by the name of its directory, and the model itself is there by its own.
-`/v1/chat/completions` and `/v1/completions` take `strength` and `concept` beside the usual fields:
+`/v1/chat/completions` and `/v1/completions` take `strength` and `concept` beside the usual fields;
+the concept chooses where `model` is left out, or is the model's own name:
 
 ```python
 from openai import OpenAI

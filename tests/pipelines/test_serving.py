@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from http.client import HTTPConnection
+from types import SimpleNamespace
 
 import openai
 import pytest
@@ -30,7 +31,7 @@ from calibrate.engine.running import Ongoing, RunningReplies
 from calibrate.models.model import preserving_model_state
 from calibrate.models.prompts import encode_prompt
 from calibrate.pipelines.serving import needed
-from calibrate.pipelines.serving.catalogue import open_catalogue
+from calibrate.pipelines.serving.catalogue import Catalogue, Served, open_catalogue
 
 pytestmark = pytest.mark.slow
 
@@ -384,6 +385,71 @@ def test_what_goes_wrong_ends_the_replies_under_way_and_no_others(places, monkey
         _, facts = server.post({**SAY, "seed": 3, "max_tokens": 6})
         reply = facts["choices"][0]["message"]["content"]
         assert reply == generated(server, "the house", None, 3, 6)
+
+
+def test_a_reply_that_goes_wrong_leaves_no_sibling_for_nobody(places, monkeypatch):
+    with serving(
+        monkeypatch, [places / "bright"], model=str(places / "model"), most_running=1
+    ) as server:
+        answered, begun, begin = threading.Event(), [], RunningReplies.begin
+
+        def failing(self, replies):
+            begun.extend(replies)
+            if len(begun) == 1:
+                raise RuntimeError("the first one fails")
+            answered.wait(PATIENCE)
+            begin(self, replies)
+
+        monkeypatch.setattr(RunningReplies, "begin", failing)
+        assert server.post({**SAY, "n": 4, "max_tokens": 2})[0] == 500
+        answered.set()
+        assert server.post({**SAY, "max_tokens": 2})[0] == 200
+        assert len(begun) <= 3  # that one, its sibling that was next, and the other request's
+        assert "calibrate_disconnected_total 0.0" in server.ask("GET", "/metrics")[2]
+
+
+@pytest.fixture(scope="module")
+def two_concepts(finished):
+    """Calibrations of two concepts, as they are chosen among."""
+    config = finished.result.config
+    concept = config.concept.model_copy(update={"name": "evil"})
+    evil = config.model_copy(update={"concept": concept})
+    named = (Served("joy", config, None), Served("dark", evil, None))
+    return Catalogue(SimpleNamespace(name="plain"), named)
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "place"),
+    [
+        ((None, None), "joy", 0),
+        ((None, "evil"), "dark", 1),
+        ((None, "bright"), "joy", 0),
+        (("dark", None), "dark", 1),
+        (("dark", "evil"), "dark", 1),
+        (("plain", "evil"), "plain", 1),
+    ],
+)
+def test_the_answer_names_what_steers_it(asked, name, place, two_concepts):
+    choice = two_concepts.choose(*asked, None)
+    assert choice.name == name
+    assert choice.served is two_concepts.calibrations[place]
+
+
+def test_a_calibration_with_anothers_concept_is_refused(two_concepts):
+    with pytest.raises(InputError, match="'joy' steers bright, got the concept 'evil'"):
+        two_concepts.choose("joy", "evil", None)
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_the_slider_reaches_the_calibrated_strength(factor, finished):
+    config, value = finished.result.config, SimpleNamespace(value=0.1)
+    calibrated = config.intervention.strength
+    point = SimpleNamespace(
+        budget=0.1, strength=factor * calibrated, delta_ce=value, upper=0.1, presence=value
+    )
+    frontier = SimpleNamespace(points=[point], law=(0.0, 1.0, 0.0, 1.0))
+    end = Served("bright", config, frontier).facts()["end"]
+    assert end == pytest.approx(max(factor, 1.0) * calibrated)
 
 
 def test_a_model_that_only_generate_can_serve_is_served(places, monkeypatch):

@@ -86,11 +86,12 @@ class Served:
         return self.config.laws.presence.law
 
     def _end(self) -> float:
+        """The frontier's end, or the calibrated strength where that is larger."""
         config = self.config
+        calibrated = config.intervention.strength
         if self.frontier is not None and self.frontier.points:
-            return self.frontier.points[-1].strength
-        at = (config.intervention.strength, config.range.strength_at_budget.value)
-        return WITHOUT_FRONTIER * max(at, key=abs)
+            return max(calibrated, self.frontier.points[-1].strength, key=abs)
+        return WITHOUT_FRONTIER * max(calibrated, config.range.strength_at_budget.value, key=abs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,18 +126,14 @@ class Catalogue:
         return (*(each.name for each in self.calibrations), self.loaded.name)
 
     def choose(self, model: str | None, concept: str | None, strength: float | None) -> Choice:
-        """What a request asks for; without `model` the first calibration.
+        """What a request asks for; with neither `model` nor `concept` the first calibration.
 
         The plain model's tokens are drawn as they were for the first calibration.
-        Raises: UnknownModel; InputError for a concept that is not served, or a strength where there
-            is nothing to steer along.
+        Raises: UnknownModel; InputError for a concept that is not served, or not by the calibration
+            that is named, or a strength where there is nothing to steer along.
         """
-        name = self.calibrations[0].name if model is None else model
-        if name not in self.names:
-            raise UnknownModel(f"there is no model {name!r}{did_you_mean(name, self.names)}")
-        served = next((each for each in self.calibrations if each.name == name), None)
-        if concept is not None:
-            served = self._of_concept(concept, served)
+        served = self._named(model, concept)
+        name = model or (self.loaded.name if served is None else served.name)
         if served is None:
             if strength:
                 raise InputError(
@@ -148,9 +145,23 @@ class Catalogue:
         at = config.intervention.strength if strength is None else strength
         return Choice(name, served, at, config.settings.sampling)
 
-    def _of_concept(self, concept: str, served: Served | None) -> Served:
-        if served is not None and served.config.concept.name == concept:
-            return served
+    def _named(self, model: str | None, concept: str | None) -> Served | None:
+        """The calibration that a request asks for; None for the plain model alone."""
+        if model is None:
+            return self.calibrations[0] if concept is None else self._of_concept(concept)
+        if model not in self.names:
+            raise UnknownModel(f"there is no model {model!r}{did_you_mean(model, self.names)}")
+        served = next((each for each in self.calibrations if each.name == model), None)
+        if served is None:
+            return None if concept is None else self._of_concept(concept)
+        if concept not in (None, served.config.concept.name):
+            raise InputError(
+                f"{model!r} steers {served.config.concept.name}, got the concept {concept!r}; "
+                "leave one of model and concept out"
+            )
+        return served
+
+    def _of_concept(self, concept: str) -> Served:
         found = [each for each in self.calibrations if each.config.concept.name == concept]
         if not found:
             known = sorted({each.config.concept.name for each in self.calibrations})

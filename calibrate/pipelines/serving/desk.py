@@ -133,13 +133,15 @@ class Desk:
         return listen(self._scheduler, self._loaded, asked, prompts, choice, verbatim)
 
     async def _ended(self, request: Request, listeners: Sequence[Listener]) -> list[End]:
-        """Wait until all replies are there, or the client is gone."""
+        """Wait until all replies are there, one goes wrong, or the client is gone."""
         started = time.perf_counter()
         try:
             waiting = asyncio.gather(*(one.until_end() for one in listeners))
             ends: list[End] = await unless_gone(request, waiting)
-        except (Gone, asyncio.CancelledError):
-            self._leave(listeners)
+        except BaseException as error:
+            if isinstance(error, Gone | asyncio.CancelledError):
+                self._metrics.gone.inc()
+            _leave(listeners)
             raise
         self._metrics.seconds.observe(time.perf_counter() - started)
         return ends
@@ -183,12 +185,8 @@ class Desk:
             yield DONE
         finally:
             if not ended:
-                self._leave(listeners)
-
-    def _leave(self, listeners: Sequence[Listener]) -> None:
-        self._metrics.gone.inc()
-        for listener in listeners:
-            listener.cancel()
+                self._metrics.gone.inc()
+                _leave(listeners)
 
     def _used(
         self, choice: Choice, listeners: Sequence[Listener], prompts: Sequence[Prompt] = ()
@@ -198,6 +196,12 @@ class Desk:
         completion = sum(len(one.ids) for one in listeners)
         self._metrics.tokens.labels(choice.name).inc(completion)
         return Usage(sum(len(prompt.ids) for prompt in counted), completion)
+
+
+def _leave(listeners: Sequence[Listener]) -> None:
+    """Free the places of replies that nobody waits for any longer."""
+    for listener in listeners:
+        listener.cancel()
 
 
 async def _merged(listeners: Sequence[Listener]) -> AsyncIterator[tuple[int, Any]]:

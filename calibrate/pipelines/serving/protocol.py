@@ -22,7 +22,7 @@ class _Request(BaseModel):
     """What both kinds of requests say.
 
     model: a calibration's name, or the model's own for plain replies. strength: α, by default the
-    calibrated. concept: chooses among the calibrations.
+    calibrated. concept: chooses among the calibrations, where model names none of them.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
