@@ -18,6 +18,7 @@ from calibrate.judging.asked import ASKED, TEACHER, check_asked
 from calibrate.judging.graded_replies import is_built_in
 from calibrate.models.embedded import encoder_directory, is_at_hand
 from calibrate.models.llama_cpp import is_installed
+from calibrate.models.wheels import EMBEDDED
 from calibrate.texts.concept import Concept
 from probes.judges import NAMED, FunctionJudge, Judge, judge_function
 from probes.probe import Source
@@ -70,9 +71,11 @@ def judge_digest(judge: JudgeChoice | None, url: str | None = None) -> str | Non
 
 def _held(model: str) -> list[tuple[str, int, str]]:
     """Name, size and ends of a model's files, the same on every machine; none if it has none."""
+    if not model or model in EMBEDDED:
+        return []
     path = Path(model)
-    files = sorted(path.iterdir()) if model and path.is_dir() else [path]
-    return [(file.name, *_ends(file)) for file in files if model and file.is_file()]
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [(file.name, *_ends(file)) for file in files if file.is_file()]
 
 
 def _ends(file: Path) -> tuple[int, str]:

@@ -10,6 +10,7 @@ import sys
 import threading
 import types
 from concurrent.futures import Future
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -24,9 +25,10 @@ from calibrate.common.errors import ArtefactError, InputError
 from calibrate.pipelines.sweep import pool as pools
 from calibrate.pipelines.sweep import worker as workers
 from calibrate.pipelines.sweep.cells import Cell, cells_of, read_plan
-from calibrate.pipelines.sweep.report import Row, foretold, transfer_error
-from calibrate.pipelines.sweep.run import LOCK, Swept, sweep
-from calibrate.pipelines.sweep.store import Store
+from calibrate.pipelines.sweep.ledger import SweepLedger
+from calibrate.pipelines.sweep.report import Row, foretold, transfer_error, write_report
+from calibrate.pipelines.sweep.run import Swept, sweep
+from calibrate.pipelines.sweep.store import LOCK, Store
 from calibrate.pipelines.sweep.worker import asked_of
 
 
@@ -418,8 +420,19 @@ def test_two_sweeps_do_not_run_in_one_directory(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "sweep.json").write_text('{"format": "steering-sweep", "version": 1, "cells": []}')
+    before = (out / "sweep.json").read_bytes()
     with FileLock(out / LOCK), pytest.raises(ArtefactError, match="another sweep runs"):
         sweep(cells_of(["m"], ["joy"]), out)
+    assert (out / "sweep.json").read_bytes() == before  # the other one's
+    assert not (out / "joy-m").exists()
+
+
+def test_a_lock_that_a_sweep_left_does_not_take_the_place(tmp_path):
+    (tmp_path / LOCK).touch()
+    with Store(tmp_path) as store:
+        assert store.is_free()
+        (tmp_path / "thesis.txt").write_text("years")
+        assert not store.is_free()
 
 
 def test_strengths_are_foretold_by_the_other_models():
@@ -438,6 +451,77 @@ def test_strengths_are_foretold_by_the_other_models():
     expected = sorted(max(f, 1 / f) for f in factors)[1] - 1
     assert transfer_error(foretold(rows)) == pytest.approx(expected)
     assert transfer_error(rows[:1]) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "other"), [("goal", "decrease"), ("blocks", "search"), ("budget", 0.2)]
+)
+def test_strengths_of_another_request_foretell_nothing(field, other):
+    rows = [
+        Row("a", "m", "joy", "done", budget=0.1, relative=0.04),
+        replace(Row("b", "n", "joy", "done", budget=0.1, relative=0.01), **{field: other}),
+    ]
+    assert [row.foretold for row in foretold(rows)] == [None, None]
+
+
+def test_a_row_has_the_goal_and_the_blocks_that_were_asked_for(tmp_path):
+    (cell,) = cells_of(["m"], ["joy"], layers=["3,4"], options={"goal": "decrease"})
+    listed = Cell("x", "m", "joy", (("layer", [3, 4]),))
+    with Store(tmp_path / "out") as store:
+        cells = (cell, listed, Cell("y", "m", "joy"))
+        rows = write_report(store, cells, SweepLedger(store, cells))
+        (tmp_path / "out" / "cells.csv").write_text(EARLIER_TABLE)
+        write_report(store, cells, SweepLedger(store, cells))  # an earlier release's is replaced
+    assert [(row.goal, row.blocks) for row in rows] == [
+        ("decrease", "3,4"), ("increase", "3,4"), ("increase", "auto"),
+    ]  # fmt: skip
+
+
+EARLIER_TABLE = (
+    "cell,model,concept,status,reasons,where,budget,strength,strength_at_budget,relative,foretold,"
+    "delta_ce,delta_ce_upper,presence,baseline,loops,token_forwards,seconds\n"
+)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        Cell("joy", "smollm2", "joy"),
+        Cell("joy", "smollm2", "joy", (("goal", "increase"),)),
+        Cell("joy", "smollm2", "joy", (("judge", "question"),)),
+        Cell("joy", "smollm2", "joy", (("judge", "question:qwen2.5-1.5b"),)),
+        Cell("joy", "smollm2", "joy", (("teacher", "openai:increase"),)),
+        Cell("joy", "smollm2", "joy", (("teacher", "none"), ("guard", "auto"))),
+        Cell("joy", "smollm2", "joy", (("guard", "lm-eval:question:200"),)),
+    ],
+    ids=str,
+)
+def test_what_has_a_name_of_its_own_is_no_directory_of_that_name(cell, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = cell.key
+    for name in ("joy", "smollm2", "increase", "question", "qwen2.5-1.5b", "200", "auto", "none"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "steering.json").write_text("{}")
+    assert cell.key == before
+
+
+@pytest.mark.parametrize(
+    ("tables", "says"),
+    [
+        (
+            ("ce-budgets = [0.05]", "ce-budgets = [0.1]"),
+            "with ce_budget=0.05 and with ce_budget=0.1",
+        ),
+        (('goal = "decrease"', "trials = 3"), "with goal=decrease, trials=None and with goal=None"),
+    ],
+)
+def test_two_tables_of_one_name_say_what_they_differ_in(tables, says, tmp_path):
+    plan = tmp_path / "plan.toml"
+    plan.write_text(
+        "".join(f'[[sweep]]\nmodels = ["m"]\nconcepts = ["joy"]\n{each}\n' for each in tables)
+    )
+    with pytest.raises(InputError, match=f"'joy-m' is two: {says}.*in one table"):
+        read_plan(plan)
 
 
 def test_a_model_whose_files_were_written_anew_is_another_cell(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,9 +17,12 @@ from typing import Any
 from calibrate.common.errors import InputError, did_you_mean
 from calibrate.common.layout import stem
 from calibrate.common.marks import sha256_of
-from calibrate.judging.choice import judge_digest
+from calibrate.judging.choice import AUTO, NOBODY, judge_digest
+from calibrate.models.wheels import EMBEDDED
 from calibrate.pipelines.options import checked_options
 from calibrate.pipelines.sweep.loading import SAME_RESULTS, split_loading
+from calibrate.texts.concept import built_in_concepts
+from calibrate.texts.harness import is_of_harness
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,6 +31,7 @@ else:
 
 GIVEN = ("model", "concept", "out", "progress", "tokenizer", "storage", "study")
 LISTS = ("models", "concepts", "ce-budgets", "layers")
+FILES = ("prompts", "corpus", "start", "beside")  # options that name a file or a directory
 
 
 @dataclass(frozen=True)
@@ -52,13 +57,14 @@ class Cell:
         """Hash of everything that was asked, and of what the files named by it hold.
 
         Of a model and of directories it is when their files were written; of judges that are
-        functions, their code.
+        functions, their code. What has a name of its own here, such as a built-in concept, is no
+        file, whatever lies in the working directory.
         """
-        asked = [self.model, _written(Path(self.model)), self.concept, sorted(self.options)]
+        written = [] if self.model in EMBEDDED else _written(Path(self.model))
+        asked = [self.model, written, self.concept, sorted(self.options)]
         if loading := [each for each in sorted(self.loading) if each[0] not in SAME_RESULTS]:
             asked.append(loading)
-        named = [self.concept, *(value for _, value in sorted(self.options))]
-        held = [_held(each) for each in named if isinstance(each, str)]
+        held = [_held(path) for path in _paths(self)]
         code = [_code(value) for name, value in self.options if name in ("judge", "audit")]
         return hashlib.sha256(json.dumps([*asked, held, code]).encode()).hexdigest()
 
@@ -117,12 +123,30 @@ def distinct(cells: Sequence[Cell]) -> tuple[Cell, ...]:
     """
     by_name: dict[str, Cell] = {}
     for cell in cells:
-        if by_name.setdefault(cell.name, cell) != cell:
+        if (first := by_name.setdefault(cell.name, cell)) != cell:
             raise InputError(
-                f"cells must have names of their own, and {cell.name!r} is two: of "
-                f"{by_name[cell.name].model} and of {cell.model}; rename a directory or a file"
+                f"cells must have names of their own, and {cell.name!r} is two: "
+                f"{_difference(first, cell)}"
             )
     return tuple(by_name.values())
+
+
+def _difference(one: Cell, other: Cell) -> str:
+    """In what two cells of one name differ, and the way out."""
+    for this, that in ((one.model, other.model), (one.concept, other.concept)):
+        if this != that:
+            return f"of {this} and of {that}; rename a directory or a file"
+    options = dict(one.options), dict(other.options)
+    names = sorted(
+        name
+        for name in {**options[0], **options[1]}
+        if options[0].get(name) != options[1].get(name)
+    )
+    said = (", ".join(f"{name}={each.get(name)}" for name in names) for each in options)
+    return (
+        f"with {' and with '.join(said)}; name all budgets and layers in one table, and sweep "
+        "other options to another --out"
+    )
 
 
 def next_cell(left: Sequence[Cell], held: str, holding: Mapping[str, int]) -> int:
@@ -172,17 +196,31 @@ def _written(model: Path) -> list[tuple[str, int, int]]:
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]
 
 
-def _held(value: str) -> list[Any]:
-    """What the files and directories hold that a value names, as in FILE or lm-eval:FILE,FILE:N."""
-    found: list[Any] = []
-    for name in {value: None, **dict.fromkeys(re.split("[:,]", value))}:
-        with suppress(OSError, ValueError):  # no name of a path
-            path = Path(name)
-            if path.is_file() and path.suffix != ".gguf":
-                found.append(sha256_of(path))
-            elif name and path.exists():
-                found.append(_written(path))
-    return found
+def _paths(cell: Cell) -> list[str]:
+    """What of a cell may name a file or a directory; no word that means something else."""
+    found = [] if cell.concept in built_in_concepts() else [cell.concept]
+    for name, value in sorted(cell.options):
+        if isinstance(value, str) and value not in (AUTO, NOBODY):
+            kind, _, rest = value.partition(":")
+            if name in FILES or (name == "teacher" and kind != "openai"):
+                found.append(value)
+            elif name in ("judge", "audit") and kind in ("question", "embedding"):
+                found.append(rest)
+            elif name == "guard":
+                tasks = re.split("[:,]", rest) if is_of_harness(value) else [value]
+                found += [task for task in tasks if os.path.isfile(task)]
+    return [path for path in found if path not in EMBEDDED]
+
+
+def _held(name: str) -> Any:
+    """What the file or the directory of a name holds; nothing where there is none."""
+    with suppress(OSError, ValueError):  # no name of a path
+        path = Path(name)
+        if path.is_file() and path.suffix != ".gguf":
+            return sha256_of(path)
+        if name and path.exists():
+            return _written(path)
+    return None
 
 
 def _code(judge: str | None) -> str | None:

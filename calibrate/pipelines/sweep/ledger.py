@@ -47,7 +47,7 @@ class SweepLedger:
         Raises: ArtefactError if the place is not new, empty or a sweep's.
         """
         self._store, self._begun = store, False
-        known = {one.cell: one for one in _kept(store)}
+        known = {one.cell: one for one in kept_outcomes(store)}
         asked = {cell.name for cell in cells}
         self._others = [one for one in known.values() if one.cell not in asked]
         self._outcomes: dict[str, Outcome] = {}
@@ -56,7 +56,6 @@ class SweepLedger:
             before = known.get(cell.name, fresh)
             kept = before.key == cell.key and _stands(store, before)
             self._outcomes[cell.name] = before if kept else fresh
-        store.directory.mkdir(parents=True, exist_ok=True)
         self._write()
 
     @property
@@ -110,7 +109,11 @@ def is_ledger(path: Path) -> bool:
     return facts_in(path).get("format") == FORMAT
 
 
-def _kept(store: Store) -> list[Outcome]:
+def kept_outcomes(store: Store) -> list[Outcome]:
+    """What an earlier sweep has left at a place; nothing at a new one.
+
+    Raises: ArtefactError if the place is not new, empty or a sweep's.
+    """
     store.fetch(SWEEP_FILE)
     path = store.directory / SWEEP_FILE
     if not path.is_file():

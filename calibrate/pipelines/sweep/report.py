@@ -34,14 +34,15 @@ TABLE_FILE, FACTS_FILE, PAGE_FILE, PICTURE_FILE = (
 )  # fmt: skip
 COLUMNS = 3  # of the small multiples
 FORMAT = "steering-sweep-report"
+LATER = ("goal", "blocks")  # columns that earlier tables lack
 
 
 @dataclass(frozen=True)
 class Row:
     """One cell of the table; None where there is no config.
 
-    strength_at_budget, relative: α_B, and as ‖α_B·v‖/‖h‖. foretold: the latter from the same
-    concept on the other models. loops: share of long replies' tokens.
+    goal, blocks: as asked for. strength_at_budget, relative: α_B, and as ‖α_B·v‖/‖h‖. foretold: the
+    latter from the same on the other models. loops: share of long replies' tokens.
     """
 
     cell: str
@@ -49,6 +50,8 @@ class Row:
     concept: str
     status: str
     reasons: str = ""
+    goal: str = "increase"
+    blocks: str = "auto"
     where: str | None = None
     budget: float | None = None
     strength: float | None = None
@@ -88,16 +91,18 @@ def write_report(store: Store, cells: Sequence[Cell], ledger: SweepLedger) -> li
 def foretold(rows: Sequence[Row]) -> list[Row]:
     """The rows with each cell's relative strength foretold, leaving its model out.
 
-    The geometric mean of the same concept's, budget's and goal's on the other models.
+    The geometric mean of those of the same concept, goal, budget and blocks on the other models.
     """
+
+    def asked(row: Row) -> tuple[Any, ...]:
+        return row.concept, row.goal, row.budget, row.blocks
+
     found = []
     for row in rows:
         others = [
             math.log(abs(other.relative))
             for other in rows
-            if (other.concept, other.budget) == (row.concept, row.budget)
-            and other.model != row.model
-            and other.relative
+            if asked(other) == asked(row) and other.model != row.model and other.relative
         ]
         guess = math.exp(float(np.mean(others))) if row.relative and others else None
         if guess is not None and row.relative is not None:
@@ -115,9 +120,12 @@ def transfer_error(rows: Sequence[Row]) -> float | None:
 
 
 def _row(cell: Cell, ledger: SweepLedger, config: SteeringConfig | None) -> Row:
-    outcome = ledger.of(cell)
+    outcome, options = ledger.of(cell), dict(cell.options)
+    layer = options.get("layer", "auto")
     row = Row(
         cell.name, cell.model, cell.concept, outcome.status, "; ".join(outcome.reasons),
+        goal=options.get("goal", "increase"),
+        blocks=",".join(map(str, layer)) if isinstance(layer, list | tuple) else str(layer),
         seconds=outcome.seconds,
     )  # fmt: skip
     if config is None:
@@ -223,7 +231,9 @@ def _wrote(path: Path) -> bool:
         return facts_in(path).get("format") == FORMAT
     if path.name == TABLE_FILE:
         header = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
-        return header == ",".join(field.name for field in fields(Row))
+        names = [field.name for field in fields(Row)]
+        earlier = [name for name in names if name not in LATER]
+        return header in (",".join(names), ",".join(earlier))
     return names_us(path)
 
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from calibrate.common.errors import ArtefactError, InputError
+from calibrate.common.files import writing_to
 from calibrate.pipelines.sweep.cells import Cell
-from calibrate.pipelines.sweep.ledger import Heard, Outcome, SweepLedger
+from calibrate.pipelines.sweep.ledger import Heard, Outcome, SweepLedger, kept_outcomes
 from calibrate.pipelines.sweep.on_ray import RayPool
 from calibrate.pipelines.sweep.pool import Pool
 from calibrate.pipelines.sweep.report import PAGE_FILE, Row, write_report
-from calibrate.pipelines.sweep.store import Store
-
-LOCK = ".sweep.lock"
+from calibrate.pipelines.sweep.store import LOCK, Store
 
 
 @dataclass(frozen=True)
@@ -61,19 +61,36 @@ def sweep(
         raise InputError(f"--on must be local, ray or ray://HOST:PORT, got {on}")
     if on != "local" and workers is not None:
         raise InputError("--workers is for --on local; a cluster's cores decide there")
-    with Store(out) as store:
+    with Store(out) as store, _alone_in(store):
         ledger = SweepLedger(store, cells)
-        try:
-            with FileLock(store.directory / LOCK, timeout=0):
-                left = [cell for cell in cells if not ledger.has_ended(cell)]
-                for cell in left:
-                    heard(cell, ledger.change(cell, status="waiting", reasons=(), tries=0))
-                if left:
-                    _pool(store, ledger, on, workers, len(left), heard).run(left)
-                rows = write_report(store, cells, ledger)
-        except Timeout as error:
-            raise ArtefactError(f"another sweep runs in {out}; wait for it") from error
+        left = [cell for cell in cells if not ledger.has_ended(cell)]
+        for cell in left:
+            heard(cell, ledger.change(cell, status="waiting", reasons=(), tries=0))
+        if left:
+            _pool(store, ledger, on, workers, len(left), heard).run(left)
+        rows = write_report(store, cells, ledger)
         return Swept(ledger.outcomes, tuple(rows), store.link(PAGE_FILE))
+
+
+@contextmanager
+def _alone_in(store: Store) -> Iterator[None]:
+    """Hold a sweep's directory inside the `with`; another's is looked at, and left as it is.
+
+    Raises: ArtefactError if it is not new, empty or a sweep's, cannot be written, or another sweep
+        runs there.
+    """
+    kept_outcomes(store)
+    lock = FileLock(store.directory / LOCK)
+    with writing_to(store.directory):
+        store.directory.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ArtefactError(f"another sweep runs in {store.place}; wait for it") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _pool(

@@ -23,6 +23,7 @@ from calibrate.artefact.directory import KEPT_FILES
 from calibrate.common.errors import ArtefactError, InputError
 from calibrate.models.unreadable import first_line
 
+LOCK = ".sweep.lock"  # held by the sweep that runs in a directory
 LEFT_BEHIND = ("study.journal", "*.lock")  # of use to nobody once a cell has ended
 
 
@@ -76,10 +77,12 @@ class Store:
             return bool(self._files.isfile(self._at(name)))
 
     def is_free(self) -> bool:
-        """Whether nothing is at the place."""
+        """Whether nothing is at the place, but for the lock of a sweep that wrote nothing."""
         if not self.remote:
             there = self.directory
-            return not there.exists() or (there.is_dir() and not any(there.iterdir()))
+            return not there.exists() or (
+                there.is_dir() and all(path.name == LOCK for path in there.iterdir())
+            )
         with self._reaching(""):
             self._files.invalidate_cache()
             with suppress(FileNotFoundError):
