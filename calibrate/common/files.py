@@ -107,6 +107,18 @@ def made(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
+def making(directory: Path) -> Iterator[Path]:
+    """Yield a hidden folder that becomes a directory, not there yet, if the `with` ends well.
+
+    Raises: ArtefactError if anything cannot be written, or something else is there by then. A
+        failure leaves nothing behind.
+    """
+    with writing_to(directory), made(directory.parent), staging(directory.parent) as work:
+        yield work / "new"
+        (work / "new").rename(directory)
+
+
+@contextmanager
 def staging(directory: Path) -> Iterator[Path]:
     """Yield a hidden folder in a directory, with a folder `new` in it; removed after the `with`."""
     work: Path | None = None

@@ -1,46 +1,43 @@
-"""Put a calibration on the Hugging Face Hub, with a model card made from its evidence."""
+"""Put a calibration on the Hugging Face Hub, with a model card made from its evidence.
+
+A file of the repository is replaced or removed only if an earlier push put it there: one that its
+own list names. That list is believed only beside a card that has the digest it gives.
+"""
 
 from __future__ import annotations
 
+import os
 import re
-import shlex
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from glob import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCardData
-from jinja2 import Environment, PackageLoader
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from calibrate.artefact.config import SteeringConfig
 from calibrate.artefact.hub import REPOSITORY, SUMS_FILE, sums_in, sums_of
 from calibrate.artefact.saved import load
 from calibrate.common.errors import ArtefactError, CalibrateError, InputError
-from calibrate.common.files import made
-from calibrate.common.marks import TOOL, names_us
+from calibrate.common.files import making
+from calibrate.common.marks import TOOL, names_us, sha256_of
 from calibrate.common.progress import SILENT, Progress
 from calibrate.deploy.export import FORMATS, export
-from calibrate.deploy.export.exporter import to_be_given
-from calibrate.deploy.export.place import commit_of, hub_id_of
-from calibrate.deploy.export.svec import entered
 from calibrate.deploy.finished import Calibration
 from calibrate.deploy.verify import open_model
 from calibrate.models.model import LoadedModel
 from calibrate.models.unreadable import first_line
+from calibrate.pipelines.card import card
 from calibrate.pipelines.neutral import neutral
 
 CARD_FILE = "README.md"
 EXPORTS = "exports"
 SUFFIXES = {"gguf": ".gguf", "lm-eval": ".pt", "svec": ".svec"}  # of the exports' files
-OPTIONS = (  # settings that the command line has an option for, of the same name
-    "ce_budget", "goal", "negatives", "positions", "pooling", "normalize", "min_gain", "trials",
-    "long_run", "seed", "confidence", "max_fluency_drop", "max_guard_drop",
-)  # fmt: skip
-TAGS = ("activation-steering", "steering-vector", "representation-engineering", TOOL)
 
 
 @dataclass(frozen=True)
@@ -64,16 +61,16 @@ def push(
 ) -> Pushed:
     """Put a finished calibration, exports, pictures and a card into a repository of the Hub.
 
-    Files that an earlier push put there, and this one lacks, are removed. What is put there names
-    no place on this machine (`calibrate.pipelines.neutral`).
+    Files that an earlier push put there, and this one lacks, are removed; no other is, nor
+    replaced. What is put there names no place on this machine (`calibrate.pipelines.neutral`).
 
     repository: USER/NAME; made if it is not there. formats: exports to put beside it, each checked
         as `calibrate export` does. private: whether a new repository is. dry_run: a folder to
-        write instead. model, options: another place to load the model from, for exports, and other
-        arguments of `load_model`.
+        write instead, whole or not at all. model, options: another place to load the model from,
+        for exports, and other arguments of `load_model`.
     Raises: InputError for a name or format that does not exist; ArtefactError if the directory
-        holds no calibration, or the repository a README.md of other origin, or it cannot be
-        written.
+        holds no calibration, or the repository a file of other origin that would be replaced, or it
+        cannot be written.
     """
     found = REPOSITORY.fullmatch(repository)
     if found is None or found["revision"] is not None:
@@ -82,31 +79,42 @@ def push(
     if unknown:
         raise InputError(f"exports must be of {', '.join(FORMATS)}, got {', '.join(unknown)}")
     opened = partial(open_model, model=model, progress=progress, **options)
-    target = None if dry_run is None else Path(dry_run)
-    if target is not None and target.exists():
-        raise ArtefactError(f"{target} must not exist yet, since files are written there")
+    if dry_run is not None:
+        target = Path(dry_run)
+        if os.path.lexists(target):
+            raise ArtefactError(f"{target} must not exist yet, since files are written there")
+        with making(target) as folder:
+            _write(directory, repository, folder, formats, opened)
+        return Pushed(str(target), _names(target))
+    api = HfApi()
+    with _reaching(repository):
+        _pushed_before(api, repository, [CARD_FILE, SUMS_FILE])  # before anything is made
     with TemporaryDirectory() as work:
         folder = Path(work)
         _write(directory, repository, folder, formats, opened)
-        if target is None:
-            return Pushed(_send(folder, repository, private), _names(folder))
-        with made(target):
-            shutil.copytree(folder, target, dirs_exist_ok=True)
-        return Pushed(str(target), _names(target))
+        return Pushed(_send(api, folder, repository, private), _names(folder))
 
 
-def _send(folder: Path, repository: str, private: bool) -> str:
+def _send(api: HfApi, folder: Path, repository: str, private: bool) -> str:
     """Upload a folder, and return the repository's address."""
-    api = HfApi()
-    try:
+    with _reaching(repository):
+        names = _names(folder)
+        left_over = _pushed_before(api, repository, names) - {*names}
         url = api.create_repo(repository, private=private, exist_ok=True)
-        left_over = _pushed_before(api, repository) - set(_names(folder))
         api.upload_folder(
             repo_id=repository,
             folder_path=folder,
             commit_message=f"Pushed by {TOOL}",
             delete_patterns=[escape(name) for name in sorted(left_over)],
         )
+    return str(url)
+
+
+@contextmanager
+def _reaching(repository: str) -> Iterator[None]:
+    """Say of what the hub refuses which repository it is about."""
+    try:
+        yield
     except CalibrateError:
         raise
     except Exception as error:  # the hub's own errors, and those of its HTTP library
@@ -114,7 +122,6 @@ def _send(folder: Path, repository: str, private: bool) -> str:
             f"{repository} cannot be written ({first_line(error)}); log in with `hf auth login`, "
             "or write a folder with --dry-run"
         ) from error
-    return str(url)
 
 
 def _write(
@@ -150,83 +157,49 @@ def _export(
     return served
 
 
-def card(
-    result: Calibration, repository: str, exports: dict[str, str], pictures: Sequence[str]
-) -> str:
-    """The model card of a calibration: metadata, evidence, use, limits and reproduction.
-
-    exports: where each is in the repository, by format.
-    """
-    config = result.config
-    data = ModelCardData(
-        base_model=hub_id_of(config),
-        library_name=TOOL,
-        tags=list(TAGS),
-        pipeline_tag="text-generation",
-    )
-    return _environment().get_template("card.md").render(
-        metadata=data.to_yaml(), config=config, evidence=result.evidence, repository=repository,
-        exports=exports, pictures=pictures, given=to_be_given(config), entered=entered(config),
-        command=command_of(config), tool=TOOL, commit=commit_of(config, hub_id_of(config)),
-    )  # fmt: skip
-
-
-def command_of(config: SteeringConfig) -> str:
-    """The command that gives the same config again, but for what only files can say."""
-    settings, defaults = config.settings, type(config.settings)()
-    words = ["calibrate", "--model", config.model.id, "--concept", config.concept.name]
-    layer = config.provenance.settings.get("layer", defaults.layer)
-    if layer not in (None, defaults.layer):
-        words += ["--layer", ",".join(map(str, layer)) if isinstance(layer, list) else str(layer)]
-    for name in OPTIONS:
-        option, value = f"--{name.replace('_', '-')}", getattr(settings, name)
-        if value != getattr(defaults, name):
-            words += [option] if value is True else [option, str(value)]
-    return shlex.join(words)
-
-
-def _pushed_before(api: HfApi, repository: str) -> set[str]:
+def _pushed_before(api: HfApi, repository: str, names: Collection[str]) -> set[str]:
     """The files that an earlier push put into a repository, as its own list has them.
 
-    Raises: ArtefactError if the repository has a card that we did not write, or no such list.
+    names: what is to be put there.
+    Raises: ArtefactError if one of these is there already and no push put it there, or the card has
+        been changed since, or the list is no such list.
     """
+    there = _files_in(api, repository)
     with TemporaryDirectory() as work:
-        card = _fetched(api, repository, CARD_FILE, work)
-        if card is None:
-            return set()
-        if not names_us(card):
-            raise ArtefactError(
-                f"{repository} must be new, or hold a calibration; it has a {CARD_FILE} of other "
-                "origin, which is not replaced"
-            )
-        sums = _fetched(api, repository, SUMS_FILE, work)
-        try:
-            return set() if sums is None else set(sums_in(sums))
-        except ValueError as error:
-            raise ArtefactError(
-                f"the {SUMS_FILE} of {repository} must be as `calibrate push` writes it, since it "
-                f"says which files an earlier push left there, got another ({first_line(error)}); "
-                "mend it, or delete it and those files"
-            ) from error
+        listed = _listed(api, repository, Path(work)) if there >= {CARD_FILE, SUMS_FILE} else {}
+        ours = {*listed, *({SUMS_FILE} if listed else ())}
+        if CARD_FILE in there:
+            held = Path(api.hf_hub_download(repository, CARD_FILE, local_dir=work))
+            is_ours = listed.get(CARD_FILE) == sha256_of(held) if listed else names_us(held)
+            ours = ours | {CARD_FILE} if is_ours else set()
+    if foreign := sorted(there & {*names} - ours):
+        raise ArtefactError(
+            f"{repository} must be new, or hold what was pushed there and not changed since; it "
+            f"has another {foreign[0]}, which is not replaced; delete or rename it there"
+        )
+    return set(listed)
 
 
-def _fetched(api: HfApi, repository: str, name: str, work: str) -> Path | None:
-    """A file of the repository, brought here; None if it has none."""
-    if not api.file_exists(repository, name):
-        return None
-    return Path(api.hf_hub_download(repository, name, local_dir=work))
+def _files_in(api: HfApi, repository: str) -> set[str]:
+    """The names of a repository's files; none if there is no such repository yet."""
+    try:
+        return set(api.list_repo_files(repository))
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        return set()
+
+
+def _listed(api: HfApi, repository: str, work: Path) -> dict[str, str]:
+    """The digests of what an earlier push put there, by the file's name."""
+    try:
+        return sums_in(Path(api.hf_hub_download(repository, SUMS_FILE, local_dir=work)))
+    except ValueError as error:
+        raise ArtefactError(
+            f"the {SUMS_FILE} of {repository} must be as `calibrate push` writes it, since it says "
+            f"which files an earlier push left there, got another ({first_line(error)}); mend it, "
+            "or delete it and those files"
+        ) from error
 
 
 def _names(folder: Path) -> tuple[str, ...]:
     found = (path for path in folder.rglob("*") if path.is_file())
     return tuple(sorted(path.relative_to(folder).as_posix() for path in found))
-
-
-@cache
-def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("calibrate.pipelines", "templates"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )

@@ -16,12 +16,15 @@ from click.testing import CliRunner
 from huggingface_hub import HfApi, ModelCard, constants
 
 import calibrate
+from calibrate.artefact.config import SteeringConfig
 from calibrate.artefact.hub import SUMS_FILE, local_directory
 from calibrate.cli.commands import cli
 from calibrate.common.errors import AlteredError, ArtefactError, InputError
 from calibrate.deploy.export import FORMATS
 from calibrate.deploy.verify import check_directory, open_model
-from calibrate.pipelines.hub import command_of, push
+from calibrate.pipelines import hub as hub_module
+from calibrate.pipelines.card import command_of, needed_by
+from calibrate.pipelines.hub import push
 
 REPOSITORY = "me/bright"
 
@@ -116,14 +119,42 @@ def test_what_is_neither_here_nor_there_is_refused(hub, monkeypatch, tmp_path):
         calibrate.load("me/nothing")
 
 
-def test_a_card_of_other_origin_is_not_replaced(hub, finished):
-    hub.repositories[REPOSITORY] = {"README.md": b"# My own words\n"}
-    with pytest.raises(ArtefactError, match=r"README\.md of other origin"):
-        push(finished.directory, REPOSITORY)
-    assert hub.repositories[REPOSITORY] == {"README.md": b"# My own words\n"}
+def test_a_card_of_other_origin_is_not_replaced(hub, finished, monkeypatch):
+    hub.repositories[REPOSITORY] = {"README.md": b"# My own words of steering-calibrate\n"}
+    before = dict(hub.repositories[REPOSITORY])
+    with monkeypatch.context() as patch:
+        patch.setattr(hub_module, "_write", None)  # it is refused before anything is made
+        with pytest.raises(ArtefactError, match=r"it has another README\.md"):
+            push(finished.directory, REPOSITORY)
+    assert hub.repositories[REPOSITORY] == before
     hub.repositories[REPOSITORY] = {}
     push(finished.directory, REPOSITORY)
     push(finished.directory, REPOSITORY)  # its own card is
+
+
+@pytest.mark.parametrize("name", ["README.md", "report.html", "presence.png", SUMS_FILE])
+def test_a_file_that_no_push_put_there_is_not_replaced(name, hub, finished):
+    hub.repositories[REPOSITORY] = {name: b"mine, with steering-calibrate"}
+    with pytest.raises(ArtefactError, match=f"it has another {name}"):
+        push(finished.directory, REPOSITORY)
+    assert hub.repositories[REPOSITORY] == {name: b"mine, with steering-calibrate"}
+
+
+def test_a_card_that_was_edited_on_the_hub_is_not_replaced(hub, finished):
+    push(finished.directory, REPOSITORY)
+    hub.repositories[REPOSITORY]["README.md"] += b"And a word of my own.\n"
+    before = dict(hub.repositories[REPOSITORY])
+    with pytest.raises(ArtefactError, match=r"it has another README\.md"):
+        push(finished.directory, REPOSITORY)
+    assert hub.repositories[REPOSITORY] == before
+
+
+def test_beside_a_card_of_ours_a_file_of_the_users_is_not_replaced(hub, finished, model_folder):
+    push(finished.directory, REPOSITORY)
+    hub.repositories[REPOSITORY]["exports/gguf-bright.gguf"] = b"mine"
+    with pytest.raises(ArtefactError, match=r"it has another exports/gguf-bright\.gguf"):
+        push(finished.directory, REPOSITORY, formats=("gguf",), model=str(model_folder))
+    assert hub.repositories[REPOSITORY]["exports/gguf-bright.gguf"] == b"mine"
 
 
 @pytest.fixture
@@ -170,8 +201,9 @@ def test_a_name_with_a_star_removes_that_file_alone(hub, finished):
 def test_a_list_beside_no_card_of_ours_removes_nothing(hub, finished):
     listed = f"{hashlib.sha256(b'mine').hexdigest()}  data.bin\n".encode()
     hub.repositories[REPOSITORY] = {"data.bin": b"mine", SUMS_FILE: listed}
-    push(finished.directory, REPOSITORY)
-    assert hub.repositories[REPOSITORY]["data.bin"] == b"mine"
+    with pytest.raises(ArtefactError, match=f"it has another {SUMS_FILE}"):
+        push(finished.directory, REPOSITORY)
+    assert hub.repositories[REPOSITORY] == {"data.bin": b"mine", SUMS_FILE: listed}
 
 
 def test_a_list_of_another_form_is_refused_and_nothing_is_changed(hub, finished):
@@ -247,6 +279,36 @@ def test_a_dry_run_writes_a_folder_and_sends_nothing(hub, finished, tmp_path):
         push(finished.directory, REPOSITORY, dry_run=folder)
 
 
+def test_a_dry_run_that_fails_leaves_nothing_in_the_way(finished, model_folder, tmp_path):
+    folder = tmp_path / "new" / "dry"
+    with pytest.raises(InputError):
+        push(
+            finished.directory, REPOSITORY, formats=("gguf",), dry_run=folder,
+            model=str(tmp_path / "nowhere"),
+        )  # fmt: skip
+    assert not folder.parent.exists()
+    pushed = push(
+        finished.directory, REPOSITORY, formats=("gguf",), dry_run=folder, model=str(model_folder)
+    )
+    assert [path.name for path in folder.parent.iterdir()] == ["dry"]
+    assert "exports/gguf-bright.gguf" in pushed.files
+
+
+def test_what_appears_during_a_dry_run_stays(finished, tmp_path, monkeypatch):
+    folder, write = tmp_path / "dry", hub_module._write
+
+    def meanwhile(*given):
+        write(*given)
+        folder.mkdir()
+        (folder / "thesis.txt").write_text("years")
+
+    monkeypatch.setattr(hub_module, "_write", meanwhile)
+    with pytest.raises(ArtefactError, match="cannot write to"):
+        push(finished.directory, REPOSITORY, dry_run=folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["dry"]
+    assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+
+
 def test_the_card_says_what_was_measured(finished, tmp_path):
     push(finished.directory, REPOSITORY, dry_run=tmp_path / "dry")
     config = finished.result.config
@@ -285,14 +347,122 @@ def test_the_code_on_the_card_loads_the_calibrated_commit(finished, tmp_path, na
     compile(code.removeprefix("python"), "card", "exec")
 
 
+def test_the_code_on_the_card_steers_the_model_as_it_was_calibrated(
+    finished, tmp_path, model_folder, monkeypatch, capsys
+):
+    tokenizer = tiny.tokenizer(chat=True)
+    tokenizer.chat_template += "{# takes enable_thinking #}"
+    tokenizer.save_pretrained(model_folder)
+    facts = config_facts(finished)
+    facts["model"]["id"] = str(model_folder)
+    facts["rendering"] = {
+        "kwargs": {"enable_thinking": False}, "date": "2025-01-02", "content": "text",
+        "system": "role", "history": "turns", "strips_end": False,
+    }  # fmt: skip
+    written(finished, tmp_path / "named", facts)
+    push(tmp_path / "named", REPOSITORY, dry_run=tmp_path / "me" / "bright")
+    code = (tmp_path / "me" / "bright" / "README.md").read_text().split("```")[1]
+    monkeypatch.chdir(tmp_path)
+    how = {}
+    load_model = calibrate.load_model
+
+    def loading(*given, **named):
+        how.update(named)
+        return load_model(*given, **named)
+
+    monkeypatch.setattr(calibrate, "load_model", loading)
+    exec(compile(code.removeprefix("python"), "card", "exec"), {})
+    assert how["chat_template_kwargs"] == {"enable_thinking": False}
+    assert how["template_date"] == "2025-01-02"
+    assert capsys.readouterr().out.startswith("<user> ")
+
+
+def config_facts(finished):
+    return json.loads((finished.directory / "steering.json").read_text())
+
+
+def written(finished, folder, facts):
+    """The finished calibration with another config."""
+    shutil.copytree(finished.directory, folder)
+    (folder / "steering.json").write_text(json.dumps(facts))
+
+
+def asked_by(config):
+    """The options of the card's command, read by the command line itself."""
+    words = shlex.split(command_of(config))[1:]
+    return cli.make_context("calibrate", words, resilient_parsing=True).params
+
+
 def test_the_command_on_the_card_gives_the_same_settings(finished):
-    """Read by the command line itself, as far as options can say it."""
-    words = shlex.split(command_of(finished.result.config))[1:]
-    context = cli.make_context("calibrate", words, resilient_parsing=True)
-    assert context.params["ce_budget"] == (0.4,)
-    assert context.params["trials"] == finished.result.config.settings.trials
-    assert context.params["min_gain"] == 0.0
-    assert context.params["layer"] == "search"
+    """As far as options can say it."""
+    asked = asked_by(finished.result.config)
+    assert asked["ce_budget"] == (0.4,)
+    assert asked["trials"] == finished.result.config.settings.trials
+    assert asked["min_gain"] == 0.0
+    assert asked["layer"] == "search"
+    assert asked["reply_tokens"] == 12
+    assert asked["dtype"] == "float32"
+    assert [asked[name] for name in ("teacher", "audit", "guard")] == ["none"] * 3
+    assert needed_by(finished.result.config) == ()
+
+
+def test_the_command_on_the_card_names_model_readers_and_questions(finished, tmp_path):
+    facts = config_facts(finished)
+    facts["model"] |= {"id": "org/model", "revision": "abc123", "dtype": "bfloat16"}
+    facts["rendering"] = {
+        "kwargs": {"enable_thinking": False}, "date": None, "content": "text", "system": "role",
+        "history": "turns", "strips_end": False,
+    }  # fmt: skip
+    facts["provenance"]["settings"] |= {"precision": 0.05, "layer": [3, 4]}
+    interval = facts["measured"]["presence"]["change"]
+    facts["measured"] |= {"judges": ["openai:gpt-4o", "question"]}
+    facts["measured"]["presence"]["scale"] = None
+    facts["measured"]["guard"] = {
+        "name": "lm-eval:arc_easy", "sha256": "0", "n_questions": 100, "accuracy": interval,
+        "baseline": 0.5, "drop": interval, "drop_upper": 0.1,
+    }  # fmt: skip
+    config = SteeringConfig.model_validate(facts)
+    asked = asked_by(config)
+    expected = {
+        "model": "org/model", "revision": "abc123", "dtype": "bfloat16", "precision": 0.05,
+        "layer": "3,4", "judge": "openai:gpt-4o", "audit": "question", "guard": "lm-eval:arc_easy",
+        "chat_template_kwargs": {"enable_thinking": False}, "teacher": None,
+    }  # fmt: skip
+    assert {name: asked[name] for name in expected} == expected
+    facts["measured"] |= {"judges": ["question:qwen2.5-1.5b", "embedding"]}
+    facts["measured"]["presence"]["scale"] = {
+        "source": "taught", "teacher": "question:qwen2.5-1.5b", "n_texts": {"teacher": 96},
+        "auc": interval, "calibration_error": interval,
+    }  # fmt: skip
+    asked = asked_by(SteeringConfig.model_validate(facts))
+    assert (asked["teacher"], asked["judge"], asked["audit"]) == ("qwen2.5-1.5b", "auto", "auto")
+
+
+@pytest.mark.parametrize("how", ["start", "beside", "corpus"])
+def test_a_card_says_what_its_command_needs(how, finished, tmp_path):
+    facts = config_facts(finished)
+    interval = facts["measured"]["presence"]["change"]
+    if how == "start":
+        facts["provenance"]["start"] = {
+            "fingerprint": "fade", "strength": 1.0, "strength_at_budget": interval,
+            "confirmed": True,
+        }  # fmt: skip
+        says = "DIR is the earlier calibration that it began with, `fade`."
+    elif how == "beside":
+        facts["beside"] = {
+            "name": "calm", "goal": "increase", "fingerprint": "fade", "weight": 0.5,
+            "judge": "probe", "presence": interval, "baseline": 0.5, "change": interval,
+        }  # fmt: skip
+        says = "DIR is the earlier calibration of calm that is steered with it, `fade`, and `--mix`"
+    else:
+        facts["measured"]["delta_ce"]["corpus"] = "file"
+        says = "The FILE of `--corpus` is that which cross-entropy was measured on."
+    written(finished, tmp_path / "named", facts)
+    push(tmp_path / "named", REPOSITORY, dry_run=tmp_path / "dry")
+    text = (tmp_path / "dry" / "README.md").read_text()
+    assert says in text
+    assert f"--{how} {'FILE' if how == 'corpus' else 'DIR'}" in text
+    assert ("--teacher" in text) == (how != "start")  # that one has its reader from before
 
 
 @pytest.mark.slow
