@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 import optuna
@@ -21,13 +22,15 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from calibrate.common.errors import ArtefactError, InputError
 from calibrate.common.files import require_ours
-from calibrate.common.layout import JOURNAL_FILE, is_journal
+from calibrate.common.layout import FINGERPRINT, JOURNAL_FILE, is_journal
 from calibrate.models.ranks import Ranks
 
 HEARTBEAT = 30  # seconds between heartbeats in a database; twice as long without one means dead
 OPENINGS = 3  # attempts at opening a database
 POLL = 0.5  # seconds between two looks at what other workers do
 ORIGIN = "origin"  # trial attribute: what it was started for; each origin is measured once
+
+Direction = Literal["maximize", "minimize"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,6 @@ class StudyStore:
     fingerprint: str
     directory: Path | None = None
     url: str | None = None
-    heartbeat: int = HEARTBEAT
 
 
 def check_storage(store: StudyStore, ranks: Ranks) -> None:
@@ -77,12 +79,33 @@ def open_storage(store: StudyStore) -> BaseStorage:
         with quiet_optuna():
             if store.url.startswith("grpc://"):
                 return _proxy(store.url)
-            return _database(store.url, store.heartbeat)
+            return _database(store.url)
     except Exception as error:  # SQLAlchemy's, gRPC's, and those of every database driver
         raise ArtefactError(
             f"--storage must be a database URL or grpc://HOST:PORT that can be opened, got "
             f"{shown_url(store.url)!r} ({_without_secrets(str(error), store.url)})"
         ) from error
+
+
+def open_study(
+    store: StudyStore, direction: Direction, pruner: optuna.pruners.BasePruner | None = None
+) -> optuna.Study:
+    """Make a study, or open the one of this name that was made with the same settings."""
+    with quiet_optuna():
+        study = optuna.create_study(
+            storage=open_storage(store),
+            study_name=store.name,
+            direction=direction,
+            pruner=pruner,
+            load_if_exists=True,
+        )
+    if study.user_attrs.get(FINGERPRINT, store.fingerprint) != store.fingerprint:
+        raise ArtefactError(
+            f"study {store.name!r} was made with other settings, data or another model; choose "
+            "another --out (or --study), or remove the old one"
+        )
+    study.set_user_attr(FINGERPRINT, store.fingerprint)
+    return study
 
 
 def shown_url(url: str) -> str:
@@ -103,7 +126,7 @@ def _without_secrets(said: str, url: str) -> str:
     return said.replace(password, "***") if password else said
 
 
-def _database(url: str, heartbeat: int) -> BaseStorage:
+def _database(url: str) -> BaseStorage:
     """Open a database; tried again where other workers make its tables at the same moment."""
     if url.rstrip("/") == "sqlite:" or ":memory:" in url:
         raise ValueError("a database in memory is another one in every thread; name a file")
@@ -112,7 +135,7 @@ def _database(url: str, heartbeat: int) -> BaseStorage:
         try:
             return RDBStorage(
                 url,
-                heartbeat_interval=heartbeat,
+                heartbeat_interval=HEARTBEAT,
                 heartbeat_stale_trial_callback=queue_again,
             )
         except SQLAlchemyError:
@@ -152,16 +175,17 @@ def has_heartbeat(storage: BaseStorage, trial_id: int) -> bool:
 
     Optuna never fails a trial whose worker died before the first.
     """
-    if not isinstance(storage, RDBStorage):
+    backend = getattr(storage, "_backend", storage)  # a study wraps its database in a cache
+    if not isinstance(backend, RDBStorage):
         return False
     query = text("SELECT COUNT(*) FROM trial_heartbeats WHERE trial_id = :trial_id")
-    with storage.engine.connect() as connection:
+    with backend.engine.connect() as connection:
         return bool(connection.execute(query, {"trial_id": trial_id}).scalar())
 
 
 def queue_again(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Queue a failed trial with the same parameters, once."""
-    params = trial.params or trial.system_attrs.get("fixed_params", {})
+    """Queue a failed trial with the same parameters, once; those it never came to are kept."""
+    params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
     origin = trial.user_attrs.get(ORIGIN, f"trial {trial.number}")
     later = study.get_trials(deepcopy=False)[trial.number + 1 :]
     if params and origin not in {other.user_attrs.get(ORIGIN) for other in later}:
@@ -170,9 +194,13 @@ def queue_again(study: optuna.Study, trial: FrozenTrial) -> None:
 
 @contextmanager
 def quiet_optuna() -> Iterator[None]:
-    """Keep Optuna's own reports off the terminal."""
+    """Keep Optuna's own reports off the terminal.
+
+    Its warnings, too: it logs every error inside a trial with its traceback, an interrupt or a
+    dropped trial as well, before it raises them to us.
+    """
     verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         try:

@@ -20,22 +20,23 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import optuna
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
-from calibrate.common.errors import ArtefactError
-from calibrate.common.layout import FINGERPRINT, WORKER_LOCK, WORKERS_FOLDER
+from calibrate.common.layout import WORKERS_FOLDER
 from calibrate.engine.loading import rendered_with
 from calibrate.models.model import LoadedModel
+from calibrate.search.locks import holds_lock, lock_file, other_locks
 from calibrate.search.storage import (
     ORIGIN,
     POLL,
+    Direction,
     StudyStore,
     has_heartbeat,
-    open_storage,
+    open_study,
     queue_again,
     quiet_optuna,
 )
@@ -47,8 +48,8 @@ SURPLUS = "surplus"  # trial attribute: it was started beside another, and dropp
 OVERDUE = 3  # times the longest trial, after which one without a heartbeat counts as abandoned
 PATIENCE = timedelta(minutes=10)  # before that, at the least
 
-Direction = Literal["maximize", "minimize"]
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+ENDED_BY_ANOTHER = (optuna.exceptions.UpdateFinishedTrialError, ValueError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,36 @@ class Policy(Protocol):
         ...
 
 
+@dataclass(eq=False)
+class _Attempt:
+    """A worker's attempt at a trial, as Optuna's objective.
+
+    number: of the trial. measured: whether its measurement began. error: what that raised; None
+    also where it was pruned, or another worker had ended it.
+    """
+
+    shared: SharedStudy
+    policy: Policy
+    number: int | None = None
+    measured: bool = False
+    error: BaseException | None = None
+
+    def __call__(self, trial: optuna.Trial) -> float:
+        """Measure a trial, unless it is surplus."""
+        self.number = trial.number
+        trial.set_user_attr(WORKER, self.shared.worker)
+        trial.set_user_attr(STARTED, time.time())
+        self.shared.step_back_if_surplus(trial, self.policy.most)
+        self.measured = True
+        try:
+            return self.policy.measure(trial)
+        except (optuna.TrialPruned, optuna.exceptions.UpdateFinishedTrialError):
+            raise
+        except BaseException as error:
+            self.error = error
+            raise
+
+
 @dataclass(frozen=True, eq=False)
 class SharedStudy:
     """An Optuna study, shared by workers.
@@ -128,30 +159,27 @@ class SharedStudy:
             if proposal is not None:
                 self.study.enqueue_trial(dict(proposal.params), {ORIGIN: proposal.origin})
         self.study.sampler = policy.sampler(n_finished)
-        started: list[int] = []  # the trial's number
-
-        def objective(trial: optuna.Trial) -> float:
-            trial.set_user_attr(WORKER, self.worker)
-            trial.set_user_attr(STARTED, time.time())
-            self._step_back_if_surplus(trial, policy.most)
-            started.append(trial.number)
-            return policy.measure(trial)
-
-        def ended(_study: optuna.Study, trial: FrozenTrial) -> None:
+        attempt = _Attempt(self, policy)
+        with quiet_optuna():
+            # Another worker may end a trial first: one that was handed it too, or took us for dead.
+            # We hear of that from the storage, or from Optuna by errors that can mean other things,
+            # and that hide what the trial itself raised.
+            try:
+                self.study.optimize(attempt, n_trials=1, catch=(_Surplus,))
+            except ENDED_BY_ANOTHER:
+                if attempt.error is not None:
+                    raise attempt.error from None
+                if not self._has_ended(attempt.number):
+                    raise
+                return attempt.measured
+        if attempt.number is not None and attempt.measured:
+            trial = self.study.trials[attempt.number]
             if trial.state in FINISHED:
                 policy.ended(trial)
+        return attempt.measured
 
-        with quiet_optuna():
-            # Two workers may be handed one trial. The second to finish it hears of that from its
-            # storage, or from Optuna as a ValueError, which can mean other things.
-            try:
-                self.study.optimize(objective, n_trials=1, catch=(_Surplus,), callbacks=[ended])
-            except optuna.exceptions.UpdateFinishedTrialError:
-                return bool(started)
-            except ValueError:
-                if not started or self.study.trials[started[0]].state not in FINISHED:
-                    raise
-        return bool(started)
+    def _has_ended(self, number: int | None) -> bool:
+        return number is not None and self.study.trials[number].state.is_finished()
 
     def _under_way(self) -> list[FrozenTrial]:
         """Trials that are finished or running."""
@@ -161,7 +189,11 @@ class SharedStudy:
         """Trials that are finished, running or waiting."""
         return [trial for trial in self.study.get_trials() if trial.state != TrialState.FAIL]
 
-    def _step_back_if_surplus(self, trial: optuna.Trial, most: int) -> None:
+    def step_back_if_surplus(self, trial: optuna.Trial, most: int) -> None:
+        """Drop a trial that another worker has, or without which there are enough.
+
+        Raises: _Surplus.
+        """
         earlier = [other for other in self._under_way() if other.number < trial.number]
         origin = trial.user_attrs.get(ORIGIN)
         origins = {other.user_attrs.get(ORIGIN) for other in earlier}
@@ -186,8 +218,8 @@ class SharedStudy:
         worker = trial.user_attrs.get(WORKER)
         if self.directory is not None:
             if worker is None:  # started a moment ago, or killed at that moment
-                return bool(_others(self.directory, self.worker))
-            return worker != self.worker and _holds_lock(_lock_file(self.directory, worker))
+                return bool(other_locks(self.directory, self.worker))
+            return worker != self.worker and holds_lock(lock_file(self.directory, worker))
         if has_heartbeat(self.study._storage, trial._trial_id):  # Optuna fails those that stopped
             return True
         longest = max((ended.duration or PATIENCE for ended in self.finished), default=PATIENCE)
@@ -212,34 +244,13 @@ def shared_study(
         yield SharedStudy(study, worker, None)
         return
     (directory / WORKERS_FOLDER).mkdir(exist_ok=True)
-    with FileLock(_lock_file(directory, worker)):
+    with FileLock(lock_file(directory, worker)):
         try:
             yield SharedStudy(study, worker, directory)
         finally:
-            _lock_file(directory, worker).unlink(missing_ok=True)
+            lock_file(directory, worker).unlink(missing_ok=True)
             with suppress(OSError):  # others are at work
                 (directory / WORKERS_FOLDER).rmdir()
-
-
-def open_study(
-    store: StudyStore, direction: Direction, pruner: optuna.pruners.BasePruner | None = None
-) -> optuna.Study:
-    """Make a study, or open the one of this name that was made with the same settings."""
-    with quiet_optuna():
-        study = optuna.create_study(
-            storage=open_storage(store),
-            study_name=store.name,
-            direction=direction,
-            pruner=pruner,
-            load_if_exists=True,
-        )
-    if study.user_attrs.get(FINGERPRINT, store.fingerprint) != store.fingerprint:
-        raise ArtefactError(
-            f"study {store.name!r} was made with other settings, data or another model; choose "
-            "another --out (or --study), or remove the old one"
-        )
-    study.set_user_attr(FINGERPRINT, store.fingerprint)
-    return study
 
 
 def with_first_date(loaded: LoadedModel, store: StudyStore) -> LoadedModel:
@@ -255,12 +266,14 @@ def with_first_date(loaded: LoadedModel, store: StudyStore) -> LoadedModel:
 def agreed(store: StudyStore, what: str, own: Any) -> Any:
     """What the study's first worker noted under a name: its `own`, as JSON values.
 
+    Each worker that finds nothing adds a trial that says its own. Storages number the trials of a
+    study one after the other, so that the first of them is the same for everybody.
     Raises: ArtefactError as `shared_study` does.
     """
     study = open_study(replace(store, name=f"{store.name}: {what}"), "maximize")
-    if what not in study.user_attrs:
-        study.set_user_attr(what, own)
-    return study.user_attrs[what]
+    if not study.get_trials(deepcopy=False):
+        study.add_trial(optuna.create_trial(value=0.0, user_attrs={what: own}))
+    return min(study.get_trials(), key=lambda trial: trial.number).user_attrs[what]
 
 
 def _age(trial: FrozenTrial) -> timedelta:
@@ -272,26 +285,3 @@ def _age(trial: FrozenTrial) -> timedelta:
     if STARTED in trial.user_attrs:
         return timedelta(seconds=time.time() - trial.user_attrs[STARTED])
     return datetime.now() - (trial.datetime_start or datetime.now())
-
-
-def _lock_file(directory: Path, worker: str) -> Path:
-    return directory / WORKERS_FOLDER / f"{worker}.lock"
-
-
-def _others(directory: Path, worker: str) -> list[Path]:
-    """The locks that other workers hold."""
-    files = (directory / WORKERS_FOLDER).glob("*.lock")
-    locks = [file for file in files if WORKER_LOCK.fullmatch(file.name) and file.stem != worker]
-    return [lock for lock in locks if _holds_lock(lock)]
-
-
-def _holds_lock(path: Path) -> bool:
-    """Whether the worker of a lock file is alive; the file of a dead one is removed."""
-    if not path.exists():
-        return False
-    try:
-        with FileLock(path, timeout=0):
-            path.unlink(missing_ok=True)
-            return False
-    except Timeout:
-        return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import shutil
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +30,8 @@ from calibrate.artefact.config import CONFIG_FILE, VECTOR_FILE
 from calibrate.artefact.directory import open_workspace
 from calibrate.artefact.evidence import EVIDENCE_FILE
 from calibrate.common.layout import WORKERS_FOLDER, WRITING_LOCK
-from calibrate.search.workers import STARTED, WORKER, Proposal, SharedStudy
+from calibrate.search.storage import StudyStore, open_study, queue_again
+from calibrate.search.workers import STARTED, WORKER, Proposal, SharedStudy, _Surplus, agreed
 
 pytestmark = pytest.mark.slow
 
@@ -305,6 +308,46 @@ def test_a_trial_whose_worker_died_before_its_first_heartbeat_is_given_to_anothe
     counted_once(study)
 
 
+def test_an_old_trial_is_left_to_its_worker_as_long_as_that_has_a_heartbeat(tmp_path):
+    study = open_study(StudyStore("joy", "f", url=f"sqlite:///{tmp_path / 'study.db'}"), "maximize")
+    for _ in range(2):
+        study.enqueue_trial({"share": 0.5})
+    alive, dead = study.ask(), study.ask()
+    for trial in (alive, dead):
+        trial.set_user_attr(WORKER, "another")
+        trial.set_user_attr(STARTED, time.time() - timedelta(hours=1).total_seconds())
+    study._storage.record_heartbeat(alive._trial_id)
+    SharedStudy(study, "a third", None)._hand_on_abandoned()
+    assert [one.state.name for one in study.trials] == ["RUNNING", "FAIL", "WAITING"]
+
+
+def test_a_trial_is_queued_again_with_what_it_had_not_come_to():
+    study = optuna.create_study()
+    study.enqueue_trial({"site": "block 3", "share": 0.95})
+    left = study.ask()
+    left.suggest_categorical("site", ["block 3", "block 5"])
+    study.tell(left, state=optuna.trial.TrialState.FAIL)
+    queue_again(study, study.trials[0])
+    again = study.ask()
+    assert again.suggest_categorical("site", ["block 3", "block 5"]) == "block 3"
+    assert again.suggest_float("share", 0.0, 1.0) == 0.95
+
+
+def test_of_two_workers_that_both_find_nothing_agreed_the_first_to_write_decides(
+    tmp_path, monkeypatch
+):
+    where, add = StudyStore("joy", "f", tmp_path), optuna.Study.add_trial
+
+    def add_as_second(study, trial):
+        monkeypatch.setattr(optuna.Study, "add_trial", add)
+        assert agreed(where, "date", "the first's") == "the first's"
+        add(study, trial)
+
+    monkeypatch.setattr(optuna.Study, "add_trial", add_as_second)
+    assert agreed(where, "date", "the second's") == "the first's"
+    assert agreed(where, "date", "a third's") == "the first's"
+
+
 @pytest.fixture
 def zone(monkeypatch):
     """Set this process's time zone, for the test alone."""
@@ -393,3 +436,58 @@ def test_the_second_to_finish_a_trial_goes_on(monkeypatch):
     shared = SharedStudy(study, "the second", None)
     shared.take_part(policy)
     assert [trial.value for trial in shared.finished] == [0.5]
+
+
+FAILED = optuna.trial.TrialState.FAIL
+
+
+def test_a_worker_that_was_taken_for_dead_goes_on_with_what_is_left():
+    study, told = optuna.create_study(direction="maximize"), []
+
+    def measure(trial):
+        share = trial.suggest_float("share", 0.0, 1.0)
+        if not told:
+            told.append(trial.number)
+            study.tell(trial.number, state=FAILED)
+        return share
+
+    SharedStudy(study, "taken for dead", None).take_part(policy_of(1, measure))
+    assert [one.state.name for one in study.trials] == ["FAIL", "COMPLETE"]
+
+
+@pytest.mark.parametrize("error", [ValueError("of another kind"), KeyboardInterrupt()])
+def test_what_breaks_a_trial_is_raised_though_another_worker_has_ended_it(error):
+    study = optuna.create_study(direction="maximize")
+
+    def measure(trial):
+        study.tell(trial.number, state=FAILED)
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        SharedStudy(study, "taken for dead", None).take_part(policy_of(1, measure))
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("no"), _Surplus()])
+def test_nothing_is_logged_of_what_ends_a_trial(error):
+    """Optuna logs an error inside a trial with its traceback, and so an interrupt."""
+    study, logged = optuna.create_study(direction="maximize"), []
+
+    def measure(trial):
+        share = trial.suggest_float("share", 0.0, 1.0)
+        if trial.number == 0:
+            raise error
+        return share
+
+    watching = logging.Handler()
+    watching.emit = logged.append
+    logger = logging.getLogger("optuna")
+    logger.addHandler(watching)
+    try:
+        shared = SharedStudy(study, "interrupted", None)
+        with suppress(KeyboardInterrupt, ValueError):
+            shared.take_part(policy_of(1, measure))
+    finally:
+        logger.removeHandler(watching)
+    assert study.trials[0].state == FAILED
+    assert not [record.getMessage() for record in logged if record.levelno >= logging.WARNING]
