@@ -15,8 +15,8 @@ class Trial:
     nats per token on the first n_sequences of the search corpus; delta_ce_error: its standard
     error, 0 on the whole corpus. presence: on the first n_prompts of the search prompts, or None
     if ΔCE was beyond the budget. complete: False if the trial was pruned, for its ΔCE or since it
-    was behind the best. fluency_drop: nats per token, if limited. empty: the share of its replies
-    that are empty, which presence leaves out.
+    was behind the best. fluency_drop: nats per token, if limited; fluency_drop_upper: its one-sided
+    bound. empty: the share of its replies that are empty, which presence leaves out.
     """
 
     number: int
@@ -33,3 +33,4 @@ class Trial:
     token_forwards: int
     seconds: float
     empty: float = 0.0
+    fluency_drop_upper: float | None = None

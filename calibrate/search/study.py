@@ -100,7 +100,11 @@ def _nearest(trials: Sequence[Trial], settings: Settings) -> Trial:
 
 
 def _none_kept(trials: Sequence[Trial], settings: Settings) -> Infeasible:
-    """Why no trial kept to the limits: they cost too much, or did harm."""
+    """Why no trial kept to the limits, and what would help, by the limits they failed.
+
+    A budget that some kept to is not what is missing: where those fell silent or read worse, more
+    strength would do more harm.
+    """
     limits = f"ΔCE within {settings.ce_budget:g} nat"
     if settings.max_fluency_drop is not None:
         limits += f" and the drop of fluency within {settings.max_fluency_drop:g}"
@@ -108,7 +112,9 @@ def _none_kept(trials: Sequence[Trial], settings: Settings) -> Infeasible:
     if silent:
         limits += f", or most replies from being empty, as {silent} did not"
     reason = f"none of {len(trials)} trials kept {limits}"
-    if not silent and all(trial.delta_ce > settings.ce_budget for trial in trials):
+    worse = any(may_read_worse(trial, settings) for trial in trials)
+    if not (silent or worse):
         return Infeasible([reason], [MORE, "try more with --trials"])
-    fluent = [] if settings.max_fluency_drop is None else ["allow more with --max-fluency-drop"]
-    return TooMuch([reason], [*fluent, LESS, "try more with --trials"])
+    fluent = ["allow more with --max-fluency-drop"] if worse else []
+    spoken = ["try another --layer"] if silent else []
+    return TooMuch([reason], [*fluent, LESS, *spoken, "try more with --trials"])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import dropwhile
 
 import numpy as np
@@ -26,6 +27,8 @@ from calibrate.search.workers import FINISHED, Proposal
 LOWER_SHARE = 0.75  # tried at the best site, to see whether presence has fallen
 SHARES = (0.6, PROPOSED_SHARE)  # range searched where the laws hold
 WIDE_SHARES = (0.05, 1.3)  # range searched otherwise
+AHEAD = "ahead"  # trial attribute: token-forwards of first replies, its own and others'
+AHEAD_OF = "ahead_of"  # trial attribute: how many trials' first replies these were
 
 
 def laws_hold(pilots: Mapping[str, Pilot]) -> bool:
@@ -48,6 +51,7 @@ def as_trial(trial: FrozenTrial) -> Trial:
         n_prompts=measured.get("n_prompts", 0),
         complete=trial.state == TrialState.COMPLETE,
         fluency_drop=measured.get("fluency_drop"),
+        fluency_drop_upper=measured.get("fluency_drop_upper"),
         empty=measured.get("empty", 0.0),
         token_forwards=measured["token_forwards"],
         seconds=measured["seconds"],
@@ -71,18 +75,19 @@ def presence_law(
 def best_trial(trials: Sequence[Trial], settings: Settings) -> Trial | None:
     """The complete trial of most presence, or of least where the goal is to decrease it.
 
-    Those whose replies read worse than allowed do not count.
+    Those whose replies may read worse than allowed do not count.
     """
     complete = [
         trial
         for trial in trials
-        if trial.complete and trial.presence is not None and not _reads_worse(trial, settings)
+        if trial.complete and trial.presence is not None and not may_read_worse(trial, settings)
     ]
     return max(complete, key=lambda trial: settings.sign * (trial.presence or 0.0), default=None)
 
 
-def _reads_worse(trial: Trial, settings: Settings) -> bool:
-    drop, most = trial.fluency_drop, settings.max_fluency_drop
+def may_read_worse(trial: Trial, settings: Settings) -> bool:
+    """Whether fluency may drop by more than allowed; by the bound, as verification judges it."""
+    drop, most = trial.fluency_drop_upper, settings.max_fluency_drop
     return drop is not None and most is not None and drop > most
 
 
@@ -96,6 +101,7 @@ class TrialPolicy:
     settings: Settings
     allowance: Allowance | None
     progress: Progress
+    _drawn: set[str] = field(default_factory=set, init=False)  # origins drawn for ahead
 
     @property
     def most(self) -> int:
@@ -105,11 +111,14 @@ class TrialPolicy:
     def enough(self, finished: Sequence[FrozenTrial]) -> bool:
         """Whether nothing more may be spent, or the laws leave less to gain than the precision."""
         trials = [as_trial(trial) for trial in finished]
-        if trials and self.allowance is not None:
-            costliest = max(trial.token_forwards for trial in trials)
-            if not self.allowance.left_for(costliest):
-                return True
-        if not laws_hold(self.pilots) or self.propose(finished) is not None:
+        proposal = self.propose(finished)
+        if (
+            trials
+            and self.allowance is not None
+            and not self.allowance.left_for(self._next_tokens(finished, proposal))
+        ):
+            return True
+        if not laws_hold(self.pilots) or proposal is not None:
             return False
         return self._gain_left(trials) <= self.settings.precision
 
@@ -134,8 +143,10 @@ class TrialPolicy:
         try:
             return self._measured(trial)
         finally:
-            trial.set_user_attr("token_forwards", self.objective.meter.tokens - tokens)
-            trial.set_user_attr("seconds", time.perf_counter() - started)
+            # Where another worker has ended the trial, what it raised itself is not to be hidden.
+            with suppress(optuna.exceptions.UpdateFinishedTrialError):
+                trial.set_user_attr("token_forwards", self.objective.meter.tokens - tokens)
+                trial.set_user_attr("seconds", time.perf_counter() - started)
 
     def ended(self, trial: FrozenTrial) -> None:
         """Report a finished trial."""
@@ -159,7 +170,7 @@ class TrialPolicy:
         scores: dict[int, float] = {}
         n_empty = 0
         drops: list[RatioEstimate] = []
-        self.objective.sample_ahead(self._batch(trial.user_attrs.get(ORIGIN)))
+        self._sample_ahead(trial)
         for rung in range(len(self.objective.rungs)):
             replied = self.objective.replies(site, strength, rung)
             scores.update(replied.scores)
@@ -176,10 +187,21 @@ class TrialPolicy:
             if presence.half_width(self.settings.confidence) <= self.settings.precision:
                 break
         if drops and self.settings.max_fluency_drop is not None:
-            drop = RatioEstimate.joined(drops).value
-            trial.set_user_attr("fluency_drop", drop)
-            _constrain(trial, fluency_drop=drop - self.settings.max_fluency_drop)
+            drop = RatioEstimate.joined(drops)
+            upper = drop.upper(self.settings.confidence)
+            trial.set_user_attr("fluency_drop", drop.value)
+            trial.set_user_attr("fluency_drop_upper", upper)
+            _constrain(trial, fluency_drop=upper - self.settings.max_fluency_drop)
         return presence.value
+
+    def _sample_ahead(self, trial: optuna.Trial) -> None:
+        """Draw the first replies of a proposed trial with those of the proposals after it."""
+        batch = self._batch(trial.user_attrs.get(ORIGIN))
+        tokens = self.objective.meter.tokens
+        self.objective.sample_ahead([(site, strength) for _, site, strength in batch])
+        self._drawn.update(origin for origin, _, _ in batch)
+        trial.set_user_attr(AHEAD, self.objective.meter.tokens - tokens)
+        trial.set_user_attr(AHEAD_OF, max(len(batch), 1))
 
     def _require_replies(self, trial: optuna.Trial, empty: float) -> None:
         """Prune a trial of mostly empty replies, which verification would refuse too."""
@@ -212,14 +234,29 @@ class TrialPolicy:
         """The site that is the best whatever is measured; empty where there are several."""
         return list(self.pilots) if len(self.pilots) == 1 else []
 
-    def _batch(self, origin: str | None) -> list[tuple[str, float]]:
-        """Site and strength of the trial of this origin, and of those the laws propose after it.
+    def _next_tokens(self, finished: Sequence[FrozenTrial], proposal: Proposal | None) -> int:
+        """Token-forwards of the next trial, by the costliest of those finished.
+
+        The first replies count once for each trial that they have still to be drawn for.
+        """
+        measured = [trial.user_attrs for trial in finished]
+        rest: int = max(each["token_forwards"] - each.get(AHEAD, 0) for each in measured)
+        first_replies: float = max(each.get(AHEAD, 0) / each.get(AHEAD_OF, 1) for each in measured)
+        to_draw = 1 if proposal is None else max(len(self._batch(proposal.origin)), 1)
+        if proposal is not None and proposal.origin in self._drawn:
+            to_draw = 0
+        return round(rest + to_draw * first_replies)
+
+    def _batch(self, origin: str | None) -> list[tuple[str, str, float]]:
+        """Origin, site and strength of the trial of this origin, and of the proposals after it.
 
         Empty where the laws propose no such trial before anything is measured.
         """
         known = [*self._at_each_site, *self._below_the_best(())][: self.most]
-        batch = dropwhile(lambda proposal: proposal.origin != origin, known)
-        return [(proposal.params["site"], self._strength(**proposal.params)) for proposal in batch]
+        return [
+            (each.origin, each.params["site"], self._strength(**each.params))
+            for each in dropwhile(lambda proposal: proposal.origin != origin, known)
+        ]
 
     def _gain_left(self, trials: Sequence[Trial]) -> float:
         """How much more presence the law promises at the best site, up to the largest share.
