@@ -27,8 +27,11 @@ LAWS_PICTURES = tuple(
 
 
 def is_journal(path: Path) -> bool:
-    """Whether a file is the journal of a study of ours, or the beginning of one."""
-    *lines, torn = path.read_bytes().split(b"\n")
+    """Whether a file is the journal of a study of ours, or the beginning of one.
+
+    A power loss may leave its last line torn, and zeros where more should have been written.
+    """
+    *lines, torn = path.read_bytes().rstrip(b"\0").split(b"\n")
     if not (torn.startswith(JOURNAL_START) or JOURNAL_START.startswith(torn)):
         return False
     try:
