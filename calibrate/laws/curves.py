@@ -7,7 +7,7 @@ judged against every other strength here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from pydantic import Field
@@ -15,19 +15,15 @@ from pydantic import Field
 from calibrate.common.blocks import site_name
 from calibrate.common.estimate import Interval
 from calibrate.common.record import Section
-from calibrate.common.settings import Settings
-from calibrate.engine.cross_entropy import Steered, measure_steered
 from calibrate.engine.site import Site
-from calibrate.engine.unsteered import UnsteeredRun
-from calibrate.laws.far_end import FAR, FAR_NORMALISED, FarEnd, measure_far_end
+from calibrate.laws.bench import Bench, name_of
+from calibrate.laws.far_end import FarEnd
 from calibrate.laws.foretold import Foretold, foretell
 from calibrate.laws.formulas import CrossEntropyLaw, Goodness, MassLaw, judge_mass, judge_rise
-from calibrate.laws.log_odds import LogOdds, measure_log_odds, sampled_contexts, text_before
+from calibrate.laws.log_odds import sampled_contexts, text_before
 from calibrate.laws.panels import AccuracyCurve, PresenceCurve
-from calibrate.laws.pilot import Pilot, fit_pilot
 from calibrate.laws.remainder import FITTED_AT
 from calibrate.laws.tokens import ProbabilityCurves, TokenLaw, judge_peaks, judge_shapes
-from calibrate.models.model import LoadedModel
 
 SHARES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)  # of α_B, of either sign
 WITHIN, BEYOND = 1.0, 3.0  # shares up to which the laws are judged
@@ -60,8 +56,9 @@ class BlockCurves(Section):
     goodness_beyond: up to BEYOND times as far, where the laws extrapolate; "peaks" is absent where
     too few tokens peak.
     context: the end of the text before the tokens shown; of the contexts sampled, the one in which
-    probabilities move most. far: by sign, the tokens left at a far strength. presence, accuracy:
-    None where nobody was asked to read replies, and no questions were put.
+    probabilities move most. far: by sign, the tokens left at a far strength. Strengths at which
+    activations are not finite are left out, far ones too. presence, accuracy: None where nobody was
+    asked to read replies, and no questions were put.
     """
 
     layer: int
@@ -94,35 +91,6 @@ class BlockCurves(Section):
 
 
 @dataclass(frozen=True, eq=False)
-class Bench:
-    """What every block is measured with."""
-
-    loaded: LoadedModel
-    run: UnsteeredRun
-    concept_tokens: tuple[int, ...]
-    settings: Settings
-
-    def log_odds(self, site: Site) -> LogOdds:
-        """The log-odds at one site."""
-        return measure_log_odds(self.loaded, self.run, site, self.concept_tokens)
-
-    def pilot(self, site: Site, odds: LogOdds, sign: int) -> Pilot:
-        """The pilot at one site, in one direction."""
-        settings = replace(self.settings, goal="increase" if sign > 0 else "decrease")
-        return fit_pilot(self.loaded, self.run, site, odds, self.concept_tokens, settings)
-
-    def steered(self, site: Site, strength: float, watched: Sequence[int] = ()) -> Steered:
-        """What one strength does at a site."""
-        return measure_steered(self.loaded, self.run, site, strength, self.concept_tokens, watched)
-
-    def far_end(self, site: Site, sign: int, odds: LogOdds, contexts: Sequence[int]) -> FarEnd:
-        """The tokens left far out at a site, in one direction."""
-        strength = sign * (FAR_NORMALISED if self.settings.normalize else FAR)
-        mean_odds = odds.tokens.log_odds.mean(axis=0)
-        return measure_far_end(self.loaded, self.run, site, strength, mean_odds, contexts)
-
-
-@dataclass(frozen=True, eq=False)
 class _Watched:
     """Probabilities of each watched context's likeliest tokens, measured at every strength.
 
@@ -139,22 +107,26 @@ def block_curves(bench: Bench, site: Site, resamples: Sequence[Site] = ()) -> Bl
     """Measure the curves of steering at a site, and judge the laws.
 
     resamples: the same site with vectors made from resampled texts, for error bars.
-    Raises: Infeasible if either sign has no strength that spends the budget; it says which.
+    Raises: Infeasible if either sign has no strength that spends the budget; it says which;
+        NumericalError if activations are not finite up to where the laws are judged.
     """
     odds = bench.log_odds(site)
     pilots = {sign: bench.pilot(site, odds, sign) for sign in (1, -1)}
     unit = abs(pilots[1].strength_at_budget.value)
     strengths = unit * np.array([*(-share for share in reversed(SHARES)), 0.0, *SHARES])
-    contexts = sampled_contexts(bench.run)
-    measured = [bench.steered(site, float(strength), contexts) for strength in strengths]
+    contexts, needed = sampled_contexts(bench.run), BEYOND * unit
+    passes = bench.passes(site, strengths, needed, contexts)
+    others = [bench.passes(other, strengths, needed) for other in resamples]
+    strengths = np.array(
+        [at for at in strengths if at in passes and all(at in other for other in others)]
+    )
+    measured = [passes[at] for at in strengths.tolist()]
     rises = np.array([steered.rise.value for steered in measured])
     masses = np.array([steered.mass.value for steered in measured])
     law_rises = _predicted({sign: pilot.law for sign, pilot in pilots.items()}, strengths)
     law_masses = _predicted({sign: pilot.mass_law for sign, pilot in pilots.items()}, strengths)
-    resampled = [
-        [bench.steered(other, float(strength)) for strength in strengths] for other in resamples
-    ]
-    foretold = _foretold(bench, site, contexts, strengths, rises, masses)
+    resampled = [[other[at] for at in strengths.tolist()] for other in others]
+    foretold = _foretold(bench, site, unit, contexts, strengths, rises, masses)
     far_rises, far_masses = foretold.curves(strengths, bench.concept_tokens)
     by_law = {"cross_entropy": law_rises, "cross_entropy_remainder": far_rises}
     watched = _watch(foretold, strengths, np.stack([steered.watched for steered in measured]))
@@ -198,7 +170,7 @@ def block_curves(bench: Bench, site: Site, resamples: Sequence[Site] = ()) -> Bl
         tokens=_token_curves(bench, odds.tokens, strengths, watched, shown),
         goodness=goodness,
         goodness_beyond=goodness_beyond,
-        far={name_of(sign): bench.far_end(site, sign, odds, contexts) for sign in (1, -1)},
+        far=bench.far_ends(site, odds, contexts),
     )
 
 
@@ -229,9 +201,9 @@ def _judge_laws(
     }
 
 
-def name_of(sign: int) -> str:
-    """What a sign is called in the curves."""
-    return "positive" if sign > 0 else "negative"
+def n_strengths() -> int:
+    """How many strengths a site is measured at, where activations are finite at all of them."""
+    return 2 * len(SHARES) + 1
 
 
 def _spread(curves: Sequence[Sequence[float]]) -> list[float] | None:
@@ -248,18 +220,19 @@ def _predicted(laws: Mapping[int, CrossEntropyLaw | MassLaw], strengths: np.ndar
 def _foretold(
     bench: Bench,
     site: Site,
+    unit: float,
     contexts: Sequence[int],
     strengths: np.ndarray,
     rises: np.ndarray,
     masses: np.ndarray,
 ) -> Foretold:
-    """The law of the bounded remainder at a site; rises, masses: measured at the strengths."""
-    zero, unit = len(SHARES), float(strengths[len(SHARES) + 1 + SHARES.index(1.0)])
-    measured = {
-        share: float(rises[np.argmin(np.abs(strengths - share * unit))])
-        for share in (-1, 1, FITTED_AT)
-    }
-    mass = float(masses[zero])
+    """The law of the bounded remainder at a site.
+
+    unit: α_B, above 0. rises, masses: measured at the strengths, multiples of it among them.
+    """
+    places = {share: np.argmin(np.abs(strengths - share * unit)) for share in (-1, 0, 1, FITTED_AT)}
+    measured = {share: float(rises[place]) for share, place in places.items() if share}
+    mass = float(masses[places[0]])
     return foretell(bench.loaded, bench.run, site, unit, contexts, measured, mass)
 
 
@@ -267,7 +240,7 @@ def _watch(foretold: Foretold, strengths: np.ndarray, measured: np.ndarray) -> _
     """measured: (n_strengths, n_contexts, vocabulary)."""
     unsteered = measured[np.argmin(np.abs(strengths))]
     ids = np.argsort(-unsteered, axis=1)[:, :LIKELY]
-    finest_near_zero = float(strengths[-1]) * np.linspace(-1, 1, PEAK_STRENGTHS) ** 3
+    finest_near_zero = float(np.abs(strengths).max()) * np.linspace(-1, 1, PEAK_STRENGTHS) ** 3
     fine = np.union1d(strengths, finest_near_zero)
     by_law = [
         np.exp(np.take_along_axis(foretold.log_probabilities(float(at)), ids, axis=1))

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 from calibrate.common.record import Section
 from calibrate.engine.site import Site
 from calibrate.judging.guard import put
-from calibrate.laws.curves import Bench, BlockCurves, block_curves
+from calibrate.laws.bench import Bench
+from calibrate.laws.curves import BlockCurves, block_curves
 from calibrate.laws.panels import AccuracyCurve, PresenceCurve
 from calibrate.models.cache import CacheFormat, load_or_compute
 from calibrate.search.law_panels import ReadingBench, measure_accuracy

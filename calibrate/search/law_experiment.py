@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from calibrate.common.blocks import check_sites
 from calibrate.common.cost import Ledger
-from calibrate.common.errors import CalibrateWarning, Infeasible
+from calibrate.common.errors import (
+    CalibrateError,
+    CalibrateWarning,
+    Infeasible,
+    InputError,
+    NumericalError,
+)
 from calibrate.common.numbers import check_resamples
 from calibrate.common.progress import SILENT, Progress
 from calibrate.common.settings import Settings
@@ -22,7 +29,8 @@ from calibrate.judging.choice import JudgeChoice, check_reading, choose_judges
 from calibrate.judging.guard import warn_of_guessing
 from calibrate.judging.panel import make_judges
 from calibrate.judging.teaching import JudgeInputs
-from calibrate.laws.curves import Bench, BlockCurves
+from calibrate.laws.bench import Bench
+from calibrate.laws.curves import BlockCurves, n_strengths
 from calibrate.laws.law_curves import LawCurves
 from calibrate.models.cache import weights_hashed_once
 from calibrate.models.model import LoadedModel, preserving_model_state
@@ -81,7 +89,8 @@ def measure_laws(
 
     Raises: InputError for input that cannot be used; Infeasible if at no block strengths of both
         signs spend the budget, or the judge cannot tell the concept.
-    Warns with CalibrateWarning of blocks and variants where they do not, and leaves them out.
+    Warns with CalibrateWarning of blocks and variants where they do not, or that cannot be steered
+    so, and of strengths at which activations are not finite, and leaves them out.
 
     >>> curves = calibrate.measure_laws(
     ...     model, concept, tokenizer=tokenizer, prompts="prompts.txt", ce_budget=0.4, layers=[1]
@@ -138,11 +147,12 @@ def measure_laws(
             try:
                 with ledger.stage(site.where):
                     block = curves_once(bench, site, others)
-            except Infeasible as failure:
+            except (Infeasible, NumericalError) as failure:
                 if steered == chosen[-1] and not blocks:
                     raise
                 _warn_left_out(site.where, failure)
                 continue
+            _warn_of_strengths_left_out(site.where, block)
             blocks.append(with_panels(bench, site, block, reading, questions, ledger))
         middle = blocks[len(blocks) // 2]
         ways = measure_variants(bench, texts, middle, ledger) if variants else {}
@@ -171,10 +181,29 @@ def chosen_blocks(loaded: LoadedModel, asked: Sequence[tuple[int, ...]]) -> list
     return list(dict.fromkeys(checked))
 
 
-def _warn_left_out(where: str, failure: Infeasible) -> None:
-    warnings.warn(
-        f"{where} is left out: {'; '.join(failure.reasons)}", CalibrateWarning, stacklevel=3
-    )
+def _warn_left_out(what: str, failure: CalibrateError) -> None:
+    warnings.warn(f"{what} is left out: {failure}", CalibrateWarning, stacklevel=3)
+
+
+def _warn_of_strengths_left_out(where: str, block: BlockCurves) -> None:
+    """Say at how many strengths activations were not finite, now or when they were measured."""
+    missing = n_strengths() - len(block.strengths)
+    if missing:
+        warnings.warn(
+            f"{missing} strengths at {where} are left out, below {block.strengths[0]:.3g} or above "
+            f"{block.strengths[-1]:.3g}: activations are not finite there; use --dtype float32",
+            CalibrateWarning,
+            stacklevel=3,
+        )
+
+
+@contextmanager
+def _unless_not_finite(what: str) -> Iterator[None]:
+    """Leave out what the `with` measures, with a warning, where activations are not finite."""
+    try:
+        yield
+    except NumericalError as failure:
+        _warn_left_out(what, failure)
 
 
 def with_panels(
@@ -188,18 +217,20 @@ def with_panels(
     """A block's curves, with presence and accuracy where they were asked for.
 
     Warns with CalibrateWarning if the plain model knows no more of the questions than guessing
-    does, measured now or before.
+    does, measured now or before, and of what is left out since activations are not finite.
     """
     unit, panels = block.strength_at_budget["positive"].value, dict[str, Any]()
     if reading is not None:
-        with ledger.stage(f"replies, {site.where}"):
+        stage = f"replies, {site.where}"
+        with _unless_not_finite(stage), ledger.stage(stage):
             panels["presence"] = presence_once(reading, site, unit)
     if questions is not None:
-        with ledger.stage(f"questions, {site.where}"):
+        stage = f"questions, {site.where}"
+        with _unless_not_finite(stage), ledger.stage(stage):
             asked = accuracy_once(bench, site, questions, unit)
-        unsteered = asked.accuracy[asked.strengths.index(0.0)]
-        warn_of_guessing(asked.guard, unsteered, asked.chance)
-        panels["accuracy"] = asked
+            unsteered = asked.accuracy[asked.strengths.index(0.0)]
+            warn_of_guessing(asked.guard, unsteered, asked.chance)
+            panels["accuracy"] = asked
     return block.model_copy(update=panels)
 
 
@@ -208,20 +239,24 @@ def measure_variants(
 ) -> dict[str, BlockCurves]:
     """The curves there by the other ways of steering, but for the one it is steered.
 
-    Warns with CalibrateWarning of a way by which no strength spends the budget, and leaves it out.
+    Warns with CalibrateWarning of a way that has no vectors, or by which no strength spends the
+    budget, and leaves it out.
     """
     found = {}
     for name, differs in VARIANTS.items():
         settings = replace(bench.settings, **differs)
-        if settings != bench.settings:
+        if settings == bench.settings:
+            continue
+        try:
             with ledger.stage(name):
                 vectors = concept_vectors(bench.loaded, texts, settings)
                 steered = tuple(vectors[layer] for layer in block.layers or [block.layer])
                 site = Site(steered, settings.position_choices[0])
-                try:
-                    found[name] = curves_once(replace(bench, settings=settings), site)
-                except Infeasible as failure:
-                    _warn_left_out(name, failure)
+                found[name] = curves_once(replace(bench, settings=settings), site)
+        except (Infeasible, InputError) as failure:
+            _warn_left_out(name, failure)
+        else:
+            _warn_of_strengths_left_out(name, found[name])
     return found
 
 

@@ -14,7 +14,7 @@ from calibrate.engine.site import Site
 from calibrate.judging.fluency import Fluency, measure_fluency
 from calibrate.judging.guard import guarded
 from calibrate.judging.presence import MAX_EMPTY, Presence, measure_presence
-from calibrate.laws.curves import name_of
+from calibrate.laws.bench import name_of
 from calibrate.laws.formulas import Goodness
 from calibrate.laws.panels import AccuracyCurve, PresenceCurve
 from calibrate.laws.presence import fit_both_ways, n_fitted

@@ -16,8 +16,16 @@ from scipy.special import logit
 
 from calibrate.cli.laws_table import LAW_NAMES, laws_summary
 from calibrate.common.blocks import check_sites, site_name
-from calibrate.common.errors import CalibrateWarning, Infeasible, InputError, ModelError
+from calibrate.common.errors import (
+    CalibrateWarning,
+    ConceptError,
+    Infeasible,
+    InputError,
+    ModelError,
+    NumericalError,
+)
 from calibrate.common.settings import Settings
+from calibrate.engine.cross_entropy import measure_steered
 from calibrate.engine.generation import sample
 from calibrate.engine.loading import load_model
 from calibrate.engine.unsteered import Corpus, run_unsteered
@@ -30,7 +38,7 @@ from calibrate.laws.plots import law_pictures
 from calibrate.laws.presence import fit_both_ways
 from calibrate.laws.tokens import ProbabilityCurves
 from calibrate.models.tokens import TokenSequence
-from calibrate.search import kept_curves
+from calibrate.search import kept_curves, law_experiment
 from calibrate.search.law_experiment import (
     chosen_blocks,
     early_middle_late,
@@ -274,6 +282,63 @@ def test_a_variant_that_cannot_spend_the_budget_is_left_out(arguments, monkeypat
         found = measure_laws(tiny.model("gpt2"), layers=(1,), variants=True, **arguments)
     assert set(found.variants) == {"random negatives", "normalised"}
     assert len(found.blocks) == 1
+
+
+def test_a_variant_that_has_no_vectors_is_left_out(arguments, monkeypatch):
+    def vectors(loaded, texts, settings):
+        if settings.negatives == "random":
+            raise ConceptError("the model says nothing")
+        return concept_vectors(loaded, texts, settings)
+
+    monkeypatch.setattr(law_experiment, "concept_vectors", vectors)
+    with pytest.warns(CalibrateWarning, match="random negatives is left out: the model says noth"):
+        found = measure_laws(tiny.model("gpt2"), layers=(1,), variants=True, **arguments)
+    assert set(found.variants) == {"last token", "normalised"}
+
+
+def overflowing(monkeypatch, beyond):
+    """Let activations be infinite at strengths beyond a size, but for those of the pilot."""
+
+    def steered(loaded, run, site, strength, *others, **named):
+        if abs(strength) > beyond:
+            raise NumericalError("activations must be finite")
+        return measure_steered(loaded, run, site, strength, *others, **named)
+
+    for module in ("bench", "far_end"):
+        monkeypatch.setattr(f"calibrate.laws.{module}.measure_steered", steered)
+
+
+def test_strengths_at_which_activations_are_not_finite_are_left_out(
+    arguments, curves, monkeypatch, tmp_path
+):
+    whole = curves.blocks[1]
+    reach = whole.strength_at_budget["positive"].value * 5.5
+    overflowing(monkeypatch, reach)
+    said = "4 strengths at block 1 are left out, below .* not finite there; use --dtype float32"
+    with pytest.warns(CalibrateWarning, match=said):
+        found = measure_laws(tiny.model("gpt2"), layers=(1,), resamples=2, **arguments)
+    (block,) = found.blocks
+    near = [index for index, at in enumerate(whole.strengths) if abs(at) < reach]
+    for name in ("strengths", "delta_ce", "law_delta_ce", "remainder_delta_ce"):
+        kept = [getattr(whole, name)[index] for index in near]
+        assert getattr(block, name) == pytest.approx(kept, rel=1e-6, abs=1e-9), name
+    assert block.goodness_beyond["cross_entropy"] == whole.goodness_beyond["cross_entropy"]
+    assert block.far == {}
+    assert {"delta_ce.png", "laws.json"} <= law_pictures(found).keys()
+    assert LawCurves.model_validate_json(found.to_bytes()) == found
+    laws_summary(found, tmp_path)
+
+
+def test_a_block_at_which_activations_are_not_finite_near_the_budget_is_left_out(
+    arguments, curves, monkeypatch
+):
+    units = [block.strength_at_budget["positive"].value for block in curves.blocks]
+    small, large = sorted((0, 1), key=lambda index: units[index])
+    assert units[large] > 1.2 * units[small]
+    overflowing(monkeypatch, 3.01 * units[small])
+    with pytest.warns(CalibrateWarning, match=f"block {large} is left out: activations must be"):
+        found = measure_laws(tiny.model("gpt2"), layers=(large, small), **arguments)
+    assert [block.layer for block in found.blocks] == [small]
 
 
 def test_every_variant_of_steering_spends_the_budget_in_its_own_way(panels, arguments, curves):
