@@ -26,14 +26,7 @@ from calibrate.engine.site import Site
 from calibrate.engine.unsteered import Corpus, UnsteeredRun, run_unsteered
 from calibrate.laws.formulas import CrossEntropyLaw, Goodness
 from calibrate.laws.log_odds import measure_log_odds
-from calibrate.laws.remainder import (
-    FITTED_AT,
-    MOST_SCALE,
-    ReadOut,
-    RemainderLaw,
-    mean_divergence,
-    total_variation,
-)
+from calibrate.laws.remainder import FITTED_AT, MOST_SCALE, ReadOut, RemainderLaw, divergences
 from calibrate.laws.remainder_passes import measure_remainder, reader_of
 from calibrate.laws.tokens import ProbabilityCurves, TokenLaw, judge_peaks, judge_shapes
 from calibrate.models.model import LoadedModel, preserving_model_state
@@ -159,6 +152,17 @@ def peaks(
             ),
         ]
     return facts
+
+
+def mean_divergence(before: np.ndarray, after: np.ndarray) -> float:
+    """Mean KL of distributions, nats; both arrays of ln p, (n_contexts, n_tokens)."""
+    return float(divergences(before, after).mean())
+
+
+def total_variation(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Total variation between distributions, in [0, 1], (n_contexts,); both arrays of ln p."""
+    distance: np.ndarray = 0.5 * np.abs(np.exp(before) - np.exp(after)).sum(axis=1)
+    return distance
 
 
 def error_of(judged: Goodness | None) -> float | None:

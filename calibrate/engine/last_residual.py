@@ -27,18 +27,18 @@ def last_residuals(
     rows: indices of scored tokens, counted batch by batch.
     Returns: float64 array (n_rows, hidden).
     """
-    last, outputs = loaded.num_layers - 1, []
+    last, seen = loaded.num_layers - 1, dict[int, torch.Tensor]()
 
     def receive(layer: int, output: Any) -> None:
         if layer == last:
-            outputs.append(hidden_of(output))
+            seen[layer] = hidden_of(output)
 
     picked, n_before = [], 0
     for unsteered in run.batches:
         with captured(loaded.blocks, receive):
             n_scored = len(steered_hidden(loaded, unsteered, site, strength))
         mine = [row - n_before for row in rows if 0 <= row - n_before < n_scored]
-        picked.append(outputs[-1][unsteered.batch.predicting()][mine].double().cpu().numpy())
+        picked.append(seen.pop(last)[unsteered.batch.predicting()][mine].double().cpu().numpy())
         n_before += n_scored
     shift = site.shifts(strength, loaded.device).get(last)  # added after the output was seen
     added = 0.0 if shift is None else shift.double().cpu().numpy()

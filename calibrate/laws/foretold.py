@@ -20,7 +20,7 @@ from calibrate.engine.last_residual import last_residuals
 from calibrate.engine.site import Site
 from calibrate.engine.unsteered import UnsteeredRun
 from calibrate.laws.formulas import clipped_logit
-from calibrate.laws.remainder import FITTED_AT, ReadOut, RemainderLaw, mean_divergence
+from calibrate.laws.remainder import FITTED_AT, ReadOut, RemainderLaw, divergences, row_slices
 from calibrate.laws.remainder_passes import measure_remainder, reader_of
 from calibrate.models.model import LoadedModel
 
@@ -53,25 +53,36 @@ class Foretold:
 
         ΔCE is None on text the model has not written.
         """
-        before = self.law.log_probabilities(0.0, self.read_out)
-        divergences, masses = [], []
-        for strength in (0.0, *strengths):
-            log_p = self.law.log_probabilities(float(strength), self.read_out)
-            divergences.append(mean_divergence(before, log_p))
-            masses.append(np.exp(log_p[:, list(tokens)]).sum(axis=1).mean())
+        parts = [
+            self._along(self.law.taken(rows), (0.0, *strengths.tolist()), tokens)
+            for rows in row_slices(len(self.law.at_zero))
+        ]
+        costs, masses = np.concatenate(parts, axis=2).mean(axis=2)
         log_odds = clipped_logit(np.array([self.mass, *masses]))
         shifted = log_odds[2:] + log_odds[0] - log_odds[1]
-        return self._costs(strengths, np.array(divergences[1:])), expit(shifted)
+        return self._costs(strengths, costs[1:]), expit(shifted)
 
-    def _costs(self, strengths: np.ndarray, divergences: np.ndarray) -> np.ndarray | None:
-        """ΔCE of all tokens, from the KL of those that are followed."""
+    def _along(
+        self, law: RemainderLaw, strengths: Sequence[float], tokens: Sequence[int]
+    ) -> np.ndarray:
+        """KL from p₀, nats, and the mass of some tokens: (2, n_strengths, n_contexts)."""
+        before = law.log_probabilities(0.0, self.read_out)
+        found = np.empty((2, len(strengths), len(before)))
+        for place, strength in enumerate(strengths):
+            log_p = law.log_probabilities(strength, self.read_out)
+            found[0, place] = divergences(before, log_p)
+            found[1, place] = np.exp(log_p[:, list(tokens)]).sum(axis=1)
+        return found
+
+    def _costs(self, strengths: np.ndarray, followed: np.ndarray) -> np.ndarray | None:
+        """ΔCE of all tokens, from the mean KL of those that are followed."""
         if self.rises is None:
             return None
         positive, negative = (
             self.rises[sign] / self.law.rise(sign * self.law.unit, self.read_out)
             for sign in (1, -1)
         )
-        costs: np.ndarray = np.where(strengths > 0, positive, negative) * divergences
+        costs: np.ndarray = np.where(strengths > 0, positive, negative) * followed
         return costs
 
 
@@ -98,6 +109,6 @@ def foretell(
         wanted = law.rise(unit, read_out) * rises[FITTED_AT] / rises[1]
         at_units = {sign: rises[sign] for sign in (1, -1)}
         return Foretold(law.fitted_to(wanted, read_out), read_out, places, at_units, mass)
-    far = read_out(last_residuals(loaded, run, site, FITTED_AT * unit, rows.tolist()))
-    wanted = mean_divergence(law.log_probabilities(0.0, read_out), far)
+    far = last_residuals(loaded, run, site, FITTED_AT * unit, rows.tolist())
+    wanted = law.divergence_from(far, read_out)
     return Foretold(law.fitted_to(wanted, read_out), read_out, places, None, mass)

@@ -22,7 +22,7 @@ the direction in which logits move turn with α. Pure functions of numbers measu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,6 +30,7 @@ from scipy.optimize import brentq
 
 LEAST_SCALE, MOST_SCALE = 1.2, 12.0  # between which κ is sought
 FITTED_AT = 2.0  # times s: where the cost gives κ
+ROWS = 64  # contexts whose distributions are held at a time: 134 MB each for 262k tokens
 
 ReadOut = Callable[[np.ndarray], np.ndarray]  # from residuals (n, hidden) to ln p (n, n_tokens)
 
@@ -81,8 +82,19 @@ class RemainderLaw:
 
     def rise(self, strength: float, read_out: ReadOut) -> float:
         """Mean KL(p₀ ‖ p_α) over the contexts, nats per token."""
-        before = read_out(self.residual(0.0))
-        return mean_divergence(before, self.log_probabilities(strength, read_out))
+        return self.divergence_from(self.residual(strength), read_out)
+
+    def divergence_from(self, residuals: np.ndarray, read_out: ReadOut) -> float:
+        """Mean KL(p₀ ‖ p) over the contexts, nats per token, p as read from other residuals.
+
+        residuals: of the same contexts, array (n_contexts, hidden).
+        """
+        before = self.residual(0.0)
+        found = [
+            divergences(read_out(before[rows]), read_out(residuals[rows]))
+            for rows in row_slices(len(before))
+        ]
+        return float(np.concatenate(found).mean())
 
     def fitted_to(self, rise: float, read_out: ReadOut) -> RemainderLaw:
         """Return this law with the scale at which FITTED_AT·s costs what was measured there.
@@ -90,11 +102,9 @@ class RemainderLaw:
         rise: mean KL(p₀ ‖ p_α) of these contexts at that strength, nats per token. Where no scale
             gives it, the nearer end of the range is taken.
         """
-        before, strength = read_out(self.residual(0.0)), FITTED_AT * self.unit
 
         def excess(scale: float) -> float:
-            after = replace(self, scale=scale).log_probabilities(strength, read_out)
-            return mean_divergence(before, after) - rise
+            return replace(self, scale=scale).rise(FITTED_AT * self.unit, read_out) - rise
 
         ends = {scale: excess(scale) for scale in (LEAST_SCALE, MOST_SCALE)}
         if np.prod([*ends.values()]) >= 0:
@@ -105,12 +115,13 @@ class RemainderLaw:
         return float(t / np.sqrt(1 + (t / self.scale) ** 2))
 
 
-def mean_divergence(before: np.ndarray, after: np.ndarray) -> float:
-    """Mean KL of distributions, nats; both arrays of ln p, (n_contexts, n_tokens)."""
-    return float((np.exp(before) * (before - after)).sum(axis=1).mean())
+def divergences(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """KL of distributions, nats, (n_contexts,); both arrays of ln p, (n_contexts, n_tokens)."""
+    found: np.ndarray = (np.exp(before) * (before - after)).sum(axis=1)
+    return found
 
 
-def total_variation(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Total variation between distributions, in [0, 1], (n_contexts,); both arrays of ln p."""
-    distance: np.ndarray = 0.5 * np.abs(np.exp(before) - np.exp(after)).sum(axis=1)
-    return distance
+def row_slices(n: int) -> Iterator[slice]:
+    """Cut n contexts into slices of ROWS, whose distributions fit in memory."""
+    for first in range(0, n, ROWS):
+        yield slice(first, first + ROWS)

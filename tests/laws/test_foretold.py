@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tiny
@@ -16,7 +18,9 @@ UNIT, TOKENS = 1.0, (6, 9, 11)
 
 
 @pytest.mark.parametrize("self_sampled", [True, False])
-def test_the_scale_is_that_of_the_divergence_whatever_cross_entropy_does(self_sampled, sequences):
+def test_the_scale_is_that_of_the_divergence_whatever_cross_entropy_does(
+    self_sampled, sequences, monkeypatch
+):
     """Labels that the model finds too likely make ΔCE fall on one side: no KL does."""
     loaded = tiny.loaded("gpt2")
     values = torch.randn(loaded.hidden_size, generator=torch.Generator().manual_seed(1))
@@ -32,8 +36,15 @@ def test_the_scale_is_that_of_the_divergence_whatever_cross_entropy_does(self_sa
     mass = measure_steered(loaded, run, site, 0.0, TOKENS).mass.value
     found = foretell(loaded, run, site, UNIT, (0, 3), rises, mass)
     assert found.law.rise(2 * UNIT, found.read_out) == pytest.approx(divergences[2.0], rel=1e-2)
-    strengths = UNIT * np.array([-1.0, 0.5, 2.0])
-    costs, masses = found.curves(strengths, TOKENS)
+    strengths, asked = UNIT * np.array([-1.0, 0.5, 2.0]), []
+
+    def counted(residuals):
+        asked.append(len(residuals))
+        return found.read_out(residuals)
+
+    monkeypatch.setattr("calibrate.laws.remainder.ROWS", 8)
+    costs, masses = replace(found, read_out=counted).curves(strengths, TOKENS)
+    assert max(asked) == 8
     truth = [measure_steered(loaded, own, site, float(at), TOKENS).mass.value for at in strengths]
     assert masses == pytest.approx(truth, rel=0.01)
     if self_sampled:

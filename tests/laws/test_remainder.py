@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from scipy.special import logsumexp
 
 from calibrate.engine.cross_entropy import measure_steered
 from calibrate.engine.last_residual import last_residuals, read_out
@@ -15,10 +17,16 @@ from calibrate.engine.loading import load_model
 from calibrate.engine.site import Site, SteeringVector
 from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.laws.log_odds import far_logits, sampled_contexts
-from calibrate.laws.remainder import RemainderLaw, mean_divergence, total_variation
+from calibrate.laws.remainder import ROWS, RemainderLaw, divergences
 from calibrate.laws.remainder_passes import measure_remainder, reader_of
+from calibrate.models.hooks import hidden_of
 
 UNIT = 0.3
+
+
+def total_variation(before, after):
+    """Between distributions, in [0, 1]; both arrays of ln p, (n_contexts, n_tokens)."""
+    return 0.5 * np.abs(np.exp(before) - np.exp(after)).sum(axis=1)
 
 
 def bench(architecture, sequences, layers=(1,), positions="all", dtype=torch.float32):
@@ -111,8 +119,43 @@ def test_between_its_passes_the_derivative_makes_it_a_better_law():
     assert misses[0] < misses[1] / 2
 
 
-def test_divergence_and_total_variation_of_two_coins():
+def test_the_divergence_of_two_coins():
     before, after = np.log([[0.5, 0.5]]), np.log([[0.9, 0.1]])
-    assert total_variation(before, after) == pytest.approx([0.4])
     expected = 0.5 * np.log(0.5 / 0.9) + 0.5 * np.log(0.5 / 0.1)
-    assert mean_divergence(before, after) == pytest.approx(expected)
+    assert divergences(before, after) == pytest.approx([expected])
+
+
+def test_distributions_of_few_contexts_are_held_at_a_time():
+    """A large vocabulary's over all contexts take gigabytes."""
+    rng, asked = np.random.default_rng(0), []
+    n = 2 * ROWS + 3
+    at_zero, above, below = rng.normal(size=(3, n, 4))
+    law = RemainderLaw(1.0, np.ones(4), at_zero, None, above, below)
+
+    def read(residuals):
+        asked.append(len(residuals))
+        return residuals - logsumexp(residuals, axis=1, keepdims=True)
+
+    found = law.rise(0.5, read)
+    assert law.fitted_to(found, read).scale > 0
+    assert max(asked) == ROWS
+    whole = divergences(*(law.log_probabilities(at, read) for at in (0.0, 0.5))).mean()
+    assert found == pytest.approx(whole)
+
+
+def test_the_last_blocks_output_is_held_for_one_batch_at_a_time(sequences, monkeypatch):
+    loaded = tiny.loaded(batch_tokens=32)
+    run = run_unsteered(loaded, Corpus(tuple(sequences), self_sampled=True), [1])
+    seen, alive = [], []
+
+    def watched(output):
+        hidden = hidden_of(output)
+        seen.append(weakref.ref(hidden))
+        alive.append(sum(one() is not None for one in seen))
+        return hidden
+
+    monkeypatch.setattr("calibrate.engine.last_residual.hidden_of", watched)
+    last_residuals(loaded, run, tiny.site(torch.ones(loaded.hidden_size), 1), 0.5, [0, 30])
+    assert len(run.batches) > 2
+    assert len(seen) == len(run.batches)
+    assert max(alive) == 1
