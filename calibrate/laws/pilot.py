@@ -171,14 +171,14 @@ def fit_pilot(
         return passes[strength].rise.value
 
     budget, sign = settings.ce_budget, settings.sign
-    law = _spendable_law(odds, site, settings)
-    spent = spend_budget(rise_at, law, slope_known, budget, sign, site.name)
+    spent = spend_budget(rise_at, odds.law(sign), slope_known, budget, sign, site.name)
     at, strength = spent.fitted_at[0], spent.strength
     nearest = passes[at]
     test = TEST_SHARE * strength
     goodness = _test_laws(odds, at, nearest, test, steered_at(test, run.first), sign)
     laws = resampled_laws(odds, [(each, passes[each].rise) for each in spent.fitted_at], settings)
     low, high = strength_interval(laws, n_sequences, settings)
+    low, high = min(low, strength), max(high, strength)  # passes may contradict the laws' strength
     return Pilot(
         site=site,
         law=spent.law,
@@ -196,24 +196,6 @@ def fit_pilot(
         contexts=odds.tokens,
         concept_tokens=tuple(concept_tokens),
     )
-
-
-def _spendable_law(odds: LogOdds, site: Site, settings: Settings) -> CrossEntropyLaw:
-    """The law of ΔCE by the derivative alone.
-
-    Raises: Infeasible if no strength spends the budget.
-    """
-    law, sign = odds.law(settings.sign), settings.sign
-    if law.plateau <= settings.ce_budget:
-        raise Infeasible(
-            [
-                f"no {'positive' if sign > 0 else 'negative'} strength at {site.name} raises "
-                f"cross-entropy by the budget of {settings.ce_budget:g} nat: the law levels off "
-                f"at {law.plateau:.3g} nat"
-            ],
-            ["ask for a smaller --ce-budget, or another --layer"],
-        )
-    return law
 
 
 def _test_laws(

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibrate.common.errors import CalibrateWarning
+from calibrate.common.errors import CalibrateWarning, Infeasible
 from calibrate.laws.formulas import CrossEntropyLaw
 
 CLOSE = 0.03  # relative change of α_B below which no further pass is made
@@ -53,11 +53,21 @@ def spend_budget(
 ) -> Spent:
     """Run passes until one costs the budget, and the law through the nearest names it again.
 
-    rise_at: ΔCE of a strength, nats per token, by a pass. law: names the first strength; its
-    plateau is above the budget. slope_known: whether the law's slope is that of the text; else it
-    is fitted to the two nearest passes. where: the steered blocks in words.
+    rise_at: ΔCE of a strength, nats per token, by a pass. law: names the first strength.
+    slope_known: whether the law's slope is that of the text; else it is fitted to the two nearest
+    passes. where: the steered blocks in words.
+    Raises: Infeasible if the law levels off at or below the budget; it says at which sign.
     Warns with CalibrateWarning if no pass came near to the budget; the strength is then a guess.
     """
+    if law.plateau <= budget:
+        raise Infeasible(
+            [
+                f"no {'positive' if sign > 0 else 'negative'} strength at {where} raises "
+                f"cross-entropy by the budget of {budget:g} nat: the law levels off at "
+                f"{law.plateau:.3g} nat"
+            ],
+            ["ask for a smaller --ce-budget, or another --layer"],
+        )
     passes: list[Cost] = []
     prior, strength, spent = law, law.invert(budget, sign), False
     while len(passes) < MAX_PASSES + (0 if spent else FURTHER_PASSES):

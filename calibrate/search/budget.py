@@ -73,19 +73,17 @@ def spending_strength(
     Raises: TooMuch if the law levels off below the budget.
     Warns with CalibrateWarning if no pass comes near to the budget.
     """
-    if law.plateau <= budget:
-        raise TooMuch(
-            [f"the law of ΔCE levels off at {law.plateau:.3g} nat"],
-            [LESS],
+    try:
+        spent = spend_budget(
+            lambda strength: delta_ce(loaded, run, site, strength).value,
+            law,
+            run.corpus.self_sampled,
+            budget,
+            sign,
+            site.name,
         )
-    spent = spend_budget(
-        lambda strength: delta_ce(loaded, run, site, strength).value,
-        law,
-        run.corpus.self_sampled,
-        budget,
-        sign,
-        site.name,
-    )
+    except Infeasible as plateau:
+        raise TooMuch(plateau.reasons, [LESS]) from plateau
     return spent.strength, spent.law
 
 

@@ -16,9 +16,10 @@ from calibrate.engine.cross_entropy import delta_ce, steered_hidden
 from calibrate.engine.generation import sample
 from calibrate.engine.site import Site, SteeringVector
 from calibrate.engine.unsteered import Corpus, run_unsteered
+from calibrate.laws import pilot as piloting
 from calibrate.laws.log_odds import measure_log_odds
 from calibrate.laws.pilot import TEST_SHARE, fit_pilot, run_pilot, run_pilots
-from calibrate.laws.spending import MAX_PASSES
+from calibrate.laws.spending import MAX_PASSES, spend_budget
 from calibrate.models.prompts import encode_prompt
 from calibrate.models.tokens import TokenSequence
 from calibrate.texts.concept_tokens import concept_token_ids
@@ -194,6 +195,22 @@ def test_standard_errors_are_those_of_other_corpora(sequences):
         curvatures.append(pilot.law.curvature)
         errors.append(pilot.errors["curvature"])
     assert np.mean(errors) == pytest.approx(np.std(curvatures, ddof=1), rel=0.4)
+
+
+@pytest.mark.parametrize("share", [0.3, 3.0])
+@pytest.mark.parametrize("goal", ["increase", "decrease"])
+def test_a_strength_that_passes_put_elsewhere_than_the_law_is_within_its_interval(
+    share, goal, sequences, monkeypatch
+):
+    def unsettled(*given):
+        spent = spend_budget(*given)
+        return replace(spent, strength=share * spent.strength)
+
+    monkeypatch.setattr(piloting, "spend_budget", unsettled)
+    loaded, run, (site,) = setting(sequences=sequences)
+    found = run_pilot(loaded, run, site, (), Settings(goal=goal)).strength_at_budget
+    assert found.low <= found.value <= found.high
+    assert found.low < found.high
 
 
 def test_a_budget_above_the_plateau_is_infeasible_with_the_way_out(sequences):
