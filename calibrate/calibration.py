@@ -224,7 +224,7 @@ def calibrate(
             run = run_unsteered(loaded, corpora["search"], [site.first for site in sites], parts)
             tokens = concept_tokens(loaded, splits["vector"], replies)
             if second is not None:
-                sites, weights = second.join(loaded, run.first, sites, settings)
+                sites, weights = second.join(loaded, run, sites, settings)
             pilots, wanted, settings = spendable_pilots(
                 lambda its: run_pilots(loaded, run, sites, tokens, its), wanted, settings
             )

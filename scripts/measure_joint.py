@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 import numpy as np
+from joint_law import JointLaw, joint_law
 from markdown_tables import DOCS, table
 from records import page_option, read_records, write_records
 
@@ -23,10 +24,9 @@ from calibrate import SteeringConfig, load, load_model
 from calibrate.common.settings import Settings
 from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.unsteered import UnsteeredRun, run_unsteered
-from calibrate.laws.joint import JointLaw
 from calibrate.laws.pilot import Pilot, run_pilot
 from calibrate.models.model import preserving_model_state
-from calibrate.search.joint import joint_law, mixed
+from calibrate.search.joint import mixed
 from calibrate.search.objective import FIRST_PART, rung_sizes
 from calibrate.search.sites import choose_sites
 from calibrate.texts.concept import read_concept, read_prompts
@@ -194,7 +194,7 @@ PAGE = """# Two concepts under one budget
 
 Written by `scripts/measure_joint.py`: SmolLM2-135M-Instruct, the default band of blocks, a budget
 of 0.1 nat. Each concept's law of ΔCE is fitted alone. One further derivative, of both together,
-gives the correlation r of their log-odds, and with it the joint law (`calibrate/laws/joint.py`)
+gives the correlation r of their log-odds, and with it the joint law (`scripts/joint_law.py`)
 foretells what any two strengths cost together. Here along five rays, each of a share of the one's
 α_B and a share of the other's, as far out as the law says that the budget is spent. No strength
 above 0 of both was measured before.
@@ -204,8 +204,9 @@ On the replies that the single laws were fitted on, the joint law is off by {mid
 and {worst} at worst; on held-out replies by {middle_held} and {worst_held}, where the replies
 themselves differ. Adding up what each costs alone is off by up to {worst_added}.
 
-`calibrate --concept joy --beside DIR` uses it: the calibration in DIR and the new concept share one
-budget, each has the share of its own α_B that `--mix` names, and both are steered by one strength.
+`calibrate --concept joy --beside DIR` needs no joint law: it finds α_B of each concept alone, adds
+both vectors at the ratio of these that `--mix` names, and calibrates the sum like any other vector.
+Its cost is measured, so that the budget holds whatever r is, and both are steered by one strength.
 What full calibrations ship, half of each in the pair, on held-out prompts:
 
 {pair}

@@ -61,7 +61,7 @@ class Beside:
     ) -> tuple[list[Site], dict[str, float]]:
         """Mix its vectors into the sites.
 
-        run: the first sequences of the search corpus.
+        run: of the search corpus.
         Returns: the sites, and by their names its strength per unit of theirs.
         """
         at_budget, own = self._at_budget(settings.ce_budget), self.config.site

@@ -1,21 +1,16 @@
-"""Two concepts steered together: their joint law, and the site that mixes their vectors."""
+"""Two concepts steered together: the site that mixes their vectors."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-
-from calibrate.common.errors import Infeasible, InputError
+from calibrate.common.errors import InputError
 from calibrate.common.settings import Settings
 from calibrate.engine.site import Site, SteeringVector
 from calibrate.engine.unsteered import UnsteeredRun
-from calibrate.laws.joint import JointLaw, correlation_of
 from calibrate.laws.log_odds import measure_log_odds
-from calibrate.laws.pilot import Pilot
 from calibrate.models.model import LoadedModel
+from calibrate.search.budget import spending_strength
 
 
 def mixed(first: Site, a: float, second: Site, b: float) -> Site:
@@ -35,30 +30,6 @@ def mixed(first: Site, a: float, second: Site, b: float) -> Site:
             earlier = found.get(vector.layer)
             found[vector.layer] = scaled if earlier is None else _sum(earlier, scaled)
     return Site(tuple(found[layer] for layer in sorted(found)), first.positions)
-
-
-def joint_law(
-    loaded: LoadedModel,
-    run: UnsteeredRun,
-    first: Pilot,
-    second: Pilot,
-    concept_tokens: Sequence[int] = (),
-) -> JointLaw:
-    """The law of both together: one derivative more, along their sum in units of their α_B.
-
-    run: the first sequences, on which both pilots measured their log-odds.
-    """
-    a, b = first.strength_at_budget.value, second.strength_at_budget.value
-    both = mixed(first.site, a, second.site, b)
-    together = measure_log_odds(loaded, run, both, concept_tokens).law(1).curvature
-    costs = a**2 * first.law.curvature, b**2 * second.law.curvature
-    return JointLaw(
-        first.law, second.law, correlation_of(*costs, together), _cosine(first.site, second.site)
-    )
-
-
-def _cosine(first: Site, second: Site) -> float:
-    return float(torch.nn.functional.cosine_similarity(first.total, second.total, dim=0))
 
 
 def _sum(one: SteeringVector, other: SteeringVector) -> SteeringVector:
@@ -88,16 +59,13 @@ def mixed_with(
     """A concept's site, with another's vectors at a fixed ratio of the strengths.
 
     In units of the strength that spends the budget alone, the other has the share `mix` of both.
-    run: the first sequences of the search corpus. beside_at_budget: α_B of the other, alone.
+    run: of the search corpus. beside_at_budget: α_B of the other alone, which passes corrected.
     Returns: the site, and the other's strength per unit of its strength.
     Raises: Infeasible if no strength of the concept alone spends the budget.
+    Warns with CalibrateWarning if no pass comes near to the budget.
     """
-    law = measure_log_odds(loaded, run, site, ()).law(settings.sign)
-    alone = law.invert(settings.ce_budget, settings.sign)
-    if not math.isfinite(alone):
-        raise Infeasible(
-            [f"no strength at {site.name} spends the budget of {settings.ce_budget:g} nat"],
-            ["ask for a smaller --ce-budget"],
-        )
+    budget, sign = settings.ce_budget, settings.sign
+    law = measure_log_odds(loaded, run.first, site, ()).law(sign)
+    alone, _ = spending_strength(loaded, run, site, law, budget, sign)
     weight = mix / (1 - mix) * beside_at_budget / alone
     return mixed(site, 1.0, beside, weight), weight

@@ -30,7 +30,7 @@ from calibrate.laws.pilot import Pilot
 from calibrate.search.objective_types import Objective
 from calibrate.search.refusals import LESS, MORE, TooMuch
 from calibrate.search.storage import Direction, StudyStore
-from calibrate.search.trials import TrialPolicy, as_trial, best_trial
+from calibrate.search.trials import TrialPolicy, as_trial, best_trial, may_read_worse
 from calibrate.search.workers import SharedStudy, shared_study
 
 BEHIND = 0.1  # p-value, by Wilcoxon's test, below which a trial counts as behind the best

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import tiny
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from refused import Refused, each
 
 import calibrate
@@ -18,48 +15,13 @@ from calibrate.common.errors import Infeasible, InputError
 from calibrate.common.settings import Settings
 from calibrate.deploy.beside import Beside, checked_mix, opened_beside
 from calibrate.deploy.start import opened_start
+from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.site import Site, SteeringVector
 from calibrate.engine.unsteered import Corpus, run_unsteered
-from calibrate.laws.formulas import CrossEntropyLaw
-from calibrate.laws.joint import JointLaw, correlation_of
 from calibrate.laws.log_odds import measure_log_odds
+from calibrate.laws.spending import SPENT
 from calibrate.search.joint import mixed, mixed_with
 from calibrate.search.refusals import TooLittle
-
-strengths = st.floats(-3, 3)
-laws = st.builds(
-    CrossEntropyLaw,
-    slope=st.just(0.0),
-    curvature=st.floats(0.05, 5),
-    saturation=st.floats(-0.3, 1),
-    plateau=st.floats(2, 20),
-)
-
-
-@given(laws, laws, strengths, st.floats(-1, 1), st.floats(-1, 1))
-def test_one_vector_alone_costs_what_its_own_law_says(first, second, alpha, r, cosine):
-    joint = JointLaw(first, second, r, cosine)
-    assert joint.predict(alpha, 0.0) == pytest.approx(float(first.predict(alpha)), abs=1e-12)
-    assert joint.predict(0.0, alpha) == pytest.approx(float(second.predict(alpha)), abs=1e-12)
-
-
-@given(laws, strengths, strengths)
-def test_a_vector_beside_itself_is_steered_by_both_strengths(law, one, other):
-    joint = JointLaw(law, law, 1.0, 1.0)
-    assert joint.predict(one, other) == pytest.approx(float(law.predict(one + other)), abs=1e-9)
-
-
-@given(laws, laws, st.floats(0.1, 2), st.floats(0.1, 2), st.floats(-0.9, 0.9))
-def test_the_inverse_along_a_ray_spends_the_budget(first, second, one, other, r):
-    joint = JointLaw(first, second, r, r)
-    times = joint.invert(0.1, one, other)
-    if np.isfinite(times):
-        assert joint.predict(times * one, times * other) == pytest.approx(0.1, rel=1e-6)
-
-
-def test_a_budget_above_the_plateau_is_never_spent():
-    low = CrossEntropyLaw(0.0, 1.0, 0.0, 0.05)
-    assert JointLaw(low, low, 0.0, 0.0).invert(0.1, 1.0, 1.0) == float("inf")
 
 
 @pytest.fixture
@@ -71,32 +33,6 @@ def parts(loaded, sequences):
     one = Site((SteeringVector(values[0], 0, 5.0), SteeringVector(values[1], 1, 6.0)))
     other = Site((SteeringVector(values[2], 1, 6.0),))
     return run, one, other
-
-
-def test_the_cross_term_is_the_covariance_of_the_log_odds(loaded, sequences, parts):
-    run, one, other = parts
-    curvatures = [
-        measure_log_odds(loaded, run, site, ()).law(1).curvature
-        for site in (one, other, mixed(one, 1.0, other, 1.0))
-    ]
-    covariances, variances = [], []
-    for sequence in sequences:
-        ids = torch.tensor([sequence.ids])
-        rows = slice(sequence.start - 1, len(sequence.ids) - 1)
-
-        def logits(site, strength, ids=ids, rows=rows):
-            with site.apply(loaded.blocks, strength):
-                return loaded.model(input_ids=ids).logits[0, rows].double()
-
-        p = loaded.model(input_ids=ids).logits[0, rows].double().softmax(-1)
-        odds = [(logits(s, 0.01) - logits(s, -0.01)) / 0.02 for s in (one, other)]
-        means = [(p * m).sum(-1, keepdim=True) for m in odds]
-        centred = [m - mean for m, mean in zip(odds, means, strict=True)]
-        covariances += (p * centred[0] * centred[1]).sum(-1).tolist()
-        variances += (p * centred[0] ** 2).sum(-1).tolist()
-    assert curvatures[0] == pytest.approx(np.mean(variances), rel=1e-3)
-    expected = np.mean(covariances) / np.sqrt(curvatures[0] * curvatures[1])
-    assert correlation_of(*curvatures) == pytest.approx(expected, abs=2e-3)
 
 
 def test_mixing_adds_both_each_at_its_blocks(loaded, parts):
@@ -118,10 +54,20 @@ def test_positions_must_be_the_same(parts):
 
 def test_the_mix_is_in_units_of_the_strengths_alone(loaded, parts):
     run, one, other = parts
+    _, weight = mixed_with(loaded, run, one, other, 3.0, 0.25, Settings(ce_budget=0.05))
+    assert delta_ce(loaded, run, one, 3.0 / weight / 3).value == pytest.approx(0.05, rel=0.02)
+
+
+def test_on_text_with_a_slope_the_unit_alone_is_what_passes_over_all_of_it_name(loaded, parts):
+    """Where the derivative of the first sequences alone is far off."""
+    run, one, other = parts
+    written = Corpus(run.corpus.sequences, self_sampled=False)
+    run = run_unsteered(loaded, written, [0], (1, len(written.sequences) - 1))
     settings = Settings(ce_budget=0.05)
-    alone = measure_log_odds(loaded, run, one, ()).law(1).invert(0.05)
-    _, weight = mixed_with(loaded, run, one, other, 3.0, 0.25, settings)
-    assert weight == pytest.approx(3.0 / alone / 3)
+    law = measure_log_odds(loaded, run.first, one, ()).law(1)
+    assert delta_ce(loaded, run, one, law.invert(0.05)).value != pytest.approx(0.05, rel=SPENT)
+    _, weight = mixed_with(loaded, run, one, other, 3.0, 0.5, settings)
+    assert delta_ce(loaded, run, one, 3.0 / weight).value == pytest.approx(0.05, rel=SPENT)
 
 
 def test_the_mix_is_of_what_each_spends_alone_on_the_budget_asked_for(finished):

@@ -19,10 +19,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.optimize import brentq
 
+from calibrate.engine.unsteered import UnsteeredRun
 from calibrate.laws.dose import dose_of
 from calibrate.laws.formulas import CrossEntropyLaw
+from calibrate.laws.log_odds import measure_log_odds
+from calibrate.laws.pilot import Pilot
+from calibrate.models.model import LoadedModel
+from calibrate.search.joint import mixed
 
 FARTHEST = 64.0  # times the strengths named, within which a ray is searched for a budget
 
@@ -75,6 +81,19 @@ class JointLaw:
         """Of the vector that moves the residual stream more."""
         costs = self.first.curvature * first**2, self.second.curvature * second**2
         return self.first.plateau if costs[0] >= costs[1] else self.second.plateau
+
+
+def joint_law(loaded: LoadedModel, run: UnsteeredRun, first: Pilot, second: Pilot) -> JointLaw:
+    """The law of both together: one derivative more, along their sum in units of their α_B.
+
+    run: the first sequences, on which both pilots measured their log-odds.
+    """
+    a, b = first.strength_at_budget.value, second.strength_at_budget.value
+    both = mixed(first.site, a, second.site, b)
+    together = measure_log_odds(loaded, run, both, ()).law(1).curvature
+    costs = a**2 * first.law.curvature, b**2 * second.law.curvature
+    cosine = torch.nn.functional.cosine_similarity(first.site.total, second.site.total, dim=0)
+    return JointLaw(first.law, second.law, correlation_of(*costs, together), float(cosine))
 
 
 def correlation_of(first: float, second: float, together: float) -> float:
