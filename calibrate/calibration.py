@@ -266,7 +266,7 @@ def calibrate(
                 )
 
             verified = bought.verified
-            laws = build_laws(pilots, studied, baseline, verified, bought.settings)
+            laws = build_laws(pilots, studied, baseline, bought)
             result = results[bought.settings.ce_budget]
             config = build_config(loaded, concept, bought, laws, panel, ledger.stages, result)
             config = config.model_copy(update={"beside": joined.get(verified)})

@@ -371,6 +371,8 @@ def test_a_larger_budget_buys_what_the_first_does_not(tiny_options, tmp_path):
     with pytest.raises(ArtefactError, match="made with other settings"):
         run(tiny_options, ce_budget=1e-4, out=tmp_path, other_budgets=[0.4])
 
+    law = config.laws.cross_entropy
+    assert float(law.predict(at_budget.value)) == pytest.approx(0.4, rel=1e-3)
 
 def test_a_larger_budget_is_left_alone_where_the_limits_have_no_room_for_it(tiny_options):
     class Counting(Progress):

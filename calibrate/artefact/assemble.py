@@ -102,16 +102,15 @@ def build_laws(
     pilots: Mapping[str, Pilot],
     studied: StudyResult,
     baseline: RatioEstimate,
-    verified: Verified,
-    settings: Settings,
+    bought: Bought,
 ) -> LawsSection:
     """Return the steered block's laws, each judged on points it was not fitted to.
 
-    baseline: unsteered presence on the search prompts.
+    baseline: unsteered presence on the search prompts. bought: its pilot's laws go through the
+    budget that was bought.
     """
-    pilot = pilots[studied.best.site]
-    presence = _presence_section(studied, baseline, verified, settings)
-    laws = carry_laws(pilot, presence, studied.trials)
+    presence = _presence_section(studied, baseline, bought.verified, bought.settings)
+    laws = carry_laws(bought.pilot, presence, studied.trials)
     return laws.model_copy(update={"relied_on": laws_hold(pilots)})
 
 

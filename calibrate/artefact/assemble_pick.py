@@ -12,7 +12,7 @@ from calibrate.artefact.sections import RangeSection, sweet_spot
 from calibrate.common.cost import Ledger
 from calibrate.common.settings import Settings
 from calibrate.judging.panel import Panel
-from calibrate.search.fingerprint import fingerprint_at
+from calibrate.search.fingerprint import fingerprint_picked
 from calibrate.search.verification import Verified
 
 
@@ -27,8 +27,10 @@ def picked(
 ) -> tuple[SteeringConfig, Evidence]:
     """Return a config of the same site at another verified strength, and its evidence.
 
-    at_budget: the strength that spends the budget on the search corpus.
+    at_budget: the strength that spends the budget on the search corpus; the law of ΔCE goes through
+        it.
     """
+    law = config.laws.cross_entropy.through(at_budget, settings.ce_budget)
     learned = None if panel.probe is None else panel.probe.learned
     strength, provenance = verified.budget.strength, config.provenance
     changed = {
@@ -40,6 +42,7 @@ def picked(
         ),
         "budget": config.budget.model_copy(update={"limit": settings.ce_budget}),
         "measured": measured_section(verified, panel.names, learned, settings),
+        "laws": config.laws.model_copy(update={"cross_entropy": law}),
         "range": RangeSection(
             strength_at_budget=config.range.strength_at_budget.scaled_to(at_budget),
             sweet_spot=sweet_spot(
@@ -54,7 +57,7 @@ def picked(
         "provenance": provenance.model_copy(
             update={
                 "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "fingerprint": fingerprint_at(provenance.fingerprint, settings.ce_budget),
+                "fingerprint": fingerprint_picked(provenance.fingerprint, settings.ce_budget),
                 "settings": {**provenance.settings, "ce_budget": settings.ce_budget},
             }
         ),

@@ -84,12 +84,12 @@ def pick(
     from calibrate.artefact.directory import open_workspace
     from calibrate.common.errors import InputError
     from calibrate.deploy.finished import Calibration
-    from calibrate.search.fingerprint import fingerprint_at
+    from calibrate.search.fingerprint import fingerprint_picked
 
     if out.resolve() == directory.resolve():
         raise InputError(f"--out must be another directory than DIR, got {out} for both")
     config = Calibration.load(directory).config
-    _, finished = open_workspace(out, fingerprint_at(config.provenance.fingerprint, ce_budget))
+    _, finished = open_workspace(out, fingerprint_picked(config.provenance.fingerprint, ce_budget))
     if not finished:
         with working(as_json) as progress:
             calibration, loaded = _opened(directory, progress, loading)

@@ -29,7 +29,10 @@ from calibrate.search.verification import Verified
 
 @dataclass(frozen=True, eq=False)
 class Bought:
-    """What was verified, by the settings with the budget that bought it; the pilot likewise."""
+    """What was verified, by the settings with the budget that bought it; the pilot likewise.
+
+    Its law goes through the strength that spends that budget.
+    """
 
     verified: Verified
     pilot: Pilot
@@ -136,7 +139,6 @@ def verify_affordable(
         more verifications.
     Raises: Infeasible if no budget ships, with the reasons of each.
     """
-    law = pilot.law
     while asked.left:
         budget = asked.left[0]
         if asked.refusals and not affords(1):
@@ -145,10 +147,10 @@ def verify_affordable(
         try:
             if budget != settings.ce_budget:
                 spending, law = spending_strength(
-                    loaded, run, pilot.site, law, budget, settings.sign
+                    loaded, run, pilot.site, pilot.law, budget, settings.sign
                 )
                 at_budget = pilot.strength_at_budget.scaled_to(spending)
-                its_pilot = replace(pilot, strength_at_budget=at_budget)
+                its_pilot = replace(pilot, law=law, strength_at_budget=at_budget)
                 tried = PROPOSED_SHARE * spending
             return Bought(verify_at(tried, its), its_pilot, its)
         except Infeasible as refusal:

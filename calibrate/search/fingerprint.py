@@ -62,3 +62,12 @@ def fingerprint_at(fingerprint: str, *budgets: float) -> str:
     """
     tried = ", ".join(map(repr, budgets))
     return hashlib.sha256(f"{fingerprint} at {tried}".encode()).hexdigest()
+
+
+def fingerprint_picked(fingerprint: str, budget: float) -> str:
+    """The fingerprint of another budget picked from a calibration, nats per token.
+
+    Not that of a calibration that goes on to this budget: a pick is verified at it whatever smaller
+    ones buy, at a strength that a frontier may have named.
+    """
+    return hashlib.sha256(f"{fingerprint} picked at {budget!r}".encode()).hexdigest()

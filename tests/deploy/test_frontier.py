@@ -34,6 +34,7 @@ from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.loading import load_model
 from calibrate.laws.presence import PresenceLaw
 from calibrate.search import frontier as searched
+from calibrate.search.fingerprint import fingerprint_at, fingerprint_picked
 from calibrate.search.frontier_end import End, Known, end_of
 
 BUDGETS = (0.1, 0.2, 0.4, 1.6)
@@ -561,6 +562,7 @@ def test_pick_ships_another_budget_that_passes_the_gate(measured, opened, tmp_pa
     assert config.provenance.settings["ce_budget"] == 0.2
     low, high = config.range.sweet_spot
     assert low < high == config.range.strength_at_budget.value
+    assert float(config.laws.cross_entropy.predict(high)) == pytest.approx(0.2)
     report = check_directory(tmp_path / "gentler", opened)
     assert report.passed, report.failures
     known = measured.at(0.2)
@@ -573,6 +575,19 @@ def test_pick_ships_another_budget_that_passes_the_gate(measured, opened, tmp_pa
     assert frontier.at(0.2).change.value >= known.change.value
     study = sum(spent.token_forwards for spent in measured.config.cost.values())
     assert sum(spent.token_forwards for spent in config.cost.values()) < study
+
+
+def test_a_pick_is_not_taken_for_a_calibration_that_went_on_to_its_budget(
+    measured, opened, tmp_path
+):
+    fingerprint = measured.config.provenance.fingerprint
+    picked = measured.pick(0.2, opened)
+    picked.save(tmp_path)
+    with pytest.raises(ArtefactError, match="made with other settings"):
+        open_workspace(tmp_path, fingerprint, fingerprint_at(fingerprint, 0.2))
+    again = fingerprint_picked(fingerprint, 0.2)
+    assert picked.config.provenance.fingerprint == again
+    assert open_workspace(tmp_path, again) == (tmp_path, True)
 
 
 def test_pick_refuses_what_cannot_be_had(measured, opened):
