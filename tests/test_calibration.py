@@ -19,6 +19,7 @@ import torch
 import calibrate
 from calibrate import calibration
 from calibrate.artefact.frontier import Frontier
+from calibrate.artefact.sections import sweet_spot
 from calibrate.common.errors import (
     ArtefactError,
     CalibrateWarning,
@@ -67,6 +68,12 @@ def test_away_from_a_concept_the_sweet_spot_ends_at_the_budgets_strength(tiny_op
     low, high = picked.config.range.sweet_spot
     assert low == picked.config.range.strength_at_budget.value
     assert low < high < 0
+
+
+def test_where_steering_lowers_the_concepts_tokens_at_once_the_sweet_spot_is_not_empty():
+    assert sweet_spot(0.5, 2.0, mass_peak=0.0) == (0.5, 2.0)
+    assert sweet_spot(0.5, 2.0, mass_peak=1.2) == (0.5, 1.2)
+    assert sweet_spot(0.5, -2.0, mass_peak=0.0) == (-2.0, -0.5)
 
 
 def test_everything_is_written_and_can_be_loaded_again(finished):
@@ -364,6 +371,8 @@ def test_a_larger_budget_buys_what_the_first_does_not(tiny_options, tmp_path):
     at_budget = config.range.strength_at_budget
     assert at_budget.low < at_budget.value < at_budget.high
     assert config.intervention.strength <= at_budget.value
+    law = config.laws.cross_entropy
+    assert float(law.predict(at_budget.value)) == pytest.approx(0.4, rel=1e-3)
     again = run(tiny_options, ce_budget=1e-4, out=tmp_path, other_budgets=larger)
     assert again.config.provenance == config.provenance
     with pytest.raises(ArtefactError, match="made with other settings"):
@@ -371,8 +380,6 @@ def test_a_larger_budget_buys_what_the_first_does_not(tiny_options, tmp_path):
     with pytest.raises(ArtefactError, match="made with other settings"):
         run(tiny_options, ce_budget=1e-4, out=tmp_path, other_budgets=[0.4])
 
-    law = config.laws.cross_entropy
-    assert float(law.predict(at_budget.value)) == pytest.approx(0.4, rel=1e-3)
 
 def test_a_larger_budget_is_left_alone_where_the_limits_have_no_room_for_it(tiny_options):
     class Counting(Progress):

@@ -130,9 +130,10 @@ class RangeSection(Section):
 def sweet_spot(start: float, at_budget: float, mass_peak: float) -> tuple[float, float]:
     """From a size of strength, or half of the end, to α_B or the peak of the tokens' mass.
 
-    Steered away from the concept their mass has no peak but its beginning.
+    Steered away from the concept, or where steering towards it lowers it at once, their mass has no
+    peak but its beginning.
     """
-    end = min(at_budget, abs(mass_peak)) if at_budget > 0 else -at_budget
+    end = min(at_budget, mass_peak) if at_budget > 0 and mass_peak > 0 else abs(at_budget)
     sign = 1 if at_budget > 0 else -1
     low, high = sorted((float(sign * min(start, end / 2)), float(sign * end)))
     return low, high
