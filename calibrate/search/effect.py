@@ -150,11 +150,9 @@ def _more_replies(change: RatioEstimate, n_replies: int, settings: Settings) -> 
             f"give about {given:,} --prompts, of which {needed:,} are verified on: with "
             f"{n_replies} replies each they would tell a change of {gain:.2g}"
         )
-    if spread_known:
-        advice.append(
-            f"ask only for what these prompts can show, with --min-gain "
-            f"{_rounded_up(detectable(change, settings))}"
-        )
+    shown = _rounded_up(detectable(change, settings)) if spread_known else 1.0
+    if shown < 1:  # a gain of presence
+        advice.append(f"ask only for what these prompts can show, with --min-gain {shown:g}")
     return advice
 
 
@@ -163,8 +161,8 @@ def _advice(settings: Settings) -> list[str]:
     return [*smaller, MORE, "try another --layer"]
 
 
-def _rounded_up(gain: float) -> str:
-    return f"{math.ceil(100 * gain) / 100:g}"
+def _rounded_up(gain: float) -> float:
+    return math.ceil(100 * gain) / 100
 
 
 def _look_confidence(settings: Settings) -> float:

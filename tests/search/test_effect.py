@@ -231,6 +231,12 @@ def test_any_change_at_all_may_be_asked_for():
         refused(seen, min_gain=0.0)(None)
 
 
+def test_no_gain_is_advised_that_cannot_be_asked_for():
+    few = [0.9, -0.9, 0.0]
+    assert detectable(change_of(few), Settings()) > 1
+    assert not any("ask only for what" in one for one in advice(few))
+
+
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=6)
 
 
