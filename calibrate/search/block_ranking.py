@@ -18,12 +18,15 @@ best of the middle and of the last third of the depth are carried into the study
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
+from calibrate.common.blocks import site_name
+from calibrate.common.errors import CalibrateWarning, ConceptError, NumericalError
 from calibrate.common.record import BlockRank
 from calibrate.common.settings import Settings
 from calibrate.engine.forward import differentiable_hidden
@@ -57,6 +60,9 @@ def rank_blocks(
 
     corpus: the curvature is estimated on its first sequences. texts: of the concept, not those
     that made the vectors; those with a prompt are preferred.
+    Raises: NumericalError if derivatives are finite at no block; ConceptError if the vector of none
+        changes predictions.
+    Warns with CalibrateWarning of blocks where they are not finite, which are left out.
     """
     stacked = torch.stack([vector.values for vector in vectors]).to(loaded.device)
     curvature = _curvature(loaded, corpus.sequences[:MAX_SEQUENCES], stacked, settings)
@@ -64,13 +70,39 @@ def rank_blocks(
         _likelihood_slope(loaded, [_beginning(loaded, text) for text in group], stacked, settings)
         for group in _replies(texts)
     )
+    slopes = liked - disliked
+    _require_finite(np.isfinite(curvature) & np.isfinite(slopes), loaded)
     reach = np.sqrt(2 * settings.ce_budget / np.maximum(curvature, 1e-12))
     ranked = [
         BlockRank(layer, settings.sign * float(reach[layer]), float(reach[layer] * slope))
-        for layer, slope in enumerate(liked - disliked)
-        if curvature[layer] > 0
+        for layer, slope in enumerate(slopes)
+        if np.isfinite(slope) and 0 < curvature[layer] < np.inf
     ]
+    if not ranked:
+        raise ConceptError(
+            "the vector of at least one block must change what the model predicts, got none that "
+            "does; give texts that differ in the concept, or name a --layer"
+        )
     return tuple(sorted(ranked, key=lambda rank: -rank.gain))
+
+
+def _require_finite(finite: np.ndarray, loaded: LoadedModel) -> None:
+    """Warn of the blocks whose derivatives are not finite, and refuse where those of none are.
+
+    finite: bool array (n_layers,).
+    """
+    missing = np.flatnonzero(~finite).tolist()
+    if not missing:
+        return
+    where = site_name(missing, "all")
+    said = f"derivatives must be finite to rank blocks, got NaN or infinity in {loaded.dtype}"
+    if len(missing) == len(finite):
+        raise NumericalError(f"{said} at all of them; use --dtype float32, or name a --layer")
+    warnings.warn(
+        f"{said} at {where}, not searched; use --dtype float32, or name a --layer",
+        CalibrateWarning,
+        stacklevel=3,
+    )
 
 
 def carried_blocks(ranks: Sequence[BlockRank], num_layers: int) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 
+from calibrate.common.errors import CalibrateWarning, ConceptError, NumericalError
 from calibrate.common.record import BlockRank
 from calibrate.common.settings import Settings
 from calibrate.engine.cross_entropy import steered_hidden
@@ -88,6 +89,25 @@ def test_to_decrease_a_concept_strengths_are_negative(sequences):
         )
     assert [rank.layer for rank in up] == [rank.layer for rank in down]
     assert all(rank.strength_at_budget < 0 for rank in down)
+
+
+def test_blocks_without_finite_derivatives_are_named_and_none_at_all_is_refused(
+    sequences, monkeypatch
+):
+    loaded, curvature = tiny.loaded(), np.array([1.0, np.nan, np.inf])
+    splits = tiny.concept().split()
+    monkeypatch.setattr(ranking, "_curvature", lambda *_: curvature)
+    with preserving_model_state(loaded):
+        vectors = concept_vectors(loaded, splits["vector"], Settings())
+        given = loaded, Corpus(tuple(sequences), True), splits["probe"], vectors, Settings()
+        with pytest.warns(CalibrateWarning, match="NaN or infinity .* at blocks 1-2, not searched"):
+            assert [rank.layer for rank in rank_blocks(*given)] == [0]
+        curvature[0] = np.nan
+        with pytest.raises(NumericalError, match="at all of them; use --dtype float32"):
+            rank_blocks(*given)
+        curvature[:] = 0.0
+        with pytest.raises(ConceptError, match="got none that does; give texts that differ"):
+            rank_blocks(*given)
 
 
 def test_ranking_leaves_no_gradient_and_no_hook(sequences):
