@@ -19,6 +19,7 @@ from typing import Any
 
 import click
 import numpy as np
+import token_peaks
 from markdown_tables import DOCS, table
 from records import page_option, read_records, write_records
 from scipy.optimize import newton
@@ -365,7 +366,7 @@ def peaks(loaded: LoadedModel, run: UnsteeredRun, odds: LogOdds, pilot: Pilot) -
     inside = 0.99 * unit  # a token that peaks at either end of the grid may peak beyond it
     found = judge_peaks(
         np.take_along_axis(measured, likely, axis=1),
-        np.take_along_axis(law.peaks(6 * unit), likely, axis=1),
+        np.take_along_axis(token_peaks.peaks(law, 6 * unit), likely, axis=1),
         inside,
     )
     return np.nan if found is None else 1 - found.error

@@ -38,7 +38,6 @@ from calibrate.texts.replies import build_corpora, require_spoken, sample_splits
 from probes import Reader
 
 Start = Calibration | str | Path
-NO_LIMITS = Limits()
 
 
 def opened_start(
@@ -120,7 +119,7 @@ def start_from(
     guard: Guard | None,
     settings: Settings,
     fingerprint: str,
-    limits: Limits = NO_LIMITS,
+    limits: Limits,
     progress: Progress = SILENT,
 ) -> Calibration:
     """Confirm an earlier calibration on a model that has changed, or correct it.

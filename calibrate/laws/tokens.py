@@ -27,7 +27,6 @@ GOOD_SHAPE = 0.1  # largest share of tokens that bump more than once
 GOOD_PEAKS = 0.1  # largest 1 - rank correlation of the peaks
 MIN_PEAKS = 8  # in a context, for its rank correlation to count
 PROMINENCE = 0.05  # of a curve's range: a second rise smaller than this is no bump
-STRENGTHS = 161  # grid on which E[M] is inverted
 MASS_STRENGTHS = 41  # grid on which the largest mass is looked for
 
 
@@ -48,27 +47,6 @@ class TokenLaw:
         tilted = self.log_p + dose_of(strength, self.saturation) * self.log_odds
         probabilities: np.ndarray = softmax(tilted, axis=1)
         return probabilities
-
-    def mean_log_odds(self, strength: float) -> np.ndarray:
-        """E_{p_α}[M], array (n_contexts,); it rises with the strength."""
-        dose = float(dose_of(strength, self.saturation))
-        contexts = zip(self.log_p, self.log_odds, strict=True)
-        return np.array([_tilted_mean(log_p, log_odds, dose) for log_p, log_odds in contexts])
-
-    def peaks(self, reach: float) -> np.ndarray:
-        """The strength at which each token peaks, array (n_contexts, n_tokens).
-
-        Where E_{p_α}[M] = M(z) (Theorem 3.3). Infinite, with the sign of the side, for tokens
-        that still rise at `reach`, or at `-reach`.
-        """
-        strengths = reach * np.linspace(-1, 1, STRENGTHS) ** 3  # finest near 0, where most peak
-        means = np.stack([self.mean_log_odds(strength) for strength in strengths], axis=1)
-        return np.stack(
-            [
-                np.interp(odds, mean, strengths, left=-np.inf, right=np.inf)
-                for odds, mean in zip(self.log_odds, means, strict=True)
-            ]
-        )
 
     def mass(self, tokens: Sequence[int], strength: float) -> float:
         """Probability of the given tokens together, averaged over the contexts, in [0, 1]."""
@@ -111,13 +89,6 @@ class TokenLaw:
             return self
         dose = brentq(lambda a: self.rise(a) - aim, 1e-3 * strength, largest)
         return replace(self, saturation=saturation_of(strength, dose))
-
-
-def _tilted_mean(log_p: np.ndarray, log_odds: np.ndarray, dose: float) -> float:
-    """E_{p_a}[M] in one context; one at a time, so that a large vocabulary fits the CPU's cache."""
-    tilted = log_p + dose * log_odds
-    weights = np.exp(tilted - tilted.max())
-    return float(weights @ log_odds / weights.sum())
 
 
 @dataclass(frozen=True, eq=False)
