@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from calibrate.cli.concepts import concepts
 from calibrate.cli.console import Readable, printing, warnings_as_notes
@@ -55,8 +56,24 @@ def cli(ctx: click.Context, /, **given: Any) -> None:
     calibrate push joy-smollm2 USER/NAME         to the Hub, with a model card
     calibrate sweep --model A --model B --concept joy --concept evil --out DIR
     """  # noqa: D301 - \b keeps click from joining the lines
-    if ctx.invoked_subcommand is None:
-        run_main_job(**given)
+    if ctx.invoked_subcommand is not None:
+        _refuse_options_before(ctx.invoked_subcommand, ctx)
+        return
+    run_main_job(**given)
+
+
+def _refuse_options_before(command: str, ctx: click.Context) -> None:
+    """Raise UsageError for options of the main job before a command, which does not heed them."""
+    given = [
+        option.opts[0]
+        for option in ctx.command.params
+        if option.name and ctx.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise click.UsageError(
+            f"options of a command go after it, got {', '.join(given)} before {command}; write "
+            f"calibrate {command} … {given[0]} …, or leave out what it has no use for"
+        )
 
 
 COMMANDS = (

@@ -286,6 +286,11 @@ def test_concepts_lists_the_built_in_ones(capsys):
         (["export", "nowhere", "--format", "gguf"], "Missing option '--to'"),
         (["generate", "nowhere", "--prompt", "hi"], "nowhere must hold a steering.json"),
         (["generate", "nowhere"], "Missing option '--prompt'"),
+        (["--model", "m", "verify", "joy"], "go after it, got --model before verify"),
+        (
+            ["--quiet", "--ce-budget", "0.2", "pick", "joy", "--out", "x"],
+            "go after it, got --ce-budget, --quiet before pick",
+        ),
     ],
 )
 def test_bad_usage_is_one_line_and_status_2(capsys, workplace, arguments, said):
