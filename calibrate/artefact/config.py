@@ -7,7 +7,6 @@ and the model, tokenizer and texts it holds for.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import PrivateAttr, ValidationError
-from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
@@ -45,8 +43,9 @@ from calibrate.artefact.sections import (
     SteeredBlockSection,
     VectorSection,
 )
+from calibrate.artefact.vectors import read_vectors
 from calibrate.common.blocks import site_name
-from calibrate.common.errors import AlteredError, ArtefactError, InputError
+from calibrate.common.errors import ArtefactError, InputError
 from calibrate.common.record import CapabilityReport, ModelIdentity, Reference, Section
 from calibrate.common.settings import Sampling, Settings, check_seed, finite_strength
 
@@ -247,7 +246,7 @@ def load(directory: str | Path) -> SteeringConfig:
             f"{folder / CONFIG_FILE} is damaged: {where}: {first['msg']}"
         ) from error
     _require_in_range(folder / CONFIG_FILE, config)
-    return config.with_vector(_checked_vector(folder, config), origin_of(folder))
+    return config.with_vector(_vector_of(folder, config), origin_of(folder))
 
 
 def _require_in_range(path: Path, config: SteeringConfig) -> None:
@@ -271,24 +270,13 @@ def _require_in_range(path: Path, config: SteeringConfig) -> None:
             raise ArtefactError(f"{path} is damaged: {field} is out of range; calibrate again")
 
 
-def _checked_vector(folder: Path, config: SteeringConfig) -> bytes:
-    path = folder / config.vector.file
-    try:
-        content = path.read_bytes()
-        tensors = load_tensors(content)
-        for block in config.steered_blocks:
-            tensors[block.key]
-        if unused := sorted({*tensors} - {block.key for block in config.steered_blocks}):
-            raise AlteredError(
-                f"{folder / CONFIG_FILE} must list a block in interventions for every vector in "
-                f"{path.name}, got none for {', '.join(unused)}; put it back, or calibrate again"
-            )
-    except (OSError, KeyError, SafetensorError) as error:
-        raise ArtefactError(f"{path} must hold the steering vector: {error}") from error
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != config.vector.sha256:
+def _vector_of(folder: Path, config: SteeringConfig) -> bytes:
+    keys, section = [block.key for block in config.steered_blocks], config.vector
+    path, size = folder / section.file, config.model.hidden_size
+    content, unused = read_vectors(path, keys, section.sha256, size)
+    if unused:
         raise AlteredError(
-            f"{path} must have SHA-256 {config.vector.sha256}, got {digest}: it is not the "
-            "vector this config was calibrated with"
+            f"{folder / CONFIG_FILE} must list a block in interventions for every vector in "
+            f"{path.name}, got none for {', '.join(unused)}; put it back, or calibrate again"
         )
     return content

@@ -15,6 +15,7 @@ from calibrate.common.trial import Trial
 from calibrate.texts.guard import GuardItem
 
 EVIDENCE_FILE = "evidence.json"
+NEEDED = ("search", "verify")  # prompts that are replied to again
 
 
 class PilotRecord(Section):
@@ -84,6 +85,12 @@ class Evidence(Section):
         """
         path = local_directory(directory) / EVIDENCE_FILE
         try:
-            return cls.model_validate_json(path.read_bytes())
+            found = cls.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:
             raise ArtefactError(f"{path} cannot be read: {error}") from error
+        if not all(found.splits.prompts.get(split) for split in NEEDED):
+            raise ArtefactError(
+                f"{path} is damaged: splits.prompts must list {' and '.join(NEEDED)} prompts, got "
+                f"{', '.join(found.splits.prompts) or 'none'}; calibrate again"
+            )
+        return found

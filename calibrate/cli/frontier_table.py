@@ -36,7 +36,7 @@ def bought(frontier: Frontier) -> RenderableType:
     return Group(
         Text.from_markup(
             f"What each nat buys: [bold]{escape(frontier.concept)}[/] on "
-            f"[bold]{escape(frontier.model)}[/], {frontier.where}; unsteered presence "
+            f"[bold]{escape(frontier.model)}[/], {escape(frontier.where)}; unsteered presence "
             f"{frontier.baseline.value:.3f}"
         ),
         "",
@@ -108,7 +108,7 @@ def _ships(row: MenuRow) -> str:
         return "[dim]foretold[/]"
     if row.source == "verified":
         return "[bold green]shipped[/]"
-    return "[green]yes[/]" if row.ships else f"[yellow]{row.why_not}[/]"
+    return "[green]yes[/]" if row.ships else f"[yellow]{escape(str(row.why_not))}[/]"
 
 
 def _broken(frontier: Frontier) -> RenderableType:
@@ -132,7 +132,7 @@ def _rivals(frontier: Frontier) -> RenderableType:
     table = headed("instead", "ΔCE", "presence", "change", "second judge", "nats/reply")
     for rival in frontier.rivals:
         table.add_row(
-            f"[bold]{rival.name}[/]",
+            f"[bold]{escape(rival.name)}[/]",
             "" if rival.delta_ce is None else f"{rival.delta_ce.value:.4f}",
             _interval(rival.presence),
             _change(rival.change),

@@ -106,7 +106,7 @@ def _facts(config: SteeringConfig, evidence: Evidence) -> Iterator[tuple[str, st
         yield "asked in words", _control(measured.controls.prompt_only, presence)
     yield from _began(config)
     if config.beside is not None:
-        yield "beside", config.beside.says
+        yield "beside", escape(config.beside.says)
     yield from _audit(measured)
     yield from _readers(measured)
     yield from _unanswered(presence)
@@ -182,10 +182,10 @@ def _audit(measured: MeasuredSection) -> Iterator[tuple[str, str]]:
     audit = measured.audit
     if audit is not None:
         yield (
-            f"audit by {audit.judge}",
+            f"audit by {escape(audit.judge)}",
             f"presence {audit.value:.3f} against {audit.baseline:.3f}, a change of "
             f"{audit.change.value:+.3f} ({audit.change.low:+.3f} to {audit.change.high:+.3f}); "
-            f"ranks replies as {measured.judges[0]} does: {audit.agreement:.2f}"
+            f"ranks replies as {escape(measured.judges[0])} does: {audit.agreement:.2f}"
             + (f"; {_emphasised(audit)}" if audit.says else ""),
         )
 
@@ -232,8 +232,8 @@ def _guard(measured: MeasuredSection) -> Iterator[tuple[str, str]]:
     if guard is not None:
         yield (
             "still knows",
-            f"{guard.accuracy.value:.1%} of {guard.n_questions} {guard.name} questions, unsteered "
-            f"{guard.baseline:.1%}; {in_points(-guard.drop.value)}, at most "
+            f"{guard.accuracy.value:.1%} of {guard.n_questions} {escape(guard.name)} questions, "
+            f"unsteered {guard.baseline:.1%}; {in_points(-guard.drop.value)}, at most "
             f"{100 * guard.drop_upper:.1f} lost",
         )
 
@@ -268,7 +268,9 @@ def _cost(config: SteeringConfig) -> Table:
     table.add_column(justify="right")
     for stage, spent in config.cost.items():
         table.add_row(
-            f"[dim]{stage}[/]", f"{spent.token_forwards:,} token-forwards", f"{spent.seconds:.1f} s"
+            f"[dim]{escape(stage)}[/]",
+            f"{spent.token_forwards:,} token-forwards",
+            f"{spent.seconds:.1f} s",
         )
     tokens, blocks, seconds = (
         sum(getattr(spent, kind) for spent in config.cost.values())

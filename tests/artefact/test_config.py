@@ -13,9 +13,11 @@ import pydantic
 import pytest
 import tiny
 import torch
+from safetensors.torch import save_file
 
 import calibrate
 from calibrate.common.errors import ArtefactError
+from calibrate.common.marks import sha256_of
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "steering-config.schema.json"
 
@@ -149,9 +151,19 @@ def test_what_a_later_release_records_of_the_settings_is_left_out(directory):
     assert calibrate.load(directory).settings == before
 
 
-def test_another_vector_than_the_calibrated_one_is_refused(directory):
-    from safetensors.torch import save_file
+@pytest.mark.parametrize(
+    "values", [torch.ones(31), torch.ones(1, 32), torch.full((32,), torch.nan), torch.ones(())]
+)
+def test_a_vector_that_no_calibration_writes_is_damage(directory, values):
+    path = directory / "steering.safetensors"
+    save_file({"vector": values}, path)
+    facts = json.loads((directory / "steering.json").read_text())
+    edit(directory, vector={**facts["vector"], "sha256": sha256_of(path)})
+    with pytest.raises(ArtefactError, match="is damaged: each vector must be 32 finite numbers"):
+        calibrate.load(directory)
 
+
+def test_another_vector_than_the_calibrated_one_is_refused(directory):
     save_file({"vector": torch.ones(32)}, directory / "steering.safetensors")
     with pytest.raises(ArtefactError, match="must have SHA-256"):
         calibrate.load(directory)

@@ -8,10 +8,12 @@ from dataclasses import replace
 
 import pytest
 import tiny
+from rich.console import Console
 from test_cli import EVERYDAY, main_job, run
 
 from calibrate.artefact.beside_section import BesideSection
 from calibrate.artefact.grades import GRADES_FILE, Grades
+from calibrate.cli.frontier_table import frontier_summary
 from calibrate.cli.main_job import _affordable, _with_frontier
 from calibrate.common.cost import Limits
 from calibrate.common.errors import CalibrateWarning
@@ -311,6 +313,25 @@ def test_two_concepts_are_refused_before_their_model_is_loaded(capsys, bright):
         status, _, err = run(capsys, *command)
         assert status == 2
         assert "this config also steers 'shine'" in " ".join(err.split())
+
+
+def test_what_a_hostile_file_says_is_printed_as_it_is(capsys, bright, model_directory):
+    wanted = ("frontier", bright, "--model", model_directory, "--budgets", "0.1")
+    assert run(capsys, *wanted)[0] == 0
+    facts = json.loads((bright / "frontier.json").read_text())
+    facts["where"] = facts["points"][0]["why_not"] = facts["rivals"][0]["name"] = "[/red] [x]"
+    facts["points"][0]["ships"] = False
+    (bright / "frontier.json").write_text(json.dumps(facts))
+    config = json.loads((bright / "steering.json").read_text())
+    config["cost"]["[/red]"] = config["cost"]["study"]
+    (bright / "steering.json").write_text(json.dumps(config))
+    status, out, _ = run(capsys, "show", bright)
+    assert status == 0
+    assert "[/red]" in out
+    frontier = Calibration.load(bright).frontier
+    console = Console(width=400)
+    console.print(frontier_summary(frontier, bright))
+    assert capsys.readouterr().out.count("[/red] [x]") == 3
 
 
 def test_another_model_is_refused(capsys, bright, tmp_path, tiny_options):

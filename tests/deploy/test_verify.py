@@ -203,6 +203,18 @@ def test_a_budget_that_does_not_hold_on_a_corpus_closes_it(copy, loaded, tmp_pat
     assert "above the budget of 0.001 nat" in found
 
 
+@pytest.mark.parametrize("split", ["verify", "search"])
+@pytest.mark.parametrize("prompts", [None, []])
+def test_evidence_without_prompts_is_damaged(split, prompts, copy, loaded):
+    facts = json.loads((copy / "evidence.json").read_text())
+    facts["splits"]["prompts"][split] = prompts
+    if prompts is None:
+        del facts["splits"]["prompts"][split]
+    (copy / "evidence.json").write_text(json.dumps(facts))
+    with pytest.raises(ArtefactError, match=r"splits\.prompts must list search and verify prompts"):
+        check_directory(copy, loaded)
+
+
 def test_a_presence_that_does_not_move_as_recorded_closes_it(copy, loaded):
     def boast(facts):
         facts["measured"]["presence"]["change"] = {"value": 0.9, "low": 0.85, "high": 0.95}

@@ -485,12 +485,12 @@ def test_only_what_steers_as_recorded_is_served(places, tmp_path, finished):
     with pytest.raises(InputError, match="'bright' comes twice"):
         open_catalogue([places / "bright"] * 2, str(places / "model"))
     config = finished.result.config
-    model = replace(config.model, hidden_size=64)
-    shutil.copytree(places / "bright", tmp_path / "wider")
+    model = replace(config.model, num_layers=4)
+    shutil.copytree(places / "bright", tmp_path / "deeper")
     files = config.model_copy(update={"model": model}).files()
-    (tmp_path / "wider" / "steering.json").write_bytes(files["steering.json"])
-    with pytest.raises(InputError, match="must share model and prompts, and wider"):
-        open_catalogue([places / "bright", tmp_path / "wider"], str(places / "model"))
+    (tmp_path / "deeper" / "steering.json").write_bytes(files["steering.json"])
+    with pytest.raises(InputError, match="must share model and prompts, and deeper"):
+        open_catalogue([places / "bright", tmp_path / "deeper"], str(places / "model"))
 
 
 def test_the_model_is_loaded_as_it_is_asked_for(places, finished):
