@@ -45,7 +45,7 @@ from calibrate.artefact.sections import (
 )
 from calibrate.artefact.vectors import read_vectors
 from calibrate.common.blocks import site_name
-from calibrate.common.errors import ArtefactError, InputError
+from calibrate.common.errors import AlteredError, ArtefactError, InputError
 from calibrate.common.record import CapabilityReport, ModelIdentity, Reference, Section
 from calibrate.common.settings import Sampling, Settings, check_seed, finite_strength
 

@@ -13,7 +13,9 @@ from safetensors.numpy import load
 from calibrate.common.errors import AlteredError, ArtefactError
 
 
-def read_vectors(path: Path, keys: Sequence[str], sha256: str, size: int) -> tuple[bytes, list[str]]:
+def read_vectors(
+    path: Path, keys: Sequence[str], sha256: str, size: int
+) -> tuple[bytes, list[str]]:
     """Read a file of vectors, and check it.
 
     keys: of the vectors it must have, each of `size` finite numbers. sha256: of its contents.

@@ -199,7 +199,7 @@ OPTIONS = dict(
         _option(
             "dtype",
             TEXT,
-            "auto|float32|bfloat16|float16",
+            "auto|float32|bfloat16|float16|float64",
             "Precision; auto is that of the calibration, and for a new one float32 on a CPU and "
             "the checkpoint's own elsewhere.",
             "auto",

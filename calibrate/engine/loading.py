@@ -35,7 +35,7 @@ from calibrate.models.wheels import EMBEDDED
 
 HUB_TIMEOUT = 10  # seconds
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
 def load_model(
@@ -65,7 +65,7 @@ def load_model(
     tensor_parallel: whether the processes that torchrun started share the model, each holding a
         part of every block; then all of them make the same calls, and the first one writes.
     dtype: "auto" (float32 on a CPU, the checkpoint's own elsewhere), "float32", "bfloat16",
-        "float16".
+        "float16", "float64".
     blocks: dotted path of the decoder blocks, for an architecture not found by itself.
     batch_tokens: how many positions one forward pass may hold; trades memory for speed.
     chat_template_kwargs: variables for the chat template, such as {"enable_thinking": False};

@@ -22,8 +22,8 @@ import probes
 from calibrate.common.errors import ArtefactError, InputError, VerificationFailed
 from calibrate.deploy.checks import TOLERANCES, why_not_same
 from calibrate.deploy.export import export
-from calibrate.deploy.verify import check_directory
-from calibrate.engine.loading import load_model
+from calibrate.deploy.verify import check_directory, open_model
+from calibrate.engine.loading import DTYPES, load_model
 from calibrate.models.model import preserving_model_state
 
 
@@ -213,6 +213,15 @@ def test_evidence_without_prompts_is_damaged(split, prompts, copy, loaded):
     (copy / "evidence.json").write_text(json.dumps(facts))
     with pytest.raises(ArtefactError, match=r"splits\.prompts must list search and verify prompts"):
         check_directory(copy, loaded)
+
+
+def test_every_precision_that_can_be_calibrated_can_be_loaded(finished, tmp_path):
+    assert {*TOLERANCES, "auto"} == {*DTYPES}
+    tiny.model("gpt2").save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    identity = replace(finished.result.config.model, dtype="float64", id=str(tmp_path))
+    opened = open_model(finished.result.config.model_copy(update={"model": identity}))
+    assert opened.dtype == torch.float64
 
 
 def test_a_presence_that_does_not_move_as_recorded_closes_it(copy, loaded):
