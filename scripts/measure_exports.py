@@ -29,7 +29,7 @@ from calibrate.artefact.config import SteeringConfig
 from calibrate.common.errors import ExportRefused
 from calibrate.common.estimate import RatioEstimate
 from calibrate.common.settings import Sampling
-from calibrate.deploy.checks import budget_corpus
+from calibrate.deploy.corpora import budget_corpus
 from calibrate.deploy.export import FORMATS, export
 from calibrate.deploy.export.control_vector import read_directions
 from calibrate.deploy.runtimes import Stack, rise_in, serving

@@ -14,20 +14,19 @@ from calibrate.common.errors import Infeasible, InputError
 from calibrate.common.estimate import RatioEstimate
 from calibrate.common.numbers import in_points
 from calibrate.common.settings import Sampling
+from calibrate.deploy.corpora import budget_corpus
 from calibrate.deploy.diagnosis import Check, ReferenceInput
 from calibrate.deploy.trusted import reader_again
 from calibrate.engine.cross_entropy import delta_ce
-from calibrate.engine.generation import Completion, Request, sample, sample_all
-from calibrate.engine.unsteered import Corpus, run_unsteered
+from calibrate.engine.generation import Completion, Request, sample_all
+from calibrate.engine.unsteered import run_unsteered
 from calibrate.judging.guard import measure_guard
 from calibrate.judging.presence import read
 from calibrate.models.model import LoadedModel
 from calibrate.models.prompts import encode_prompt
 from calibrate.models.steering import Steering
 from calibrate.search.long_run import unsteered_at_length
-from calibrate.texts.concept import read_lines
 from calibrate.texts.guard import guard_again
-from calibrate.texts.replies import corpus_texts
 from probes import Reader
 from probes import load as load_probe
 
@@ -125,28 +124,6 @@ def check_budget(
     run = run_unsteered(loaded, texts, [config.site.first])
     rise = delta_ce(loaded, run, config.site, config.intervention.strength)
     return judged("budget", rise, config)
-
-
-def budget_corpus(
-    config: SteeringConfig,
-    evidence: Evidence,
-    loaded: LoadedModel,
-    corpus: str | Path | None = None,
-) -> Corpus:
-    """What a budget is checked on: a corpus file, or the replies it was verified on, drawn again.
-
-    Raises: InputError if it was verified on a file, and none is given.
-    """
-    if corpus is None and config.measured.delta_ce.corpus == "file":
-        raise InputError(
-            "this config was verified on a corpus file, so its budget holds for such text only; "
-            "give texts like those with --corpus FILE"
-        )
-    if corpus is not None:
-        return Corpus(corpus_texts(loaded, read_lines(corpus)), self_sampled=False)
-    prompts = [encode_prompt(loaded, text) for text in evidence.splits.prompts["verify"]]
-    replies = sample(loaded, prompts, *_sampling(config))
-    return Corpus(tuple(each.sequence for each in replies if each.spoken), self_sampled=True)
 
 
 def judged(name: str, rise: RatioEstimate, config: SteeringConfig) -> Check:

@@ -26,15 +26,14 @@ from calibrate.common.errors import ArtefactError, CalibrateWarning, InputError
 from calibrate.common.progress import SILENT, Progress
 from calibrate.common.trial import PROPOSED_SHARE
 from calibrate.deploy.checks import why_not_same
+from calibrate.deploy.corpora import require_same_texts, same_corpus
 from calibrate.deploy.trusted import reader_again
-from calibrate.engine.unsteered import Corpus
 from calibrate.judging.panel import Panel
 from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.search.budget import LADDER, ascending, spending_strength
 from calibrate.search.frontier import Bench, Point, measure_frontier
 from calibrate.search.rivals import Rival, measure_rivals
 from calibrate.search.verification import verify
-from calibrate.texts.concept import read_corpus
 from calibrate.texts.guard import Guard, guard_again
 from calibrate.texts.replies import build_corpora, sample_splits
 from probes import Probe
@@ -113,12 +112,12 @@ def open_bench(
     """
     if (why_not := why_not_same(config, loaded)) is not None:
         raise ArtefactError(why_not)
-    texts = _texts_of(config, corpus)
+    texts = same_corpus(config, corpus)
     panel = open_panel(config, probe, loaded)
     replies = sample_splits(loaded, evidence.splits.prompts, config.settings)
     corpora = build_corpora(loaded, replies, texts)
     if texts is not None:
-        _require_same_texts(config, corpora["verify"])
+        require_same_texts(config, corpora["verify"])
     return Bench(
         loaded,
         config.site,
@@ -128,39 +127,6 @@ def open_bench(
         config.settings,
         open_guard(config, evidence),
     )
-
-
-def _texts_of(
-    config: SteeringConfig, corpus: str | Path | None
-) -> dict[str, tuple[str, ...]] | None:
-    """The texts of the corpus that a config was verified on; None for its model's own replies.
-
-    Raises: InputError if there is one and it is not given, or none and one is.
-    """
-    from_file = config.measured.delta_ce.corpus == "file"
-    if from_file and corpus is None:
-        raise InputError(
-            "this config was verified on a corpus file, so its budget holds for such text only; "
-            "give the same file with --corpus FILE"
-        )
-    if corpus is not None and not from_file:
-        raise InputError(
-            "--corpus must be left out here: this config was verified on its model's own replies, "
-            f"got {corpus}; calibrate with --corpus for a budget on such text"
-        )
-    return None if corpus is None else read_corpus(corpus)
-
-
-def _require_same_texts(config: SteeringConfig, held_out: Corpus) -> None:
-    """Raise InputError if a corpus is not the one that a config was verified on."""
-    recorded = config.measured.delta_ce
-    known = recorded.n_sequences, recorded.n_tokens
-    given = len(held_out.sequences), held_out.n_scored
-    if given != known:
-        raise InputError(
-            "--corpus must be the file that this config was verified on, with {} texts of {:,} "
-            "tokens held out, got {} of {:,}; give the same file".format(*known, *given)
-        )
 
 
 def open_guard(config: SteeringConfig, evidence: Evidence) -> Guard | None:

@@ -27,7 +27,8 @@ from calibrate.common.cost import Ledger
 from calibrate.common.errors import InputError, did_you_mean
 from calibrate.common.estimate import RatioEstimate
 from calibrate.common.progress import SILENT, Progress
-from calibrate.deploy.checks import budget_corpus, judged
+from calibrate.deploy.checks import judged
+from calibrate.deploy.corpora import budget_corpus
 from calibrate.deploy.diagnosis import Check
 from calibrate.deploy.export import export
 from calibrate.deploy.export.adapter import adapted

@@ -105,7 +105,7 @@ def test_a_frontier_is_measured_on_the_corpus_of_its_calibration(opened, tiny_op
     result = calibrate.calibrate(tiny.model("gpt2"), **tiny_options, corpus=corpus)
     again = (result.config, result.evidence, result.probe, opened)
     assert not deploy.open_bench(*again, corpus).corpora["verify"].self_sampled
-    with pytest.raises(InputError, match="give the same file with --corpus"):
+    with pytest.raises(InputError, match="give that file with --corpus"):
         deploy.open_bench(*again)
     with pytest.raises(InputError, match="must be the file that this config was verified on"):
         deploy.open_bench(*again, other)

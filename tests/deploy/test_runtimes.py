@@ -226,7 +226,7 @@ def test_a_budget_of_a_corpus_file_is_judged_on_no_other_text(finished, tmp_path
     facts = json.loads((directory / "steering.json").read_text())
     facts["measured"]["delta_ce"]["corpus"] = "file"
     (directory / "steering.json").write_text(json.dumps(facts))
-    with pytest.raises(InputError, match="give texts like those with --corpus FILE"):
+    with pytest.raises(InputError, match="give that file with --corpus FILE"):
         check_stack(directory, tiny.loaded("gpt2"), "peft")
 
 

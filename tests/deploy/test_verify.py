@@ -203,6 +203,31 @@ def test_a_budget_that_does_not_hold_on_a_corpus_closes_it(copy, loaded, tmp_pat
     assert "above the budget of 0.001 nat" in found
 
 
+def test_the_file_it_was_verified_on_gives_the_texts_that_were_held_out(
+    tiny_options, loaded, tmp_path
+):
+    said = tiny.texts(tiny.DULL, 60, seed=5)
+    corpus, other = tmp_path / "corpus.txt", tmp_path / "other.txt"
+    corpus.write_text("\n".join(said))
+    other.write_text("\n".join(said[:15]))
+    out = tmp_path / "out"
+    recorded = calibrate.calibrate(
+        tiny.model("gpt2"), out=out, corpus=corpus, **tiny_options
+    ).config.measured.delta_ce
+    assert recorded.n_sequences < 60
+    for file, found in (
+        (corpus, f"ΔCE {recorded.value:.4f} on {recorded.n_sequences} sequences, 95% bound "
+         f"{recorded.upper:.4f}"),
+        (other, "on 15 sequences"),
+    ):  # fmt: skip
+        (check,) = (
+            check
+            for check in check_directory(out, loaded, corpus=file).checks
+            if check.name == "budget"
+        )
+        assert found in check.found
+
+
 @pytest.mark.parametrize("split", ["verify", "search"])
 @pytest.mark.parametrize("prompts", [None, []])
 def test_evidence_without_prompts_is_damaged(split, prompts, copy, loaded):
@@ -281,7 +306,7 @@ def test_a_config_that_was_verified_on_a_file_wants_one(copy, loaded):
     def from_file(facts):
         facts["measured"]["delta_ce"]["corpus"] = "file"
 
-    with pytest.raises(InputError, match="give texts like those with --corpus FILE"):
+    with pytest.raises(InputError, match="give that file with --corpus FILE"):
         check_directory(tampered(copy, from_file), loaded)
 
 
