@@ -7,6 +7,7 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import numpy as np
@@ -25,6 +26,7 @@ from calibrate.artefact import saved
 from calibrate.artefact.config import SteeringConfig
 from calibrate.artefact.evidence import CompletionRecord, Evidence
 from calibrate.artefact.grades import GRADES_FILE, Grades, load_grades
+from calibrate.artefact.measured_sections import MeasuredSection
 from calibrate.artefact.sections import BudgetSection, ProvenanceSection
 from calibrate.cli import grade_session
 from calibrate.cli.reader_table import readers_table
@@ -489,6 +491,12 @@ def unlike(kept=1, prompts=64, empty=0):
     return Evidence.model_construct(completions=rows)
 
 
+def drawn(n):
+    """A config with so many replies to each prompt."""
+    measured = MeasuredSection.model_construct(presence=SimpleNamespace(n_replies=n))
+    return SteeringConfig.model_construct(measured=measured)
+
+
 def sheet(name, content):
     def act(folder):
         (folder / name).write_text(content)
@@ -520,9 +528,9 @@ REFUSED = (
     ),
     Refused(
         "grade a calibration of an earlier release",
-        "… keeps one reply to each prompt, as earlier releases did, and grades need them all; run "
-        "the same calibration again into a new --out",
-        lambda folder: blind._pairs(folder, unlike(kept=1), 0),
+        "… keeps one of the 2 replies to each prompt, as earlier releases did, and grades need "
+        "them all; run the same calibration again into a new --out",
+        lambda folder: blind._require_all_replies(folder, drawn(2), unlike(kept=1)),
         ArtefactError,
     ),
     Refused(

@@ -14,6 +14,7 @@ from calibrate.common.cost import Limits
 from calibrate.common.errors import CalibrateWarning, ConceptError, Infeasible, InputError
 from calibrate.common.estimate import Interval
 from calibrate.deploy import start as deploy
+from calibrate.deploy.grading.blind import ReadingRoom
 from calibrate.deploy.start import opened_start
 from calibrate.deploy.trusted import reader_again
 from calibrate.engine.loading import load_model
@@ -88,6 +89,12 @@ def test_it_is_shown_verified_and_found_again(warm, finished, tiny_options, opti
         changed(0.02), tiny_options["concept"], start=finished.directory, out=folder, **options
     )
     assert again.config.provenance.created == result.config.provenance.created
+
+
+def test_its_replies_can_be_graded_though_each_prompt_has_one(warm):
+    folder, result = warm
+    assert result.config.measured.presence.n_replies == 1
+    assert len(ReadingRoom.open(folder).sample(10, "ann")) == 10
 
 
 def test_it_can_be_begun_with_again(warm, tiny_options, options):

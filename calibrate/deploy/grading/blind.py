@@ -70,6 +70,7 @@ class ReadingRoom:
         Raises: ArtefactError if it holds none, or one written before all replies were kept.
         """
         config, evidence = load_config(directory), Evidence.load(directory)
+        _require_all_replies(directory, config, evidence)
         pairs = _pairs(directory, evidence, config.provenance.seed)
         return cls(directory, config, evidence, pairs)
 
@@ -94,13 +95,18 @@ class ReadingRoom:
         return chosen
 
 
+def _require_all_replies(directory: Path, config: SteeringConfig, evidence: Evidence) -> None:
+    """Raise ArtefactError if there were more replies to each prompt than are kept."""
+    drawn = config.measured.presence.n_replies
+    if drawn > 1 and not any(record.reply for record in evidence.completions):
+        raise ArtefactError(
+            f"{directory} keeps one of the {drawn} replies to each prompt, as earlier releases "
+            "did, and grades need them all; run the same calibration again into a new --out"
+        )
+
+
 def _pairs(directory: Path, evidence: Evidence, seed: int) -> tuple[Pair, ...]:
     """One pair of replies of each prompt that has any in which neither is empty."""
-    if not any(record.reply for record in evidence.completions):
-        raise ArtefactError(
-            f"{directory} keeps one reply to each prompt, as earlier releases did, and grades need "
-            "them all; run the same calibration again into a new --out"
-        )
     by_prompt: dict[str, list[CompletionRecord]] = {}
     for record in evidence.completions:
         if record.unsteered.strip() and record.steered.strip():
