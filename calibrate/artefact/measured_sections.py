@@ -250,7 +250,8 @@ class MeasuredSection(Section):
     judges: who read presence, and the auditor if there was one, by name. long_run: None where
     none was asked for, or the model's context has no room for one. guard: None where none was
     asked for. readers: None until people have graded replies (`calibrate grade`). A calibration
-    that began with an earlier one has neither controls nor audit.
+    that began with an earlier one has neither controls nor audit; one that was picked from it has
+    controls.
     """
 
     judges: list[str]
@@ -262,3 +263,8 @@ class MeasuredSection(Section):
     long_run: LongRunSection | None = None
     guard: GuardSection | None = None
     readers: ReadersSection | None = None
+
+    @property
+    def not_repeated(self) -> str:
+        """What was left to an earlier calibration, in words; empty where nothing was."""
+        return "" if self.controls else "; controls and second judge were not repeated"

@@ -170,7 +170,7 @@ class StartSection(Section):
         verdict = "confirmed" if self.confirmed else "corrected"
         return (
             f"an earlier calibration, whose α_B of {before.value:.4g} ({before.low:.4g} to "
-            f"{before.high:.4g}) was {verdict}; controls and second judge were not repeated"
+            f"{before.high:.4g}) was {verdict}"
         )
 
 

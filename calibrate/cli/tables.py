@@ -145,7 +145,7 @@ def _choice(config: SteeringConfig, evidence: Evidence) -> Iterator[tuple[str, s
 def _began(config: SteeringConfig) -> Iterator[tuple[str, str]]:
     start = config.provenance.start
     if start is not None:
-        yield "began with", start.says
+        yield "began with", f"{start.says}{config.measured.not_repeated}"
 
 
 def _clear(presence: PresenceSection) -> Iterator[tuple[str, str]]:

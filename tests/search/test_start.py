@@ -10,6 +10,7 @@ import tiny
 import torch
 
 import calibrate
+from calibrate.cli.tables import _began
 from calibrate.common.cost import Limits
 from calibrate.common.errors import CalibrateWarning, ConceptError, Infeasible, InputError
 from calibrate.common.estimate import Interval
@@ -95,6 +96,22 @@ def test_its_replies_can_be_graded_though_each_prompt_has_one(warm):
     folder, result = warm
     assert result.config.measured.presence.n_replies == 1
     assert len(ReadingRoom.open(folder).sample(10, "ann")) == 10
+
+
+def test_what_is_picked_from_it_has_controls_and_does_not_say_otherwise(warm):
+    _, result = warm
+    assert "were not repeated" in shown(result.config)
+    loaded = load_model(changed(0.02), tiny.tokenizer())
+    picked = result.pick(result.config.budget.limit / 2, loaded).config
+    assert picked.provenance.start == result.config.provenance.start
+    assert picked.measured.controls is not None
+    assert "was confirmed" in shown(picked)
+    assert "were not repeated" not in shown(picked)
+
+
+def shown(config):
+    """The row of the summary on how it began."""
+    return dict(_began(config))["began with"]
 
 
 def test_it_can_be_begun_with_again(warm, tiny_options, options):

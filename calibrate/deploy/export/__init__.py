@@ -41,8 +41,6 @@ from calibrate.search.reference import next_log_probs
 
 __all__ = ["FORMATS", "Exported", "check_request", "export"]
 
-# By name, the module and class that write it; imported, with their libraries, when asked for.
-
 
 def export(
     config: SteeringConfig,
