@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -66,9 +65,12 @@ def serve(
     require_serving()
     from calibrate.pipelines.serving.server import serve as serve_calibrations
 
+    served = False
     with working(as_json) as progress:
 
         def ready(catalogue: Catalogue, address: str) -> None:
+            nonlocal served
+            served = True
             progress.close()
             if as_json:
                 say_json(as_json_text({"address": address, "models": catalogue.names}))
@@ -76,7 +78,7 @@ def serve(
                 say(f"{', '.join(catalogue.names)}")
                 say(f"try them at {address}; OpenAI's clients at {address}/v1; Ctrl-C ends it")
 
-        with suppress(KeyboardInterrupt):  # the way to end it
+        try:
             serve_calibrations(
                 directories,
                 host=host,
@@ -87,3 +89,6 @@ def serve(
                 ready=ready,
                 **loading,
             )
+        except KeyboardInterrupt:  # the way to end it, once it serves
+            if not served:
+                raise

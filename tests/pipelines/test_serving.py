@@ -23,6 +23,7 @@ import tiny
 import torch
 from patience import PATIENCE
 from serving_fixtures import saved, serving, until
+from test_cli import run
 
 from calibrate.common.errors import InputError, ModelError, VerificationFailed
 from calibrate.common.settings import Sampling
@@ -554,6 +555,17 @@ def test_a_kill_and_a_restart_lose_nothing(places):
             process.send_signal(end)
             assert process.wait(PATIENCE) == (0 if end is signal.SIGINT else -signal.SIGKILL)
     assert digests(places) == before
+
+
+@pytest.mark.parametrize(("serves", "status"), [(False, 130), (True, 0)])
+def test_ctrl_c_is_the_way_to_end_it_once_it_serves(serves, status, capsys, monkeypatch):
+    def interrupted(*_, ready, **__):
+        if serves:
+            ready(SimpleNamespace(names=("bright",), calibrations=()), "http://127.0.0.1:1")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("calibrate.pipelines.serving.server.serve", interrupted)
+    assert run(capsys, "serve", "bright")[0] == status
 
 
 def test_a_port_that_is_taken_is_said(server, places):
