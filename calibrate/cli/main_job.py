@@ -60,16 +60,22 @@ def run_main_job(
     limits = Limits(asked["max_tokens"], asked["max_minutes"])
     kept = settings["max_guard_drop"], settings["confidence"]
     check_guard_choice(asked["guard"], *kept)
+    if describe and (positives or file):
+        raise click.UsageError(
+            "--describe has the model write the texts, so --positives and --negatives FILE must be "
+            f"left out, got {positives or file}; leave one of them out"
+        )
     texts = None if describe else read_concept(concept, positives, file)
 
     from calibrate.artefact.saved import save_frontier
     from calibrate.calibration import calibrate
     from calibrate.deploy.beside import checked_mix
     from calibrate.engine.loading import load_model
-    from calibrate.judging.choice import check_judges
+    from calibrate.judging.choice import check_fetching, check_judges
 
     directory = out or Path(f"{stem(concept)}-{stem(loading['model'])}")
     check_judges(judge, asked["audit"], Settings(**settings))
+    check_fetching(judge, teacher, fetch_teacher)
     checked_mix(asked["mix"], asked["beside"], asked["start"])
     with refusal_printed(as_json, quiet), working(quiet) as progress:
         asked["guard"] = choose_guard(asked["guard"], *kept, progress)

@@ -116,6 +116,21 @@ def check_judges(judge: JudgeChoice, audit: JudgeChoice | None, settings: Settin
         raise InputError(f"the auditor must be another than the judge, got {judge_name(audit)!r}")
 
 
+def check_fetching(judge: JudgeChoice, teacher: str | None, fetch: bool) -> None:
+    """Raise InputError for a teacher that may be fetched, but that nobody would learn from."""
+    if not fetch:
+        return
+    if judge != AUTO:
+        raise InputError(
+            f"--fetch-teacher needs --judge auto, got {judge_name(judge)}; add it or leave "
+            "--fetch-teacher out"
+        )
+    if teacher == NOBODY:
+        raise InputError(
+            f"--fetch-teacher needs a teacher, got --teacher {NOBODY}; leave one of them out"
+        )
+
+
 def check_reading(
     concept: Concept,
     judge: JudgeChoice | None,
@@ -206,10 +221,11 @@ def choose_judges(
 ) -> tuple[JudgeChoice | None, Lesson | None, list[str]]:
     """Return who audits, what the probe learns from, and who reads the final replies, by name.
 
-    Raises and warns as `check_judges`, `choose_audit` and `choose_lesson` do; InputError as well
-    for a teacher and settings that none of them would heed.
+    Raises and warns as `check_judges`, `check_fetching`, `choose_audit` and `choose_lesson` do;
+        InputError as well for a teacher and settings that none of them would heed.
     """
     check_judges(judge, audit, settings)
+    check_fetching(judge, teacher, fetch)
     auditor = choose_audit(judge, audit, progress)
     lesson = choose_lesson(concept, judge, teacher, fetch)
     final = _final_reader(judge, lesson)

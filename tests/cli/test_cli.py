@@ -291,6 +291,22 @@ def test_concepts_lists_the_built_in_ones(capsys):
             ["--quiet", "--ce-budget", "0.2", "pick", "joy", "--out", "x"],
             "go after it, got --ce-budget, --quiet before pick",
         ),
+        (
+            ["--concept", "x", "--describe", "sunny", "--positives", "gone.txt"],
+            "--describe has the model write the texts, so --positives and --negatives FILE must be",
+        ),
+        (
+            ["--concept", "x", "--describe", "sunny", "--negatives", "gone.txt"],
+            "left out, got gone.txt",
+        ),
+        (
+            ["--concept", "joy", "--judge", "question", "--fetch-teacher"],
+            "--fetch-teacher needs --judge auto, got question",
+        ),
+        (
+            ["--concept", "joy", "--teacher", "none", "--fetch-teacher"],
+            "--fetch-teacher needs a teacher, got --teacher none",
+        ),
     ],
 )
 def test_bad_usage_is_one_line_and_status_2(capsys, workplace, arguments, said):
