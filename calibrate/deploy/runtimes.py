@@ -24,7 +24,7 @@ import torch
 from calibrate.artefact.config import SteeringConfig, load
 from calibrate.artefact.evidence import Evidence
 from calibrate.common.cost import Ledger
-from calibrate.common.errors import InputError, did_you_mean
+from calibrate.common.errors import InputError, VerificationFailed, did_you_mean
 from calibrate.common.estimate import RatioEstimate
 from calibrate.common.progress import SILENT, Progress
 from calibrate.deploy.checks import judged
@@ -128,9 +128,12 @@ def check_stack(
             by_kl = replace(texts, self_sampled=True)  # which is of any text, and never negative
             least = _least_kl(config, loaded, by_kl)
         longest = max((len(sequence.ids) for sequence in texts.sequences), default=0)
-        with serving(name, config, loaded, longest, gguf) as stack:
-            rise = rise_in(stack, texts)
-            found = rise if texts.self_sampled else rise_in(stack, by_kl)
+        try:
+            with serving(name, config, loaded, longest, gguf) as stack:
+                rise = rise_in(stack, texts)
+                found = rise if texts.self_sampled else rise_in(stack, by_kl)
+        except VerificationFailed as failed:  # what was exported for it does not do what it should
+            return Check(f"budget in {name}", False, str(failed))
     check = judged(f"budget in {name}", rise, config)
     if not check.passed or found.value >= least:
         return check

@@ -15,7 +15,7 @@ import tiny
 
 import calibrate
 from calibrate.cli import commands as cli
-from calibrate.common.errors import InputError
+from calibrate.common.errors import InputError, VerificationFailed
 from calibrate.common.settings import Sampling, Settings
 
 COMMAND = [sys.executable, "-c", "from calibrate.cli import main; main()"]
@@ -178,6 +178,22 @@ def test_verify_measures_in_another_stack(capsys, calibrated):
     status, _, err = run(capsys, "verify", directory, "--against", "tensorrt")
     assert status == 2
     assert "--against must be one of llama.cpp, peft, folded, got 'tensorrt'" in err
+
+
+def test_an_export_for_a_stack_that_fails_is_in_the_report(monkeypatch, capsys, calibrated):
+    def fails(*_, **__):
+        raise VerificationFailed("the folded export must reproduce the log-probabilities")
+
+    monkeypatch.setattr("calibrate.deploy.runtimes.export", fails)
+    quick = ("verify", calibrated[1], "--quick", "--against", "folded")
+    status, out, err = run(capsys, *quick, "--json")
+    assert status == 4
+    assert json.loads(out)["checks"][-1] == {
+        "name": "budget in folded",
+        "passed": False,
+        "found": "the folded export must reproduce the log-probabilities",
+    }
+    assert "must reproduce" in err
 
 
 def test_export_says_how_close_it_came_and_how_to_serve_it(capsys, calibrated, tmp_path):
