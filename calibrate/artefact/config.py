@@ -20,7 +20,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from calibrate.artefact.beside_section import BesideSection
-from calibrate.artefact.hub import Origin, local_directory, origin_of
+from calibrate.artefact.hub import Origin, is_origin, local_directory, origin_of
 from calibrate.artefact.law_sections import LawsSection
 from calibrate.artefact.measured_sections import MeasuredSection
 from calibrate.artefact.missing import no_config
@@ -194,8 +194,13 @@ class SteeringConfig(Section):
             yield
 
     def files(self) -> dict[str, bytes]:
-        """Return the contents of `steering.json` and `steering.safetensors`."""
-        text = self.model_dump_json(indent=2)
+        """Return the contents of `steering.json` and `steering.safetensors`.
+
+        The repository it was read from is named in it, so that its copies are nobody's own.
+        """
+        origin = {"repository": self.origin.repository}
+        provenance = self.provenance.model_copy(update=origin)
+        text = self.model_copy(update={"provenance": provenance}).model_dump_json(indent=2)
         return {CONFIG_FILE: f"{text}\n".encode(), self.vector.file: self._vector_file}
 
 
@@ -246,7 +251,8 @@ def load(directory: str | Path) -> SteeringConfig:
             f"{folder / CONFIG_FILE} is damaged: {where}: {first['msg']}"
         ) from error
     _require_in_range(folder / CONFIG_FILE, config)
-    return config.with_vector(_vector_of(folder, config), origin_of(folder))
+    origin = origin_of(folder, config.provenance.repository)
+    return config.with_vector(_vector_of(folder, config), origin)
 
 
 def _require_in_range(path: Path, config: SteeringConfig) -> None:
@@ -264,6 +270,7 @@ def _require_in_range(path: Path, config: SteeringConfig) -> None:
         **wrong_vector(config.vector, VECTOR_FILE),
         **wrong_budget(config.budget),
         **wrong_reference(config.reference),
+        "provenance.repository": not is_origin(config.provenance.repository),
     }
     for field, is_wrong in wrong.items():
         if is_wrong:

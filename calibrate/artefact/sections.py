@@ -177,7 +177,9 @@ class StartSection(Section):
 class ProvenanceSection(Section):
     """How the config was made, so that it can be made again.
 
-    start: the earlier calibration it began with; None for one from nothing.
+    start: the earlier calibration it began with; None for one from nothing. repository: of the Hub,
+    from which it was read before it was written here, USER/NAME@COMMIT or "unknown"; None for
+    one's own.
     """
 
     versions: dict[str, str]
@@ -186,3 +188,4 @@ class ProvenanceSection(Section):
     fingerprint: str
     settings: dict[str, Any]
     start: StartSection | None = None
+    repository: str | None = None

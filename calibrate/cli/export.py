@@ -9,15 +9,15 @@ import click
 
 from calibrate.cli.console import say
 from calibrate.cli.option_groups import HELD, options
-from calibrate.cli.option_types import FILE
-from calibrate.cli.shared import Command, working
+from calibrate.cli.option_types import FILE, PLACE
+from calibrate.cli.shared import Command, say_origin, working
 from calibrate.common.export_formats import FORMATS
 
 *FIRST, LAST = FORMATS
 
 
 @click.command(name="export", cls=Command)
-@click.argument("directory", type=FILE, metavar="DIR")
+@click.argument("directory", type=PLACE, metavar="DIR")
 @click.option(
     "--format",
     "format_name",
@@ -29,7 +29,7 @@ from calibrate.common.export_formats import FORMATS
 @click.option("--no-check", is_flag=True, help="Do not load it back and compare.")
 @options("elsewhere", *HELD)
 def export_config(
-    directory: Path,
+    directory: str | Path,
     format_name: str,
     to: Path,
     no_check: bool,
@@ -41,6 +41,7 @@ def export_config(
     from calibrate.deploy.verify import open_model
 
     config = load(directory)
+    say_origin(config.origin)
     check_request(config, format_name, to, directory)
     with working() as progress:
         loaded = open_model(config, progress=progress, **loading)

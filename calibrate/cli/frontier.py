@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from calibrate.cli.console import say_json
 from calibrate.cli.main_job import print_result
 from calibrate.cli.option_groups import HELD, options
-from calibrate.cli.option_types import FILE, budgets
-from calibrate.cli.shared import Command, working
-
-if TYPE_CHECKING:
-    from calibrate.common.progress import Progress
-    from calibrate.deploy.finished import Calibration
-    from calibrate.models.model import LoadedModel
+from calibrate.cli.option_types import FILE, PLACE, budgets
+from calibrate.cli.shared import Command, say_origin, working
 
 
 @click.command(cls=Command)
-@click.argument("directory", type=FILE, metavar="DIR")
+@click.argument("directory", type=PLACE, metavar="DIR")
 @click.option(
     "--budgets",
     "wanted",
@@ -35,7 +30,7 @@ if TYPE_CHECKING:
 )
 @options("corpus", "elsewhere", *HELD, "batch-tokens", "json")
 def frontier(
-    directory: Path,
+    directory: str | Path,
     wanted: tuple[float, ...] | None,
     no_rivals: bool,
     corpus: Path | None,
@@ -47,16 +42,22 @@ def frontier(
     Each budget gets a strength with its own verified bound. The result goes into DIR:
     frontier.json, pictures, and the report.
     """
-    from calibrate.artefact.config import CONFIG_FILE, load
+    from calibrate.artefact.config import CONFIG_FILE
     from calibrate.artefact.directory import FRONTIER_FILES, require_free
+    from calibrate.artefact.hub import own_directory
     from calibrate.artefact.saved import save_frontier
     from calibrate.cli.frontier_table import frontier_summary
     from calibrate.cli.progress_bars import PatientConsole
+    from calibrate.deploy.finished import Calibration
+    from calibrate.deploy.frontier import require_one_concept
+    from calibrate.deploy.verify import open_model
 
-    load(directory)
+    directory = own_directory(directory, "the frontier is")
+    calibration = Calibration.load(directory)
+    require_one_concept(calibration.config)
     require_free(directory, CONFIG_FILE, FRONTIER_FILES)
     with working(as_json) as progress:
-        calibration, loaded = _opened(directory, progress, loading)
+        loaded = open_model(calibration.config, progress=progress, **loading)
         measured = calibration.with_frontier(
             wanted, loaded, corpus=corpus, rivals=not no_rivals, progress=progress
         )
@@ -69,11 +70,11 @@ def frontier(
 
 
 @click.command(cls=Command)
-@click.argument("directory", type=FILE, metavar="DIR")
+@click.argument("directory", type=PLACE, metavar="DIR")
 @click.option("--out", required=True, type=FILE, metavar="DIR2", help="Where the config goes.")
 @options("one-budget", "corpus", "elsewhere", *HELD, "batch-tokens", "json")
 def pick(
-    directory: Path,
+    directory: str | Path,
     out: Path,
     ce_budget: float,
     corpus: Path | None,
@@ -84,30 +85,21 @@ def pick(
     from calibrate.artefact.directory import open_workspace
     from calibrate.common.errors import InputError
     from calibrate.deploy.finished import Calibration
+    from calibrate.deploy.frontier import require_one_concept
+    from calibrate.deploy.verify import open_model
     from calibrate.search.fingerprint import fingerprint_picked
 
-    if out.resolve() == directory.resolve():
+    if out.resolve() == Path(directory).resolve():
         raise InputError(f"--out must be another directory than DIR, got {out} for both")
-    config = Calibration.load(directory).config
+    calibration = Calibration.load(directory)
+    config = calibration.config
+    require_one_concept(config)
+    say_origin(config.origin)
     _, finished = open_workspace(out, fingerprint_picked(config.provenance.fingerprint, ce_budget))
     if not finished:
         with working(as_json) as progress:
-            calibration, loaded = _opened(directory, progress, loading)
+            loaded = open_model(config, progress=progress, **loading)
             picked = calibration.pick(ce_budget, loaded, corpus=corpus, progress=progress)
             picked.save(out)
     result = Calibration.load(out)
     print_result(result.config, result.evidence, out, as_json, False, result.frontier)
-
-
-def _opened(
-    directory: Path, progress: Progress, loading: dict[str, Any]
-) -> tuple[Calibration, LoadedModel]:
-    """A finished calibration of one concept, and its model."""
-    from calibrate.deploy.finished import Calibration
-    from calibrate.deploy.frontier import require_one_concept
-    from calibrate.deploy.verify import open_model
-
-    calibration = Calibration.load(directory)
-    require_one_concept(calibration.config)
-    loaded = open_model(calibration.config, progress=progress, **loading)
-    return calibration, loaded

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from calibrate.cli.console import say, say_json
-from calibrate.cli.option_types import FILE, TEXT
+from calibrate.cli.option_types import FILE, PLACE, TEXT
 from calibrate.cli.shared import Command
 from calibrate.common.errors import InputError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
-@click.argument("directory", type=FILE, metavar="DIR")
+@click.argument("directory", type=PLACE, metavar="DIR")
 @click.option(
     "--replies",
     type=int,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 @click.option("--import", "sheet", type=FILE, metavar="FILE", help="Read grades from such a file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result so far as JSON.")
 def grade(
-    directory: Path,
+    directory: str | Path,
     replies: int,
     grader: str | None,
     apply: bool,
@@ -53,10 +53,12 @@ def grade(
     replies, corrected by your grades, are presence as you see it.
     """
     from calibrate.artefact.grades import load_grades
+    from calibrate.artefact.hub import own_directory
     from calibrate.deploy.grading.blind import ReadingRoom
 
     if export is not None and (sheet is not None or apply or as_json):
         raise click.UsageError("--export goes alone; give --import, --apply or --json afterwards")
+    directory = own_directory(directory, "grades are")
     room = ReadingRoom.open(directory)
     grades = load_grades(directory)
     name = grader or _login_name()

@@ -13,8 +13,16 @@ import click
 from calibrate.cli.console import say_json
 from calibrate.cli.exit_status import resumable
 from calibrate.cli.option_groups import CALIBRATION, split_off
-from calibrate.cli.option_types import FILE
-from calibrate.cli.shared import Command, checked, named, only_first_speaks, working
+from calibrate.cli.option_types import PLACE
+from calibrate.cli.shared import (
+    Command,
+    brought,
+    checked,
+    named,
+    only_first_speaks,
+    say_origin,
+    working,
+)
 from calibrate.common.layout import stem
 from calibrate.common.settings import Settings
 
@@ -77,6 +85,7 @@ def run_main_job(
     check_judges(judge, asked["audit"], Settings(**settings))
     check_fetching(judge, teacher, fetch_teacher)
     checked_mix(asked["mix"], asked["beside"], asked["start"])
+    asked |= {name: brought(asked[name]) for name in ("start", "beside")}
     with refusal_printed(as_json, quiet), working(quiet) as progress:
         asked["guard"] = choose_guard(asked["guard"], *kept, progress)
         loaded = load_model(**loading, tensor_parallel=tensor_parallel, progress=progress)
@@ -159,17 +168,21 @@ def _may_fetch(judge: str, teacher: str | None, concept: Any) -> bool:
 
 
 @click.command(cls=Command)
-@click.argument("directory", type=FILE, metavar="DIR")
+@click.argument("directory", type=PLACE, metavar="DIR")
 @click.option("--json", "as_json", is_flag=True, help="Print the config and a menu as JSON.")
-def show(directory: Path, as_json: bool) -> None:
+def show(directory: str | Path, as_json: bool) -> None:
     """Print the summary of the calibration in DIR again."""
     from calibrate.artefact.config import load
     from calibrate.artefact.evidence import Evidence
     from calibrate.artefact.frontier import Frontier
+    from calibrate.artefact.hub import local_directory
 
-    config, evidence = load(directory), Evidence.load(directory)
-    frontier = Frontier.load(directory, config.provenance.fingerprint)
-    print_result(config, evidence, directory, as_json, False, frontier)
+    folder = local_directory(directory)
+    config, evidence = load(folder), Evidence.load(folder)
+    frontier = Frontier.load(folder, config.provenance.fingerprint)
+    say_origin(config.origin)
+    here = directory if isinstance(directory, Path) else None
+    print_result(config, evidence, here, as_json, False, frontier)
 
 
 def _described(
@@ -208,7 +221,7 @@ def refusal_printed(as_json: bool, quiet: bool) -> Iterator[None]:
 def print_result(
     config: SteeringConfig,
     evidence: Evidence,
-    directory: Path,
+    directory: Path | None,
     as_json: bool,
     quiet: bool,
     frontier: Frontier | None = None,
@@ -216,6 +229,8 @@ def print_result(
     """Print a finished calibration: as JSON, as a summary, or in one line.
 
     The JSON is the config and a menu: what other budgets buy, measured or by the laws.
+
+    directory: where it is; None for one in a repository.
     """
     if as_json:
         from calibrate.artefact.menu import menu_facts

@@ -22,6 +22,17 @@ class FileType(click.Path):
         return super().convert(value, param, ctx)
 
 
+class PlaceType(FileType):
+    """A directory, or the name of a repository on the Hub, which stays the text that it is."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the path, or the name."""
+        from calibrate.artefact.hub import named_repository
+
+        path = super().convert(value, param, ctx)
+        return value if isinstance(value, str) and named_repository(value) else path
+
+
 def utf8(what: str, text: str) -> str:
     """Return typed text if it was decoded without loss.
 
@@ -49,7 +60,7 @@ def _filled_text(typed: str) -> str:
 
 
 TEXT, PROMPT = _filled_text, _text  # an empty prompt is for the model to take or refuse
-FILE = FileType(path_type=Path)
+FILE, PLACE = FileType(path_type=Path), PlaceType(path_type=Path)
 
 
 def json_object(typed: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from calibrate.cli.option_types import FILE, TEXT, budgets, json_object
+from calibrate.cli.option_types import FILE, PLACE, TEXT, budgets, json_object
 from calibrate.common.settings import Sampling, Settings, settings_of
 
 SETTINGS = settings_of(Sampling) | settings_of(Settings)
@@ -108,14 +108,14 @@ OPTIONS = dict(
         ),
         _option(
             "start",
-            FILE,
+            PLACE,
             "DIR",
             "An earlier calibration of the concept, to be confirmed or corrected on a model that "
             "has changed since.",
         ),
         _option(
             "beside",
-            FILE,
+            PLACE,
             "DIR",
             "A calibration of the same model whose concept is steered too, under one budget.",
         ),

@@ -39,7 +39,7 @@ def push(
     """Put the calibration in DIR on the Hugging Face Hub, with a model card made from its evidence.
 
     The repository is private unless --public is given. `calibrate.load("USER/NAME")` and `calibrate
-    verify USER/NAME` read it there.
+    verify hub:USER/NAME` read it there.
     """
     from calibrate.pipelines.hub import push as push_calibration
 

@@ -9,7 +9,7 @@ import click
 from calibrate.cli.console import say, say_json
 from calibrate.cli.option_groups import HELD, options
 from calibrate.cli.option_types import TEXT
-from calibrate.cli.shared import Command, as_json_text, working
+from calibrate.cli.shared import Command, as_json_text, say_origin, working
 
 if TYPE_CHECKING:
     from calibrate.pipelines.serving.catalogue import Catalogue
@@ -72,6 +72,8 @@ def serve(
             nonlocal served
             served = True
             progress.close()
+            for each in catalogue.calibrations:
+                say_origin(each.config.origin)
             if as_json:
                 say_json(as_json_text({"address": address, "models": catalogue.names}))
             else:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from calibrate.cli.console import Readable, silence
+from calibrate.cli.console import Readable, say, silence
 from calibrate.cli.option_groups import MODEL, split_off
 from calibrate.common.settings import Sampling, Settings, settings_of
 
 if TYPE_CHECKING:
+    from calibrate.artefact.hub import Origin
     from calibrate.cli.progress_bars import TerminalProgress
 
 NEGATIVE_KINDS = settings_of(Settings)["negatives"].choices
@@ -31,6 +32,23 @@ def only_first_speaks(tensor_parallel: bool) -> None:
     if tensor_parallel and os.environ.get("RANK", "0") != "0":
         silence(sys.stdout)
         silence(sys.stderr)
+
+
+def say_origin(origin: Origin) -> None:
+    """Say on stderr from which repository a config was read, if from any."""
+    if origin.says:
+        say(f"calibrate: note: {origin.says}", err=True)
+
+
+def brought(place: str | Path | None) -> Path | None:
+    """The directory of a calibration; where it is a repository, fetched, and that is said."""
+    from calibrate.artefact.hub import local_directory, origin_of
+
+    if not isinstance(place, str):
+        return place
+    folder = local_directory(place)
+    say_origin(origin_of(folder))
+    return folder
 
 
 @contextmanager

@@ -9,8 +9,14 @@ import click
 
 from calibrate.cli.console import say, say_json
 from calibrate.cli.option_groups import HELD, SHARED, options
-from calibrate.cli.option_types import FILE, PROMPT, utf8
-from calibrate.cli.shared import Command, as_json_text, only_first_speaks, working
+from calibrate.cli.option_types import PLACE, PROMPT, utf8
+from calibrate.cli.shared import (
+    Command,
+    as_json_text,
+    only_first_speaks,
+    say_origin,
+    working,
+)
 
 if TYPE_CHECKING:
     from calibrate.engine.generation import Completion
@@ -19,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
-@click.argument("directory", type=FILE, metavar="DIR")
+@click.argument("directory", type=PLACE, metavar="DIR")
 @click.option("--prompt", required=True, type=PROMPT, metavar="TEXT", help="What to reply to.")
 @click.option("--strength", type=float, metavar="X", help="Another strength than the calibrated.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=64, show_default=True)
@@ -27,7 +33,7 @@ if TYPE_CHECKING:
 @options("elsewhere", *SHARED)
 @click.option("--json", "as_json", is_flag=True, help="Print both replies as JSON.")
 def generate(
-    directory: Path,
+    directory: str | Path,
     prompt: str,
     strength: float | None,
     max_tokens: int,
@@ -63,15 +69,16 @@ def generate(
             sample(opened.loaded, encoded, sampling, seed, within=opened.at(at))[0]
             for at in (0.0, strength)
         )
+    say_origin(opened.config.origin)
     used = opened.config.intervention.strength if strength is None else strength
     _print_replies(prompt, unsteered, steered, used, as_json)
 
 
 @click.command(cls=Command)
-@click.argument("directory", type=FILE, metavar="DIR")
+@click.argument("directory", type=PLACE, metavar="DIR")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True)
 @options("elsewhere", *HELD)
-def chat(directory: Path, max_tokens: int, **loading: Any) -> None:
+def chat(directory: str | Path, max_tokens: int, **loading: Any) -> None:
     """Talk to the steered model.
 
     /strength X steers by X, /budget NATS by what may cost that much, and /off not at all; /concept
@@ -93,6 +100,7 @@ def chat(directory: Path, max_tokens: int, **loading: Any) -> None:
     ):
         _require_reply(opened.loaded, None, max_tokens)
         progress.close()
+        say_origin(opened.config.origin)
         talk = Chat(
             opened,
             replace(opened.config.settings.sampling, max_new_tokens=max_tokens),

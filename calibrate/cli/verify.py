@@ -9,12 +9,12 @@ import click
 
 from calibrate.cli.console import say_json
 from calibrate.cli.option_groups import SHARED, options
-from calibrate.cli.option_types import FILE, TEXT
+from calibrate.cli.option_types import FILE, PLACE, TEXT
 from calibrate.cli.shared import Command, as_json_text, only_first_speaks, working
 
 
 @click.command(cls=Command)
-@click.argument("directory", type=FILE, metavar="DIR")
+@click.argument("directory", type=PLACE, metavar="DIR")
 @click.option(
     "--corpus",
     type=FILE,
@@ -36,7 +36,7 @@ from calibrate.cli.shared import Command, as_json_text, only_first_speaks, worki
 )
 @options("elsewhere", *SHARED, "batch-tokens", "json")
 def verify(
-    directory: Path,
+    directory: str | Path,
     corpus: Path | None,
     quick: bool,
     against: str | None,
@@ -46,6 +46,7 @@ def verify(
 ) -> None:
     """Check that the config in DIR does what it says, on the model it will be used with.
 
+    DIR is a calibration's directory, or hub:USER/NAME for one in a repository.
     Exit status 0 if everything holds, 4 if anything does not: meant for deployment pipelines.
     """
     from calibrate.artefact.config import load
@@ -53,7 +54,12 @@ def verify(
     from calibrate.cli.tables import gate_summary
     from calibrate.common.errors import AlteredError, InputError, VerificationFailed
     from calibrate.deploy.runtimes import check_stack, require_stack
-    from calibrate.deploy.verify import check_directory, open_model
+    from calibrate.deploy.verify import (
+        check_directory,
+        gate_folder,
+        open_model,
+        require_measured,
+    )
     from calibrate.texts.concept import read_lines
 
     only_first_speaks(loading["tensor_parallel"])
@@ -66,12 +72,16 @@ def verify(
         )
     if corpus is not None:
         read_lines(corpus)
+    if against is None:
+        require_measured(corpus, quick)
     with working(as_json) as progress:
         try:
+            directory = gate_folder(directory)  # fetched once, so that all see the same
             loaded = open_model(load(directory), progress=progress, **loading)
         except AlteredError:  # check_directory reports it
             loaded = None
-        report = check_directory(directory, loaded, corpus, quick, progress)
+        here = None if quick else corpus
+        report = check_directory(directory, loaded, here, quick, progress)
         if against is not None and loaded is not None and report.passed:
             elsewhere = check_stack(directory, loaded, against, gguf, progress, corpus)
             report = report.with_check(elsewhere)

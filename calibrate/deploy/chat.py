@@ -5,7 +5,6 @@ All three hold the config, so any strength can be chosen: what the weights add a
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -18,12 +17,12 @@ from transformers import GenerationConfig, TextStreamer
 
 from calibrate.artefact.config import SteeringConfig, load
 from calibrate.artefact.frontier import Frontier
-from calibrate.artefact.hub import local_directory
+from calibrate.artefact.hub import local_directory, named_repository
 from calibrate.common.errors import InputError
 from calibrate.common.progress import SILENT, Progress
 from calibrate.common.settings import Sampling, Settings, finite_strength
 from calibrate.deploy.export.adapter import adapted
-from calibrate.deploy.verify import open_model
+from calibrate.deploy.verify import exported_as, open_model
 from calibrate.engine.decoding import default_generation_config, end_ids
 from calibrate.engine.generation import completed, require_room
 from calibrate.models.model import LoadedModel
@@ -66,19 +65,19 @@ def open_steered(
     folder = local_directory(path)
     config = load(folder)
     strength = config.intervention.strength
-    if _is_folded(folder):
+    exported = None if named_repository(path) else exported_as(folder)
+    if exported == "folded":
         _require_own(folder, model, options)
         folded = open_model(config, str(folder), progress=progress, **options)
         yield SteeredModel(folded, config, strength)
         return
-    is_adapter = (folder / "adapter_config.json").is_file()
-    if is_adapter and options.get("tensor_parallel"):
+    if exported == "peft" and options.get("tensor_parallel"):
         raise InputError(
             f"{folder} is an adapter, which PEFT puts on models that one process holds; leave "
             "--tensor-parallel out, or name the calibration's directory"
         )
     loaded = open_model(config, model, progress=progress, **options)
-    if is_adapter:
+    if exported == "peft":
         with adapted(loaded, folder):
             yield SteeredModel(loaded, config, strength)
         return
@@ -202,10 +201,3 @@ class _Writer(TextStreamer):  # type: ignore[misc]
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Pass it on."""
         self._write(text)
-
-
-def _is_folded(folder: Path) -> bool:
-    try:
-        return "steering" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False

@@ -33,7 +33,7 @@ from calibrate.deploy.diagnosis import Check
 from calibrate.deploy.export import export
 from calibrate.deploy.export.adapter import adapted
 from calibrate.deploy.export.control_vector import read_directions
-from calibrate.deploy.verify import as_calibrated
+from calibrate.deploy.verify import as_calibrated, gate_folder
 from calibrate.engine.cross_entropy import delta_ce
 from calibrate.engine.loading import load_model
 from calibrate.engine.unsteered import Corpus, run_unsteered
@@ -120,7 +120,8 @@ def check_stack(
     Raises: InputError as `serving` and `budget_corpus` do; ArtefactError if the directory holds no
         config.
     """
-    config, evidence = load(directory), Evidence.load(Path(directory))
+    folder = gate_folder(directory)
+    config, evidence = load(folder), Evidence.load(folder)
     loaded = as_calibrated(config, loaded)
     with Ledger(loaded.meter, progress).stage(f"ΔCE in {name}"):
         with preserving_model_state(loaded):

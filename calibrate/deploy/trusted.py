@@ -48,7 +48,7 @@ def _trusted_judge(
         raise InputError(
             f"judge {name!r} is named by a repository, which may have no code run here, no server "
             f"asked and no file read; where you trust it, copy its files but {SUMS_FILE} to a "
-            "directory, and name that"
+            "directory, without provenance.repository in steering.json, and name that"
         )
     url, own = config.settings.judge_url or "", os.environ.get("OPENAI_BASE_URL") or ""
     would_send = name.startswith("openai:") and url and os.environ.get("OPENAI_API_KEY")

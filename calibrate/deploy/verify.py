@@ -1,5 +1,6 @@
 """The gate before deployment: does a steering config still do what it says, on this model, here?
 
+    origin      of what a repository holds: which one, and at which commit
     identity    the model, its tokenizer and chat template are those it was calibrated with
     reference   one input's steered log-probabilities come out as they were recorded
     budget      ΔCE keeps to the budget, with its one-sided bound
@@ -15,15 +16,17 @@ Where the reference is missed, the gate looks for the mistake that explains it.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from calibrate.artefact.config import SteeringConfig, load
 from calibrate.artefact.evidence import Evidence
-from calibrate.artefact.hub import local_directory
+from calibrate.artefact.hub import gate_directory
 from calibrate.common.cost import Ledger
-from calibrate.common.errors import AlteredError
+from calibrate.common.errors import AlteredError, ArtefactError, InputError
 from calibrate.common.progress import SILENT, Progress
 from calibrate.deploy.checks import (
     check_budget,
@@ -77,6 +80,7 @@ def check_directory(
 ) -> GateReport:
     """Check the config in a directory on its model.
 
+    directory: its path; for one in a repository, "hub:USER/NAME".
     loaded: the model to run it on (default: what `open_model` loads for it).
     corpus: a file of texts to measure ΔCE on, one a line or .jsonl.
     quick: identity and reference alone, two passes over one input.
@@ -85,14 +89,15 @@ def check_directory(
     >>> calibrate.check_directory("joy/", loaded, quick=True).passed
     True
     """
+    require_measured(corpus, quick)
     try:
-        folder = local_directory(directory)
+        folder = gate_folder(directory)
         config = load(folder)
     except AlteredError as error:
         return GateReport((Check("artefact", False, str(error)),))
     model = open_model(config) if loaded is None else as_calibrated(config, loaded)
     ledger = Ledger(model.meter, progress)
-    checks = list(check_identity(config, model))
+    checks = [*_origin(config), *check_identity(config, model)]
     if not all(check.passed for check in checks):
         return GateReport(tuple(checks))
     with preserving_model_state(model):
@@ -109,6 +114,47 @@ def check_directory(
             with ledger.stage("guard"):
                 checks += check_guard(config, evidence, model)
     return GateReport(tuple(checks))
+
+
+def require_measured(corpus: str | Path | None, quick: bool) -> None:
+    """Raise InputError for a corpus on which nothing would be measured."""
+    if corpus is not None and quick:
+        raise InputError(
+            f"--quick measures no cross-entropy, so --corpus must be left out, got {corpus}; leave "
+            "one of them out, or name a stack with --against"
+        )
+
+
+def exported_as(folder: Path) -> str | None:
+    """The format of the export with weights that a directory holds: "folded", "peft" or None."""
+    if (folder / "adapter_config.json").is_file():
+        return "peft"
+    try:
+        facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return "folded" if isinstance(facts, dict) and "steering" in facts else None
+
+
+def gate_folder(directory: str | Path) -> Path:
+    """The directory that the gate looks at, fetched if it is a repository's.
+
+    Raises: as `gate_directory`; ArtefactError for an export, whose weights would not be checked.
+    """
+    folder = gate_directory(directory)
+    kind = exported_as(folder)
+    if kind is not None:
+        raise ArtefactError(
+            f"{folder} must be a calibration's directory, got a {kind} export of one, whose "
+            f"weights are not looked at; verify the calibration, with --against {kind}"
+        )
+    return folder
+
+
+def _origin(config: SteeringConfig) -> Iterator[Check]:
+    """Which repository it is from, where it is from one."""
+    if config.origin.says:
+        yield Check("origin", True, config.origin.says)
 
 
 def open_model(config: SteeringConfig, model: str | None = None, **options: Any) -> LoadedModel:

@@ -196,6 +196,18 @@ def test_an_export_for_a_stack_that_fails_is_in_the_report(monkeypatch, capsys, 
     assert "must reproduce" in err
 
 
+def test_an_export_is_not_taken_for_its_calibration(capsys, calibrated, tmp_path):
+    """The base model would be checked, and not the weights of the export."""
+    _, directory = calibrated
+    for name in ("peft", "folded"):
+        target = tmp_path / name
+        assert run(capsys, "export", directory, "--format", name, "--to", target)[0] == 0
+        status, out, err = run(capsys, "verify", target, "--quick")
+        assert (status, out) == (2, "")
+        assert f"must be a calibration's directory, got a {name} export of one" in err
+        assert f"with --against {name}" in err
+
+
 def test_export_says_how_close_it_came_and_how_to_serve_it(capsys, calibrated, tmp_path):
     _, directory = calibrated
     target = tmp_path / "adapter"
@@ -322,6 +334,22 @@ def test_concepts_lists_the_built_in_ones(capsys):
         (
             ["--concept", "joy", "--teacher", "none", "--fetch-teacher"],
             "--fetch-teacher needs a teacher, got --teacher none",
+        ),
+        (
+            ["verify", "nowhere", "--quick", "--corpus", EVERYDAY],
+            "--quick measures no cross-entropy, so --corpus must be left out, got bright.jsonl",
+        ),
+        (["verify", "me/joy"], "must be a directory for the gate, and there is none; name one, or"),
+        (
+            ["verify", "hub:joy"],
+            "hub: must stand before USER/NAME or USER/NAME@REVISION, got hub:j",
+        ),
+        (["frontier", "me/joy"], "must be a directory, since the frontier is written into it"),
+        (["grade", "me/joy"], "must be a directory, since grades are written into it"),
+        *(
+            ([*command, place], "me/joy must hold a steering.json")
+            for command in (("show",), ("verify",), ("generate", "--prompt", "hi"), ("frontier",))
+            for place in ("./me/joy", "me/joy/", "x/../me/joy")
         ),
     ],
 )

@@ -59,6 +59,14 @@ def test_every_strength_means_the_same_wherever_it_comes_from(place, places, fin
             assert log_probs(opened, strength) == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_folded_checkpoint_is_steered_in_no_other_model(places):
+    with (
+        pytest.raises(InputError, match="--model must be left out for a folded checkpoint"),
+        open_steered(places / "folded", str(places / "model")),
+    ):
+        pass
+
+
 def test_replies_stream_and_become_history(places):
     with open_steered(places / "directory", str(places / "model")) as opened:
         talk = Chat(opened, Sampling(1.0, 1.0, 12), strength=0.0)

@@ -228,6 +228,11 @@ def test_the_file_it_was_verified_on_gives_the_texts_that_were_held_out(
         assert found in check.found
 
 
+def test_a_corpus_that_quick_would_not_heed_is_refused(finished, loaded, tmp_path):
+    with pytest.raises(InputError, match="--quick measures no cross-entropy"):
+        check_directory(finished.directory, loaded, corpus=tmp_path / "c.txt", quick=True)
+
+
 @pytest.mark.parametrize("split", ["verify", "search"])
 @pytest.mark.parametrize("prompts", [None, []])
 def test_evidence_without_prompts_is_damaged(split, prompts, copy, loaded):

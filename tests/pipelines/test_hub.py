@@ -6,6 +6,7 @@ import hashlib
 import json
 import shlex
 import shutil
+from pathlib import Path
 
 import hub_server
 import pytest
@@ -13,7 +14,7 @@ import tiny
 import torch
 import yaml
 from click.testing import CliRunner
-from huggingface_hub import HfApi, ModelCard, constants
+from huggingface_hub import HfApi, ModelCard, constants, snapshot_download
 
 import calibrate
 from calibrate.artefact.config import SteeringConfig
@@ -53,11 +54,78 @@ def test_what_is_pushed_is_what_is_loaded(hub, finished, monkeypatch, tmp_path):
     assert again.config.steering_vector.values.equal(finished.result.config.steering_vector.values)
 
 
-def test_the_gate_reads_the_hub(hub, finished, monkeypatch, tmp_path):
+def test_the_gate_reads_the_hub_only_where_it_is_named_and_says_what_it_read(
+    hub, finished, monkeypatch, tmp_path
+):
     push(finished.directory, REPOSITORY)
     monkeypatch.chdir(tmp_path)
     loaded = calibrate.load_model(tiny.model("gpt2"), tiny.tokenizer())
-    assert calibrate.check_directory(REPOSITORY, loaded, quick=True).passed
+    commit = hub_server.digest(hub.repositories[REPOSITORY])
+    for name in (f"hub:{REPOSITORY}", f"hub:{REPOSITORY}@{commit}"):
+        report = calibrate.check_directory(name, loaded, quick=True)
+        assert report.passed
+        assert report.checks[0].name == "origin"
+        assert report.checks[0].found == f"read from the Hub, {REPOSITORY} at {commit}"
+    with pytest.raises(ArtefactError, match="or write hub:me/bright for the repository"):
+        calibrate.check_directory(REPOSITORY, loaded, quick=True)
+
+
+@pytest.mark.parametrize("name", ["./me/bright", "../x/me/bright", "me/bright/", Path("me/bright")])
+def test_what_is_a_directory_by_its_looks_is_not_looked_for_on_the_hub(
+    name, hub, finished, monkeypatch, tmp_path
+):
+    push(finished.directory, REPOSITORY)
+    (tmp_path / "x").mkdir()
+    monkeypatch.chdir(tmp_path / "x")
+    with pytest.raises(ArtefactError, match=r"bright must hold a steering\.json"):
+        calibrate.load(name)
+
+
+def test_a_repository_can_be_named_where_a_folder_is_here(hub, finished, monkeypatch, tmp_path):
+    push(finished.directory, REPOSITORY)
+    (tmp_path / REPOSITORY).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert calibrate.load(f"hub:{REPOSITORY}") == finished.result.config
+
+
+def test_a_repository_that_was_downloaded_whole_can_be_read(hub, finished, monkeypatch, tmp_path):
+    push(finished.directory, REPOSITORY)
+    files = hub.repositories[REPOSITORY]
+    files[".gitattributes"] = files["LICENSE"] = b"of the Hub"
+    files["README.md"] += b"and a word of mine"
+    snapshot_download(REPOSITORY)
+    monkeypatch.chdir(tmp_path)
+    folder = local_directory(REPOSITORY)
+    assert (folder / "LICENSE").is_file()
+    assert calibrate.load(REPOSITORY) == finished.result.config
+
+
+def test_what_is_saved_of_a_repository_is_known_for_its_copy(hub, finished, monkeypatch, tmp_path):
+    push(finished.directory, REPOSITORY)
+    monkeypatch.chdir(tmp_path)
+    calibrate.Calibration.load(REPOSITORY).save("copy")
+    calibrate.Calibration.load("copy").save("copy of it")
+    commit = hub_server.digest(hub.repositories[REPOSITORY])
+    for place in (REPOSITORY, "copy", "copy of it"):
+        origin = calibrate.load(place).origin
+        assert origin.place == "repository"
+        assert origin.says == f"read from the Hub, {REPOSITORY} at {commit}"
+    facts = json.loads((tmp_path / "copy" / "steering.json").read_text())
+    facts["provenance"]["repository"] = "me/bright@x\x1b[2J"
+    (tmp_path / "copy" / "steering.json").write_text(json.dumps(facts))
+    with pytest.raises(ArtefactError, match=r"provenance\.repository is out of range"):
+        calibrate.load("copy")
+
+
+def test_what_lies_below_a_pushed_folder_is_of_the_repository_too(finished, tmp_path):
+    push(finished.directory, REPOSITORY, dry_run=tmp_path / "clone")
+    inside = tmp_path / "clone" / "exports" / "folded-bright"
+    shutil.copytree(finished.directory, inside)
+    assert calibrate.load(inside).origin.place == "repository"
+    (tmp_path / "own" / "bright").mkdir(parents=True)
+    (tmp_path / "own" / SUMS_FILE).write_text("of a disk image")
+    own = shutil.copytree(finished.directory, tmp_path / "own" / "bright", dirs_exist_ok=True)
+    assert calibrate.load(own).origin.place == "directory"
 
 
 def test_what_is_shown_and_said_of_a_repository_is_that_of_its_directory(
@@ -75,6 +143,8 @@ def test_what_is_shown_and_said_of_a_repository_is_that_of_its_directory(
         )
         assert here.exit_code == there.exit_code == 0, there.output
         assert here.stdout == there.stdout
+        assert f"read from the Hub, {REPOSITORY} at " in there.stderr
+        assert "read from the Hub" not in here.stderr
 
 
 def test_a_file_that_was_changed_on_the_hub_is_refused(hub, finished, monkeypatch, tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 
 from calibrate.artefact.config import SteeringConfig, load
 from calibrate.artefact.frontier import Frontier
-from calibrate.artefact.hub import REPOSITORY, local_directory
+from calibrate.artefact.hub import local_directory, named_repository
 from calibrate.common.errors import InputError, VerificationFailed, did_you_mean
 from calibrate.common.progress import SILENT, Progress
 from calibrate.common.settings import Sampling
@@ -212,8 +212,7 @@ def open_catalogue(
 
 
 def _opened(directory: str | Path) -> Served:
-    folder = local_directory(directory)
-    is_local = Path(directory).exists() or REPOSITORY.fullmatch(str(directory)) is None
-    name = Path(directory).resolve().name if is_local else str(directory)
+    folder, repository = local_directory(directory), named_repository(directory)
+    name = Path(directory).resolve().name if repository is None else repository.group()
     config = load(folder)
     return Served(name, config, Frontier.load(folder, config.provenance.fingerprint))
