@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from calibrate.common.errors import InputError
 from calibrate.engine.forward import final_hidden
+from calibrate.models.devices import in_double
 from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.models.prompts import encode_reply
 from calibrate.models.tokens import batches
@@ -42,8 +43,8 @@ class Question(Asked):
         sequences = [replace(s, ids=(*s.ids, yes[0])) for s in asked]  # only the position matters
         with preserving_model_state(self.model):
             for batch in batches(sequences, self.model.scoring_tokens, self.model.device):
-                logits = self.model.logits(final_hidden(self.model, batch)).double()
-                for_yes, for_no = (logits[:, ids].logsumexp(dim=-1) for ids in (yes, no))
+                logits = self.model.logits(final_hidden(self.model, batch))
+                for_yes, for_no = (in_double(logits[:, i]).logsumexp(dim=-1) for i in (yes, no))
                 scores = (for_yes - for_no).sigmoid().tolist()
                 yield from zip(batch.rows, scores, strict=True)
 

@@ -1,7 +1,8 @@
 """A device beside the CPU for machines that have none: its tensors meet only their own kind.
 
 It computes on the CPU, and so gives the CPU's numbers. It refuses what a GPU refuses: tensors of
-two devices in one operation, and arrays without `.cpu()`.
+two devices in one operation, and arrays without `.cpu()`; and, where that is asked for, float64, as
+an Apple GPU does.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import torch
@@ -26,9 +27,12 @@ class Elsewhere(torch.Tensor):
     """A tensor that is said to be on the device; `held` is where its numbers are."""
 
     held: torch.Tensor
+    refused: ClassVar[set[torch.dtype]] = set()
 
     @staticmethod
     def __new__(cls, held: torch.Tensor) -> Elsewhere:
+        if held.dtype in cls.refused:
+            raise TypeError(f"{DEVICE} has no {held.dtype}")
         made = torch.Tensor._make_wrapper_subclass(
             cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(),
             dtype=held.dtype, device=DEVICE,
@@ -108,13 +112,20 @@ _asked_of_torch = torch.is_autocast_enabled
 
 
 @contextmanager
-def second_device() -> Iterator[torch.device]:
-    """Inside the `with` there is a second device."""
+def second_device(double: bool = True) -> Iterator[torch.device]:
+    """Inside the `with` there is a second device.
+
+    double: whether it has float64.
+    """
     _registered()
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
-        with _Computing(), mock.patch("torch.is_autocast_enabled", _autocasts):
+        with (
+            _Computing(),
+            mock.patch("torch.is_autocast_enabled", _autocasts),
+            mock.patch.object(Elsewhere, "refused", set() if double else {torch.float64}),
+        ):
             yield DEVICE
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(before)

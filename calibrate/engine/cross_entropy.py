@@ -208,8 +208,8 @@ def _compared(
         after = loaded.logits(steered[part])
         normaliser = after.logsumexp(dim=-1)
         lost = _lost(loaded, unsteered, steered, after, part, self_sampled)
-        values[0, part] = (lost + normaliser).double().cpu()
-        values[1, part] = (after[:, tokens] - normaliser[:, None]).exp().sum(dim=-1).double().cpu()
+        values[0, part] = (lost + normaliser).cpu().double()
+        values[1, part] = (after[:, tokens] - normaliser[:, None]).exp().sum(dim=-1).cpu().double()
     return values
 
 

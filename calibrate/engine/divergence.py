@@ -19,6 +19,7 @@ from calibrate.engine.cross_entropy import states_by_sequence
 from calibrate.engine.generation import Completion
 from calibrate.engine.site import Site
 from calibrate.engine.unsteered import UnsteeredRun, logit_slices
+from calibrate.models.devices import in_double
 from calibrate.models.model import LoadedModel
 from calibrate.models.tokens import Prompt
 
@@ -57,7 +58,7 @@ def divergence(
     sums = np.zeros((len(temperatures), len(replies)))
     for row, (before, after) in enumerate(zip(*hidden, strict=True)):
         for part in logit_slices(loaded, before):
-            logits = [loaded.logits(states[part]).double() for states in (before, after)]
+            logits = [in_double(loaded.logits(states[part])) for states in (before, after)]
             for place, temperature in enumerate(temperatures):
                 p, q = ((each / temperature).log_softmax(dim=-1) for each in logits)
                 sums[place, row] += float((p.exp() * (p - q)).sum())

@@ -106,7 +106,7 @@ def _read_off(
         predicted = loaded.logits(hidden[part]).log_softmax(dim=-1)
         here = (at >= part.start) & (at < part.stop)
         row, label = at[here] - part.start, token[here]
-        log_probs[here] = predicted[row, label].double().cpu()
+        log_probs[here] = predicted[row, label].cpu().double()
         likeliest[here] = predicted.argmax(dim=-1).cpu()[row] == label
     return log_probs, likeliest
 

@@ -158,7 +158,7 @@ def token_log_probs(loaded: LoadedModel, run: UnsteeredRun) -> list[np.ndarray]:
         chosen = torch.empty(len(labels), dtype=torch.float64)
         for part in logit_slices(loaded, unsteered.hidden):
             predicted = torch.log_softmax(loaded.logits(unsteered.hidden[part]), dim=-1)
-            chosen[part] = predicted.gather(1, labels[part, None])[:, 0].double().cpu()
+            chosen[part] = predicted.gather(1, labels[part, None])[:, 0].cpu().double()
         lengths = [sequence.n_scored for sequence in unsteered.batch.sequences]
         for row, values in zip(unsteered.batch.rows, torch.split(chosen, lengths), strict=True):
             by_sequence[row] = values.numpy()

@@ -55,7 +55,7 @@ def measure_far_end(
     log_odds: mean over contexts, (vocabulary,). contexts: indices of scored tokens.
     """
     sign = 1 if strength > 0 else -1
-    foretold = far_logits(loaded, site, sign).softmax(dim=-1).double().cpu().numpy()
+    foretold = far_logits(loaded, site, sign).softmax(dim=-1).cpu().double().numpy()
     steered = measure_steered(loaded, run, site, strength, watched=contexts).watched.mean(axis=0)
     predicted, measured = (np.argsort(-values)[:LISTED] for values in (foretold, steered))
     n_extreme = max(ceil(EXTREME * len(log_odds)), LISTED)

@@ -213,7 +213,7 @@ def far_logits(loaded: LoadedModel, site: Site, sign: int) -> torch.Tensor:
 
 
 def _rows(values: torch.Tensor, rows: list[int]) -> np.ndarray:
-    picked: np.ndarray = values[rows].double().cpu().numpy()
+    picked: np.ndarray = values[rows].cpu().double().numpy()
     return picked
 
 
@@ -234,7 +234,7 @@ def _reduced(
         slope = mean - odds.gather(1, label[:, None])[:, 0]
         chosen = log_p.gather(1, label[:, None])[:, 0]
         plateaus = [chosen - limit[label] for limit in limits.values()]
-    return torch.stack([variance, slope, *plateaus]).double().cpu()
+    return torch.stack([variance, slope, *plateaus]).cpu().double()
 
 
 def _concept_mass(p: torch.Tensor, odds: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -242,4 +242,4 @@ def _concept_mass(p: torch.Tensor, odds: torch.Tensor, tokens: torch.Tensor) -> 
     mean = (p * odds).sum(dim=-1, keepdim=True)
     chosen = p[:, tokens]
     derivative = (chosen * (odds[:, tokens] - mean)).sum(dim=-1)
-    return torch.stack([chosen.sum(dim=-1), derivative]).double().cpu()
+    return torch.stack([chosen.sum(dim=-1), derivative]).cpu().double()

@@ -13,6 +13,7 @@ from calibrate.engine.site import Site
 from calibrate.engine.unsteered import UnsteeredRun
 from calibrate.laws.log_odds import EPSILON_SHARE
 from calibrate.laws.remainder import ReadOut, RemainderLaw
+from calibrate.models.devices import in_double
 from calibrate.models.model import LoadedModel
 
 
@@ -24,7 +25,7 @@ def measure_remainder(
     unit: the strength of the outer passes, of either sign. rows: indices of scored tokens, counted
     batch by batch. In half precision, three passes.
     """
-    size, vector = abs(unit), site.total.double().cpu().numpy()
+    size, vector = abs(unit), site.total.cpu().double().numpy()
 
     def remainder(strength: float) -> np.ndarray:
         return last_residuals(loaded, run, site, strength, rows) - strength * vector
@@ -43,5 +44,5 @@ def reader_of(loaded: LoadedModel) -> ReadOut:
 
 def _log_probs(loaded: LoadedModel, residuals: np.ndarray) -> np.ndarray:
     logits = read_out(loaded, torch.from_numpy(residuals).to(loaded.dtype))
-    log_p: np.ndarray = logits.double().log_softmax(dim=-1).cpu().numpy()
+    log_p: np.ndarray = in_double(logits).log_softmax(dim=-1).cpu().numpy()
     return log_p

@@ -104,7 +104,7 @@ def _probe(loaded: LoadedModel, out: torch.Tensor) -> torch.Tensor:
 def _fitted(loaded: LoadedModel, raw: list[torch.Tensor], logits: torch.Tensor) -> LogitRule:
     if len(raw) != 1:
         raise _unknown(loaded, f"its output embedding runs {len(raw)} times a pass")
-    x, y = raw[0].double().cpu()[0], logits.double().cpu()[0]
+    x, y = raw[0].cpu().double()[0], logits.cpu().double()[0]
     if x.shape != y.shape:
         raise _unknown(loaded, f"{x.shape[-1]} raw logits become {y.shape[-1]}")
     exact = EXACT if logits.dtype == loaded.dtype == torch.float32 else HALF_EXACT

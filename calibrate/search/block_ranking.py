@@ -194,7 +194,7 @@ def _slopes(
             )
             for layer, (by_residual, vector) in enumerate(zip(by_block, vectors, strict=True)):
                 by_token = (by_residual.float() @ vector) * steered
-                slopes[index, layer, list(batch.rows)] = by_token.sum(dim=1).double().cpu().numpy()
+                slopes[index, layer, list(batch.rows)] = by_token.sum(dim=1).cpu().double().numpy()
     return slopes
 
 

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import warnings
+from unittest import mock
 
+import numpy as np
 import pytest
 import tiny
+import torch
 from second_device import second_device
 
 import calibrate
 from calibrate.common.errors import CalibrateWarning
 from calibrate.common.settings import Sampling
+from calibrate.engine.cross_entropy import delta_ce
+from calibrate.engine.divergence import Way, divergence
+from calibrate.engine.forks import Fork, score_ways
+from calibrate.engine.generation import Completion
 from calibrate.engine.loading import load_model
+from calibrate.engine.unsteered import Corpus, run_unsteered, token_log_probs
+from calibrate.laws.log_odds import measure_log_odds
+from calibrate.laws.remainder_passes import measure_remainder, reader_of
+from calibrate.models.tokens import Prompt
+from probes.question import Question
 
 OPTIONS = {
     "layer": 1, "ce_budget": 0.4, "min_gain": 0.0, "trials": 2, "teacher": "none", "audit": "none",
@@ -31,6 +43,43 @@ def found(model, folder):
         ).config
 
 
+def measured(loaded, sequences):
+    """What is read off a model's passes in float64, by name."""
+    site = tiny.site(torch.randn(32, generator=torch.Generator().manual_seed(3)), 1)
+    numbers = {}
+    for self_sampled in (True, False):
+        run = run_unsteered(loaded, Corpus(tuple(sequences), self_sampled), [1])
+        odds = measure_log_odds(loaded, run, site, [7, 8])
+        numbers[f"rise {self_sampled}"] = delta_ce(loaded, run, site, 0.7).sums
+        numbers[f"odds {self_sampled}"] = np.stack([odds.curvature, odds.slope, odds.mass_change])
+        numbers[f"labels {self_sampled}"] = np.concatenate(token_log_probs(loaded, run))
+    remainder = measure_remainder(loaded, run, site, 0.7, [0, 5])
+    numbers["remainder"] = reader_of(loaded)(remainder.residual(0.3))
+    prompts = [Prompt("", sequence.ids[: sequence.start]) for sequence in sequences]
+    replies = [
+        Completion("", row, sequence, "") for row, sequence in enumerate(sequences)
+    ]
+    ways = Way(prompts), Way(prompts, site, 0.7)
+    numbers["divergence"] = divergence(loaded, *ways, replies, [0.7, 1.0])[0].sums
+    forks = [Fork(sequence.ids[:-2], (sequence.ids[-2:], (9,))) for sequence in sequences]
+    scores = score_ways(loaded, forks, (site, 0.7))
+    numbers["ways"] = np.array([way.log_prob for found in scores for way in found.values()])
+    asked = Question(loaded, "{text} with {concept} ?")
+    first = {"yes": [9], "no": [10, 11]}
+    with mock.patch.object(Question, "_first_tokens", lambda _, word: first[word]):
+        numbers["question"] = asked.score(["the sun", "a road"], "rain")
+    return numbers
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_what_is_read_in_float64_is_the_same_there(double, sequences):
+    here = measured(tiny.loaded("llama"), sequences)
+    with second_device(double) as device:
+        there = measured(load_model(tiny.model("llama").to(device), tiny.tokenizer()), sequences)
+    for name, values in here.items():
+        assert there[name] == pytest.approx(values, rel=1e-4, abs=1e-6), name
+
+
 @pytest.fixture
 def elsewhere():
     with second_device() as device:
@@ -45,9 +94,10 @@ def test_every_shortcut_is_taken_there(architecture, elsewhere):
     assert report == here
 
 
-def test_a_calibration_there_finds_what_one_here_finds(tmp_path):
+@pytest.mark.parametrize("double", [True, False])
+def test_a_calibration_there_finds_what_one_here_finds(double, tmp_path):
     here = found(tiny.model("llama"), tmp_path)
-    with second_device() as device:
+    with second_device(double) as device:
         model = tiny.model("llama").to(device)
         assert model.device == device
         there = found(model, tmp_path)
