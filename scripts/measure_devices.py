@@ -231,7 +231,8 @@ model is.{off}
 {real}
 What default options take on a GPU is in [cost.md](cost.md), the pilot of 8 billion weights in
 [benchmark-gpu.md](benchmark-gpu.md).{missing}
-Tests run calibrations on a stand-in for a GPU, which refuses to mix two devices as a GPU does.
+Tests run calibrations on a stand-in for a GPU, which refuses to mix two devices as a GPU does, on
+one that has no float64, as Apple's have none, and on a model dealt to two of them.
 """
 
 

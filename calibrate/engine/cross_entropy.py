@@ -72,7 +72,7 @@ def measure_steered(
 
     watched: indices of scored tokens, counted batch by batch, whose contexts are watched.
     """
-    tokens = torch.tensor(list(concept_tokens), dtype=torch.long, device=loaded.device)
+    tokens = torch.tensor(list(concept_tokens), dtype=torch.long).to(loaded.logits_device)
     sums = np.zeros((2, len(run.corpus.sequences)))
     counts = np.array([sequence.n_scored for sequence in run.corpus.sequences], dtype=float)
     n_before = 0
@@ -230,5 +230,5 @@ def _lost(
     if self_sampled:
         gap = (before.softmax(dim=-1) * (before - after)).sum(dim=-1)
     else:
-        gap = (before - after).gather(1, unsteered.batch.labels()[part, None])[:, 0]
+        gap = (before - after).gather(1, unsteered.labels()[part, None])[:, 0]
     return gap - before.logsumexp(dim=-1)

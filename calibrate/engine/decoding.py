@@ -101,6 +101,21 @@ def next_logits(
     return logits[:, -1]
 
 
+def select_rows(cache: DynamicCache, rows: Sequence[int]) -> None:
+    """Let a cache consist of these of its rows; one may come more than once.
+
+    Each layer's keys and values are where its block computes.
+    """
+    index = torch.tensor(rows)
+    by_device = {index.device: index}
+    for layer in cache.layers:
+        keys = getattr(layer, "keys", None)
+        device = index.device if keys is None else keys.device
+        if device not in by_device:
+            by_device[device] = index.to(device)
+        layer.batch_select_indices(by_device[device])
+
+
 def end_ids(loaded: LoadedModel) -> frozenset[int]:
     """Tokens that end a reply."""
     configured = loaded.model.generation_config.eos_token_id
@@ -166,9 +181,8 @@ class _Decoding:
 
     def _select(self, rows: Sequence[int]) -> None:
         """Let the batch consist of these of its rows."""
-        index = torch.tensor(rows, device=self._mask.device)
-        self._cache.batch_select_indices(index)
-        self._mask = self._mask[index]
+        select_rows(self._cache, rows)
+        self._mask = self._mask[list(rows)]
         self._steering.select(rows)
 
     def _forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -184,8 +198,7 @@ class _Decoding:
             ids = torch.tensor([self._prefix] * len(kinds), device=self._loaded.device)
             self._loaded.meter.count(ids.numel())
             self._loaded.model(input_ids=ids, **self._loaded.using(cache))
-        index = torch.tensor([kinds.index(each) for each in steerings], device=self._loaded.device)
-        cache.batch_select_indices(index)
+        select_rows(cache, [kinds.index(each) for each in steerings])
         return cache
 
 

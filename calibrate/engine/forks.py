@@ -15,7 +15,7 @@ import torch
 from transformers import DynamicCache
 
 from calibrate.engine.cross_entropy import states_by_sequence
-from calibrate.engine.decoding import fits_window, next_logits, padded, shared_by
+from calibrate.engine.decoding import fits_window, next_logits, padded, select_rows, shared_by
 from calibrate.engine.forward import require_finite
 from calibrate.engine.memory import in_parts_that_fit
 from calibrate.engine.site import Site
@@ -141,13 +141,13 @@ def by_forks(
     edits, cache = _Edits.of(steering), loaded.empty_cache()
     if shared:
         _run(loaded, ids[:1, : len(shared)], mask[:1, : len(shared)], cache, edits.before)
-        _repeat(cache, [0] * len(forks), loaded.device)
+        select_rows(cache, [0] * len(forks))
     ends = _run(loaded, ids[:, len(shared) :], mask, cache, edits.beginning)[:, -1:]
     found = [dict.fromkeys(fork.ways, ends[row]) for row, fork in enumerate(forks)]
     places = [(row, way) for row, fork in enumerate(forks) for way in fork.longer]
     if places:
         rows = [row for row, _ in places]
-        _repeat(cache, rows, loaded.device)
+        select_rows(cache, rows)
         more = Batch.of([TokenSequence(way[:-1], 1) for _, way in places], loaded.device)
         attended = torch.cat([mask[rows], more.mask], dim=1)
         states = _run(loaded, more.ids, attended, cache, edits.ways)
@@ -183,6 +183,7 @@ def _run(
     """What the unembedding reads at some new positions, (rows, positions, hidden).
 
     mask: over what is in the cache too, (rows, positions).
+    Returns: it where logits are made.
     """
     seen: list[torch.Tensor] = []
     with (
@@ -191,13 +192,9 @@ def _run(
         last_logits_only(loaded.unembedding, seen.append),
     ):
         next_logits(loaded, ids, mask, cache)
-    require_finite(seen[0][mask[:, -ids.shape[1] :].bool()], loaded)
-    return seen[0]
-
-
-def _repeat(cache: DynamicCache, rows: Sequence[int], device: torch.device) -> None:
-    """Let a batch consist of these of its rows; one may come more than once."""
-    cache.batch_select_indices(torch.tensor(rows, device=device))
+    hidden = seen[0].to(loaded.logits_device)
+    require_finite(hidden[mask[:, -ids.shape[1] :].bool().to(hidden.device)], loaded)
+    return hidden
 
 
 def _whole(

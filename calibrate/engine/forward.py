@@ -26,7 +26,7 @@ def final_hidden(
     slice of the result into them. `share` is the part of the blocks that runs, for the meter;
     with `gradients` the result can be differentiated; `cache` holds the batch's prefix.
 
-    Returns: tensor of shape (n_scored, hidden), after the final norm.
+    Returns: tensor of shape (n_scored, hidden), after the final norm, where logits are made.
     Raises: NumericalError if a value is not finite.
     """
     seen: list[torch.Tensor] = []
@@ -34,7 +34,7 @@ def final_hidden(
     with last_logits_only(loaded.unembedding, seen.append):
         forward(loaded, batch, share, gradients, cache)
     with torch.set_grad_enabled(gradients):
-        hidden = seen[0][batch.predicting()]
+        hidden = seen[0][batch.predicting().to(seen[0].device)].to(loaded.logits_device)
     require_finite(hidden, loaded)
     return hidden
 

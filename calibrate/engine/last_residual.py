@@ -38,14 +38,12 @@ def last_residuals(
         with captured(loaded.blocks, receive):
             n_scored = len(steered_hidden(loaded, unsteered, site, strength))
         mine = [row - n_before for row in rows if 0 <= row - n_before < n_scored]
-<<<<<<< HEAD
-        picked.append(seen.pop(last)[unsteered.batch.predicting()][mine].double().cpu().numpy())
-=======
-        picked.append(outputs[-1][unsteered.batch.predicting()][mine].cpu().double().numpy())
->>>>>>> e2b7b0f (A device without float64, as an Apple GPU is, loads and measures what any other does)
+        hidden = seen.pop(last)
+        predicting = unsteered.batch.predicting().to(hidden.device)
+        picked.append(hidden[predicting][mine].cpu().double().numpy())
         n_before += n_scored
-    shift = site.shifts(strength, loaded.device).get(last)  # added after the output was seen
-    added = 0.0 if shift is None else shift.cpu().double().numpy()
+    shift = site.shifts(strength).get(last)  # added after the output was seen
+    added = 0.0 if shift is None else shift.double().numpy()
     residuals: np.ndarray = np.concatenate(picked) + added
     return residuals
 

@@ -70,13 +70,13 @@ def _pooled(loaded: LoadedModel, batch: Batch, layers: Sequence[int], pooling: P
         if layer not in layers:
             return
         hidden = hidden_of(output).float()
-        norm = hidden.norm(dim=-1)
-        keep = text & (norm <= SINK_RATIO * _row_medians(norm, text))
+        norm, here = hidden.norm(dim=-1), text.to(hidden.device)
+        keep = here & (norm <= SINK_RATIO * _row_medians(norm, here))
         weights = keep if pooling == "mean" else _last_true(keep)
         total = weights.sum(dim=1, keepdim=True).clamp(min=1)
         means.append((torch.einsum("bp,bph->bh", weights.float(), hidden) / total).cpu())
         norms.append(norm[keep].cpu())
-        n_sinks.append((text & ~keep).sum().cpu())
+        n_sinks.append((here & ~keep).sum().cpu())
         if layer == layers[-1]:
             raise StopPass
 

@@ -17,7 +17,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from calibrate.common.settings import Sampling
-from calibrate.engine.decoding import Loop, Row, by_generate, next_logits, padded
+from calibrate.engine.decoding import Loop, Row, by_generate, next_logits, padded, select_rows
 from calibrate.engine.sampling import draw
 from calibrate.models.hooks import StopPass, last_logits_only
 from calibrate.models.model import LoadedModel
@@ -127,9 +127,8 @@ class _Batch:
         self.replies = [self.replies[place] for place in places]
         if not places:
             return
-        index = torch.tensor(places, device=self._mask.device)
-        self._cache.batch_select_indices(index)
-        self._mask = self._mask[index]
+        select_rows(self._cache, places)
+        self._mask = self._mask[places]
         if _is_plain(self._cache):
             unused = int(self._mask.any(dim=0).int().argmax())
             self._mask = self._mask[:, unused:]

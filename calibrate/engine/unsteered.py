@@ -65,6 +65,10 @@ class UnsteeredBatch:
     prefix: Prefix | None = None
     prediction: Prediction | None = None
 
+    def labels(self) -> torch.Tensor:
+        """The scored tokens' ids, (n_scored,), where the hidden states are."""
+        return self.batch.labels().to(self.hidden.device)
+
 
 @dataclass(frozen=True, eq=False)
 class UnsteeredRun:
@@ -154,7 +158,7 @@ def token_log_probs(loaded: LoadedModel, run: UnsteeredRun) -> list[np.ndarray]:
     """
     by_sequence = [np.empty(0)] * len(run.corpus.sequences)
     for unsteered in run.batches:
-        labels = unsteered.batch.labels()
+        labels = unsteered.labels()
         chosen = torch.empty(len(labels), dtype=torch.float64)
         for part in logit_slices(loaded, unsteered.hidden):
             predicted = torch.log_softmax(loaded.logits(unsteered.hidden[part]), dim=-1)
@@ -189,7 +193,7 @@ def _prediction(
     loaded: LoadedModel, unsteered: UnsteeredBatch, self_sampled: bool
 ) -> Prediction | None:
     """What the comparison with every strength needs of the unsteered logits."""
-    readout, hidden, labels = loaded.readout, unsteered.hidden, unsteered.batch.labels()
+    readout, hidden, labels = loaded.readout, unsteered.hidden, unsteered.labels()
     if readout is None:
         return None
     normaliser = torch.empty(len(hidden), device=hidden.device)

@@ -94,7 +94,7 @@ def measure_log_odds(
     concept_tokens: ids of the tokens whose mass stands for the concept.
     """
     sequences = run.corpus.sequences
-    tokens = torch.tensor(list(concept_tokens), dtype=torch.long, device=loaded.device)
+    tokens = torch.tensor(list(concept_tokens), dtype=torch.long).to(loaded.logits_device)
     limits = {sign: torch.log_softmax(far_logits(loaded, site, sign), -1) for sign in (1, -1)}
     sums = np.zeros((6, len(sequences)))
     counts = np.array([sequence.n_scored for sequence in sequences], dtype=float)
@@ -102,7 +102,7 @@ def measure_log_odds(
     contexts: list[tuple[np.ndarray, np.ndarray]] = []
     n_seen = 0
     for unsteered in run.batches:
-        labels = unsteered.batch.labels()
+        labels = unsteered.labels()
         per_token = torch.empty(6, len(labels), dtype=torch.float64)
         with logit_derivative(loaded, unsteered, site) as derivative:
             for part in logit_slices(loaded, unsteered.hidden):

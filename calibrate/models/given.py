@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrate.common.errors import ModelError, NumericalError
 from calibrate.models.architecture import unwrapped
+from calibrate.models.devices import computes_on
 from calibrate.models.model import preserving_module_state
 from calibrate.models.unreadable import first_line
 
@@ -110,7 +111,7 @@ def require_next_token_model(model: Any, name: str) -> None:
 
     Raises: ModelError, or NumericalError naming the weights that are not finite.
     """
-    device = model.get_input_embeddings().weight.device
+    device = computes_on(model.get_input_embeddings())
     pairs = torch.tensor([[[0, 1]], [[0, 2]]], device=device)
     try:
         with preserving_module_state(model, device):

@@ -22,6 +22,7 @@ from calibrate.common.errors import ModelError
 from calibrate.common.record import ModelIdentity
 from calibrate.models.architecture import base_of, context_length, find_blocks, unwrapped
 from calibrate.models.capabilities import Capabilities
+from calibrate.models.devices import computes_on, random_states_kept
 from calibrate.models.ranks import Ranks, sharding
 from calibrate.models.rendering import Rendering, template_of
 
@@ -84,8 +85,12 @@ class LoadedModel:
     @property
     def device(self) -> torch.device:
         """Where token ids go: the device of the input embedding."""
-        device: torch.device = self.model.get_input_embeddings().weight.device
-        return device
+        return computes_on(self.model.get_input_embeddings())
+
+    @property
+    def logits_device(self) -> torch.device:
+        """Where logits are made: the device of the unembedding."""
+        return computes_on(self.unembedding)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -210,6 +215,8 @@ def preserving_model_state(loaded: LoadedModel) -> Iterator[None]:
 def preserving_module_state(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Use a module in eval mode without gradients, and give it back exactly as it was.
 
+    device: where its embedding computes.
+
     Restored are every module's train/eval flag and the random states of torch, its devices
     and NumPy. Compiled code is not used meanwhile, since it ignores hooks. Inference mode is left,
     since tensors made in it can never have gradients. Autocast is off, also accelerate's, so that
@@ -218,7 +225,6 @@ def preserving_module_state(model: nn.Module, device: torch.device) -> Iterator[
     """
     training = [module for module in model.modules() if module.training]
     numpy_state = np.random.get_state()
-    devices = [device] if device.type == "cuda" else []
     autocast = [module for module in model.modules() if _is_autocast(module)]
     forwards = [vars(module)["forward"] for module in autocast]
     cudnn_attention = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
@@ -229,7 +235,7 @@ def preserving_module_state(model: nn.Module, device: torch.device) -> Iterator[
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         if torch.amp.is_autocast_available(device.type):
             stack.enter_context(torch.autocast(device.type, enabled=False))
-        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(random_states_kept(model, device))
         stack.enter_context(torch.no_grad())
         for module in autocast:
             module.forward = vars(module)[AS_BEFORE_AUTOCAST]

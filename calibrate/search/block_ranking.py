@@ -193,7 +193,8 @@ def _slopes(
                 hidden, residuals, gradient, retain_graph=index + 1 < len(choices)
             )
             for layer, (by_residual, vector) in enumerate(zip(by_block, vectors, strict=True)):
-                by_token = (by_residual.float() @ vector) * steered
+                by_position = by_residual.float() @ vector.to(by_residual.device)
+                by_token = by_position * steered.to(by_position.device)
                 slopes[index, layer, list(batch.rows)] = by_token.sum(dim=1).cpu().double().numpy()
     return slopes
 
@@ -202,7 +203,7 @@ def _gradient(
     loaded: LoadedModel, hidden: torch.Tensor, labels: torch.Tensor, choose: Labels
 ) -> torch.Tensor:
     """Gradient of the chosen labels' log-probabilities by the final hidden states, in slices."""
-    gradient = torch.empty_like(hidden)
+    gradient, labels = torch.empty_like(hidden), labels.to(hidden.device)
     for part in logit_slices(loaded, hidden):
         with torch.enable_grad():
             leaf = hidden[part].detach().requires_grad_()

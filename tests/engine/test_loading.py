@@ -8,13 +8,16 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
 import pytest
 import tiny
 import torch
+from accelerate import cpu_offload
 from peft import LoraConfig, get_peft_model
 from refused import Refused, each
 from safetensors.torch import load_file, save_file
@@ -33,6 +36,7 @@ from transformers import (
 import calibrate
 from calibrate.common.errors import CalibrateWarning, ModelError, NumericalError
 from calibrate.engine.loading import load_model
+from calibrate.models.devices import random_states_kept
 from calibrate.models.prompts import encode_text
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -805,6 +809,29 @@ def test_hooks_and_training_mode_of_a_model_in_memory_are_kept():
     assert loaded.model.training
     assert len(model._forward_hooks) == 1
     handle.remove()
+
+
+def test_token_ids_go_where_an_embedding_computes_that_waits_elsewhere():
+    model, ids = tiny.model(), torch.tensor([[7, 8, 9]])
+    expected = model(input_ids=ids).logits
+    cpu_offload(model.get_input_embeddings(), execution_device=torch.device("cpu"))
+    assert model.get_input_embeddings().weight.is_meta
+    loaded = from_memory(model)
+    assert loaded.device == torch.device("cpu")
+    assert torch.equal(model(input_ids=ids.to(loaded.device)).logits, expected)
+
+
+def test_the_random_states_of_all_gpus_of_a_model_are_kept(monkeypatch):
+    class Spread:
+        def parameters(self):
+            return [SimpleNamespace(device=torch.device("cuda", place)) for place in (2, 1, 2)]
+
+    kept, here = [], tiny.model()
+    monkeypatch.setattr(torch.random, "fork_rng", lambda gpus: kept.append(gpus) or nullcontext())
+    with random_states_kept(Spread(), torch.device("cuda", 0)):
+        assert kept == [[torch.device("cuda", place) for place in (0, 1, 2)]]
+    with random_states_kept(here, torch.device("cpu")):
+        assert kept[1:] == [[]]
 
 
 def test_a_library_precision_may_be_torchs_own(tmp_path):
