@@ -4,8 +4,9 @@ These are unsteered replies, for other concepts on the same model, steering vect
 other budgets or blocks, and what `calibrate laws` has measured at a site. Each is a folder, named
 by a hash of all it depends on: the weights themselves, the model's configuration, the tokenizer,
 how prompts are rendered, and the request. The least recently used are removed when all together
-exceed MAX_BYTES. Nothing is kept for models given in memory, whose hooks would not show in their
-weights, nor for those whose weights accelerate offloads or several processes share.
+exceed MAX_BYTES. Nothing is kept for models given in memory, nor while steering or hooks of others
+may change what a model does, nor for those whose weights accelerate offloads or several processes
+share.
 """
 
 from __future__ import annotations
@@ -28,14 +29,15 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from calibrate.common.errors import ArtefactError
 from calibrate.common.files import STAGING, is_plain_file, write_together
+from calibrate.models.configuration import configuration
 from calibrate.models.converted import cache_directory
+from calibrate.models.hooks import hooks_of_others, is_steered
 from calibrate.models.model import LoadedModel
 
-VERSION = 6  # part of every entry's name; raise it when the result for a request changes
+VERSION = 7  # part of every entry's name; raise it when the result for a request changes
 MAX_BYTES = 256 << 20
 ENTRY = re.compile(r"[0-9a-f]{64}")
 SUFFIXES = (".json", ".safetensors")
-NOT_OF_RESULTS = {"_name_or_path", "transformers_version", "architectures"}  # entries of a config
 WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 AT_ONCE = 1 << 18  # numbers summed at a time: what a cache holds, and few enough launches on a GPU
 MIXED = 0x1E3779B97F4A7C15  # odd, so that no two places have one weight
@@ -80,24 +82,14 @@ def load_or_compute(
 
 
 def is_settled(loaded: LoadedModel) -> bool:
-    """Whether a model's weights determine its results, so that these can be stored."""
-    return loaded.by_name and _has_all_weights(loaded)
+    """Whether weights and configuration determine results, so that these can be stored."""
+    as_loaded = loaded.by_name and not any(hooks_of_others(loaded.model))
+    return as_loaded and not is_steered(loaded.model) and _has_all_weights(loaded)
 
 
 def weights_digest(loaded: LoadedModel) -> str | None:
     """A hash of the weights; None where they are offloaded, or several processes share them."""
     return _weights_digest(loaded) if _has_all_weights(loaded) else None
-
-
-def configuration(loaded: LoadedModel) -> Any:
-    """What a model's files say beside its weights, as JSON values.
-
-    It is how the blocks compute, such as rotary angles and windows, and which tokens end a reply.
-    """
-    config: dict[str, Any] = loaded.model.config.to_dict()
-    own = {name: value for name, value in config.items() if name not in NOT_OF_RESULTS}
-    ends = loaded.model.generation_config.eos_token_id
-    return json.loads(json.dumps([own, ends], sort_keys=True, default=str))
 
 
 def model_digest(loaded: LoadedModel) -> str:

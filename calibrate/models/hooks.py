@@ -25,6 +25,9 @@ Keep = Callable[[torch.Tensor], torch.Tensor]
 
 Positions = Literal["all", "last"]
 
+# Whose hooks belong to a model: those that record its outputs, move weights, or came with it.
+ITS_MAKERS = ("torch", "transformers", "transformers_modules", "accelerate", "peft")
+
 
 def hidden_of(output: Any) -> torch.Tensor:
     """Return the residual stream in a block's output: a tensor, or the first of several things."""
@@ -75,6 +78,28 @@ def with_tangent(shift: torch.Tensor, mask: torch.Tensor | None = None) -> Edit:
         return dual
 
     return edit
+
+
+def is_steered(model: nn.Module) -> bool:
+    """Whether a `with` of this package that has not ended changes what a model does."""
+    return any(whose.startswith(__name__) for _, whose in _hooks(model))
+
+
+def hooks_of_others(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Hooks that neither this package put into a model nor the libraries that make models.
+
+    Yields: the path of the module, and the name of the function.
+    """
+    for path, whose in _hooks(model):
+        if not whose.startswith(__name__) and whose.partition(".")[0] not in ITS_MAKERS:
+            yield path, whose
+
+
+def _hooks(model: nn.Module) -> Iterator[tuple[str, str]]:
+    for path, module in model.named_modules():
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            kind = hook if hasattr(hook, "__qualname__") else type(hook)
+            yield path, f"{kind.__module__}.{kind.__qualname__}"
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from typing import get_args
 import torch
 from torch import nn
 
-from calibrate.models.hooks import Positions, edited
+from calibrate.common.errors import InputError
+from calibrate.models.hooks import Positions, edited, is_steered
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +21,16 @@ class Steering:
 
     shifts: Mapping[int, torch.Tensor]
     positions: Positions = "all"
+
+
+def require_unsteered(model: nn.Module) -> None:
+    """Raise InputError where a `with` around the call steers a model."""
+    if is_steered(model):
+        raise InputError(
+            "a model must be as it is while it is calibrated, and it is being steered: leave the "
+            "`with` that steers it; for two concepts at once, give the earlier calibration as "
+            "beside=…, or export it with --format folded and calibrate that checkpoint"
+        )
 
 
 class BatchSteering:

@@ -9,8 +9,9 @@ from dataclasses import asdict
 
 from calibrate.common.settings import Settings
 from calibrate.judging.choice import Lesson
-from calibrate.models.cache import configuration
+from calibrate.models.configuration import configuration
 from calibrate.models.model import LoadedModel
+from calibrate.models.steering import require_unsteered
 from calibrate.texts.concept import Concept
 from calibrate.texts.guard import Guard
 
@@ -30,7 +31,9 @@ def fingerprint_of(
 
     weights: their hash, None where no process holds all of them. judges: their names, and hashes of
     what they are beside these.
+    Raises: InputError where the model is being steered, which its configuration does not say.
     """
+    require_unsteered(loaded.model)
     parts = [
         [asdict(loaded.identity), configuration(loaded), weights],
         dict(loaded.rendering.kwargs),

@@ -195,6 +195,12 @@ def adapter_without(folder: Path, file: str) -> Path:
     return path
 
 
+def calibrated_while_steered(_folder: Path):
+    loaded = from_memory(tiny.model())
+    with tiny.site(torch.ones(32), 1).apply(loaded.blocks, 1.0):
+        calibrate.calibrate(loaded, tiny.concept(60), teacher="none", audit="none", guard="none")
+
+
 def from_memory(model, tokenizer=None):
     return load_model(model, tokenizer or tiny.tokenizer())
 
@@ -621,6 +627,13 @@ REFUSED = [
         "device must be auto, cpu, cuda or mps, and present, got 'meta' (…); …",
         lambda folder: load_model(saved(folder), device="meta"),
         ModelError,
+    ),
+    Refused(
+        "a calibration of a model that is being steered",
+        "a model must be as it is while it is calibrated, and it is being steered: leave the "
+        "`with` that steers it; for two concepts at once, give the earlier calibration as "
+        "beside=…, or export it with --format folded and calibrate that checkpoint",
+        calibrated_while_steered,
     ),
     Refused(
         "a precision there is not",

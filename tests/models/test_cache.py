@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,9 @@ import pytest
 import tiny
 import torch
 from accelerate import cpu_offload
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import dynamic_module_utils
 
 from calibrate import calibrate
 from calibrate.common.settings import Sampling, Settings
@@ -23,6 +28,7 @@ from calibrate.models.cache import (
     weights_digest,
     weights_hashed_once,
 )
+from calibrate.models.configuration import configuration
 from calibrate.texts.concept import read_prompts
 from calibrate.texts.extraction import concept_vectors
 from calibrate.texts.replies import REPLIES, sample_unsteered
@@ -80,6 +86,38 @@ def test_of_a_model_whose_weights_are_elsewhere_nothing_is_kept(loaded):
     cpu_offload(loaded.blocks[0], execution_device=torch.device("cpu"))
     load_or_compute(loaded, REPLIES, REQUEST, lambda: SAID)
     assert load_or_compute(loaded, REPLIES, REQUEST, lambda: [[4]]) == [[4]]
+
+
+def test_while_a_model_is_steered_nothing_is_kept_or_recalled(loaded):
+    with tiny.site(torch.ones(32), 1).apply(loaded.blocks, 1.0):
+        load_or_compute(loaded, REPLIES, REQUEST, lambda: SAID)
+    assert load_or_compute(loaded, REPLIES, REQUEST, lambda: [[4]]) == [[4]]
+    with tiny.site(torch.ones(32), 1).apply(loaded.blocks, 1.0):
+        assert load_or_compute(loaded, REPLIES, REQUEST, lambda: SAID) == SAID
+    assert load_or_compute(loaded, REPLIES, REQUEST, never) == [[4]]
+
+
+def test_under_hooks_of_others_nothing_is_kept_and_the_configuration_says_so(loaded):
+    def watch(*_args):
+        return None
+
+    before = configuration(loaded)
+    for handle in (
+        loaded.blocks[1].register_forward_hook(watch),
+        loaded.blocks[1].register_forward_pre_hook(partial(watch)),
+    ):
+        load_or_compute(loaded, REPLIES, REQUEST, lambda: SAID)
+        assert configuration(loaded) != before
+        handle.remove()
+    assert configuration(loaded) == before
+    assert load_or_compute(loaded, REPLIES, REQUEST, lambda: [[4]]) == [[4]]
+
+
+def test_hooks_by_which_transformers_records_outputs_change_nothing(loaded):
+    load_or_compute(loaded, REPLIES, REQUEST, lambda: SAID)
+    loaded.model(input_ids=torch.tensor([[7, 8]]), output_hidden_states=True)
+    assert any(module._forward_hooks for module in loaded.model.modules())
+    assert load_or_compute(loaded, REPLIES, REQUEST, never) == SAID
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[1]", '{"a": 1}'])
@@ -186,6 +224,67 @@ def test_a_configuration_tells_models_of_the_same_weights_apart():
     plain, again, *others = digest(), digest(), digest(ends_elsewhere), digest(turns_faster)
     assert plain == again
     assert len({plain, *others}) == 3
+
+
+def test_a_configuration_tells_adapters_of_the_same_weights_apart():
+    def digest(change=lambda model: None, **options):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            lora = LoraConfig(
+                r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False,
+                **{"lora_alpha": 4, **options},
+            )  # fmt: skip
+            model = get_peft_model(tiny.model("llama"), lora)
+            model.add_adapter("b", lora)
+        change(model)
+        return model_digest(load_model(model, tiny.tokenizer()))
+
+    def scaled(model):
+        model.base_model.model.model.layers[0].self_attn.q_proj.scale_layer(2.0)
+
+    digests = [
+        digest(),
+        digest(lora_alpha=8),
+        digest(use_rslora=True),
+        digest(lambda model: model.set_adapter("b")),
+        digest(lambda model: model.base_model.disable_adapter_layers()),
+        digest(scaled),
+    ]
+    assert digest() == digests[0]
+    assert len({*digests}) == len(digests)
+
+
+def test_a_configuration_tells_which_blocks_were_named():
+    model = tiny.model("llama")
+    model.others = nn.ModuleList(model.model.layers)
+    one, other = (
+        model_digest(load_model(model, tiny.tokenizer(), blocks=path))
+        for path in ("model.layers", "others")
+    )
+    assert one != other
+
+
+def test_a_configuration_tells_when_a_checkpoints_own_code_was_edited(tmp_path, monkeypatch):
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = tmp_path / "coded"
+    tiny.model("llama").save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_coded.Coded"}
+    (folder / "config.json").write_text(json.dumps(config))
+    code = "from transformers import LlamaForCausalLM\n\nfrom .part import N\n\n\n"
+    code += "class Coded(LlamaForCausalLM):\n    n = N\n"
+    (folder / "modeling_coded.py").write_text(code)
+
+    def digest(part):
+        (folder / "part.py").write_text(part)
+        loaded = load_model(str(folder), trust_remote_code=True)
+        assert type(loaded.model).__name__ == "Coded"
+        return model_digest(loaded)
+
+    one, other = digest("N = 1\n"), digest("N = 2\n")
+    assert one != other
+    assert digest("N = 1\n") == one
 
 
 @pytest.mark.parametrize("negatives", ["contrastive", "random"])
