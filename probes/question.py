@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 
 from calibrate.common.errors import InputError
 from calibrate.engine.forward import final_hidden
+from calibrate.engine.memory import over_batches
 from calibrate.models.devices import in_double
 from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.models.prompts import encode_reply
-from calibrate.models.tokens import batches
+from calibrate.models.tokens import Batch
 from probes.asking import QUESTION, Asked
 
 
@@ -34,19 +35,24 @@ class Question(Asked):
     def answers(self, prompts: Sequence[str]) -> Iterator[tuple[int, float]]:
         """Yield each prompt's index and P(yes), batch by batch.
 
-        Raises: InputError if the tokenizer begins "yes" and "no" with the same token.
+        Raises: InputError if the tokenizer begins "yes" and "no" with the same token; ModelError
+            if not even one prompt fits in memory.
         """
         yes, no = (self._first_tokens(word) for word in ("yes", "no"))
         if set(yes) & set(no):
             raise InputError(f"{self.model.name} must tell yes from no in their first token")
         asked = [encode_reply(self.model, prompt, "") for prompt in prompts]
         sequences = [replace(s, ids=(*s.ids, yes[0])) for s in asked]  # only the position matters
+
+        def answered(batch: Batch) -> list[tuple[int, float]]:
+            logits = self.model.logits(final_hidden(self.model, batch))
+            for_yes, for_no = (in_double(logits[:, ids]).logsumexp(dim=-1) for ids in (yes, no))
+            return list(zip(batch.rows, (for_yes - for_no).sigmoid().tolist(), strict=True))
+
+        most, device = self.model.scoring_tokens, self.model.device
         with preserving_model_state(self.model):
-            for batch in batches(sequences, self.model.scoring_tokens, self.model.device):
-                logits = self.model.logits(final_hidden(self.model, batch))
-                for_yes, for_no = (in_double(logits[:, i]).logsumexp(dim=-1) for i in (yes, no))
-                scores = (for_yes - for_no).sigmoid().tolist()
-                yield from zip(batch.rows, scores, strict=True)
+            for found in over_batches(answered, sequences, most, device):
+                yield from found
 
     def _first_tokens(self, word: str) -> list[int]:
         forms = (word, word.capitalize(), f" {word}", f" {word.capitalize()}")

@@ -23,7 +23,13 @@ from collections.abc import Iterable
 from typing import Any
 
 # What torch says of memory by a plain RuntimeError: its CPU allocator, Metal's, and cuBLAS.
-SHORTAGES = ("allocate memory", "out of memory", "ALLOC_FAILED")
+SHORTAGES = (
+    "allocate memory",
+    "not enough memory",
+    "out of memory",
+    "Invalid buffer size",
+    "ALLOC_FAILED",
+)
 
 
 class CalibrateError(Exception):

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache
 
+from calibrate.common.errors import InputError
 from calibrate.engine.cross_entropy import states_by_sequence
 from calibrate.engine.decoding import fits_window, next_logits, padded, select_rows, shared_by
 from calibrate.engine.forward import require_finite
+from calibrate.engine.generation import ROWS_PER_BATCH_TOKEN
 from calibrate.engine.memory import in_parts_that_fit
 from calibrate.engine.site import Site
 from calibrate.engine.unsteered import logit_slices
@@ -30,10 +32,20 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Fork:
-    """Token ids of a beginning, and of the ways it goes on, none of them empty."""
+    """Token ids of a beginning, and of the ways it goes on.
+
+    Raises: InputError for a way without tokens, of which nothing can be scored.
+    """
 
     beginning: Ids
     ways: tuple[Ids, ...]
+
+    def __post_init__(self) -> None:
+        if not all(self.ways):
+            raise InputError(
+                "each answer to a question must be at least one token to the model, and one of "
+                f"{len(self.ways)} is none; give other answers"
+            )
 
     @property
     def longer(self) -> list[Ids]:
@@ -75,7 +87,16 @@ def score_ways(
     The first tokens of a fork's ways are read off one row of logits.
     Returns: for every fork the scores by way.
     """
-    states = fork_states(loaded, forks, steered)
+    found: dict[Fork, dict[Ids, WayScore]] = {}
+    for part, states in fork_states(loaded, forks, steered):
+        found |= zip(part, _scored(loaded, states), strict=True)
+    return [found[fork] for fork in forks]
+
+
+def _scored(
+    loaded: LoadedModel, states: Sequence[dict[Ids, torch.Tensor]]
+) -> list[dict[Ids, WayScore]]:
+    """The scores of some forks' ways, from the states that predict them."""
     rows: list[torch.Tensor] = []  # of hidden states, each (n, hidden)
     places: list[int] = []  # of the rows that the tokens are predicted from
     n_rows = 0
@@ -113,22 +134,21 @@ def _read_off(
 
 def fork_states(
     loaded: LoadedModel, forks: Sequence[Fork], steered: tuple[Site, float] | None = None
-) -> list[dict[Ids, torch.Tensor]]:
-    """Final hidden states that predict the tokens of each way.
+) -> Iterator[tuple[Sequence[Fork], list[dict[Ids, torch.Tensor]]]]:
+    """Final hidden states that predict the tokens of each way, batch by batch.
 
     steered: site and strength; None for the unsteered model.
-    Returns: for every fork, by way, a tensor of shape (n_tokens, hidden).
+    Yields: some of the forks, each once, and for every one, by way, a tensor of shape
+        (n_tokens, hidden).
     """
     widest = max(len(fork.beginning) for fork in forks) + max(fork.longest_way for fork in forks)
-    if not fits_window(loaded, widest) or not loaded.capabilities.forking.works:
-        return _whole(loaded, forks, steered)
+    shares = fits_window(loaded, widest) and loaded.capabilities.forking.works
     steering = None if steered is None else steered[0].steering(steered[1])
-    found: dict[Fork, dict[Ids, torch.Tensor]] = {}
     for group in _batched(forks, loaded.scoring_tokens):
-        parts = in_parts_that_fit(lambda part: by_forks(loaded, part, steering), group)
-        for part, states in parts:
-            found |= zip(part, states, strict=True)
-    return [found[fork] for fork in forks]
+        if shares:
+            yield from in_parts_that_fit(lambda part: by_forks(loaded, part, steering), group)
+        else:
+            yield group, _whole(loaded, group, steered)
 
 
 def by_forks(
@@ -219,11 +239,13 @@ def _whole(
 def _batched(forks: Sequence[Fork], most: int) -> Iterator[list[Fork]]:
     """Cut distinct forks into batches, longest beginnings first, of at most `most` tokens a pass.
 
-    A fork that has more gets a batch of its own.
+    What a batch's cache holds is bounded as it is for replies. A fork that has more gets a batch of
+    its own.
     """
     group: list[Fork] = []
     for fork in sorted(dict.fromkeys(forks), key=lambda fork: -len(fork.beginning)):
-        if group and _widest([*group, fork]) > most:
+        more = [*group, fork]
+        if group and (_widest(more) > most or _cached(more) > ROWS_PER_BATCH_TOKEN * most):
             yield group
             group = []
         group.append(fork)
@@ -236,3 +258,10 @@ def _widest(group: Sequence[Fork]) -> int:
     longer = [way for fork in group for way in fork.longer]
     beginnings = len(group) * max(len(fork.beginning) for fork in group)
     return max(beginnings, len(longer) * max(map(len, longer), default=0))
+
+
+def _cached(group: Sequence[Fork]) -> int:
+    """Positions in the cache of a batch, where each way has its beginning's to itself."""
+    longer = [way for fork in group for way in fork.longer]
+    beginning = max(len(fork.beginning) for fork in group)
+    return len(longer) * (beginning + max(map(len, longer), default=0))

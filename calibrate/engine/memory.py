@@ -10,7 +10,8 @@ from typing import TypeVar
 
 import torch
 
-from calibrate.common.errors import ModelError
+from calibrate.common.errors import ModelError, ran_out_of_memory
+from calibrate.models.devices import free_cached
 from calibrate.models.tokens import Batch, TokenSequence, batches
 
 Row = TypeVar("Row")
@@ -29,13 +30,15 @@ def in_parts_that_fit(
     """
     try:
         return [(rows, work(rows))]
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
         if len(rows) == 1:
             raise ModelError(
                 "one sequence must fit in memory beside the model, and it does not; give shorter "
                 "texts, or load the model with --dtype bfloat16 or on another --device"
             ) from error
-    torch.cuda.empty_cache()
+    free_cached()
     half = len(rows) // 2
     return [*in_parts_that_fit(work, rows[:half]), *in_parts_that_fit(work, rows[half:])]
 

@@ -9,6 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+def free_cached() -> None:
+    """Give back what torch keeps of a GPU's memory for later."""
+    torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
 
 def computes_on(part: nn.Module) -> torch.device:
     """The device on which a part of a model computes, such as its embedding.

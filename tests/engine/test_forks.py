@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 
+from calibrate.common.errors import InputError
 from calibrate.engine import forks as forking
 from calibrate.engine.forks import Fork, fork_states, score_ways
 from calibrate.engine.loading import load_model
@@ -48,6 +49,14 @@ def read_alone(loaded, fork, way, shift, positions):
     return read[0][0, first:-1]
 
 
+def all_states(loaded, forks, steered=None):
+    """What `fork_states` yields batch by batch, in the order of the forks."""
+    found = {}
+    for part, states in fork_states(loaded, forks, steered):
+        found |= zip(part, states, strict=True)
+    return [found[fork] for fork in forks]
+
+
 @pytest.mark.parametrize("architecture", [*tiny.CONFIGS])
 @pytest.mark.parametrize("positions", [None, "all", "last"])
 def test_ways_score_as_they_do_alone(architecture, positions):
@@ -58,7 +67,7 @@ def test_ways_score_as_they_do_alone(architecture, positions):
     )
     forks = some_forks()
     steered = None if shift is None else (tiny.site(shift, 0, positions), STRENGTH)
-    for fork, found in zip(forks, fork_states(loaded, forks, steered), strict=True):
+    for fork, found in zip(forks, all_states(loaded, forks, steered), strict=True):
         assert set(found) == {*fork.ways}
         for way, states in found.items():
             expected = read_alone(loaded, fork, way, shift, positions)
@@ -72,7 +81,7 @@ def test_near_the_end_of_a_window_ways_score_as_they_do_alone(architecture):
     window = loaded.model.config.sliding_window
     ids = tuple(range(5, 5 + window))
     forks = [Fork(ids[:-2], (ids[-2:],)), Fork(ids[:10], (ids[-6:],))]
-    for fork, found in zip(forks, fork_states(loaded, forks), strict=True):
+    for fork, found in zip(forks, all_states(loaded, forks), strict=True):
         for way, states in found.items():
             expected = read_alone(loaded, fork, way, None, None)
             torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-4)
@@ -107,7 +116,7 @@ def test_a_beginning_runs_once_for_all_its_ways():
     loaded, forks = tiny.loaded(), some_forks()
     _ = loaded.capabilities.forking
     costs = []
-    for way in (fork_states, forking._whole):
+    for way in (all_states, forking._whole):
         spent = loaded.meter.tokens
         way(loaded, forks, None)
         costs.append(loaded.meter.tokens - spent)
@@ -137,6 +146,26 @@ def test_a_model_that_scores_forks_otherwise_runs_every_way_whole():
         works = (loaded := load_model(made, tiny.tokenizer())).capabilities.forking.works
     assert not works
     plain, forks = tiny.loaded(), some_forks()
-    for one, other in zip(fork_states(loaded, forks), fork_states(plain, forks), strict=True):
+    for one, other in zip(all_states(loaded, forks), all_states(plain, forks), strict=True):
         for way in one:
             torch.testing.assert_close(one[way], other[way], rtol=1e-4, atol=1e-4)
+
+
+def test_the_states_of_more_questions_than_a_batch_holds_are_not_kept_together():
+    loaded, forks = tiny.loaded(batch_tokens=64), some_forks(40)
+    sizes = [len(part) for part, _ in fork_states(loaded, forks)]
+    assert sum(sizes) == len(forks)
+    assert max(sizes) * 9 <= 64  # nine tokens are common to all beginnings
+
+
+def test_the_caches_of_a_batch_are_bounded_though_its_ways_are_short():
+    """Every way has the keys and values of its beginning to itself."""
+    loaded = tiny.loaded(batch_tokens=100)
+    begun = [tuple(range(5, 35))[place:] for place in range(3)]
+    forks = [Fork(ids, tuple((5 + k, 6) for k in range(20))) for ids in begun]
+    assert [len(part) for part, _ in fork_states(loaded, forks)] == [1, 1, 1]
+
+
+def test_a_way_without_tokens_is_refused():
+    with pytest.raises(InputError, match="at least one token to the model, and one of 2 is none"):
+        Fork((5, 6), ((7, 8), ()))

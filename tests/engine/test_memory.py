@@ -17,6 +17,7 @@ from calibrate.engine.pooling import pooled_residuals
 from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.models.prompts import encode_prompt
 from calibrate.models.tokens import TokenSequence
+from probes.question import Question
 
 LAYER = 1
 
@@ -55,15 +56,40 @@ def small_memory(monkeypatch):
     return seen
 
 
-def test_what_does_not_fit_is_halved_and_stays_in_order():
+def on_the_cpu():
+    torch.empty(1 << 58)
+
+
+def on_mps():
+    raise RuntimeError("MPS backend out of memory (MPS allocated: 9.0 GB, max allowed: 9.07 GB).")
+
+
+def on_a_gpu():
+    raise torch.OutOfMemoryError
+
+
+def of_python():
+    raise MemoryError
+
+
+@pytest.mark.parametrize("run_out", [on_the_cpu, on_mps, on_a_gpu, of_python])
+def test_what_does_not_fit_is_halved_and_stays_in_order(run_out):
     def work(rows):
         if len(rows) > 3:
-            raise torch.OutOfMemoryError
+            run_out()
         return sum(rows)
 
     parts = in_parts_that_fit(work, range(10))
     assert [row for rows, _ in parts for row in rows] == list(range(10))
     assert all(total == sum(rows) for rows, total in parts)
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory():
+    def work(rows):
+        raise RuntimeError(f"{len(rows)} rows have no shape")
+
+    with pytest.raises(RuntimeError, match="4 rows have no shape"):
+        in_parts_that_fit(work, range(4))
 
 
 def test_a_row_that_does_not_fit_is_an_error_with_a_way_out():
@@ -101,6 +127,18 @@ def test_halved_batches_say_the_same(loaded, small_memory, monkeypatch):
     assert max(small_memory) == len(prompts)
     monkeypatch.undo()
     assert halved == sample(loaded, prompts, Sampling(max_new_tokens=5), 0)
+
+
+def test_halved_batches_answer_the_same(loaded, small_memory, monkeypatch):
+    first = {"yes": [9], "no": [10, 11]}
+    monkeypatch.setattr(Question, "_first_tokens", lambda _, word: first[word])
+    judge, texts = Question(loaded, "{text} with {concept}"), tiny.prompts(7)
+    halved = judge.score(texts, "rain")
+    assert max(small_memory) == len(texts)
+    for text, score in zip(texts, halved, strict=True):
+        ids = encode_prompt(loaded, f"{text} with rain").ids
+        p = loaded.model(input_ids=torch.tensor([ids])).logits[0, -1].softmax(dim=-1)
+        assert score == pytest.approx(float(p[9] / (p[9] + p[10] + p[11])), rel=1e-4)
 
 
 def test_residuals_beyond_the_limit_are_kept_in_a_file(loaded, sequences, monkeypatch):
