@@ -166,6 +166,12 @@ def load(directory: str | Path) -> Probe:
         )
     try:
         layers, clearly, learned = (facts.pop(name) for name in ("layers", "clearly", "learned"))
+        if weights.ndim != 2 or len(weights) != len(layers):
+            raise ArtefactError(
+                f"{folder} must hold a row of weights for each block that is read, got "
+                f"{len(layers)} blocks and weights of shape {weights.shape}; calibrate again, or "
+                "fetch both files again"
+            )
         scale = Scale(**facts.pop("scale"))
         return Probe(
             layers=tuple(layers),

@@ -35,6 +35,7 @@ from calibrate.engine.running import by_joining
 from calibrate.engine.tries import Tries
 from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.models.steering import Steering
+from calibrate.models.unreadable import first_line
 
 # Largest relative error of a shortcut.
 ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-4}
@@ -129,7 +130,7 @@ class TriedCapabilities:
         if isinstance(alone, Exception):
             raise ModelError(
                 f"{self._loaded.name} must be able to reply, and transformers' generate fails for "
-                f"it: {_first_line(alone)}"
+                f"it: {first_line(alone)}"
             ) from alone
         if not self._tries.keeps_cache and any(
             each and each.positions == "last" for each in steerings
@@ -165,7 +166,7 @@ class TriedCapabilities:
             allowed = strict * ROUNDING.get(self._loaded.dtype, HALF_ROUNDING)
             reason = None if off <= allowed else f"what it says is off by {off:.2g} of its size"
         except Exception as error:  # any error in a try means that the shortcut fails
-            reason = _first_line(error)
+            reason = first_line(error)
         if reason is None:
             return Capability(True, None, None)
         self._warn(name, reason)
@@ -182,9 +183,3 @@ class TriedCapabilities:
 
     def _prefix_gap(self) -> float:
         return self._tries.prefix_gap(self.suffix_after(self._tries.middle).works)
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of an error."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

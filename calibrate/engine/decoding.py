@@ -18,6 +18,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, Logits
 
 from calibrate.common.cost import Meter
 from calibrate.common.settings import Sampling
+from calibrate.engine.forward import require_finite
 from calibrate.engine.sampling import draw
 from calibrate.models.architecture import attention_window, base_of
 from calibrate.models.hooks import last_logits_only
@@ -54,9 +55,13 @@ class Loop:
 
 
 def decode(loaded: LoadedModel, rows: Sequence[Row], sampling: Sampling) -> list[list[int]]:
-    """Return each row's new token ids, up to and including its end token."""
+    """Return each row's new token ids, up to and including its end token.
+
+    Raises: NumericalError where a row has no finite logits to draw from.
+    """
 
     def choose(scores: torch.Tensor, keys: torch.Tensor, step: int) -> torch.Tensor:
+        require_finite(scores.amax(dim=-1), loaded)  # NaN if any is; single tokens may be ruled out
         return loaded.ranks.told_tokens(draw(scores, sampling, keys, step))
 
     loop, can = Loop(choose, end_ids(loaded), sampling.max_new_tokens), loaded.capabilities

@@ -351,7 +351,7 @@ REFUSED = [
     Refused(
         "replies of a model that transformers cannot generate from",
         "LlamaForCausalLM must be able to reply, and transformers' generate fails for it: "
-        "ValueError: no generation here",
+        "no generation here",
         lambda _: reply(mute()),
         ModelError,
     ),

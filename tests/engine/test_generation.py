@@ -10,6 +10,7 @@ import tiny
 import torch
 from scipy.stats import chisquare
 
+from calibrate.common.errors import NumericalError
 from calibrate.common.record import Capability
 from calibrate.common.settings import Sampling
 from calibrate.engine import decoding
@@ -49,6 +50,22 @@ def test_draws_follow_the_tempered_nucleus(sampling, guesses, monkeypatch):
     expected = nucleus(scores, sampling).numpy() * n
     assert counts[expected == 0].sum() == 0
     assert chisquare(counts[expected > 0], expected[expected > 0]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_no_token_is_drawn_from_logits_that_are_not_numbers(broken):
+    loaded = tiny.loaded()
+    prompts, sampling = [encode_prompt(loaded, "the house")], Sampling(max_new_tokens=4)
+    assert sample(loaded, prompts, sampling, 0)
+
+    def breaks(_module, _args, output):
+        output[..., 7] = broken
+        return output
+
+    handle = loaded.unembedding.register_forward_hook(breaks)
+    with pytest.raises(NumericalError, match="must be finite, got NaN or infinity"):
+        sample(loaded, prompts, sampling, 0)
+    handle.remove()
 
 
 def test_a_nucleus_of_all_tokens_changes_no_draw():

@@ -167,6 +167,13 @@ def test_a_damaged_or_newer_probe_is_refused(probe, tmp_path):
             probes.load(tmp_path)
 
 
+@pytest.mark.parametrize("damage", [lambda rows: rows[:-1], lambda rows: rows.ravel()])
+def test_weights_that_do_not_fit_the_blocks_are_refused(probe, damage, tmp_path):
+    replace(probe, weights=damage(probe.weights).copy()).save(tmp_path)
+    with pytest.raises(ArtefactError, match="a row of weights for each block that is read, got"):
+        probes.load(tmp_path)
+
+
 def test_a_hundred_scores_of_near_copies_are_no_evidence():
     """Three sentences a label, by chance apart; a hundred copies of each change nothing."""
     few = [Example(f"{k}", k < 3, f"group {k}") for k in range(6)]
