@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+
 def free_cached() -> None:
     """Give back what torch keeps of a GPU's memory for later."""
     torch.cuda.empty_cache()

@@ -13,7 +13,7 @@ from calibrate.common.errors import InputError, did_you_mean
 from calibrate.common.settings import Settings
 from calibrate.deploy.beside import checked_mix
 from calibrate.judging.choice import AUTO, check_reading
-from calibrate.search.affordable import checked_larger
+from calibrate.search.affordable import asked_budgets
 from calibrate.texts.concept import Concept, read_corpus, read_prompts
 from calibrate.texts.guard_choice import check_guard_choice
 
@@ -46,7 +46,7 @@ def check_inputs(concept: Concept, options: Mapping[str, Any]) -> None:
     if (tokens := given("reply_tokens")) is not None:
         replace(settings.sampling, max_new_tokens=tokens)
     Limits(given("max_tokens"), given("max_minutes"))
-    checked_larger(given("larger_budgets", ()), settings)
+    asked_budgets(given("other_budgets", ()), settings)
     checked_mix(given("mix"), given("beside"), given("start"))
     read_prompts(given("prompts"))
     if (corpus := given("corpus")) is not None:

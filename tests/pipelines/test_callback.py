@@ -314,7 +314,7 @@ def test_a_mistake_ends_the_training_and_so_does_a_disk_that_others_do_not_have(
         ({"mix": 0.5}, "--mix needs --beside"),
         ({"max_tokens": 0}, "--max-tokens must be above 0"),
         ({"reply_tokens": 0}, "max_new_tokens must be"),
-        ({"larger_budgets": [0.05]}, "larger budgets must be above"),
+        ({"other_budgets": [-0.05]}, "must be"),
         ({"every": "sometimes"}, "every must be"),
         ({"every": 0}, "every must be"),
         ({"every": True}, "every must be"),
