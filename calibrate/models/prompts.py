@@ -19,6 +19,18 @@ def encode_text(loaded: LoadedModel, text: str) -> TokenSequence:
     return _fitting(loaded, TokenSequence(_with_bos(loaded, text), start=1), text)
 
 
+def encode_alone(loaded: LoadedModel, text: str) -> TokenSequence:
+    """Encode a plain text; one of a single token after a BOS or EOS token, so that it is scored.
+
+    That is where the tokenizer puts nothing before it by itself, and has one of the two.
+    Raises: InputError as `encode_text` does.
+    """
+    sequence, start = encode_text(loaded, text), _start_token(loaded)
+    if sequence.n_scored or start is None or not _bare(loaded, text):
+        return sequence
+    return _fitting(loaded, TokenSequence((start, *sequence.ids), start=1), text)
+
+
 def encode_prompt(
     loaded: LoadedModel,
     prompt: str,
@@ -76,14 +88,20 @@ def encode_empty(loaded: LoadedModel) -> Prompt:
             return encode_prompt(loaded, "")
         except InputError as error:
             raise InputError(f"{error}; use --negatives contrastive") from error
-    tokenizer = loaded.tokenizer
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    start = _start_token(loaded)
     if start is None:
         raise InputError(
             "sampling from an empty prompt needs a tokenizer with a BOS or EOS token, got "
             "neither; use --negatives contrastive"
         )
-    return Prompt("", (int(start),))
+    return Prompt("", (start,))
+
+
+def _start_token(loaded: LoadedModel) -> int | None:
+    """What a text begins after: BOS, or else the end of another; None without either."""
+    tokenizer = loaded.tokenizer
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return None if start is None else int(start)
 
 
 def _with_bos(loaded: LoadedModel, text: str) -> tuple[int, ...]:

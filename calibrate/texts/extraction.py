@@ -8,6 +8,7 @@ token (arXiv:2602.02712, section 2; Rimsky et al., arXiv:2312.06681, for the las
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save
 
-from calibrate.common.errors import ConceptError
+from calibrate.common.errors import CalibrateWarning, ConceptError
 from calibrate.common.settings import Settings
 from calibrate.engine.pooling import Pooling, pooled_residuals
 from calibrate.engine.site import SteeringVector
@@ -27,6 +28,8 @@ from calibrate.texts.concept import Text, Texts
 from calibrate.texts.noise import sampling_noise
 from calibrate.texts.replies import random_negatives
 
+LEAST_TEXTS = 2  # of a label: the spread of one alone says nothing of how certain v is
+
 
 def concept_vectors(
     loaded: LoadedModel, texts: Texts, settings: Settings
@@ -35,7 +38,12 @@ def concept_vectors(
 
     With random negatives, as many samples of the model from an empty prompt as there are positives
     replace the negative texts. Vectors are cached (`calibrate.models.cache`).
+
+    Raises: ConceptError if fewer than LEAST_TEXTS of a label are longer than one token, where a
+        text's first is context alone.
+    Warns with CalibrateWarning of texts that are left out for that.
     """
+    texts = _readable(loaded, texts)
 
     def extracted() -> tuple[SteeringVector, ...]:
         positives = [encode(loaded, text) for text in texts.positives]
@@ -59,6 +67,31 @@ def concept_vectors(
     facts = asdict(settings)
     request = [asdict(texts), {name: facts[name] for name in names}]
     return load_or_compute(loaded, VECTORS, request, extracted)
+
+
+def _readable(loaded: LoadedModel, texts: Texts) -> Texts:
+    """The texts that have a token to average; a plain one's first is context, as a BOS is."""
+    positives, negatives = (
+        tuple(text for text in side if encode(loaded, text).n_scored)
+        for side in (texts.positives, texts.negatives)
+    )
+    given = len(texts.positives) + len(texts.negatives)
+    left_out = given - len(positives) - len(negatives)
+    if not left_out:
+        return texts
+    if min(len(positives), len(negatives)) < LEAST_TEXTS:
+        raise ConceptError(
+            f"at least {LEAST_TEXTS} texts of either label must be longer than one token, since a "
+            f"text's first is context alone, got {len(positives)} positives and {len(negatives)} "
+            "negatives; give longer ones, or give them prompts that they reply to"
+        )
+    warnings.warn(
+        f"{left_out} of {given} texts are one token long, of which a vector sees nothing, and are "
+        "left out of it; give longer ones, or give them prompts that they reply to",
+        CalibrateWarning,
+        stacklevel=3,
+    )
+    return Texts(positives, negatives)
 
 
 VECTORS_FILE = "vectors.safetensors"
@@ -117,7 +150,8 @@ def extract_vectors(
     normalize: scale every vector to length 1, so that α is the length of the shift.
     groups: of each text, positives first; those of one group, such as a matched pair, are not
         independent. Each text by itself if None.
-    Raises: ConceptError if positives and negatives have the same mean at every block.
+    Raises: ConceptError if positives and negatives have the same mean at every block, or a text
+        has no token to average.
 
     >>> from calibrate.models.prompts import encode_text
     >>> joyful = [encode_text(loaded, text) for text in positives]
@@ -125,6 +159,12 @@ def extract_vectors(
     >>> [vector.layer for vector in calibrate.extract_vectors(loaded, joyful, others)]
     [0, 1, 2]
     """
+    empty = sum(not sequence.n_scored for sequence in (*positives, *negatives))
+    if empty:
+        raise ConceptError(
+            f"every text must have a token to average, beside its prompt or its first, which is "
+            f"context alone, got {empty} without; leave them out, or give longer ones"
+        )
     with preserving_model_state(loaded):
         positive = _summarise(loaded, positives, pooling)
         negative = _summarise(loaded, negatives, pooling)

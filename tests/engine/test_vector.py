@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 
-from calibrate.common.errors import ConceptError, InputError
+from calibrate.common.errors import CalibrateWarning, ConceptError, InputError
 from calibrate.common.settings import Settings
 from calibrate.engine.site import Site, SteeringVector
 from calibrate.models.prompts import encode_text
@@ -136,3 +136,42 @@ def test_a_random_vector_at_one_block_is_noise_of_the_same_norm():
     noise = torch.randn((1, 8), generator=torch.Generator().manual_seed(4))[0]
     expected = noise * site.norm / noise.norm()
     torch.testing.assert_close(site.random_like(4).total, expected, rtol=1e-5, atol=1e-5)
+
+
+def with_words(texts, words):
+    """These texts, and as many of one word."""
+    return tuple(Text(text, group=f"pair {n}") for n, text in enumerate((*texts, *words)))
+
+
+@pytest.mark.parametrize("negatives", ["contrastive", "random"])
+def test_texts_of_one_token_are_left_out_and_that_is_said(bright, dull, negatives):
+    loaded, settings = tiny.loaded(), Settings(negatives=negatives)
+    with pytest.warns(CalibrateWarning, match="3 of 20 texts are one token long"):
+        vectors = concept_vectors(
+            loaded,
+            Texts(with_words(bright, ("sun", "kite")), with_words(dull, ("rain",))),
+            settings,
+        )
+    alone = concept_vectors(loaded, Texts(with_words(bright, ()), with_words(dull, ())), settings)
+    for one, other in zip(vectors, alone, strict=True):
+        torch.testing.assert_close(one.values, other.values, rtol=0, atol=0)
+        assert one.noise == other.noise
+
+
+def test_texts_of_one_token_count_after_a_bos():
+    texts = Texts(with_words((), tiny.BRIGHT), with_words((), tiny.DULL))
+    loaded = tiny.loaded(bos=True)
+    expected = by_hand(loaded, tiny.BRIGHT) - by_hand(loaded, tiny.DULL)
+    vectors = concept_vectors(loaded, texts, Settings())
+    torch.testing.assert_close(vectors[0].values, expected[0], rtol=0, atol=ROUNDING)
+
+
+def test_a_concept_of_single_tokens_is_refused(loaded, bright):
+    texts = Texts(with_words(bright, ()), with_words((), tiny.DULL))
+    with pytest.raises(ConceptError, match="got 10 positives and 0 negatives; give longer"):
+        concept_vectors(loaded, texts, Settings())
+
+
+def test_a_sequence_without_a_token_to_average_is_refused(loaded, bright):
+    with pytest.raises(ConceptError, match="got 1 without; leave them out"):
+        extract_vectors(loaded, encoded(loaded, bright), encoded(loaded, ["rain"]))

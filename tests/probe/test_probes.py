@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tiny
+import torch
 from scipy.special import logit
 
 import probes
@@ -97,6 +98,19 @@ def test_where_a_yes_begins_is_in_standard_deviations_of_plain_replies(model, ex
 
 def test_an_empty_text_scores_zero(probe, model):
     assert probe.score(["", "sun"], model)[0] == 0.0
+
+
+def test_a_text_of_one_token_is_read_like_any_other(probe, model):
+    bright, dull = (probe.score(words, model) for words in (tiny.BRIGHT, tiny.DULL))
+    assert min(bright.min(), dull.min()) > 0
+    assert bright.mean() > dull.mean()
+    sun = tiny.VOCABULARY.index("sun")
+    ids = torch.tensor([[model.tokenizer.eos_token_id, sun]])
+    states = model.model(input_ids=ids, output_hidden_states=True).hidden_states
+    expected = [states[layer + 1][0, 1].detach().numpy() for layer in range(2)]
+    assert text_features(model, ["sun"], range(2))[:, 0] == pytest.approx(
+        np.array(expected), abs=1e-5
+    )
 
 
 def test_reading_does_not_depend_on_the_batch(probe, examples):
