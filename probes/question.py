@@ -55,9 +55,21 @@ class Question(Asked):
                 yield from found
 
     def _first_tokens(self, word: str) -> list[int]:
-        forms = (word, word.capitalize(), f" {word}", f" {word.capitalize()}")
-        return sorted(set(self._first(forms)))
+        """Tokens that begin a word, in any form; those of space alone begin every word.
 
-    def _first(self, forms: Iterable[str]) -> Iterable[int]:
-        for form in forms:
-            yield self.model.tokenizer(form, add_special_tokens=False)["input_ids"][0]
+        Raises: InputError if there are none.
+        """
+        forms = (word, word.capitalize(), f" {word}", f" {word.capitalize()}")
+        found = {first for form in forms for first in self._first(form)}
+        if not found:
+            raise InputError(
+                f"{self.model.name} must tell yes from no, and has no token that begins {word!r}; "
+                "name another judge"
+            )
+        return sorted(found)
+
+    def _first(self, form: str) -> Iterable[int]:
+        tokenizer = self.model.tokenizer
+        ids = tokenizer(form, add_special_tokens=False)["input_ids"][:1]
+        begun = str(tokenizer.decode(ids)).strip()
+        return ids if begun and form.strip().startswith(begun) else []

@@ -16,11 +16,12 @@ from pathlib import Path
 from calibrate.common.errors import InputError, ModelError
 from calibrate.common.progress import SILENT, Progress
 from calibrate.common.settings import Settings
-from calibrate.engine.loading import load_model
+from calibrate.engine.loading import load_model, rendered_with
 from calibrate.models.cache import is_settled, model_digest
 from calibrate.models.embedded import embedded_gguf
 from calibrate.models.llama_cpp import is_installed
 from calibrate.models.model import LoadedModel
+from calibrate.models.rendering import names_variable
 from probes.address import check_address
 from probes.asking import QUESTION, Asked, check_question
 from probes.gguf_question import GgufQuestion
@@ -30,6 +31,7 @@ from probes.question import Question
 from probes.verdicts import Remembered
 
 ASKED = ("question", "openai")
+THINKING = "enable_thinking"  # the variable by which templates let a model think first, or not
 TEACHER = "qwen2.5-1.5b"  # the embedded model that judges, fastest in its own GGUF format
 
 
@@ -79,18 +81,28 @@ def asked_judge(
     kind, _, model = name.partition(":")
     question = settings.judge_question or QUESTION
     if not model:
-        return Question(load(), question)
+        return Question(_unthinking(load()), question)
     if kind == "openai":
         address = check_address(settings.judge_url)
         return Remembered(OpenAIQuestion(model, address, question), progress)
     if is_installed() and (model == TEACHER or model.endswith(".gguf")):
         gguf = embedded_gguf(model, progress) if model == TEACHER else Path(model)
         return Remembered(GgufQuestion(gguf, question, progress=progress), progress)
-    other = load_model(model, progress=progress)
+    other = _unthinking(load_model(model, progress=progress))
     if not is_settled(other):
         return Question(other, question)
     judge: Asked = Question(other, question, identity=f"transformers {model_digest(other)}")
     return Remembered(judge, progress)
+
+
+def _unthinking(loaded: LoadedModel) -> LoadedModel:
+    """The model, its prompts rendered so that its first word is the answer, if it has the choice.
+
+    One that begins a thought by itself would otherwise be read where the thought begins.
+    """
+    if not names_variable(loaded.tokenizer, THINKING):
+        return loaded
+    return rendered_with(loaded, {**loaded.rendering.kwargs, THINKING: False}, None)
 
 
 def _require_file(model: str) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from calibrate.common.errors import InputError
 from calibrate.models.model import LoadedModel
-from calibrate.models.rendering import render
-from calibrate.models.thought import opened_by
+from calibrate.models.rendering import render, template_of
+from calibrate.models.thought import before_answer, opened_by
 from calibrate.models.tokens import Prompt, TokenSequence, begun_alike
 
 
@@ -44,6 +44,11 @@ def encode_prompt(
     Raises: InputError if it is empty, does not fit the model's context, or cannot be rendered.
     """
     text = render(loaded.tokenizer, loaded.rendering, prompt, system=system, history=history)
+    return _encoded(loaded, prompt, text)
+
+
+def _encoded(loaded: LoadedModel, prompt: str, text: str) -> Prompt:
+    """The tokens of a prompt's rendered text."""
     ids = _bare(loaded, text) if loaded.is_chat else _with_bos(loaded, text)
     if not ids:
         raise InputError(f"a prompt must have at least one token, got {prompt!r}; write one")
@@ -55,10 +60,13 @@ def encode_prompt(
 def encode_reply(loaded: LoadedModel, prompt: str, reply: str) -> TokenSequence:
     """Encode a reply after its prompt; only the reply is scored.
 
-    Where the prompt opens a thought, it is closed, empty, before the reply.
+    Before the reply stands what leads to the answer where a model thinks first: an empty thought
+    where the prompt opens one, or the channel of the answer.
     """
-    asked = encode_prompt(loaded, prompt)
-    before = _bare(loaded, f"\n{asked.opened}\n\n") if asked.opened else ()
+    text = render(loaded.tokenizer, loaded.rendering, prompt)
+    asked = _encoded(loaded, prompt, text)
+    leading = before_answer(template_of(loaded.tokenizer) or "", text)
+    before = _bare(loaded, leading) if leading else ()
     sequence = TokenSequence(
         (*asked.ids, *before, *_bare(loaded, reply)), start=len(asked.ids) + len(before)
     )

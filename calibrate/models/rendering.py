@@ -72,6 +72,11 @@ def template_of(tokenizer: Any) -> str | None:
     return templates[name_in_use(templates)] or None if templates else None
 
 
+def names_variable(tokenizer: Any, name: str) -> bool:
+    """Whether the chat template in use names a variable."""
+    return re.search(rf"\b{re.escape(name)}\b", template_of(tokenizer) or "") is not None
+
+
 def templates_of(tokenizer: Any) -> dict[str, Any]:
     """Every chat template, by its name; one without a name is the default. Empty without any."""
     template = getattr(tokenizer, "chat_template", None)
@@ -109,7 +114,7 @@ def settle(
             )
         return Rendering(trailing=trailing)
     for name in kwargs:
-        if not re.search(rf"\b{re.escape(name)}\b", template):
+        if not names_variable(tokenizer, name):
             _note(f"the chat template knows nothing of {name!r}, which changes nothing")
     form = Rendering(kwargs, _date(template, date), trailing=trailing)
     form = replace(form, content=_content(tokenizer, form))

@@ -13,6 +13,7 @@ from typing import Any
 
 # How a thought begins and ends, in the text with its special tokens. In the channel formats
 # everything before the channel of the answer counts as thought.
+ANSWER_CHANNEL = "<|channel|>final<|message|>"
 MARKS = (
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
@@ -24,9 +25,22 @@ MARKS = (
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<|inner_prefix|>", "<|inner_suffix|>"),
-    ("<|channel|>", "<|channel|>final<|message|>"),
+    ("<|channel|>", ANSWER_CHANNEL),
     ("<|channel>thought", "<channel|>"),
 )
+
+
+def before_answer(template: str, prompt: str) -> str:
+    """What a reply begins with that leads straight to the answer; empty if the answer does.
+
+    It closes the thought which a rendered prompt has begun. Where the template names a channel of
+    the answer, and the prompt leaves the channel to the model, it names that.
+    """
+    opened = opened_by(prompt)
+    if opened:
+        return f"\n{opened}\n\n"
+    channel = ANSWER_CHANNEL in template and not prompt.rstrip().endswith(ANSWER_CHANNEL)
+    return ANSWER_CHANNEL if channel else ""
 
 
 def opened_by(prompt: str) -> str:

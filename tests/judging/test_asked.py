@@ -16,6 +16,7 @@ import warnings
 import numpy as np
 import pytest
 import tiny
+import torch
 from answering import answering, refused, said
 from patience import PATIENCE
 from refused import Refused, each
@@ -123,6 +124,54 @@ def test_the_embedded_teacher_tells_joy_from_minutes():
     joyful, plain = GgufQuestion(embedded_gguf("qwen2.5-1.5b")).score(TEXTS, "joy")
     assert joyful > 0.9
     assert plain < 0.3
+
+
+# -- a model in transformers
+
+THINKS_FIRST = tiny.CHAT_TEMPLATE.replace(
+    "<reply>{% endif",
+    "<reply>{% if enable_thinking is defined and not enable_thinking %} <think> </think>{% endif %}"
+    "{% endif",
+)
+SAID = "sun rain express joy ?"
+
+
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory):
+    """A model's directory whose template lets it think first, unless it is told not to."""
+    folder, tokenizer = tmp_path_factory.mktemp("thinker"), tiny.tokenizer(chat=True)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    tokenizer.add_tokens(["yes", "no", "Yes", "No", "?", "express", "joy"])
+    tokenizer.chat_template = THINKS_FIRST
+    model = tiny.model("llama")
+    model.resize_token_embeddings(len(tokenizer))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # words of their own, where resizing gives all the same
+        for rows in (model.get_input_embeddings(), model.get_output_embeddings()):
+            new = rows.weight[len(tiny.VOCABULARY) :]
+            new.copy_(torch.randn(new.shape, generator=generator))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_model_that_thinks_first_is_asked_to_answer_at_once(thinker, cache):
+    settings = Settings(judge_question="{text} express {concept} ?")
+    loaded = load_model(str(thinker))
+    ids = loaded.tokenizer(f"<user> {SAID} <reply> <think> </think>", add_special_tokens=False)
+    logits = loaded.model(input_ids=torch.tensor([ids["input_ids"]])).logits[0, -1].double()
+    by_word = {
+        word: float(
+            logits[loaded.tokenizer.convert_tokens_to_ids([word, word.title()])].exp().sum()
+        )
+        for word in ("yes", "no")
+    }
+    expected = by_word["yes"] / (by_word["yes"] + by_word["no"])
+    other = asked_judge(f"question:{thinker}", None, settings)
+    itself = asked_judge("question", lambda: loaded, settings)
+    for judge in (other, itself):
+        assert judge.score(["sun rain"], "joy") == pytest.approx([expected], rel=1e-4)
+    assert loaded.rendering.kwargs == {}  # what is steered still thinks
 
 
 # -- a server at an address

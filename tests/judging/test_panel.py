@@ -13,6 +13,8 @@ import pytest
 import tiny
 import torch
 from refused import Refused, each
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 import calibrate
 from calibrate.common.errors import Infeasible, InputError, ModelError
@@ -147,6 +149,34 @@ def test_the_question_is_answered_by_the_probabilities_of_yes_and_no():
 def test_yes_and_no_that_begin_alike_are_refused():
     with pytest.raises(InputError, match="must tell yes from no"):
         Question(tiny.loaded()).score(["sun"], "bright")  # both are <unk> to this tokenizer
+
+
+def marking_spaces():
+    """A tokenizer that writes a space as ▁, and one before every text, as SentencePiece does."""
+    words = ["<unk>", "▁", "▁▁", *(f"▁{w}" for w in ("yes", "no", "Yes", "No", "sun", "joy", "?"))]
+    pieces = [(word, -1.0 - 0.01 * place) for place, word in enumerate(words)]
+    letters = [(letter, -9.0) for letter in "yesnoYNu"]
+    core = Tokenizer(models.Unigram([*pieces, *letters], unk_id=0))
+    core.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    core.decoder = decoders.Metaspace()
+    made = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
+    assert made.tokenize(" yes")[0] == made.tokenize(" no")[0]
+    return made
+
+
+def test_a_token_of_a_space_alone_begins_neither_yes_nor_no():
+    tokenizer = marking_spaces()
+    loaded = load_model(tiny.model("llama"), tokenizer)
+    (score,) = Question(loaded, "{text} {concept} ?").score(["sun"], "joy")
+    ids = torch.tensor([tokenizer("sun joy ?\n")["input_ids"]])
+    p = loaded.model(input_ids=ids).logits[0, -1].softmax(dim=-1)
+    yes, no = (
+        sum(float(p[tokenizer.convert_tokens_to_ids(f"▁{word}")]) for word in words)
+        for words in (("yes", "Yes"), ("no", "No"))
+    )
+    assert score == pytest.approx(yes / (yes + no), rel=1e-4)
 
 
 def test_a_function_is_a_judge_by_name(monkeypatch):

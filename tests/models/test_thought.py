@@ -123,6 +123,33 @@ def test_a_written_reply_stands_after_an_empty_thought():
     assert sequence.n_scored == 1
 
 
+CHANNELS = (
+    "{% for m in messages %}{% if m.role == 'user' %}<user> {{ m.content }} {% else %}"
+    "<reply><|channel|>final<|message|>{{ m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<reply>{% endif %}"
+)
+
+
+@pytest.mark.parametrize("named_already", [False, True])
+def test_a_written_reply_stands_in_the_channel_of_answers(named_already):
+    marks = ["<|channel|>", "<|message|>"]
+    tokenizer = tiny.tokenizer(chat=True)
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    tokenizer.add_tokens(["final"])
+    named = "<reply><|channel|>final<|message|>{% endif"
+    tokenizer.chat_template = (
+        CHANNELS.replace("<reply>{% endif", named) if named_already else CHANNELS
+    )
+    model = tiny.model("llama")
+    model.resize_token_embeddings(len(tokenizer))
+    loaded = load_model(model, tokenizer)
+    prompt, sequence = encode_prompt(loaded, "the house"), encode_reply(loaded, "the house", "sun")
+    after = tokenizer.convert_ids_to_tokens(sequence.ids[-5:])
+    assert after == ["<reply>", "<|channel|>", "final", "<|message|>", "sun"]
+    assert prompt.ids == sequence.ids[: len(prompt.ids)]
+    assert sequence.n_scored == 1
+
+
 def never_answering(_folder):
     """A model that can say nothing but one plain word, inside the thought its template begins."""
     loaded = thinker(tiny.CHAT_TEMPLATE.replace("<reply>{% endif", "<reply> <think>{% endif"))
