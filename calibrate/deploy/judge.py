@@ -57,7 +57,7 @@ def open_judge(
     def loaded() -> LoadedModel:
         return load_model(model or MODEL, progress=progress, **place)
 
-    ready = judge_without_texts(judge, loaded, settings, progress)
+    ready = judge_without_texts(judge, loaded, settings, progress, **place)
     if ready is not None:
         return Reader(ready, concept, judge)
     known = read_concept(concept)

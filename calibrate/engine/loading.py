@@ -99,7 +99,10 @@ def load_model(
         known_revision or _commit(source, revision),
         batch_tokens,
     )
-    parts = replace(parts, by_name=tokenizer is None)
+    shared_out = device_map if device_map is None or isinstance(device_map, str) else "auto"
+    beside: dict[str, Any] = {"device": str(device), "device_map": shared_out, "dtype": dtype}
+    beside["trust_remote_code"] = trust_remote_code
+    parts = replace(parts, by_name=tokenizer is None, place=beside)
     return _settled(parts, chat_template_kwargs, template_date)
 
 
@@ -130,7 +133,8 @@ def _from_memory(
     own_tokenizer = _tokenizer_for(name, name, tokenizer, {}, progress)
     require_next_token_model(inner, name)
     commit = getattr(inner.config, "_commit_hash", None)  # which older transformers set
-    return _with_parts(inner, own_tokenizer, blocks, name, commit, batch_tokens)
+    parts = _with_parts(inner, own_tokenizer, blocks, name, commit, batch_tokens)
+    return replace(parts, place={} if parts.device.type == "meta" else {"device": parts.device})
 
 
 def _with_parts(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from calibrate.common.errors import InputError, ModelError
 from calibrate.common.progress import SILENT, Progress
@@ -71,10 +72,12 @@ def asked_judge(
     load: Callable[[], LoadedModel],
     settings: Settings,
     progress: Progress = SILENT,
+    **place: Any,
 ) -> Judge:
     """Return the judge `question[:MODEL]` or `openai:MODEL` names.
 
-    load: gives the steered model.
+    load: gives the steered model. place: other arguments of `load_model` for another one that is
+        loaded in transformers.
     Raises: InputError as `check_asked` does; ModelError if a model cannot be loaded.
     """
     check_asked([name], settings)
@@ -88,7 +91,7 @@ def asked_judge(
     if is_installed() and (model == TEACHER or model.endswith(".gguf")):
         gguf = embedded_gguf(model, progress) if model == TEACHER else Path(model)
         return Remembered(GgufQuestion(gguf, question, progress=progress), progress)
-    other = _unthinking(load_model(model, progress=progress))
+    other = _unthinking(load_model(model, progress=progress, **place))
     if not is_settled(other):
         return Question(other, question)
     judge: Asked = Question(other, question, identity=f"transformers {model_digest(other)}")

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -134,10 +135,10 @@ def _require_distinctions(reader: Reader, material: JudgeInputs) -> None:
 
 
 def _asked(
-    name: str, load: Callable[[], LoadedModel], settings: Settings, progress: Progress
+    name: str, load: Callable[[], LoadedModel], settings: Settings, progress: Progress, **place: Any
 ) -> Judge:
     """A judge that is asked, on the readers' scale if it was validated against them."""
-    judge = asked_judge(name, load, settings, progress)
+    judge = asked_judge(name, load, settings, progress, **place)
     validated = name == f"question:{TEACHER}" and settings.judge_question is None
     return ScaledJudge(judge, teacher_scale()) if validated else judge
 
@@ -215,7 +216,8 @@ def judge_again(
     if name == f"question:{TEACHER}" and not is_at_hand(TEACHER):
         raise InputError(f"judge {name!r} is not at hand; calibrate with --fetch-teacher once")
     if kind in ASKED:
-        return _asked(name, lambda: loaded, settings, SILENT)
+        place = {**loaded.place, "trust_remote_code": False}  # it was given for another's code
+        return _asked(name, lambda: loaded, settings, SILENT, **place)
     if kind in NAMED:
         if concept in built_in_concepts() and read_concept(concept).data_sha256 == sha256:
             texts = read_concept(concept).split()["probe"]
@@ -245,11 +247,13 @@ def reader_of(
     concept, texts: the concept's name and "probe" split.
     Raises: InputError for one that cannot be made.
     """
-    judge = judge_without_texts(choice, lambda: loaded, settings, progress)
-    if judge is None:
-        judge = judge_from_texts(str(choice), concept, texts)
+
+    def made() -> Judge:
+        judge = judge_without_texts(choice, lambda: loaded, settings, progress, **loaded.place)
+        return judge_from_texts(str(choice), concept, texts) if judge is None else judge
+
     name = judge_name(choice)
-    return Reader(read_once(judge, name, loaded), concept, name)
+    return Reader(read_once(made, name, loaded), concept, name)
 
 
 def judge_without_texts(
@@ -257,10 +261,11 @@ def judge_without_texts(
     load: Callable[[], LoadedModel],
     settings: Settings,
     progress: Progress = SILENT,
+    **place: Any,
 ) -> Judge | None:
     """Return a judge that needs no texts of the concept; None for one that does.
 
-    load: returns the calibrated model, for judges that read with it.
+    load: returns the calibrated model, for judges that read with it. place: as `asked_judge`.
     Raises: InputError for a function that does not exist; ModelError for such a model.
     """
     if not isinstance(choice, str):
@@ -269,7 +274,7 @@ def judge_without_texts(
     if kind not in NAMED:
         return judge_function(choice)
     if kind in ASKED:
-        return _asked(choice, load, settings, progress)
+        return _asked(choice, load, settings, progress, **place)
     return None
 
 

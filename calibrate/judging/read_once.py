@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from calibrate.judging.asked import is_asked
 from calibrate.models.model import LoadedModel
 from calibrate.models.ranks import Ranks
 from probes.judges import Judge
@@ -17,14 +18,18 @@ OWN = "question"  # the judge that is the steered model itself, which needs all 
 
 @dataclass(frozen=True, eq=False)
 class ReadOnce:
-    """A judge that reads in the first process, which tells the others what it said."""
+    """A judge that reads in the first process, which tells the others what it said.
 
-    judge: Judge
+    judge: None where another process reads.
+    """
+
+    judge: Judge | None
     ranks: Ranks
 
     def score(self, texts: Sequence[str], concept: str) -> np.ndarray:
         """Return the probability that each text expresses the concept, shape (n_texts,)."""
-        said = np.asarray(self.judge.score(texts, concept)).tolist() if self.ranks.first else None
+        first = self.judge if self.ranks.first else None
+        said = None if first is None else np.asarray(first.score(texts, concept)).tolist()
         return np.asarray(self.ranks.told(said))
 
     def __getattr__(self, name: str) -> Any:
@@ -32,8 +37,12 @@ class ReadOnce:
         return getattr(self.judge, name)
 
 
-def read_once(judge: Judge, name: str, loaded: LoadedModel) -> Judge:
-    """The judge, asked by the first process alone where several hold the model."""
+def read_once(make: Callable[[], Judge], name: str, loaded: LoadedModel) -> Judge:
+    """The judge, asked by the first process alone where several hold the model.
+
+    make: makes it; one that is another model, or on a server, is made by the first alone.
+    """
     if loaded.ranks.alone or name == OWN:
-        return judge
-    return ReadOnce(judge, loaded.ranks)
+        return make()
+    elsewhere = is_asked(name) and not loaded.ranks.first
+    return ReadOnce(None if elsewhere else make(), loaded.ranks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -45,6 +45,7 @@ class LoadedModel:
     batch_tokens: how many positions one forward pass may hold.
     meter: counts the tokens pushed through.
     ranks: the processes that hold it together.
+    place: arguments of `load_model` that put another model beside it: where, and how loaded.
 
     >>> loaded = calibrate.load_model(model, tokenizer)
     >>> loaded.num_layers, loaded.hidden_size
@@ -65,6 +66,7 @@ class LoadedModel:
     batch_tokens: int = DEFAULT_BATCH_TOKENS
     meter: Meter = field(default_factory=Meter)
     ranks: Ranks = field(default_factory=Ranks)
+    place: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_layers(self) -> int:

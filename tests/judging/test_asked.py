@@ -25,8 +25,11 @@ import calibrate
 from calibrate.common.errors import CalibrateWarning, InputError, ModelError
 from calibrate.common.progress import Progress
 from calibrate.common.settings import Settings
+from calibrate.deploy.judge import open_judge
 from calibrate.engine.loading import load_model
+from calibrate.judging import asked
 from calibrate.judging.asked import asked_judge, check_asked, is_asked
+from calibrate.judging.panel import judge_again, reader_of
 from calibrate.models.embedded import embedded_gguf, is_at_hand
 from calibrate.models.llama_cpp import is_installed
 from calibrate.search.forecast import questions_ahead
@@ -172,6 +175,33 @@ def test_a_model_that_thinks_first_is_asked_to_answer_at_once(thinker, cache):
     for judge in (other, itself):
         assert judge.score(["sun rain"], "joy") == pytest.approx([expected], rel=1e-4)
     assert loaded.rendering.kwargs == {}  # what is steered still thinks
+
+
+def test_the_judge_goes_where_the_steered_model_went(thinker, cache):
+    name, texts = f"question:{thinker}", tiny.concept().texts
+    steered = load_model(str(thinker), device="cpu", dtype="bfloat16")
+    beside = reader_of(steered, name, "joy", texts, Settings()).judge
+    alone = open_judge(name, "joy", device="cpu", dtype="float16").judge
+    assert beside.judge.model.dtype == torch.bfloat16
+    assert alone.judge.model.dtype == torch.float16
+    in_memory = load_model(steered.model, steered.tokenizer)
+    assert in_memory.place == {"device": steered.device}
+
+
+def test_code_is_trusted_for_the_judge_that_is_asked_for_and_for_none_that_a_config_names(
+    thinker, cache, monkeypatch
+):
+    trusted = []
+
+    def loading(model, **options):
+        trusted.append(options["trust_remote_code"])
+        return load_model(model, **options)
+
+    monkeypatch.setattr(asked, "load_model", loading)
+    steered = load_model(str(thinker), trust_remote_code=True)
+    reader_of(steered, f"question:{thinker}", "joy", tiny.concept().texts, Settings())
+    judge_again(steered, f"question:{thinker}", "joy", "", Settings())
+    assert trusted == [True, False]
 
 
 # -- a server at an address

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -179,7 +180,17 @@ def test_one_process_alone_is_told_what_it_says_and_writes_where_it_is_told(tmp_
     assert ranks.told_tokens(tokens) is tokens
     assert ranks.directory(tmp_path, ["a"]) == tmp_path
     judge = object()
-    assert read_once(judge, "module:function", tiny.loaded()) is judge
+    assert read_once(lambda: judge, "module:function", tiny.loaded()) is judge
+
+
+def test_only_the_first_process_makes_a_judge_that_is_another_model():
+    made = []
+    for name, by_all in (("question:m", False), ("openai:m", False), ("embedding", True)):
+        for rank in range(2):
+            loaded = replace(tiny.loaded(), ranks=Ranks(rank, 2))
+            read_once(lambda where=(name, rank): made.append(where), name, loaded)
+        assert ((name, 1) in made) == by_all
+    assert [rank for _, rank in made] == [0, 0, 0, 1]
 
 
 def test_minutes_are_counted_by_the_clock_that_is_given():
