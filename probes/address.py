@@ -20,6 +20,8 @@ from calibrate.common.errors import InputError
 NO_KEY = "none"  # sent where there is no key; local servers ignore it
 SHOWN = 120  # characters of a server's answer that a message repeats
 EXAMPLE = "http://localhost:8080/v1"
+OPTIONAL = ("max_tokens", "temperature")  # what newer models refuse
+THOUGHT = 2048  # tokens for a thought before an answer in words, where it counts
 AGAIN = "what it answered so far is kept, so start the same command again once it does"
 
 
@@ -73,6 +75,7 @@ class Server:
     """A model at an address.
 
     timeout: seconds for one answer. retries: of one request. client: of the OpenAI package.
+    What the model once refused of OPTIONAL is not sent to it again.
     """
 
     url: str
@@ -80,31 +83,35 @@ class Server:
     timeout: float
     retries: int
     client: Any = field(repr=False)
+    _refused: set[str] = field(default_factory=set, init=False, repr=False)
 
     def reply(self, prompt: str, max_tokens: int, top_logprobs: int = 0) -> Any:
         """Return the model's greedy reply, a `choice` of the interface.
 
+        A model that refuses `max_tokens` is given it by its newer name, in which a thought counts,
+        and one that refuses a temperature of 0 is left its own.
         Raises: NoLogProbabilities if the server refuses those; InputError for any other failure.
         """
         import openai
 
-        options = {"logprobs": True, "top_logprobs": top_logprobs} if top_logprobs else {}
+        without = frozenset(self._refused)
+        options = _options(max_tokens, top_logprobs, without)
         message: Any = {"role": "user", "content": prompt}
         try:
             answer: Any = self.client.chat.completions.create(
-                model=self.model,
-                messages=[message],
-                max_tokens=max_tokens,
-                temperature=0,
-                **options,  # type: ignore[arg-type]
+                model=self.model, messages=[message], **options
             )
             choice = answer.choices[0]
             if not isinstance(choice.message.content, str | None):
                 raise TypeError
             return choice
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            if options and "logprobs" in str(error):
+            if top_logprobs and "logprobs" in str(error):
                 raise NoLogProbabilities from None
+            refused = {name for name in OPTIONAL if name in str(error)} - without
+            if refused:
+                self._refused.update(refused)
+                return self.reply(prompt, max_tokens, top_logprobs)
             raise InputError(self._why(error)) from None
         except openai.OpenAIError as error:  # from None: its request holds the key
             raise InputError(self._why(error)) from None
@@ -146,3 +153,15 @@ class Server:
         message = " ".join(str(error).split())
         key = os.environ.get("OPENAI_API_KEY")
         return (message.replace(key, "…") if key else message)[:SHOWN]
+
+
+def _options(max_tokens: int, top_logprobs: int, without: frozenset[str]) -> dict[str, Any]:
+    """The options of a request, without those that the model refuses."""
+    options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": 0}
+    if top_logprobs:
+        options |= {"logprobs": True, "top_logprobs": top_logprobs}
+    elif "max_tokens" in without:
+        max_tokens += THOUGHT
+    if "max_tokens" in without:
+        options["max_completion_tokens"] = max_tokens
+    return {name: value for name, value in options.items() if name not in without}

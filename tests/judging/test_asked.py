@@ -324,6 +324,30 @@ def test_a_stray_answer_that_is_neither_counts_as_no():
         assert ask(server.url).score(TEXTS, "joy") == pytest.approx([0.9, 0.0])
 
 
+@pytest.mark.parametrize("in_words", [False, True])
+def test_a_newer_model_is_asked_without_what_it_refuses(in_words):
+    """As OpenAI's do, which name the first thing only that they refuse."""
+
+    def reply(body):
+        for name in ("max_tokens", "temperature"):
+            if name in body:
+                return refused(400, f"Unsupported parameter: '{name}' is not supported")
+        if in_words and body.get("logprobs"):
+            return refused(400, "logprobs are not supported with reasoning models")
+        return said("Yes") if in_words else by_first_letter(body)
+
+    with answering(reply) as server, warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrateWarning)
+        judge = ask(server.url, at_once=1)
+        scores = judge.score(["Sun", "Moon"], "joy")
+    assert scores == pytest.approx([1.0 if in_words else 0.9] * 2)
+    taken = [body for body in server.bodies if not {"max_tokens", "temperature"} & body.keys()]
+    assert len(server.bodies) - len(taken) == 2  # each is refused once
+    room = [body["max_completion_tokens"] for body in taken if not body.get("logprobs")]
+    assert all(one > 1000 for one in room)  # a thought counts
+    assert bool(room) == in_words
+
+
 def test_a_server_that_fails_now_and_then_is_asked_again():
     statuses = [503, 429, 200]
 
