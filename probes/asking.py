@@ -26,6 +26,7 @@ MIN_UNCLEAR = 3  # answers, all neither yes nor no, from which a judge is refuse
 SHOWN = 40  # characters of an answer that a message repeats
 
 Answer = float | str  # P(yes), or an answer that is neither yes nor no
+NEITHER = 0.0  # what the latter counts as
 
 
 class Asked:
@@ -38,8 +39,11 @@ class Asked:
     identity: str
     question: str
 
-    def answers(self, prompts: Sequence[str]) -> Iterator[tuple[int, float]]:
-        """Yield each prompt's index and P(yes), as soon as it is known, in any order."""
+    def answers(self, prompts: Sequence[str]) -> Iterator[tuple[int, float | None]]:
+        """Yield each prompt's index and P(yes), as soon as it is known, in any order.
+
+        None stands for an answer that is neither yes nor no.
+        """
         raise NotImplementedError
 
     def score(self, texts: Sequence[str], concept: str) -> np.ndarray:
@@ -49,7 +53,7 @@ class Asked:
         """
         scores = np.zeros(len(texts))
         for index, score in self.answers(asked_about(self.question, texts, concept)):
-            scores[index] = score
+            scores[index] = NEITHER if score is None else score
         return scores
 
 
@@ -94,8 +98,10 @@ def first_word(answer: str) -> str:
     return words[0].lower() if words else ""
 
 
-def settled(answers: Iterable[tuple[int, Answer]], judge: str) -> Iterator[tuple[int, float]]:
-    """Yield answers as they come; then those that are neither yes nor no, which count as no.
+def settled(
+    answers: Iterable[tuple[int, Answer]], judge: str
+) -> Iterator[tuple[int, float | None]]:
+    """Yield answers as they come; then None for those that are neither yes nor no.
 
     Raises: InputError if there are MIN_UNCLEAR of these or more, and no others.
     """
@@ -122,4 +128,4 @@ def settled(answers: Iterable[tuple[int, Answer]], judge: str) -> Iterator[tuple
         stacklevel=2,
     )
     for index in neither:
-        yield index, 0.0
+        yield index, None

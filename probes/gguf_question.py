@@ -44,7 +44,7 @@ class GgufQuestion(Asked):
         """The digest of the file."""
         return f"gguf {sha256_of(Path(self.path))}"
 
-    def answers(self, prompts: Sequence[str]) -> Iterator[tuple[int, float]]:
+    def answers(self, prompts: Sequence[str]) -> Iterator[tuple[int, float | None]]:
         """Yield each prompt's index and P(yes), in order.
 
         Raises: ModelError if llama.cpp cannot load the file; InputError if a prompt is too long,

@@ -48,7 +48,7 @@ class OpenAIQuestion(Asked):
         """The address and the model's name."""
         return f"openai {self.url} {self.model}"
 
-    def answers(self, prompts: Sequence[str]) -> Iterator[tuple[int, float]]:
+    def answers(self, prompts: Sequence[str]) -> Iterator[tuple[int, float | None]]:
         """Yield each prompt's index and P(yes), as the answers come.
 
         Raises: InputError if the server fails, after all answers it gave were yielded; or if it

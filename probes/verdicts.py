@@ -22,7 +22,7 @@ import numpy as np
 from calibrate.common.errors import CalibrateWarning
 from calibrate.common.progress import SILENT, Progress
 from calibrate.models.converted import cache_directory
-from probes.asking import Asked, asked_about
+from probes.asking import NEITHER, Asked, asked_about
 
 FILE = "verdicts.sqlite3"
 MAX_VERDICTS = 500_000  # about 50 MB
@@ -36,7 +36,10 @@ DELETE_OLDEST = "DELETE FROM verdicts WHERE number <= (SELECT max(number) FROM v
 
 @dataclass(frozen=True, eq=False)
 class Remembered:
-    """A judge that is asked only what it was not asked before on this machine."""
+    """A judge that is asked only what it did not answer before on this machine.
+
+    An answer that is neither yes nor no counts as no, and is not kept.
+    """
 
     judge: Asked
     progress: Progress = SILENT
@@ -54,8 +57,9 @@ class Remembered:
             missing = {key: prompt for key, prompt in asked.items() if key not in known}
             names, started = list(missing), time.monotonic()
             for done, (index, score) in enumerate(self.judge.answers(list(missing.values())), 1):
-                known[names[index]] = score
-                store.keep(names[index], score)
+                known[names[index]] = NEITHER if score is None else score
+                if score is not None:
+                    store.keep(names[index], score)
                 if time.monotonic() - started > PROGRESS_DELAY:
                     self.progress.asked(done, len(names))
         return np.array([known[key] for key in keys])

@@ -324,6 +324,22 @@ def test_a_stray_answer_that_is_neither_counts_as_no():
         assert ask(server.url).score(TEXTS, "joy") == pytest.approx([0.9, 0.0])
 
 
+def test_a_stray_answer_is_not_kept_and_is_told_of_again(cache):
+    answers = ["Hm", "Hm", "Yes"]
+
+    def reply(body):
+        return said(answers.pop(0), {"Hm": -0.1} if len(answers) else {"Yes": -0.1})
+
+    with answering(reply) as server:
+        judge = Remembered(ask(server.url))
+        for expected in (0.0, 0.0):
+            with pytest.warns(CalibrateWarning, match="1 answers .*'Hm'"):
+                assert judge.score(["Sun"], "joy").tolist() == [expected]
+        for _ in range(2):
+            assert judge.score(["Sun"], "joy").tolist() == [1.0]
+    assert len(server.prompts) == 3
+
+
 @pytest.mark.parametrize("in_words", [False, True])
 def test_a_newer_model_is_asked_without_what_it_refuses(in_words):
     """As OpenAI's do, which name the first thing only that they refuse."""
