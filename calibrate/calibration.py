@@ -22,7 +22,8 @@ from calibrate.deploy.start import Start, opened_start, start_from
 from calibrate.engine.loading import load_model
 from calibrate.engine.site import Site
 from calibrate.engine.unsteered import run_unsteered
-from calibrate.judging.choice import AUTO, JudgeChoice, asked_reader, choose_judges, judge_digest
+from calibrate.judging.choice import AUTO, JudgeChoice, asked_reader, choose_judges
+from calibrate.judging.digest import judge_digest
 from calibrate.judging.panel import make_judges
 from calibrate.judging.presence import require_headroom
 from calibrate.judging.teaching import JudgeInputs

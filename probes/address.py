@@ -8,6 +8,7 @@ repeats it, nor what a server says about keys.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +18,14 @@ from urllib.parse import urlsplit
 
 from calibrate.common.errors import InputError
 
+TIMEOUT = 60.0  # seconds
+RETRIES = 4  # after half a second, 1, 2 and 4 seconds
 NO_KEY = "none"  # sent where there is no key; local servers ignore it
 SHOWN = 120  # characters of a server's answer that a message repeats
 EXAMPLE = "http://localhost:8080/v1"
 OPTIONAL = ("max_tokens", "temperature")  # what newer models refuse
 THOUGHT = 2048  # tokens for a thought before an answer in words, where it counts
+TOLD = ("id", "root", "meta")  # of an entry of /models: name, files, and what these hold
 AGAIN = "what it answered so far is kept, so start the same command again once it does"
 
 
@@ -61,13 +65,24 @@ def check_address(url: str | None) -> str:
 
 
 @contextmanager
-def connected(url: str, model: str, timeout: float, retries: int) -> Iterator[Server]:
+def connected(
+    url: str, model: str, timeout: float = TIMEOUT, retries: int = RETRIES
+) -> Iterator[Server]:
     """Connect to a model at an address inside the `with`; threads may share it."""
     from openai import OpenAI
 
     key = os.environ.get("OPENAI_API_KEY") or NO_KEY
     with OpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=retries) as client:
         yield Server(url, model, timeout, retries, client)
+
+
+def served(url: str, model: str) -> str:
+    """What the server at an address says of a model beside its name; empty if nothing.
+
+    Raises: InputError if it cannot be reached.
+    """
+    with connected(url, model) as server:
+        return server.facts()
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +135,26 @@ class Server:
                 f"{self.url} must speak the OpenAI interface, and answers with something else; "
                 "check --judge-url, which as a rule ends in /v1"
             ) from None
+
+    def facts(self) -> str:
+        """What the server says of the model beside the name it is asked by; empty if nothing.
+
+        A server of one model takes any name. When it says that a model was made is left out: for
+        many servers that is the time at which they are asked.
+        Raises: InputError if it cannot be reached.
+        """
+        import openai
+
+        try:
+            listed = [entry.to_dict() for entry in self.client.models.list().data or ()]
+        except openai.APIConnectionError as error:
+            raise InputError(self._why(error)) from None
+        except (openai.OpenAIError, AttributeError, TypeError, ValueError):
+            return ""
+        named = listed if len(listed) == 1 else [e for e in listed if e.get("id") == self.model]
+        told = [{fact: entry[fact] for fact in TOLD if entry.get(fact)} for entry in named]
+        more = [facts for facts in told if facts != {"id": self.model}]
+        return json.dumps(more, sort_keys=True) if more else ""
 
     def _why(self, error: Exception) -> str:
         """The failure and the way out, on one line."""

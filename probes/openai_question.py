@@ -13,15 +13,14 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from calibrate.common.errors import CalibrateWarning
-from probes.address import NoLogProbabilities, Server, connected
+from probes.address import RETRIES, TIMEOUT, NoLogProbabilities, Server, connected
 from probes.asking import QUESTION, Answer, Asked, first_word, probability_of_yes, settled
 
 AT_ONCE = 8  # questions in flight
-TIMEOUT = 60.0  # seconds
-RETRIES = 4  # after half a second, 1, 2 and 4 seconds
 LIKELY = 20  # next tokens requested, as many as OpenAI returns
 WORDS = 8  # tokens of an answer whose first word is read
 
@@ -43,10 +42,16 @@ class OpenAIQuestion(Asked):
     _told: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
     _untold: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
-    @property
+    @cached_property
     def identity(self) -> str:  # type: ignore[override]
-        """The address and the model's name."""
-        return f"openai {self.url} {self.model}"
+        """The address, the model's name, and what else the server says of it.
+
+        A server of one's own may have another model the next time, behind the same name.
+        Raises: InputError if it cannot be reached.
+        """
+        with connected(self.url, self.model, self.timeout, self.retries) as server:
+            facts = server.facts()
+        return f"openai {self.url} {self.model} {facts}".rstrip()
 
     def answers(self, prompts: Sequence[str]) -> Iterator[tuple[int, float | None]]:
         """Yield each prompt's index and P(yes), as the answers come.

@@ -27,8 +27,12 @@ class Heard:
 
 
 @contextmanager
-def answering(reply: Callable[[dict[str, Any]], Reply], takes: float = 0.0) -> Iterator[Heard]:
-    """Serve inside the `with`. takes: seconds for each answer."""
+def answering(
+    reply: Callable[[dict[str, Any]], Reply],
+    takes: float = 0.0,
+    models: Callable[[], Reply] = lambda: (404, {}),
+) -> Iterator[Heard]:
+    """Serve inside the `with`. takes: seconds for each answer. models: says which it has."""
     heard, lock = Heard(), threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -44,6 +48,12 @@ def answering(reply: Callable[[dict[str, Any]], Reply], takes: float = 0.0) -> I
             status, content = reply(body)
             with lock:
                 heard.at_once -= 1
+            self._send(status, content)
+
+        def do_GET(self) -> None:
+            self._send(*models())
+
+        def _send(self, status: int, content: Any) -> None:
             is_text = isinstance(content, str)
             sent = (content if is_text else json.dumps(content)).encode()
             self.send_response(status)
@@ -86,6 +96,11 @@ def said(text: str, top: dict[str, float] | None = None) -> Reply:
     }
     answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m"}
     return 200, {**answer, "choices": [choice]}
+
+
+def listed(*entries: dict[str, Any]) -> Reply:
+    """The models of a server, as it lists them."""
+    return 200, {"object": "list", "data": [{"object": "model", **entry} for entry in entries]}
 
 
 def refused(status: int, message: str = "no") -> Reply:

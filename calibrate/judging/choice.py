@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import CodeType
 from typing import Any
 
 from calibrate.common.errors import CalibrateWarning, InputError, ModelError
@@ -18,16 +14,14 @@ from calibrate.judging.asked import ASKED, TEACHER, check_asked
 from calibrate.judging.graded_replies import is_built_in
 from calibrate.models.embedded import encoder_directory, is_at_hand
 from calibrate.models.llama_cpp import is_installed
-from calibrate.models.wheels import EMBEDDED
 from calibrate.texts.concept import Concept
-from probes.judges import NAMED, FunctionJudge, Judge, judge_function
+from probes.judges import NAMED, Judge, judge_function
 from probes.probe import Source
 
 JudgeChoice = str | Judge | Callable[[Sequence[str], str], Any]
 
 AUTO, NOBODY = "auto", "none"
 SECOND = "embedding"  # the default auditor, unless it is the judge
-END = 1 << 20  # bytes at either end of a model's file, by which it is told from another
 
 
 @dataclass(frozen=True)
@@ -49,58 +43,9 @@ def judge_name(judge: JudgeChoice) -> str:
     return f"{named.__module__}:{named.__qualname__}"
 
 
-def judge_digest(judge: JudgeChoice | None, url: str | None = None) -> str | None:
-    """A hash of what the same name may not mean the next time; None where it always does.
-
-    It is of the code of a function or an object, though not of what that calls; of the ends of a
-    model's files; and of a server's address, which the environment names where `url` does not.
-    """
-    if isinstance(judge, str) and _is_known(judge):
-        kind, _, what = judge.partition(":")
-        found = (url or os.environ.get("OPENAI_BASE_URL")) if kind == "openai" else _held(what)
-        return hashlib.sha256(repr(found).encode()).hexdigest() if found else None
-    if isinstance(judge, str):
-        judge = judge_function(judge)
-    if isinstance(judge, FunctionJudge):
-        judge = judge.function
-    methods = (getattr(type(judge), name, None) for name in ("score", "__call__"))
-    codes = (getattr(place, "__code__", None) for place in (judge, *methods))
-    code = next((each for each in codes if each is not None), None)
-    return None if code is None else hashlib.sha256(repr(_instructions(code)).encode()).hexdigest()
-
-
-def _held(model: str) -> list[tuple[str, int, str]]:
-    """Name, size and ends of a model's files, the same on every machine; none if it has none."""
-    if not model or model in EMBEDDED:
-        return []
-    path = Path(model)
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [(file.name, *_ends(file)) for file in files if file.is_file()]
-
-
-def _ends(file: Path) -> tuple[int, str]:
-    """The size of a file, and a hash of how it begins and ends: all of it may be gigabytes."""
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        begins = opened.read(END)
-        opened.seek(max(size - END, 0))
-        return size, hashlib.sha256(begins + opened.read()).hexdigest()
-
-
-def _is_known(name: str) -> bool:
+def is_known(name: str) -> bool:
     """Whether a judge's name is of a kind that is made here, and not of somebody's function."""
     return name == AUTO or name.partition(":")[0] in set(NAMED) - {AUTO}
-
-
-def _instructions(code: CodeType) -> list[Any]:
-    """What code does, wherever it stands."""
-    inner = [_instructions(each) for each in code.co_consts if isinstance(each, CodeType)]
-    plain = [_in_order(each) for each in code.co_consts if not isinstance(each, CodeType)]
-    return [code.co_code, code.co_names, code.co_varnames, plain, inner]
-
-
-def _in_order(constant: Any) -> str:
-    return repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant)
 
 
 def check_judges(judge: JudgeChoice, audit: JudgeChoice | None, settings: Settings) -> None:
@@ -109,7 +54,7 @@ def check_judges(judge: JudgeChoice, audit: JudgeChoice | None, settings: Settin
     Raises: InputError.
     """
     for choice in (judge, None if audit == NOBODY else audit):
-        if isinstance(choice, str) and not _is_known(choice):
+        if isinstance(choice, str) and not is_known(choice):
             judge_function(choice)
     check_asked([choice for choice in (judge, audit) if isinstance(choice, str)], settings)
     if audit is not None and audit != AUTO and judge_name(audit) == judge_name(judge):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from answering import answering, refused, said
+from answering import answering, listed, refused, said
 from patience import PATIENCE
 from refused import Refused, each
 
@@ -364,6 +364,37 @@ def test_a_newer_model_is_asked_without_what_it_refuses(in_words):
     assert bool(room) == in_words
 
 
+def test_another_model_behind_the_same_address_and_name_is_another_judge(cache):
+    """As a server that is started anew; the time it is asked at is all that always changes."""
+    held, times = [{"size": 135}], iter(range(100))
+
+    def models():
+        entry = {"id": "model.gguf", "meta": held[0], "owned_by": "x", "created": next(times)}
+        return listed(entry)
+
+    with answering(by_first_letter, models=models) as server:
+        for _ in range(2):
+            Remembered(ask(server.url)).score(TEXTS, "joy")
+        assert len(server.prompts) == 2
+        held[0] = {"size": 360}
+        Remembered(ask(server.url)).score(TEXTS, "joy")
+        assert len(server.prompts) == 4
+
+
+@pytest.mark.parametrize(
+    "models",
+    [
+        lambda: (404, {}),
+        lambda: (200, "<html>welcome</html>"),
+        lambda: (200, {}),
+        lambda: listed({"id": "m", "created": 1}, {"id": "other", "meta": {"size": 1}}),
+    ],
+)
+def test_a_server_that_tells_nothing_of_its_model_is_known_by_address_and_name(models):
+    with answering(by_first_letter, models=models) as server:
+        assert ask(server.url).identity == f"openai {server.url} m"
+
+
 def test_a_server_that_fails_now_and_then_is_asked_again():
     statuses = [503, 429, 200]
 
@@ -667,6 +698,12 @@ REFUSED = [
         "http://127.0.0.1:…/v1 cannot be reached (1 tries); start the server; what it answered so "
         "far is kept, so start the same command again once it does",
         lambda _: ask(closed_port(), retries=0).score(TEXTS, "joy"),
+    ),
+    Refused(
+        "a judge's server that is gone, of which it is to be told what model it has",
+        "http://127.0.0.1:…/v1 cannot be reached (1 tries); start the server; what it answered so "
+        "far is kept, so start the same command again once it does",
+        lambda _: ask(closed_port(), retries=0).identity,
     ),
     Refused(
         "a judge's server that is slow",

@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from answering import answering as serving
+from answering import listed
+from answering import said as says
 from refused import Refused, each
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
@@ -23,7 +26,8 @@ from calibrate.engine.generation import Request
 from calibrate.engine.loading import load_model
 from calibrate.engine.site import Site
 from calibrate.judging import panel as panels
-from calibrate.judging.choice import Lesson, choose_audit, judge_digest, judge_name
+from calibrate.judging.choice import Lesson, choose_audit, judge_name
+from calibrate.judging.digest import judge_digest
 from calibrate.judging.graded_replies import graded_replies
 from calibrate.judging.panel import judge_again, judge_from_texts, make_judges
 from calibrate.judging.presence import measure_presence
@@ -250,11 +254,18 @@ def test_a_models_files_and_a_servers_address_tell_judges_of_the_same_name_apart
         marks.append(judge_digest(f"question:{path}"))
     assert marks[0] == marks[3] is not None
     assert len({*marks}) == 3
-    addresses = []
-    for address in ("http://one/v1", "http://two/v1"):
-        monkeypatch.setenv("OPENAI_BASE_URL", address)
-        addresses.append(judge_digest("openai:m"))
-    assert addresses[0] != addresses[1] == judge_digest("openai:m", "http://two/v1")
+    addresses, held = [], [{"id": "m", "meta": {"size": 1}}]
+
+    def models():
+        return listed(*held)
+
+    with serving(says, models=models) as one, serving(says, models=models) as two:
+        for server in (one, two):
+            monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+            addresses.append(judge_digest("openai:m"))
+        assert addresses[0] != addresses[1] == judge_digest("openai:m", two.url)
+        held[0] = {"id": "m", "meta": {"size": 2}}
+        assert judge_digest("openai:m", two.url) != addresses[1]
 
 
 def test_judges_have_names():

@@ -17,7 +17,8 @@ from typing import Any
 from calibrate.common.errors import InputError, did_you_mean
 from calibrate.common.layout import stem
 from calibrate.common.marks import sha256_of
-from calibrate.judging.choice import AUTO, NOBODY, judge_digest
+from calibrate.judging.choice import AUTO, NOBODY
+from calibrate.judging.digest import judge_digest
 from calibrate.models.wheels import EMBEDDED
 from calibrate.pipelines.options import checked_options
 from calibrate.pipelines.sweep.loading import SAME_RESULTS, split_loading
