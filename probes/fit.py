@@ -73,6 +73,7 @@ def fit_written_probe(
         clearly=None,
         model_id=model.name,
         tokenizer_sha256=model.identity.tokenizer_sha256,
+        tokenization_sha256=model.identity.tokenization_sha256,
         learned=Learned(
             source="written",
             teacher=None,

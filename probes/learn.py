@@ -41,6 +41,7 @@ def learn_probe(
         clearly=student.clearly_of_yes,
         model_id=model.name,
         tokenizer_sha256=model.identity.tokenizer_sha256,
+        tokenization_sha256=model.identity.tokenization_sha256,
         learned=Learned(
             source="graded" if by_readers else "taught",
             teacher=teacher,

@@ -10,6 +10,7 @@ w and b include the standardisation of features and the scale that was fitted; s
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from calibrate.common.errors import ArtefactError
+from calibrate.common.errors import ArtefactError, CalibrateWarning
 from calibrate.common.estimate import Interval
 from calibrate.common.files import write_together
 from calibrate.common.marks import facts_in
@@ -65,7 +66,8 @@ class Probe:
     concept: its name. layers: 0-based blocks whose output is read, ascending.
     weights: float32 array of shape (n_layers, hidden_size); bias: float.
     clearly: scale from the log-odds, as fitted, to a clear yes; None if unknown.
-    model_id, tokenizer_sha256: the model that reads.
+    model_id, tokenizer_sha256, tokenization_sha256: the model that reads; the last is None
+        where it was not recorded.
     scale: how a user's grades correct the log-odds; weights and bias stay as fitted.
 
     >>> probe = probes.load("joy/probe")
@@ -83,22 +85,41 @@ class Probe:
     tokenizer_sha256: str
     learned: Learned
     scale: Scale = AS_FITTED
+    tokenization_sha256: str | None = None
 
     def score(self, texts: Sequence[str], model: LoadedModel) -> np.ndarray:
         """Return the probability that a reader says yes to each text, shape (n_texts,).
 
         model: the model the probe was fitted with, unsteered. An empty text scores 0.
-        Raises: ArtefactError if it is another model.
+        Raises: ArtefactError if it has another size, or its tokenizer splits texts otherwise.
+        Warns with CalibrateWarning if it has another name, as after a fine-tune.
         """
+        self._check(model)
+        with preserving_model_state(model):
+            features = text_features(model, texts, self.layers)
+        fitted = np.einsum("lth,lh->t", features, self.weights).astype(float) + self.bias
+        return np.where(features.any(axis=(0, 2)), self.scale(fitted), 0.0)
+
+    def _check(self, model: LoadedModel) -> None:
+        """Refuse or name a model that is not the one the probe was fitted with."""
         if self.weights.shape[1] != model.hidden_size or max(self.layers) >= model.num_layers:
             raise ArtefactError(
                 f"this probe reads {self.model_id} (hidden size {self.weights.shape[1]}), got "
                 f"{model.name} (hidden size {model.hidden_size}); load the model it was fitted with"
             )
-        with preserving_model_state(model):
-            features = text_features(model, texts, self.layers)
-        fitted = np.einsum("lth,lh->t", features, self.weights).astype(float) + self.bias
-        return np.where(features.any(axis=(0, 2)), self.scale(fitted), 0.0)
+        known = "tokenizer_sha256" if self.tokenization_sha256 is None else "tokenization_sha256"
+        if getattr(model.identity, known) != getattr(self, known):
+            raise ArtefactError(
+                f"this probe reads the tokens of {self.model_id}, got {model.name}, whose "
+                "tokenizer splits texts otherwise; load the model it was fitted with"
+            )
+        if model.name != self.model_id:
+            warnings.warn(
+                f"the probe was fitted with {self.model_id} and reads with {model.name}: where its "
+                "yes begins may have moved",
+                CalibrateWarning,
+                stacklevel=3,
+            )
 
     def clear(self, scores: np.ndarray) -> np.ndarray | None:
         """Return the probability of a clear yes for texts of these scores; None if not known."""

@@ -11,9 +11,12 @@ import pytest
 import tiny
 import torch
 from scipy.special import logit
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 import probes
-from calibrate.common.errors import ArtefactError, InputError
+from calibrate.common.errors import ArtefactError, CalibrateWarning, InputError
+from calibrate.engine.loading import load_model
 from probes import Example, GradedText, fit_written_probe, learn_probe
 from probes.features import text_features
 from probes.fit import _p_value as p_value
@@ -163,6 +166,34 @@ def test_a_correction_ranks_as_before_and_leaves_what_is_clear_to_the_probe_as_f
 def test_another_model_is_refused(probe):
     with pytest.raises(ArtefactError, match=r"reads LlamaForCausalLM \(hidden size 32\)"):
         probe.score(["sun"], tiny.loaded(layers=1))
+
+
+def of_words(words):
+    """The double's tokenizer, with these words in place of its own."""
+    core = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="</s>")
+
+
+@pytest.mark.parametrize("kept", ["both hashes", "that of the vocabulary alone"])
+def test_a_tokenizer_that_splits_otherwise_is_refused(probe, kept):
+    kept = probe if kept == "both hashes" else replace(probe, tokenization_sha256=None)
+    other = load_model(tiny.model(), of_words(tiny.VOCABULARY[::-1]))
+    with pytest.raises(ArtefactError, match=r"reads the tokens of .* splits texts otherwise"):
+        kept.score(["sun"], other)
+
+
+def test_a_token_more_for_padding_is_no_other_tokenizer(probe, model):
+    padded = tiny.tokenizer()
+    padded.pad_token = "</s>"
+    tuned = load_model(tiny.model(), padded)
+    assert tuned.identity.tokenizer_sha256 != model.identity.tokenizer_sha256
+    assert probe.score(["sun song"], tuned) == pytest.approx(probe.score(["sun song"], model))
+
+
+def test_a_model_of_another_name_is_named(probe, model):
+    with pytest.warns(CalibrateWarning, match="fitted with LlamaForCausalLM and reads with tuned"):
+        probe.score(["sun"], replace(model, name="tuned"))
 
 
 def test_a_damaged_or_newer_probe_is_refused(probe, tmp_path):
