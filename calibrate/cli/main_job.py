@@ -93,7 +93,7 @@ def run_main_job(
         with resumable(directory):
             result = calibrate(
                 loaded,
-                texts or _described(loaded, concept, describe, settings["seed"], progress),
+                texts or _described(loaded, concept, describe, Settings(**settings), progress),
                 out=directory,
                 fetch_teacher=fetch_teacher or _may_fetch(judge, teacher, texts),
                 other_budgets=ce_budget[1:],
@@ -186,7 +186,7 @@ def show(directory: str | Path, as_json: bool) -> None:
 
 
 def _described(
-    loaded: LoadedModel, name: str, description: str | None, seed: int, progress: Progress
+    loaded: LoadedModel, name: str, description: str | None, settings: Settings, progress: Progress
 ) -> Concept:
     from calibrate.models.model import preserving_model_state
     from calibrate.texts.describe import describe_concept
@@ -195,7 +195,7 @@ def _described(
     progress.began("writing texts", None)
     try:
         with preserving_model_state(loaded):
-            return describe_concept(loaded, name, description, seed)
+            return describe_concept(loaded, name, description, settings)
     finally:
         progress.ended("writing texts")
 

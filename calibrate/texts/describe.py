@@ -6,12 +6,15 @@ for the concept and once for its opposite, so that positives and negatives match
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from calibrate.common.errors import ConceptError
-from calibrate.common.settings import Sampling
+from calibrate.common.settings import Sampling, Settings
 from calibrate.engine.generation import sample
 from calibrate.models.model import LoadedModel
 from calibrate.models.prompts import encode_prompt
 from calibrate.texts.concept import MIN_TEXTS, Concept, Text, built_in_concepts, read_concept
+from calibrate.texts.replies import require_answers
 
 POSITIVE = "Whatever you are asked, write a short reply that clearly expresses this: {}."
 NEGATIVE = "Whatever you are asked, write a short reply that clearly expresses the opposite of: {}."
@@ -19,11 +22,19 @@ WRITING = Sampling(temperature=0.8, top_p=0.95, max_new_tokens=48)
 QUESTIONS = 96
 
 
-def describe_concept(writer: LoadedModel, name: str, description: str, seed: int = 0) -> Concept:
+DEFAULTS = Settings()
+
+
+def describe_concept(
+    writer: LoadedModel, name: str, description: str, settings: Settings = DEFAULTS
+) -> Concept:
     """Return a concept whose texts `writer` wrote.
 
     writer: a chat model; the better it follows instructions, the better the texts.
-    Raises: ConceptError if it is no chat model, or wrote too few usable texts.
+    settings: its seed, and how long a reply may be, where that is longer than a text as a rule is:
+        a model that thinks first needs more.
+    Raises: ConceptError if it is no chat model, or wrote too few usable texts; InputError if most
+        replies end before it has finished thinking.
     """
     if not writer.is_chat:
         raise ConceptError(
@@ -31,9 +42,11 @@ def describe_concept(writer: LoadedModel, name: str, description: str, seed: int
             "has none; write them elsewhere and give them with --positives and --negatives"
         )
     questions = _questions()
+    length = max(WRITING.max_new_tokens, settings.sampling.max_new_tokens)
+    settings = replace(settings, sampling=replace(WRITING, max_new_tokens=length))
     pairs = zip(
-        _written(writer, questions, POSITIVE.format(description), seed),
-        _written(writer, questions, NEGATIVE.format(description), seed),
+        _written(writer, questions, POSITIVE.format(description), settings),
+        _written(writer, questions, NEGATIVE.format(description), settings),
         questions,
         strict=True,
     )
@@ -61,6 +74,10 @@ def _questions() -> list[str]:
     return sorted(asked)[:: max(1, len(asked) // QUESTIONS)]
 
 
-def _written(writer: LoadedModel, questions: list[str], system: str, seed: int) -> list[str]:
+def _written(
+    writer: LoadedModel, questions: list[str], system: str, settings: Settings
+) -> list[str]:
     prompts = [encode_prompt(writer, question, system=system) for question in questions]
-    return [reply.text for reply in sample(writer, prompts, WRITING, seed)]
+    replies = sample(writer, prompts, settings.sampling, settings.seed)
+    require_answers(replies, settings)
+    return [reply.text for reply in replies]

@@ -9,6 +9,7 @@ import tiny
 from refused import Refused, each
 
 from calibrate.common.errors import ConceptError
+from calibrate.common.settings import Sampling, Settings
 from calibrate.models.prompts import encode_prompt
 from calibrate.texts import describe
 from calibrate.texts.concept import MIN_TEXTS
@@ -34,7 +35,7 @@ def described(monkeypatch, bright, dull):
         (system,) = {systems[prompt.ids] for prompt in prompts}
         assert (ASKED in system) != (OPPOSITE in system)
         replies = (bright if ASKED in system else dull)(len(prompts))
-        return [SimpleNamespace(text=text) for text in replies]
+        return [SimpleNamespace(text=text, answered=True) for text in replies]
 
     monkeypatch.setattr(describe, "encode_prompt", encoded)
     monkeypatch.setattr(describe, "sample", sample)
@@ -79,6 +80,31 @@ def test_pairs_with_a_reply_missing_or_said_twice_are_left_out(monkeypatch):
     assert "" not in {text.text for text in concept.texts.negatives}
 
 
+def thinking_for(monkeypatch, most):
+    """A writer that thinks for 100 tokens before it writes, given so many; its lengths."""
+    lengths = []
+
+    def sample(_writer, prompts, sampling, _seed):
+        lengths.append(sampling.max_new_tokens)
+        texts = bright(len(prompts)) if len(lengths) == 1 else dull(len(prompts))
+        done = sampling.max_new_tokens > 100
+        return [SimpleNamespace(text=text if done else "", answered=done) for text in texts]
+
+    monkeypatch.setattr(describe, "sample", sample)
+    settings = Settings(sampling=Sampling(max_new_tokens=most))
+    describe_concept(tiny.loaded(chat=True), "light", "sunny", settings)
+    return lengths
+
+
+def test_a_model_that_thinks_first_writes_as_long_as_replies_may_be(monkeypatch):
+    assert thinking_for(monkeypatch, 512) == [512, 512]
+
+
+def thinking_too_long(_folder):
+    with pytest.MonkeyPatch.context() as patch:
+        thinking_for(patch, 8)
+
+
 def too_few(_folder):
     with pytest.MonkeyPatch.context() as patch:
         described(patch, bright, lambda n: [*dull(5), *[""] * (n - 5)])
@@ -91,6 +117,13 @@ REFUSED = [
         "them elsewhere and give them with --positives and --negatives",
         lambda _: describe_concept(tiny.loaded(), "light", "sunny"),
         ConceptError,
+    ),
+    Refused(
+        "a description for a model that thinks for longer than a text",
+        "most replies must get from the thought to the answer, but … of … think for all of their "
+        "48 tokens; allow more with --reply-tokens, or try --chat-template-kwargs "
+        "'{\"enable_thinking\": false}'",
+        thinking_too_long,
     ),
     Refused(
         "a description of which the model makes too little",
