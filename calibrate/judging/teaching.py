@@ -162,15 +162,18 @@ def _written(material: JudgeInputs) -> Iterator[GradedText]:
 def _wanted(
     loaded: LoadedModel, material: JudgeInputs, settings: Settings
 ) -> Iterator[tuple[str, Request]]:
-    """The request for each condition."""
+    """The request for each condition, of prompts that leave room for a reply."""
     prompts, site = material.replies.prompts["probe"], material.site
+    most = loaded.context_length - settings.sampling.max_new_tokens
     for share in STEERED:
         steering = site.steering(share / site.relative(1.0))
         yield f"steered {share:+g}", Request(prompts[:STEERED_PROMPTS], steering=steering)
     for positive, label in ((True, "+"), (False, "-")):
         asked = asked_prompts(loaded, prompts[:PURPOSE_PROMPTS], material.concept, positive)
-        yield f"asked {label}", Request(asked)
-        yield f"primed {label}", Request(_primed(loaded, material, positive, settings))
+        primed = _primed(loaded, material, positive, settings)
+        for way, longer in (("asked", asked), ("primed", primed)):
+            fitting = [prompt for prompt in longer if len(prompt.ids) <= most]
+            yield f"{way} {label}", Request(fitting)
         sign = 1 if positive else -1
         yield f"broken {label}", oversteered(site, sign, prompts[:OVERSTEERED_PROMPTS])
 
@@ -195,8 +198,10 @@ def _primed(
 ) -> list[Prompt]:
     """Prompts after SHOTS written texts of one label; none where there are too few texts."""
     rng, texts = random.Random(settings.seed), material.splits["probe"]
-    shown = _as_turns(loaded, texts.positives if positive else texts.negatives)
     prompts = material.replies.prompts["probe"][:PURPOSE_PROMPTS]
+    reply = max(len(prompt.ids) for prompt in prompts) + settings.sampling.max_new_tokens
+    room = min(loaded.context_length // 2, loaded.context_length - reply)
+    shown = _as_turns(loaded, texts.positives if positive else texts.negatives, room // SHOTS)
     if len(shown) < SHOTS:
         return []
     return [
@@ -204,13 +209,18 @@ def _primed(
     ]
 
 
-def _as_turns(loaded: LoadedModel, texts: Sequence[Text]) -> list[tuple[str, str]]:
+def _as_turns(loaded: LoadedModel, texts: Sequence[Text], longest: int) -> list[tuple[str, str]]:
     """Texts that are replies; if they are too few, all texts, with OPENER where a prompt lacks.
 
-    Texts so long that SHOTS of them and a prompt would not fit the context are left out.
+    longest: tokens of a prompt and its text, with what the template puts around them.
     """
-    longest = loaded.context_length // (2 * SHOTS)
-    texts = [text for text in texts if len(encode_text(loaded, text.text).ids) <= longest]
+    around = len(encode_prompt(loaded, OPENER).ids)  # and OPENER's own, for what ends the turn
+
+    def tokens(text: Text) -> int:
+        parts = (text.prompt or OPENER, text.text)
+        return around + sum(len(encode_text(loaded, part).ids) for part in parts)
+
+    texts = [text for text in texts if tokens(text) <= longest]
     replies = [(text.prompt, text.text) for text in texts if text.prompt]
     if len(replies) >= 2 * SHOTS:
         return replies

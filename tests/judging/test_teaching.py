@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import random
 import warnings
@@ -27,7 +28,8 @@ from calibrate.judging.choice import Lesson, choose_lesson, wants_fetching
 from calibrate.judging.graded_replies import is_built_in
 from calibrate.judging.panel import train_probe
 from calibrate.judging.teaching import MAX_GRADED, JudgeInputs, own_replies, taught_texts
-from calibrate.texts.concept import Concept, read_concept
+from calibrate.models.prompts import encode_prompt
+from calibrate.texts.concept import Concept, Texts, read_concept
 from calibrate.texts.extraction import concept_vectors
 from calibrate.texts.replies import sample_unsteered
 from probes import GradedText, Reader
@@ -109,6 +111,36 @@ def test_the_pool_without_enough_written_texts_has_no_primed_replies(made):
         loaded, replace(material, splits={**material.splits, "probe": few}), settings
     )
     assert {one.condition for one in pool} == CONDITIONS - {"primed +"}
+
+
+def test_texts_whose_prompts_leave_no_room_for_a_reply_are_not_shown(made, monkeypatch):
+    """All texts are short, and fit four times over; half of the prompts are not, and do not."""
+    loaded, material, settings = made
+    shown = []
+
+    def encoded(*arguments, history=(), **options):
+        shown.extend(history)
+        return encode_prompt(*arguments, history=history, **options)
+
+    def with_prompts(texts):
+        lengths = itertools.cycle((4, loaded.context_length // 2))
+        return tuple(
+            replace(one, prompt="the " * length)
+            for one, length in zip(texts, lengths, strict=False)
+        )
+
+    probe = material.splits["probe"]
+    texts = Texts(with_prompts(probe.positives), with_prompts(probe.negatives))
+    monkeypatch.setattr(teaching, "encode_prompt", encoded)
+    pool = own_replies(
+        loaded, replace(material, splits={**material.splits, "probe": texts}), settings
+    )
+    assert {one.condition for one in pool} == CONDITIONS
+    assert {prompt for prompt, _ in shown} == {"the " * 4}
+    long = replace(settings, sampling=replace(settings.sampling, max_new_tokens=100))
+    shown.clear()
+    own_replies(loaded, material, long)
+    assert not shown  # a reply of 100 tokens leaves room for none, nor for some that are asked
 
 
 def test_the_harder_it_is_steered_the_more_the_teacher_says_yes(made):
@@ -267,7 +299,7 @@ def taught(tiny_options, tmp_path_factory):
     options = {**tiny_options, "teacher": "some-model"}
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setenv("STEERING_CALIBRATE_CACHE", str(folder / "cache"))
-        patch.setattr(panel, "asked_judge", lambda *_: teacher)
+        patch.setattr(panel, "asked_judge", lambda *_, **__: teacher)
         result = calibrate.calibrate(tiny.model("gpt2"), out=folder / "out", **options)
     return result, teacher, folder / "out"
 
