@@ -30,12 +30,11 @@ def learn_probe(
     >>> probe.learned.source
     'graded'
     """
-    layers = probe_layers(model.num_layers)
-    student = fit_student(texts, read_features(model, texts), layers)
+    student = fit_student(texts, read_features(model, texts))
     by_readers = any(text.grade is not None for text in texts)
     return Probe(
         concept=concept,
-        layers=layers,
+        layers=probe_layers(model.num_layers),
         weights=(student.yes.slope * student.weights).astype(np.float32),
         bias=student.yes.slope * student.bias + student.yes.offset,
         clearly=student.clearly_of_yes,

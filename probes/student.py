@@ -5,7 +5,7 @@
 
 Step 1 uses a text's grade by readers, or else by the teacher: on texts that both graded, readers
 taught better (docs/judges.md). Step 2 finds the score from which a reader says yes; if readers
-graded too few texts, the scale is a given one.
+graded too few texts, the score stays the log-odds of a yes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ class Student:
     scores: of the texts it was fitted on, out of fold, (n_texts,).
     """
 
-    layers: tuple[int, ...]
     weights: np.ndarray
     bias: float
     yes: Scale
@@ -62,17 +61,10 @@ def read_features(model: LoadedModel, texts: Sequence[GradedText]) -> np.ndarray
         return text_features(model, [text.text for text in texts], probe_layers(model.num_layers))
 
 
-def fit_student(
-    texts: Sequence[GradedText],
-    features: np.ndarray,
-    layers: Sequence[int],
-    scale: Scale | None = None,
-) -> Student:
+def fit_student(texts: Sequence[GradedText], features: np.ndarray) -> Student:
     """Fit on texts that a teacher or readers graded.
 
-    features: (n_layers, n_texts, hidden_size). scale: from the teacher's log-odds to a
-    reader's yes, used where readers graded too few texts (`probes.scale.fit_platt`); None leaves
-    the log-odds as they are.
+    features: (n_layers, n_texts, hidden_size).
     """
     flat = np.concatenate(list(features), axis=1)
     groups = [text.group for text in texts]
@@ -81,15 +73,8 @@ def fit_student(
     grades = np.array([texts[row].grade for row in read])
     scores = ridge.out_of_fold[read]
     yes, clearly = (fit_platt(scores, grades >= least) for least in (1, 2))
-    weights = ridge.weights.reshape(len(layers), -1).astype(np.float32)
-    return Student(
-        tuple(layers),
-        weights,
-        ridge.bias,
-        yes or scale or Scale(),
-        clearly,
-        ridge.out_of_fold,
-    )
+    weights = ridge.weights.reshape(len(features), -1).astype(np.float32)
+    return Student(weights, ridge.bias, yes or Scale(), clearly, ridge.out_of_fold)
 
 
 def targets(texts: Sequence[GradedText]) -> np.ndarray:

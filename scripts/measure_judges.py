@@ -172,13 +172,14 @@ def of_students(
     choose: Callable[[str], tuple[Sequence[GradedText], Scale | None]],
 ) -> Iterator[tuple[str, float]]:
     for name in MODELS:
-        layers = probe_layers(LIBRARY.model(name).num_layers)
         for concept in built_in_concepts():
             texts, scale = choose(concept)
             if not texts:
                 continue
             learned = LIBRARY.features(name, [one.text for one in texts])
-            student = fit_student(texts, learned, layers, scale)
+            student = fit_student(texts, learned)
+            if scale is not None:
+                student = replace(student, yes=scale)
             mine = [one for one in replies("test", concept) if one.model == name]
             yield from zip(
                 (one.id for one in mine),

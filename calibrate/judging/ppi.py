@@ -26,6 +26,7 @@ from scipy.stats import norm
 from scipy.stats import t as student_t
 
 from calibrate.common.estimate import Interval
+from probes.quality import area_under_curve
 
 ADDED_SHARE = np.array([-0.5, -0.5, 0.5, 0.5])  # pseudo-grades, relative to the middle of [0, 1]
 ADDED_CHANGE = np.array([-0.5, 0.5]) * np.sqrt(2)  # pseudo-changes, relative to 0
@@ -126,15 +127,14 @@ def auc(scores: np.ndarray, positive: np.ndarray, confidence: float) -> Interval
     whose own standard error (Hanley and McNeil 1982) allows the observed one. It has a width even
     where the two kinds are separated perfectly.
     """
-    high, low = scores[positive], scores[~positive]
-    if not (len(high) and len(low)):
+    n_high, n_low = int(positive.sum()), int((~positive).sum())
+    if not (n_high and n_low):
         return None
-    above = np.sign(high[:, None] - low[None, :])
-    observed = float((above.mean() + 1) / 2)
+    observed = area_under_curve(scores, positive.astype(float), np.ones(len(scores)))
     quantile = float(norm.ppf(0.5 + confidence / 2))
 
     def beyond(value: float) -> float:
-        return (observed - value) ** 2 - quantile**2 * _auc_variance(value, len(high), len(low))
+        return (observed - value) ** 2 - quantile**2 * _auc_variance(value, n_high, n_low)
 
     lowest = brentq(beyond, 0.0, observed - NEAR) if observed > NEAR else 0.0
     highest = brentq(beyond, observed + NEAR, 1.0) if observed < 1 - NEAR else 1.0

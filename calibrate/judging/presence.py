@@ -51,7 +51,7 @@ class Presence:
     @property
     def spoken(self) -> np.ndarray:
         """Which replies are not empty, bool (n_completions,)."""
-        return np.array([bool(reply.text.strip()) for reply in self.completions], dtype=bool)
+        return _spoken(self.completions)
 
     @property
     def n_empty(self) -> int:
@@ -122,13 +122,17 @@ def scored(
     completions: Sequence[Completion], scores: np.ndarray, clear: np.ndarray | None = None
 ) -> Presence:
     """Presence in completions with these scores; scores and clear have shape (n_completions,)."""
-    spoken = np.array([bool(completion.text.strip()) for completion in completions], dtype=bool)
+    spoken = _spoken(completions)
     prompts = np.array([completion.prompt_index for completion in completions], dtype=int)
     sums = np.bincount(prompts, weights=scores)  # an empty reply adds nothing
     counts = np.bincount(prompts[spoken], minlength=len(sums))
     used = counts > 0 if spoken.any() else np.bincount(prompts) > 0
     estimate = RatioEstimate(sums[used], np.maximum(counts[used], 1))
     return Presence(tuple(completions), scores, estimate, clear)
+
+
+def _spoken(completions: Sequence[Completion]) -> np.ndarray:
+    return np.array([bool(completion.text.strip()) for completion in completions], dtype=bool)
 
 
 def require_headroom(

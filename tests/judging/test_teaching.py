@@ -35,7 +35,7 @@ from calibrate.texts.replies import sample_unsteered
 from probes import GradedText, Reader
 from probes.judges import ScaledJudge
 from probes.scale import Scale
-from probes.student import fit_student, probe_layers, read_features
+from probes.student import fit_student, read_features
 
 TEACHER = "question:qwen2.5-1.5b"
 
@@ -185,8 +185,8 @@ def test_later_rounds_take_what_the_probe_is_least_sure_of_and_some_by_chance(ma
     texts = taught_texts(loaded, material, reader(teacher), settings)
     pool, (first, second) = own_replies(*made), teacher.asked
     rows = {one.text: row for row, one in enumerate(pool)}
-    features, layers = read_features(loaded, pool), probe_layers(loaded.num_layers)
-    student = fit_student(texts[: len(first)], features[:, [rows[t] for t in first]], layers)
+    features = read_features(loaded, pool)
+    student = fit_student(texts[: len(first)], features[:, [rows[t] for t in first]])
 
     def doubt(text):
         score = np.sum(student.weights * features[:, rows[text]]) + student.bias

