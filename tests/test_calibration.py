@@ -458,7 +458,9 @@ def test_where_no_budget_ships_it_is_measured_what_each_buys(tiny_options, tmp_p
     assert written == frontier
     assert {path.name for path in tmp_path.iterdir()} >= {"frontier.png", "frontier.svg"}
     page = (tmp_path / "report.html").read_text()
-    assert page.count('class="mark ') == len(frontier.points) + 3
+    by_token, by_reply = len(frontier.points) + 3, len(frontier.points) + 5
+    along = len(frontier.points)  # loops, since no guard was asked
+    assert page.count('class="mark ') == by_token + by_reply + along
     assert html.escape(frontier.advice, quote=False) in html.unescape(page)
 
     with pytest.raises(Infeasible) as caught:

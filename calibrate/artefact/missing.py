@@ -18,7 +18,7 @@ def no_config(path: Path, error: Exception) -> str:
     """
     folder, rule = path.parent, f"{path.parent} must hold a {path.name}, "
     report = folder / REPORT_FILE
-    if path.exists() or not _is_infeasible(report):
+    if not (isinstance(error, FileNotFoundError) and _is_infeasible(report)):
         return f"{rule}but it cannot be read ({error}); name a directory that calibrate wrote"
     if (folder / FRONTIER_FILE).is_file():
         return (

@@ -38,9 +38,8 @@ def last_residuals(
         with captured(loaded.blocks, receive):
             n_scored = len(steered_hidden(loaded, unsteered, site, strength))
         mine = [row - n_before for row in rows if 0 <= row - n_before < n_scored]
-        hidden = seen.pop(last)
-        predicting = unsteered.batch.predicting().to(hidden.device)
-        picked.append(hidden[predicting][mine].cpu().double().numpy())
+        predicting = unsteered.batch.predicting().to(seen[last].device)
+        picked.append(seen.pop(last)[predicting][mine].cpu().double().numpy())
         n_before += n_scored
     shift = site.shifts(strength).get(last)  # added after the output was seen
     added = 0.0 if shift is None else shift.double().numpy()

@@ -61,7 +61,10 @@ def test_every_strength_means_the_same_wherever_it_comes_from(place, places, fin
 
 def test_a_folded_checkpoint_is_steered_in_no_other_model(places):
     with (
-        pytest.raises(InputError, match="--model must be left out for a folded checkpoint"),
+        pytest.raises(
+            InputError,
+            match="is a folded checkpoint, the model itself, so that there is no --model",
+        ),
         open_steered(places / "folded", str(places / "model")),
     ):
         pass

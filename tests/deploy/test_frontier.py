@@ -718,7 +718,7 @@ def test_what_breaks_is_drawn_beside_the_unsteered_model(measured):
         point.model_copy(update={"guard": GuardSection(**guard)}) for point in frontier.points
     ]
     loops, questions, fluency = what_breaks(
-        frontier.model_copy(update={"points": points}), margin=0.05
+        frontier.model_copy(update={"points": points, "shipped": None}), margin=0.05
     )
     long_run = measured.config.measured.long_run
     assert loops.unsteered == pytest.approx(long_run.loops_baseline)
@@ -733,15 +733,15 @@ def test_what_breaks_is_drawn_beside_the_unsteered_model(measured):
 def test_the_law_is_drawn_with_its_errors_and_not_beyond_where_presence_falls(measured):
     frontier = measured.frontier
     whole = law_curve(frontier)
-    assert whole.rises[-1] == pytest.approx(frontier.points[-1].delta_ce.value)
+    assert whole.rises[-1] == pytest.approx(frontier.strengths[-1].delta_ce.value)
     assert (whole.low < whole.presence).all()
     assert (whole.presence < whole.high).all()
     # Points that were all measured share the unsteered replies' error, which no number of them
     # takes away: the band is about as wide there as the baseline's own interval.
     width = (whole.high - whole.low)[0]
     assert 0.5 < width / (frontier.baseline.high - frontier.baseline.low) < 2
-    fallen = law_curve(frontier.model_copy(update={"fall": frontier.points[2].strength}))
-    assert fallen.rises[-1] == pytest.approx(frontier.points[1].delta_ce.value)
+    fallen = law_curve(frontier.model_copy(update={"fall": frontier.strengths[2].strength}))
+    assert fallen.rises[-1] == pytest.approx(frontier.strengths[1].delta_ce.value)
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -766,13 +766,13 @@ def test_in_a_browser_the_keyboard_switches_panels_and_a_mark_shows_its_reply(me
 
         assert panels() == [True, False, False]
         page.locator("#by-token .mark").nth(1).hover()
-        point = measured.frontier.points[1]
+        point = measured.frontier.strengths[1]
         assert f"{point.budget:g} nat" in card()
         assert point.example[:20] in card()
         page.locator("#panel-token").focus()
         page.keyboard.press("ArrowRight")
         assert panels() == [False, True, False]
-        for _ in range(len(BUDGETS) + 5):
+        for _ in range(len(BUDGETS) + 1 + 5):
             page.keyboard.press("Tab")
         assert "best of 4" in card()
         assert measured.frontier.rivals[-1].example[:20] in card()

@@ -84,7 +84,7 @@ def test_a_block_off_by_one_is_recognised(copy, loaded):
     other = layer - 1 if layer else layer + 1
 
     def shift(facts):
-        facts["intervention"]["layer"] = other
+        facts["intervention"]["layer"] = facts["interventions"][0]["layer"] = other
 
     (found,) = failures(tampered(copy, shift), loaded)
     assert f"recorded at block {layer}, and the config says block {other}" in found

@@ -637,7 +637,7 @@ REFUSED = [
     ),
     Refused(
         "a precision there is not",
-        "dtype must be one of auto, float32, bfloat16, float16, got 'float8'",
+        "dtype must be one of auto, float32, bfloat16, float16, float64, got 'float8'",
         lambda folder: load_model(saved(folder), dtype="float8"),
         ModelError,
     ),

@@ -132,7 +132,7 @@ def called_back(place: Path, out: Path) -> dict[str, Any]:
     )
     given = {"model": model, "processing_class": tiny.tokenizer()}
     first = int(os.environ["RANK"]) == 0
-    state = TrainerState(global_step=2, is_world_process_zero=first)
+    state = TrainerState(global_step=2, max_steps=2, is_world_process_zero=first)
     before = sum(float(weight.detach().full_tensor().sum()) for weight in model.parameters())
     callback.on_train_begin(arguments, state, TrainerControl(), **given)
     callback.on_step_end(arguments, state, TrainerControl(), **given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -266,6 +267,9 @@ def test_a_configuration_tells_which_blocks_were_named():
 
 def test_a_configuration_tells_when_a_checkpoints_own_code_was_edited(tmp_path, monkeypatch):
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in [each for each in sys.modules if each.partition(".")[0] == "transformers_modules"]:
+        monkeypatch.delitem(sys.modules, name)
     folder = tmp_path / "coded"
     tiny.model("llama").save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
