@@ -61,14 +61,14 @@ def refused_facts(refusal: Infeasible) -> dict[str, Any]:
 
 def measured_menu(frontier: Frontier) -> list[RenderableType]:
     """What each budget of a frontier buys, and below it what that breaks."""
-    return [_menu(frontier_menu(frontier)), "", _broken(frontier)]
+    return [_menu(frontier_menu(frontier), replies=True), "", _broken(frontier)]
 
 
 def default_menu(rows: Sequence[MenuRow], directory: Path | None) -> RenderableType:
     """What was verified at one budget, what the laws foretell of others, and how to measure it."""
     where = "DIR" if directory is None else escape(str(directory))
     return Group(
-        _menu(rows),
+        _menu(rows, replies=False),  # the summary shows some below
         Text.from_markup(
             "[dim]what is foretold is by the laws; to measure it:[/] "
             f"[bold]calibrate frontier {where}[/]"
@@ -76,31 +76,43 @@ def default_menu(rows: Sequence[MenuRow], directory: Path | None) -> RenderableT
     )
 
 
-def _menu(rows: Sequence[MenuRow]) -> RenderableType:
+def _menu(rows: Sequence[MenuRow], replies: bool) -> RenderableType:
     """One line a budget: strength, ΔCE, presence, loops, whether it ships, and a reply.
 
-    A column of which nothing is known is left out.
+    A column of which nothing is known is left out. replies: whether to show them.
     """
-    heads = "budget|α|ΔCE (at most)|presence|change|second judge|loops|ships|reply".split("|")
+    heads = "budget|α|ΔCE, at most|presence|change|second\njudge|loops|ships|reply".split("|")
     lines = [
         (
             f"[bold]{row.budget:g}[/]",
-            f"{row.strength:.4g}{_between(row.strength_interval, '.3g')}",
-            f"{row.delta_ce.value:.4f}" + ("" if row.upper is None else f" ({row.upper:.4f})"),
-            _interval(row.presence),
+            f"{row.strength:.4g}",
+            f"{row.delta_ce.value:.3g}" + ("" if row.upper is None else f" ≤ {row.upper:.3g}"),
+            "" if row.presence is None else _give_or_take(row.presence),
             _change(row.change),
             _change(row.audited),
             "" if row.loops is None else f"{row.loops:.1%}",
             _ships(row),
-            escape(" ".join((row.example or "").split())[:EXAMPLE]),
+            _on_one_line(row.example if replies else None),
         )
         for row in rows
     ]
     known = [place for place in range(len(heads)) if any(line[place] for line in lines)]
     table = headed(*(heads[place] for place in known))
+    for column in table.columns[:-2]:
+        column.no_wrap = True
     for line in lines:
         table.add_row(*(line[place] for place in known))
     return table
+
+
+def _give_or_take(measured: Interval) -> str:
+    """A value, and half the width of its interval."""
+    return f"{measured.value:.2f} ±{(measured.high - measured.low) / 2:.2f}"
+
+
+def _on_one_line(reply: str | None) -> Text:
+    """The beginning of a reply, as much of it as there is room for."""
+    return Text(" ".join((reply or "").split())[:EXAMPLE], no_wrap=True, overflow="ellipsis")
 
 
 def _ships(row: MenuRow) -> str:
@@ -146,11 +158,7 @@ def _interval(measured: Interval | None) -> str:
     """A value with its interval; empty where it is not known."""
     if measured is None:
         return ""
-    return f"{measured.value:.3f}{_between((measured.low, measured.high), '.3f')}"
-
-
-def _between(ends: tuple[float, float] | None, form: str) -> str:
-    return "" if ends is None else f" ({ends[0]:{form}} to {ends[1]:{form}})"
+    return f"{measured.value:.3f} ({measured.low:.3f} to {measured.high:.3f})"
 
 
 def _change(change: Interval | None) -> str:

@@ -215,14 +215,14 @@ def check_guard(config: SteeringConfig, evidence: Evidence, loaded: LoadedModel)
         yield Check("guard", most is None, said)
         return
     guarded = measure_guard(loaded, guard, config.site, config.intervention.strength)
-    drop = guarded.drop.value
-    holds = drop <= recorded.drop_upper
+    change = in_points(-guarded.drop.value)
+    holds = guarded.drop.value <= recorded.drop_upper
     within = most is None or guarded.drop_upper(settings.confidence) <= most
     yield Check(
         "guard",
         holds and within,
-        f"of {recorded.n_questions} {recorded.name} questions {drop:+.1%} fewer are answered "
-        f"rightly, {'as' if holds else 'but'} {recorded.drop.value:+.1%} was recorded"
+        f"the share of {recorded.n_questions} {recorded.name} questions answered rightly changes "
+        f"by {change}, {'as' if holds else 'but'} {in_points(-recorded.drop.value)} was recorded"
         + ("" if within else f", and --max-guard-drop {most:g} was asked for"),
     )
 
