@@ -26,6 +26,8 @@ from calibrate.search.harm import forgets, is_silenced, reads_worse
 from calibrate.search.long_run import LOOP_MARGIN
 from calibrate.search.rivals import Rival
 
+UNDECIDED = "undecided; pick draws more replies"  # why a point does not ship
+
 
 def build_frontier(
     fingerprint: str,
@@ -249,7 +251,7 @@ def refusal(point: search.Point, settings: Settings) -> str | None:
     if decision == "refused":
         return f"no change of {settings.min_gain:g}"
     if decision == "undecided":
-        return "undecided; pick draws more replies"
+        return UNDECIDED
     if point.loops is not None and point.loops[1].value > LOOP_MARGIN:
         return f"long replies loop {in_points(point.loops[1].value)}"
     if is_silenced(point.presence):

@@ -20,7 +20,7 @@ from calibrate.artefact.assemble_frontier import (
 from calibrate.artefact.assemble_pick import picked
 from calibrate.artefact.config import SteeringConfig
 from calibrate.artefact.evidence import Evidence
-from calibrate.artefact.frontier import Frontier
+from calibrate.artefact.frontier import Frontier, PointSection
 from calibrate.common.cost import Ledger
 from calibrate.common.errors import ArtefactError, CalibrateWarning, InputError
 from calibrate.common.progress import SILENT, Progress
@@ -29,6 +29,7 @@ from calibrate.deploy.checks import why_not_same
 from calibrate.deploy.corpora import require_same_texts, same_corpus
 from calibrate.deploy.trusted import reader_again
 from calibrate.judging.panel import Panel
+from calibrate.laws.formulas import CrossEntropyLaw
 from calibrate.models.model import LoadedModel, preserving_model_state
 from calibrate.search.budget import LADDER, ascending, spending_strength
 from calibrate.search.frontier import Bench, Point, measure_frontier
@@ -76,16 +77,37 @@ def measure(
             with ledger.stage(SHIPPED):
                 costs = bench.costs(config.intervention.strength)
             shipped = shipped_section(config, evidence, *costs)
-        known, silent = ([], None) if earlier is None else known_before(earlier, wanted)
-        found = measure_frontier(bench, config.laws.cross_entropy, wanted, ledger, known, silent)
-        others: tuple[Rival, ...] = ()
-        wanted_rivals = rivals and not (earlier and earlier.rivals)
-        at = nearest_strength(found.points, config.budget.limit) if wanted_rivals else None
-        if at is not None:
-            with ledger.stage("rivals"):
-                others = measure_rivals(bench, at)
-        fingerprint, spent = config.provenance.fingerprint, ledger.stages
-        return build_frontier(fingerprint, bench, found, others, at, spent, earlier, shipped)
+        law, fingerprint = config.laws.cross_entropy, config.provenance.fingerprint
+        own = config.budget.limit
+        return measure_at(bench, law, wanted, own, ledger, fingerprint, earlier, rivals, shipped)
+
+
+def measure_at(
+    bench: Bench,
+    law: CrossEntropyLaw,
+    budgets: Sequence[float],
+    own: float,
+    ledger: Ledger,
+    fingerprint: str,
+    earlier: Frontier | None = None,
+    rivals: bool = True,
+    shipped: PointSection | None = None,
+) -> Frontier:
+    """Measure what budgets buy at a bench's site, and rivals at the strength nearest to one's.
+
+    law: of ΔCE at the site. own: that budget, the calibration's. ledger: books what each
+    took. fingerprint: of the calibration. earlier, rivals: as of `measure`. shipped: its own
+    strength, if it has one.
+    """
+    known, silent = ([], None) if earlier is None else known_before(earlier, budgets)
+    found = measure_frontier(bench, law, budgets, ledger, known, silent)
+    others: tuple[Rival, ...] = ()
+    wanted = rivals and not (earlier and earlier.rivals)
+    at = nearest_strength(found.points, own) if wanted else None
+    if at is not None:
+        with ledger.stage("rivals"):
+            others = measure_rivals(bench, at)
+    return build_frontier(fingerprint, bench, found, others, at, ledger.stages, earlier, shipped)
 
 
 def require_one_concept(config: SteeringConfig) -> None:

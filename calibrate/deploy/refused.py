@@ -14,7 +14,7 @@ from pathlib import Path
 
 from calibrate.artefact import report
 from calibrate.artefact.advice import advice
-from calibrate.artefact.assemble_frontier import build_frontier, known_before
+from calibrate.artefact.assemble_frontier import UNDECIDED
 from calibrate.artefact.directory import FRONTIER_FILES, wrote
 from calibrate.artefact.frontier import FRONTIER_FILE, Frontier
 from calibrate.common.cost import Ledger
@@ -22,13 +22,11 @@ from calibrate.common.errors import CalibrateWarning, Infeasible, InputError
 from calibrate.common.files import remove_ours, write_together
 from calibrate.common.layout import REPORT_FILE
 from calibrate.common.progress import Progress
-from calibrate.deploy.frontier import nearest_strength
+from calibrate.common.settings import Settings
+from calibrate.deploy.frontier import measure_at
 from calibrate.laws.formulas import CrossEntropyLaw
 from calibrate.models.model import LoadedModel
-from calibrate.search import frontier as search
-from calibrate.search.effect import decide
-from calibrate.search.frontier import Bench, measure_frontier
-from calibrate.search.rivals import Rival, measure_rivals
+from calibrate.search.frontier import Bench
 from calibrate.texts.concept import Concept
 
 NO_ROOM = "the limits leave no room; raise --max-tokens or --max-minutes"
@@ -111,27 +109,16 @@ def _measured(
     if room == 0:
         return earlier
     ledger = Ledger(bench.loaded.meter, progress)
-    known, silent = ([], None) if earlier is None else known_before(earlier, missing[:room])
-    found = measure_frontier(bench, law, missing[:room], ledger, known, silent)
     own = bench.settings.ce_budget
-    at = None if earlier and earlier.rivals else nearest_strength(found.points, own)
-    rivals: tuple[Rival, ...] = ()
-    if at is not None:
-        with ledger.stage("rivals"):
-            rivals = measure_rivals(bench, at)
-    made = build_frontier(fingerprint, bench, found, rivals, at, ledger.stages, earlier)
-    return _without_shipping(made, found, bench)
+    made = measure_at(bench, law, missing[:room], own, ledger, fingerprint, earlier)
+    return _without_shipping(made, bench.settings)
 
 
-def _without_shipping(made: Frontier, found: search.Frontier, bench: Bench) -> Frontier:
+def _without_shipping(made: Frontier, settings: Settings) -> Frontier:
     """The frontier, none of whose points ships: what they do not rule out was not verified."""
-    settings = bench.settings
-    open_ones = {
-        point.budget for point in found.points if decide(point.change, settings) == "undecided"
-    }
     points = [
         point.model_copy(update={"ships": False, "why_not": NOT_VERIFIED})
-        if point.ships or point.budget in open_ones
+        if point.ships or point.why_not == UNDECIDED
         else point
         for point in made.points
     ]
