@@ -17,6 +17,8 @@ import torch
 from calibrate.calibration import calibrate
 from calibrate.common.settings import Sampling
 from calibrate.deploy.finished import Calibration
+from calibrate.engine.site import Site, SteeringVector
+from calibrate.engine.unsteered import Corpus, UnsteeredRun, run_unsteered
 from calibrate.models.converted import cache_directory
 from calibrate.models.model import LoadedModel
 from calibrate.models.tokens import TokenSequence
@@ -113,3 +115,14 @@ def finished(tiny_options: dict[str, Any], tmp_path_factory: pytest.TempPathFact
     directory = tmp_path_factory.mktemp("finished") / "bright"
     result = calibrate(tiny.model("gpt2"), out=directory, **tiny_options)
     return Finished(result, directory)
+
+
+@pytest.fixture
+def parts(loaded: LoadedModel, sequences: list[TokenSequence]) -> tuple[UnsteeredRun, Site, Site]:
+    """A run over own text, and two sites at different blocks."""
+    torch.manual_seed(4)
+    run = run_unsteered(loaded, Corpus(tuple(sequences), self_sampled=True), [0])
+    values = torch.randn(3, loaded.hidden_size)
+    one = Site((SteeringVector(values[0], 0, 5.0), SteeringVector(values[1], 1, 6.0)))
+    other = Site((SteeringVector(values[2], 1, 6.0),))
+    return run, one, other

@@ -11,8 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrate.engine.site import Site, SteeringVector
-from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.laws.formulas import CrossEntropyLaw
 from calibrate.laws.log_odds import measure_log_odds
 from calibrate.search.joint import mixed
@@ -54,17 +52,6 @@ def test_the_inverse_along_a_ray_spends_the_budget(first, second, one, other, r)
 def test_a_budget_above_the_plateau_is_never_spent():
     low = CrossEntropyLaw(0.0, 1.0, 0.0, 0.05)
     assert JointLaw(low, low, 0.0, 0.0).invert(0.1, 1.0, 1.0) == float("inf")
-
-
-@pytest.fixture
-def parts(loaded, sequences):
-    """A run over own text, and two sites at different blocks."""
-    torch.manual_seed(4)
-    run = run_unsteered(loaded, Corpus(tuple(sequences), self_sampled=True), [0])
-    values = torch.randn(3, loaded.hidden_size)
-    one = Site((SteeringVector(values[0], 0, 5.0), SteeringVector(values[1], 1, 6.0)))
-    other = Site((SteeringVector(values[2], 1, 6.0),))
-    return run, one, other
 
 
 def test_the_cross_term_is_the_covariance_of_the_log_odds(loaded, sequences, parts):

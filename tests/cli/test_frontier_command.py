@@ -108,14 +108,19 @@ def test_grades_that_are_applied_meanwhile_stay(capsys, bright, model_directory,
     assert [point.budget for point in after.frontier.points] == [0.1]
 
 
-def test_they_stay_too_where_a_calibration_measures_its_budgets(
-    capsys, tmp_path, model_directory, tiny_options, monkeypatch
-):
+def write_everyday(folder, tiny_options):
+    """The concept of the main job, as a file in the working directory."""
     texts = tiny_options["concept"].texts
     rows = [{"text": one.text, "label": "positive"} for one in texts.positives]
     rows += [{"text": one.text, "label": "negative"} for one in texts.negatives]
+    (folder / EVERYDAY).write_text("\n".join(map(json.dumps, rows)))
+
+
+def test_they_stay_too_where_a_calibration_measures_its_budgets(
+    capsys, tmp_path, model_directory, tiny_options, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / EVERYDAY).write_text("\n".join(map(json.dumps, rows)))
+    write_everyday(tmp_path, tiny_options)
     out = tmp_path / "out"
 
     def graded():
@@ -134,11 +139,8 @@ def test_they_stay_too_where_a_calibration_measures_its_budgets(
 def test_where_none_of_several_budgets_ships_what_each_buys_is_shown(
     capsys, tmp_path, model_directory, tiny_options, monkeypatch
 ):
-    texts = tiny_options["concept"].texts
-    rows = [{"text": one.text, "label": "positive"} for one in texts.positives]
-    rows += [{"text": one.text, "label": "negative"} for one in texts.negatives]
     monkeypatch.chdir(tmp_path)
-    (tmp_path / EVERYDAY).write_text("\n".join(map(json.dumps, rows)))
+    write_everyday(tmp_path, tiny_options)
     several = main_job(
         model_directory, tiny_options, "--out", "out", "--ce-budget", "2e-4,1e-4", "--long-run", "0"
     )

@@ -16,23 +16,11 @@ from calibrate.common.settings import Settings
 from calibrate.deploy.beside import Beside, checked_mix, opened_beside
 from calibrate.deploy.start import opened_start
 from calibrate.engine.cross_entropy import delta_ce
-from calibrate.engine.site import Site, SteeringVector
 from calibrate.engine.unsteered import Corpus, run_unsteered
 from calibrate.laws.log_odds import measure_log_odds
 from calibrate.laws.spending import SPENT
 from calibrate.search.joint import mixed, mixed_with
 from calibrate.search.refusals import TooLittle
-
-
-@pytest.fixture
-def parts(loaded, sequences):
-    """A run over own text, and two sites at different blocks."""
-    torch.manual_seed(4)
-    run = run_unsteered(loaded, Corpus(tuple(sequences), self_sampled=True), [0])
-    values = torch.randn(3, loaded.hidden_size)
-    one = Site((SteeringVector(values[0], 0, 5.0), SteeringVector(values[1], 1, 6.0)))
-    other = Site((SteeringVector(values[2], 1, 6.0),))
-    return run, one, other
 
 
 def test_mixing_adds_both_each_at_its_blocks(loaded, parts):
