@@ -52,10 +52,8 @@ class MenuRow(Section):
         return self.source == "foretold"
 
 
-def menu(config: SteeringConfig, evidence: Evidence, frontier: Frontier | None) -> list[MenuRow]:
-    """Return the menu, from small budgets to large."""
-    if frontier is not None:
-        return frontier_menu(frontier)
+def menu(config: SteeringConfig, evidence: Evidence) -> list[MenuRow]:
+    """Return the menu where no frontier was measured, from small budgets to large."""
     limit = config.budget.limit
     foretold = [_foretold(config, share * limit) for share in FORETOLD]
     rows = [_verified(config, evidence), *(row for row in foretold if row is not None)]
@@ -73,7 +71,7 @@ def menu_facts(
     """The menu for machines."""
     if frontier is not None:
         return frontier_facts(frontier)
-    rows = menu(config, evidence, None)
+    rows = menu(config, evidence)
     return [_facts(row.is_foretold, row.source, row) for row in rows]
 
 

@@ -58,7 +58,7 @@ def _menu(
 ) -> list[RenderableType]:
     """What other budgets buy, measured or by the laws, and which could not be measured."""
     if frontier is None:
-        return [default_menu(menu(config, evidence, None), directory)]
+        return [default_menu(menu(config, evidence), directory)]
     return [*measured_menu(frontier), *(Text(sentence) for sentence in frontier.endings)]
 
 

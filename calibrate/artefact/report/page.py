@@ -32,7 +32,7 @@ def page(
         pictures=_embedded(pictures),
         frontier=frontier,
         chart=_chart_of(frontier),
-        menu=[] if frontier is not None else menu(config, evidence, None),
+        menu=[] if frontier is not None else menu(config, evidence),
         seconds=sum(spent.seconds for spent in config.cost.values()),
         token_forwards=sum(spent.token_forwards for spent in config.cost.values()),
     )
